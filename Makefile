@@ -1,0 +1,59 @@
+# The two commands: `make demo` and `make test`. They need Python 3.11+ (with venv) and make, nothing else.
+# Everything they install goes into .venv, everything they run keeps its data in .synapse.
+
+SHELL := /bin/sh
+HERE := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
+override MAKEFLAGS += --no-print-directory
+PYTHON ?= python3
+VENV := $(HERE).venv
+BIN := $(VENV)/bin
+SETUP := cd "$(HERE)" && PYTHON="$(PYTHON)" sh requirements/install
+
+.PHONY: help demo test ui quick check bench docs lock clean
+
+help:
+	@echo "make demo    start the embedded stack, back it up, prove the backup, plan retention, show what happened"
+	@echo "make test    run the tests"
+	@echo "make ui      open the Dagster instance that the demo filled"
+	@echo "make quick   format, lint, types, imports, domain tests: under 30 s"
+	@echo "make check   quick, and that generated documents are up to date"
+	@echo "make bench   the measurements of docs/benchmarks.md"
+	@echo "make docs    write the generated documents again"
+	@echo "make lock    resolve the lock files again"
+
+demo:
+	@$(SETUP) run
+	@cd "$(HERE)" && "$(BIN)/synapse-ops" demo
+
+ui:
+	@$(SETUP) run
+	@cd "$(HERE)" && exec "$(BIN)/synapse-ops" ui
+
+test:
+	@$(SETUP) dev
+	@cd "$(HERE)" && "$(BIN)/python" -m pytest -n 2 --dist loadfile
+
+quick:
+	@$(SETUP) dev
+	@cd "$(HERE)" && "$(BIN)/ruff" format --check . && "$(BIN)/ruff" check .
+	@cd "$(HERE)" && "$(BIN)/mypy" && "$(BIN)/lint-imports" --no-cache
+	@cd "$(HERE)" && "$(BIN)/python" -m pytest -q tests/domain
+
+check: quick
+	@cd "$(HERE)" && "$(BIN)/python" docs/generate.py --check
+
+docs:
+	@$(SETUP) dev
+	@cd "$(HERE)" && "$(BIN)/python" docs/generate.py
+
+bench:
+	@$(SETUP) dev
+	@cd "$(HERE)" && "$(BIN)/python" -m benchmarks.dump
+
+lock:
+	@$(SETUP) run
+	@cd "$(HERE)" && sh requirements/resolve
+
+clean:
+	@cd "$(HERE)" && if [ -x "$(BIN)/synapse-ops" ]; then "$(BIN)/synapse-ops" local reset --yes; fi
+	@rm -rf "$(VENV)"

@@ -1,0 +1,116 @@
+"""`synapse-ops`: finds the command, and turns every error into its message and exit code in one place.
+
+Commands are imported only when they are called, so that `synapse-ops spec check` does not pay for boto3.
+Data goes to stdout, logs and progress to stderr. Exit codes are the error classes' own (synapse_ops/errors.py);
+an unlisted code means failure. A traceback never reaches the operator: it goes to the log file that the notice names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import click
+
+from synapse_ops import __version__
+from synapse_ops.errors import SynapseOpsError
+
+# command -> (module below synapse_ops.cli, one line of help); the attribute is always `command`
+COMMANDS = {
+    "spec": ("spec", "Check, show and document the spec."),
+    "local": ("local", "Start, stop and inspect the embedded stack."),
+    "backup": ("backup", "Take, list and show backups."),
+    "restore": ("restore", "Restore a backup into a new target."),
+    "verify": ("verify", "Prove backups by restoring and comparing them."),
+    "expire": ("expire", "Plan and apply retention."),
+    "pin": ("pin", "Exempt a backup from expiry."),
+    "unpin": ("unpin", "Lift a pin."),
+    "info": ("info", "Show what a repository protects."),
+    "ui": ("ui", "Serve the Dagster UI, daemon and code server."),
+    "demo": ("demo", "Run the main job on the embedded stack and show what happened."),
+}
+
+
+class LazyCommands(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"synapse_ops.cli.{COMMANDS[cmd_name][0]}")
+        command = module.command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"synapse_ops.cli.{cmd_name}.command is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="synapse-ops")
+def cli() -> None:
+    """Backup with proof, retention and failover of a small AI stack.
+
+    \b
+    Examples:
+      synapse-ops spec check infrastructure.yaml
+      synapse-ops backup now --spec infrastructure.yaml
+      synapse-ops backup list --repository s3://backups/database/
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command line and exit with its code."""
+    from synapse_ops.systems.log_output import configure_logging
+
+    configure_logging()
+    wants_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.exit(cli.main(args=arguments, prog_name="synapse-ops", standalone_mode=False) or 0)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as usage:
+        usage.show()
+        sys.exit(2)
+    except SynapseOpsError as error:
+        _show_error(error, as_json=wants_json)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; say nothing more
+        sys.exit(0)
+    except Exception as bug:  # noqa: BLE001 - the last resort: an operator never sees a traceback
+        _show_bug(bug)
+        sys.exit(1)
+
+
+def _show_error(error: SynapseOpsError, *, as_json: bool) -> None:
+    if as_json:
+        body = {"code": error.code, "message": error.message, "detail": error.detail, "hint": error.hint}
+        click.echo(json.dumps({"error": body, "exit_code": error.exit_code}, ensure_ascii=False), err=True)
+    else:
+        click.echo(error.render(), err=True)
+
+
+def _show_bug(bug: Exception) -> None:
+    handle, name = tempfile.mkstemp(prefix="synapse-ops-", suffix=".log")
+    with os.fdopen(handle, "w", encoding="utf-8") as log:
+        traceback.print_exception(bug, file=log)
+    click.echo(f"error: synapse-ops met a fault of its own: {type(bug).__name__}", err=True)
+    click.echo(f"detail: the traceback is in {Path(name)}", err=True)
+    click.echo("hint: Please report it with that file; nothing that was already written is lost.", err=True)

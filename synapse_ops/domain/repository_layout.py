@@ -1,0 +1,155 @@
+"""Where everything lies in a repository: the only place that builds or parses a key.
+
+    <destination>/                                       s3://backups/database/, the spec's backup.database.destination
+      leases/<name>.json                                 one writer at a time (docs/repository-format.md, "Leases")
+      plans/<kind>-<digest>.jsonl                        a plan that may be applied by its digest
+      <identity>/dump/<database>/<backup id>/
+        started.json                                     written first
+        heartbeat.json                                   rewritten while the backup runs; its age decides left-overs
+        database.dump[.age]  globals.sql[.age]           pg_dump -Fc; pg_dumpall --globals-only
+        fingerprint.json[.age]  structure.json[.age]     what a restored copy must equal
+        backup.json                                      written last: a backup exists when this exists
+        proof-<time>.json                                one per completed proof, passed or failed
+        pin-<label>.json                                 exempts it from expiry
+        reading-<reader>.json                            rewritten while a restore or proof reads it
+
+`identity` is `<system identifier>-<generation>`. Keys hold no `//`, `.` or `..` segment and no key is a prefix directory
+of another object, because some stores refuse or lose those. Invariant: `parse_key(format(x)) == x` (property test).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from urllib.parse import quote, unquote
+
+from synapse_ops.errors import ConfigError
+
+STARTED = "started.json"
+HEARTBEAT = "heartbeat.json"
+BACKUP = "backup.json"
+
+KIND_DUMP = "dump"
+
+_TIME_FORMAT = "%Y%m%dT%H%M%SZ"
+_BACKUP_ID = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{6})")
+_IDENTITY = re.compile(r"(\d{1,20})-([0-9a-f]{8})")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Identity:
+    """Which server a backup belongs to.
+
+    system_identifier: PostgreSQL's own, decimal, from pg_control_system().
+    generation: 8 hex digits, ours; a restored copy that goes live gets a new one, so that two servers with one
+    system identifier never write under one prefix.
+    """
+
+    system_identifier: str
+    generation: str
+
+    def __str__(self) -> str:
+        return f"{self.system_identifier}-{self.generation}"
+
+    @classmethod
+    def parse(cls, text: str) -> Identity:
+        """Return the identity written as `<system identifier>-<generation>`; raises ValueError for anything else."""
+        match = _IDENTITY.fullmatch(text)
+        if match is None:
+            raise ValueError(f'"{text}" is not <system identifier>-<8 hex digits>')
+        return cls(match[1], match[2])
+
+
+def new_backup_id(now: datetime, entropy: bytes) -> str:
+    """Return `20261123T201726Z-3f9a1c`: sorts by the second of its start, unique by 3 bytes of entropy."""
+    return f"{format_time(now)}-{entropy[:3].hex()}"
+
+
+def started_at_of(backup_id: str) -> datetime:
+    """Return the start (aware UTC, whole seconds) that a backup id carries; raises ConfigError for another form."""
+    match = _BACKUP_ID.fullmatch(backup_id)
+    if match is None:
+        raise ConfigError(
+            f'backup id "{backup_id}" is not of the form 20261123T201726Z-3f9a1c',
+            hint="`synapse-ops backup list` prints the ids that exist.",
+        )
+    return parse_time(match[1])
+
+
+def format_time(moment: datetime) -> str:
+    """Return an aware time as `20261123T201726Z`."""
+    return moment.astimezone(UTC).strftime(_TIME_FORMAT)
+
+
+def parse_time(text: str) -> datetime:
+    """Return the aware UTC time written by `format_time`; raises ValueError."""
+    return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC)
+
+
+def quote_segment(name: str) -> str:
+    """Return a database, pin or reader name as one key segment: percent-encoded UTF-8, never `.` or `..` or empty."""
+    quoted = quote(name, safe="-_")  # a dot is encoded too: `.` and `..` are path segments to many stores
+    return quoted.replace(".", "%2E")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BackupPlace:
+    """The prefix of one backup. `prefix` ends in a slash; `key(name)` is one object of it."""
+
+    identity: Identity
+    kind: str
+    database: str
+    backup_id: str
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.identity}/{self.kind}/{quote_segment(self.database)}/{self.backup_id}/"
+
+    def key(self, name: str) -> str:
+        return self.prefix + name
+
+
+@dataclass(frozen=True, slots=True)
+class BackupKey:
+    """A parsed key of a backup: where it belongs, and the object's own name there."""
+
+    place: BackupPlace
+    name: str
+
+
+def parse_key(key: str) -> BackupKey | None:
+    """Return what a key under the destination is, or None for anything that is not ours to touch.
+
+    Only exactly our own form is recognised; a foreign object under the prefix is None, and so is never deleted.
+    """
+    parts = key.split("/")
+    if len(parts) != 5 or not parts[4]:
+        return None
+    identity_text, kind, database, backup_id, name = parts
+    if _IDENTITY.fullmatch(identity_text) is None or kind != KIND_DUMP or _BACKUP_ID.fullmatch(backup_id) is None:
+        return None
+    place = BackupPlace(Identity.parse(identity_text), kind, unquote(database), backup_id)
+    if place.key(name) != key:  # another spelling of the same name is not a key that we wrote
+        return None
+    return BackupKey(place, name)
+
+
+def proof_name(at: datetime) -> str:
+    """Return the object name of a proof finished at `at`."""
+    return f"proof-{format_time(at)}.json"
+
+
+def pin_name(label: str) -> str:
+    """Return the object name of a pin; the label comes back by `label_of_pin`."""
+    return f"pin-{quote_segment(label)}.json"
+
+
+def label_of_pin(name: str) -> str:
+    """Return the label of a pin object's name."""
+    return unquote(name.removeprefix("pin-").removesuffix(".json"))
+
+
+def reading_name(reader: str) -> str:
+    """Return the object name of a reader's hold."""
+    return f"reading-{quote_segment(reader)}.json"

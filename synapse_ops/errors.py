@@ -1,0 +1,173 @@
+"""Every error that Synapse Ops raises on purpose.
+
+    SynapseOpsError                     exit  1   our bug, or a cause without a class of its own
+    |-- ConfigError                     exit  2   settings or arguments are wrong; all faults listed at once
+    |-- Refused                         exit 10   declined before anything was changed
+    |   |-- TargetNotEmpty                        a restore target that already holds something
+    |   |-- LastBackupProtected                   would remove the last proven backup
+    |   |-- PlanChanged                           the digest given is not that of a plan that may be applied now
+    |-- LeaseHeld                       exit 11   somebody else works; owner and expiry are given
+    |-- Unreachable                     exit 12   a server or store does not answer; may pass by itself
+    |   |-- Throttled                             it answered: later
+    |   |-- DeadlineExceeded                      it did not finish in time
+    |-- IntegrityError                  exit 13   data is not what it claims to be
+    |   |-- ChecksumMismatch                      stored bytes differ from their recorded digest
+    |   |-- ObjectMissing                         an object that a backup names is not in the store
+    |   |-- DocumentUnreadable                    a JSON document of the repository cannot be parsed
+    |   |-- WrongIdentity                         it belongs to another system, generation or backup
+    |-- Unproven                        exit 14   a check could not be completed; never a pass
+    |   |-- KeyMissing                            no key at hand opens an encrypted object
+    |-- ToolFailed                      exit 15   an external program failed; secrets are masked
+    |-- DriftFound                      exit 16   live differs from rendered
+
+Messages are one line, lower case, without a full stop: kind and name of the object, both values, the setting's name.
+"could not" may succeed next time, "cannot" will not. `detail` holds facts; `hint` is a full sentence with the command
+to run, or the question that finds the cause. No message ever holds a secret.
+Exit codes stay under 126, because PostgreSQL's archive_command treats higher ones differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import ClassVar
+
+
+class SynapseOpsError(Exception):
+    """The root of the tree: a message, facts, and a hint that can be acted on.
+
+    `exit_code` and `retryable` belong to the class, so that the CLI, Dagster's retry policy and alerts agree.
+    """
+
+    exit_code: ClassVar[int] = 1
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, detail: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.hint = hint
+
+    @property
+    def code(self) -> str:
+        """The class name: the stable word for this cause in JSON output and in alerts."""
+        return type(self).__name__
+
+    def render(self) -> str:
+        """Return the error as an operator reads it: `error:`, then `detail:` and `hint:` where there are any."""
+        lines = [f"error: {self.message}"]
+        lines += [f"detail: {line}" for line in self.detail.splitlines()]
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class ConfigError(SynapseOpsError):
+    """Settings or arguments are wrong. Several faults are listed in `detail`, one a line."""
+
+    exit_code = 2
+
+
+class Refused(SynapseOpsError):
+    """We declined before changing anything."""
+
+    exit_code = 10
+
+
+class TargetNotEmpty(Refused):
+    """A restore was pointed at something that already holds data."""
+
+
+class LastBackupProtected(Refused):
+    """An expiry would have removed the last proven backup of its kind and identity."""
+
+
+class PlanChanged(Refused):
+    """The plan digest given does not belong to a plan that may be applied now."""
+
+
+class LeaseHeld(SynapseOpsError):
+    """Another owner holds the lease; safe to try again after `expires_at` (aware UTC)."""
+
+    exit_code = 11
+    retryable = True
+
+    def __init__(self, lease: str, *, owner: str, expires_at: datetime) -> None:
+        super().__init__(
+            f'could not take lease "{lease}": held by {owner} until {expires_at.isoformat(timespec="seconds")}',
+            hint="Wait for it to finish; a holder that died loses the lease at the time given.",
+        )
+        self.lease = lease
+        self.owner = owner
+        self.expires_at = expires_at
+
+
+class Unreachable(SynapseOpsError):
+    """A server or store does not answer. May pass by itself."""
+
+    exit_code = 12
+    retryable = True
+
+
+class Throttled(Unreachable):
+    """The other side asks us to come back later."""
+
+
+class DeadlineExceeded(Unreachable):
+    """Something did not finish within its `timeout_s`."""
+
+
+class IntegrityError(SynapseOpsError):
+    """Data is not what it claims to be. Never retried."""
+
+    exit_code = 13
+
+
+class ChecksumMismatch(IntegrityError):
+    """Stored bytes differ from their recorded digest."""
+
+
+class ObjectMissing(IntegrityError):
+    """An object that a document names is not in the store."""
+
+
+class DocumentUnreadable(IntegrityError):
+    """A JSON document of the repository is torn, of another format, or not ours."""
+
+
+class WrongIdentity(IntegrityError):
+    """A document or server belongs to another system, generation or backup than the one asked for."""
+
+
+class Unproven(SynapseOpsError):
+    """A check could not be completed. This is never a pass."""
+
+    exit_code = 14
+    retryable = True
+
+
+class KeyMissing(Unproven):
+    """No key at hand opens an encrypted object; `recipients` are the public keys it was written for."""
+
+    def __init__(self, message: str, *, recipients: Sequence[str], hint: str = "") -> None:
+        super().__init__(message, detail="written for " + ", ".join(recipients), hint=hint)
+        self.recipients = tuple(recipients)
+
+
+class ToolFailed(SynapseOpsError):
+    """An external program failed. `argv` and `stderr_tail` must have been masked by the raiser."""
+
+    exit_code = 15
+
+    def __init__(self, argv: Sequence[str], *, status: int, stderr_tail: str, hint: str = "") -> None:
+        died = f"signal {-status}" if status < 0 else f"status {status}"
+        super().__init__(f"{argv[0].rsplit('/', 1)[-1]} ended with {died}", detail=stderr_tail.strip(), hint=hint)
+        self.argv = tuple(argv)
+        self.status = status
+        self.stderr_tail = stderr_tail
+
+
+class DriftFound(SynapseOpsError):
+    """What is live differs from what was rendered."""
+
+    exit_code = 16

@@ -1,0 +1,64 @@
+"""How log lines leave the process: ECS-shaped JSON when nobody watches, colour on a terminal; always on stderr.
+
+One correlation id is bound per command or Dagster run (`bind_correlation_id`) and stands on every line, in the
+`started.json` of a backup and in the run's tags, so that a line leads to its run and back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+
+def configure_logging(level: str | None = None) -> None:
+    """Set the format by whether stderr is a terminal; safe to call twice. `level` defaults to SYNAPSE_LOG_LEVEL or info."""
+    number = logging.getLevelNamesMapping().get((level or os.environ.get("SYNAPSE_LOG_LEVEL", "info")).upper(), 20)
+    shared: list[Any] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level]
+    if sys.stderr.isatty():
+        chain = [*shared, structlog.processors.TimeStamper("%H:%M:%S"), structlog.dev.ConsoleRenderer()]
+    else:
+        stamp = structlog.processors.TimeStamper("iso", utc=True, key="@timestamp")
+        chain = [*shared, stamp, structlog.processors.format_exc_info, _to_ecs, structlog.processors.JSONRenderer()]
+    structlog.configure(
+        processors=chain,
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _to_ecs(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Name the fields as the Elastic Common Schema does; our own go under `synapse.`."""
+    del logger, method
+    ecs: dict[str, Any] = {
+        "@timestamp": event.pop("@timestamp"),
+        "log.level": event.pop("level"),
+        "message": event.pop("event"),
+        "ecs.version": "8.11",
+        "service.name": "synapse-ops",
+        "process.pid": os.getpid(),
+    }
+    if "correlation_id" in event:
+        ecs["trace.id"] = event.pop("correlation_id")
+    if "exception" in event:
+        ecs["error.stack_trace"] = event.pop("exception")
+    ecs.update({f"synapse.{name}": value for name, value in event.items()})
+    return ecs
+
+
+def bind_correlation_id(correlation_id: str | None = None) -> str:
+    """Bind an id (a Dagster run id, or a new one) to every later log line of this context, and return it."""
+    bound = correlation_id or os.urandom(8).hex()
+    structlog.contextvars.bind_contextvars(correlation_id=bound)
+    return bound
+
+
+def current_correlation_id() -> str:
+    """Return the bound id, binding a new one where there is none."""
+    bound = structlog.contextvars.get_contextvars().get("correlation_id")
+    return bound if isinstance(bound, str) else bind_correlation_id()
