@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from synapse_ops.errors import DocumentUnreadable
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 LsnText = Annotated[str, Field(pattern=r"^[0-9A-F]{1,8}/[0-9A-F]{1,8}$")]
@@ -104,7 +104,7 @@ class StartedRecord(Document):
 class BackupRecord(Document):
     """`backup.json` of a logical dump.
 
-    start_lsn, stop_lsn, timeline: the server's WAL position when the exported snapshot was taken and when the dump ended.
+    start_lsn, stop_lsn, timeline: the server's WAL position when the exported snapshot was taken and at the end.
     database_time: the server's clock at the snapshot; started_at, finished_at: our clock.
     duration_s: of the dump; fingerprint_s: of the fingerprint, which runs beside it. phase_s: further named durations.
     fingerprint_digest, structure_digest: sha256 of the canonical plain bytes of fingerprint.json and structure.json.

@@ -16,7 +16,7 @@ import structlog
 
 
 def configure_logging(level: str | None = None) -> None:
-    """Set the format by whether stderr is a terminal; safe to call twice. `level` defaults to SYNAPSE_LOG_LEVEL or info."""
+    """Set the format by whether stderr is a terminal; `level` defaults to SYNAPSE_LOG_LEVEL, then info."""
     number = logging.getLevelNamesMapping().get((level or os.environ.get("SYNAPSE_LOG_LEVEL", "info")).upper(), 20)
     shared: list[Any] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level]
     if sys.stderr.isatty():

@@ -55,8 +55,14 @@ _THROTTLED = {
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _LOST_RACE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _DENIED = {
-    "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound", "ExpiredToken", "InvalidToken", "403",
-}  # fmt: skip
+    "403",
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "XAdminUserNotFound",  # versitygw
+}
 
 
 class ConditionFailed(Refused):
@@ -240,7 +246,7 @@ class ObjectStore:
         """Return the s3:// URL of a key, for people."""
         return self.url + key
 
-    def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
+    def list_objects(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
         """Yield every object below `prefix`, page by page (1000 keys), in the store's own order.
 
         Most stores sort by UTF-8; SeaweedFS sorts by directory. Never rely on the order: sort what must be sorted.
