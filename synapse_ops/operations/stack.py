@@ -1,0 +1,91 @@
+"""The stack that a spec describes, opened: what every operation on live servers is given."""
+
+from __future__ import annotations
+
+import configparser
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from synapse_ops.errors import ConfigError
+from synapse_ops.operations.repository import Repository, open_repository
+from synapse_ops.spec import LoadedSpec, SecretRef, Spec, load_spec
+from synapse_ops.systems.object_store import StoreAccess
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A valid spec and this host's state directory. Secrets are resolved when asked for, never kept."""
+
+    loaded: LoadedSpec
+    state_dir: Path
+
+    @property
+    def spec(self) -> Spec:
+        return self.loaded.spec
+
+    def database_repository(self) -> Repository:
+        """Return the repository of `backup.database.destination`. Raises ConfigError for missing credentials."""
+        return open_repository(self.spec.backup.database.destination, self._store_access(), state_dir=self.state_dir)
+
+    def admin_conninfo(self, database: str) -> str:
+        """Return a libpq conninfo of the superuser for one database. It holds the password: never log it."""
+        from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+        address = conninfo_to_dict(self.spec.database.admin.resolve())
+        address["dbname"] = database
+        return make_conninfo("", **address)
+
+    def age_identities(self) -> tuple[str, ...]:
+        """Return the age secret keys that `encryption.identity` refers to; empty when it is not set."""
+        identity = self.spec.encryption.identity
+        return () if identity is None else parse_age_identities(identity.resolve(), origin="encryption.identity")
+
+    def _store_access(self) -> StoreAccess:
+        store = self.spec.object_store
+        access = _read_credentials(store.credentials)
+        return replace(
+            access,
+            endpoint=store.endpoint or access.endpoint,
+            region=store.region,
+            ca_file=Path(store.ca_file) if store.ca_file else access.ca_file,
+        )
+
+
+def open_stack(spec_path: Path, state_dir: Path) -> Stack:
+    """Load the spec and return its stack. Raises ConfigError listing every fault of the spec."""
+    return Stack(load_spec(spec_path), state_dir)
+
+
+def parse_age_identities(text: str, *, origin: str) -> tuple[str, ...]:
+    """Return the AGE-SECRET-KEY-... lines of an identity file; comments are allowed. Raises ConfigError when none."""
+    keys = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    if not keys or not all(key.startswith("AGE-SECRET-KEY-") for key in keys):
+        raise ConfigError(
+            f"{origin} holds {len(keys)} lines that are not all age secret keys",
+            hint="Each line starts with AGE-SECRET-KEY-1; `age-keygen` writes such a file.",
+        )
+    return keys
+
+
+def _read_credentials(reference: SecretRef) -> StoreAccess:
+    """Return the access that `object_store.credentials` refers to.
+
+    env:PREFIX means PREFIX_ACCESS_KEY_ID and PREFIX_SECRET_ACCESS_KEY; file:PATH is an AWS shared-credentials file.
+    """
+    if reference.scheme == "env":
+        return StoreAccess.from_environment(prefix=reference.name)
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(reference.resolve())
+        profile = parser["default"]
+        return StoreAccess(
+            access_key=profile["aws_access_key_id"],
+            secret_key=profile["aws_secret_access_key"],
+            session_token=profile.get("aws_session_token"),
+        )
+    except (configparser.Error, KeyError) as error:
+        raise ConfigError(
+            f"object_store.credentials {reference} is not an AWS shared-credentials file with a [default] profile",
+            detail=f"missing or misplaced: {type(error).__name__}",
+            hint="It has three lines: [default], aws_access_key_id = ..., aws_secret_access_key = ...",
+        ) from None  # the parser's own message would quote the line, which may be the secret
