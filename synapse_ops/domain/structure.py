@@ -1,0 +1,182 @@
+"""What a restored database must equal in structure: every object by name, with what the catalogs say of it.
+
+An entry is `<kind>: <qualified name>` -> attributes. Attributes are what a dump carries; what it does not carry by
+design is left out by the reader (systems/postgres_structure.py lists it), so that a difference is a loss or a change.
+Roles and what else belongs to the whole server are entries of the kinds in SHARED_KINDS: pg_dumpall carries those.
+Invariant: nothing secret is in an entry, and differences quote only short attributes, because they are shown and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from synapse_ops.errors import DocumentUnreadable
+
+FORMAT_VERSION = 1
+
+SHARED_KINDS = frozenset({"role", "tablespace", "parameter privileges"})
+SHOWN_CHARACTERS = 120  # of a value in a difference; more hides the name it belongs to
+_QUIET = frozenset({"definition"})  # bodies of functions may hold what must not be shown
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """The structure of one database, and the roles it was dumped with."""
+
+    server_major: int
+    entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def with_shared(self, shared: Mapping[str, Mapping[str, Any]]) -> Structure:
+        """Return the structure with its server-wide entries replaced by those read around pg_dumpall."""
+        own = {name: entry for name, entry in self.entries.items() if kind_of(name) not in SHARED_KINDS}
+        return Structure(self.server_major, {**own, **shared})
+
+    def to_json(self) -> bytes:
+        """Return the canonical bytes: sorted keys, UTF-8, one final newline."""
+        body = {"format_version": FORMAT_VERSION, "server_major": self.server_major, "entries": dict(self.entries)}
+        return (json.dumps(body, sort_keys=True, ensure_ascii=False, indent=1) + "\n").encode()
+
+    def digest(self) -> str:
+        """Return the sha256 (hex) of the canonical bytes."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Structure:
+        """Return what `to_json` wrote; raises DocumentUnreadable for anything else."""
+        try:
+            body = json.loads(data)
+            _check_version(body["format_version"])
+            return cls(int(body["server_major"]), {name: dict(entry) for name, entry in body["entries"].items()})
+        except (ValueError, TypeError, KeyError, AttributeError) as fault:
+            raise DocumentUnreadable(
+                f"cannot read a structure: {fault}", hint="Was it cut short, or written by a newer version?"
+            ) from fault
+
+
+def _check_version(version: object) -> None:
+    if version != FORMAT_VERSION:
+        raise ValueError(f"format_version is {version}, this reads {FORMAT_VERSION}")
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of an entry's name: `index: public.x` gives `index`."""
+    return name.partition(": ")[0]
+
+
+def compare(
+    expected: Structure, actual: Structure, *, without_kinds: Collection[str] = (), without_tablespaces: bool = False
+) -> tuple[str, ...]:
+    """Return every named difference of structure, sorted by name; empty means equal.
+
+    without_kinds: kinds that the restore left out on purpose ("subscription", say).
+    without_tablespaces: the restore put everything into the default tablespace.
+    """
+    if expected.server_major != actual.server_major:
+        return (f"structures are not comparable: PostgreSQL {expected.server_major} and {actual.server_major}",)
+    ignored = {*without_kinds, *({"tablespace"} if without_tablespaces else ())}
+    found: list[str] = []
+    for name in sorted(expected.entries.keys() | actual.entries.keys()):
+        if kind_of(name) in ignored:
+            continue
+        ours, theirs = expected.entries.get(name), actual.entries.get(name)
+        if theirs is None:
+            found.append(f"{name}: missing")
+        elif ours is None:
+            found.append(f"{name}: not in the backup")
+        else:
+            skip = {"tablespace"} if without_tablespaces else set()
+            found += [f"{name}: {words}" for words in _attribute_differences(ours, theirs, skip)]
+    return tuple(found)
+
+
+def _attribute_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], skip: set[str]) -> Iterator[str]:
+    for attribute in sorted(ours.keys() | theirs.keys()):
+        if attribute in skip:
+            continue
+        left, right = ours.get(attribute), theirs.get(attribute)
+        if left == right or _normal(left) == _normal(right):
+            continue
+        if attribute in _QUIET:
+            yield f"{attribute} differs"
+        else:
+            yield f"{attribute} is {_shown(right)}, expected {_shown(left)}"
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
+
+
+_CAST_ARRAY = re.compile(r"\(ARRAY\[")
+_CAST_TYPE = re.compile(r"\)::([a-z][a-z0-9_. ]*(?:\(\d+(?:,\d+)?\))?)\[\]")
+
+
+def _normal(value: Any) -> Any:
+    """Return a value with expressions in the form that PostgreSQL gives them when they are parsed again.
+
+    `varchar_column IN ('a', 'b')` is printed as `(ARRAY['a'::character varying, ...])::text[]`; fed back through a
+    dump, the same expression is printed as `ARRAY[('a'::character varying)::text, ...]`. Both mean the same.
+    """
+    if isinstance(value, str) and "(ARRAY[" in value:
+        return normal_expression(value)
+    if isinstance(value, list):
+        return [_normal(item) for item in value]
+    return value
+
+
+def normal_expression(text: str) -> str:
+    """Return `text` with every cast of an array constructor moved onto its elements; all else is left alone."""
+    start = 0
+    while found := _CAST_ARRAY.search(text, start):
+        start = found.start() + 1
+        inside = found.end()
+        end = _closing(text, inside)
+        if end is None:
+            continue
+        cast = _CAST_TYPE.match(text, end + 1)
+        if cast is None:
+            continue
+        elements = ", ".join(f"({element})::{cast[1]}" for element in _split(text[inside:end]))
+        text = f"{text[: found.start()]}ARRAY[{elements}]{text[cast.end() :]}"
+    return text
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Return where the bracket opened before `start` closes, skipping quoted text; None when it does not."""
+    depth, quote = 1, ""
+    for position in range(start, len(text)):
+        letter = text[position]
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "[(":
+            depth += 1
+        elif letter in "])":
+            depth -= 1
+            if depth == 0:
+                return position
+    return None
+
+
+def _split(text: str) -> list[str]:
+    """Return the elements of a list, divided at commas outside brackets and quotes."""
+    parts, depth, quote, start = [], 0, "", 0
+    for position, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "[(":
+            depth += 1
+        elif letter in "])":
+            depth -= 1
+        elif letter == "," and depth == 0:
+            parts.append(text[start:position].strip())
+            start = position + 1
+    return [*parts, text[start:].strip()] if text.strip() else []

@@ -1,0 +1,148 @@
+"""PostgreSQL through psycopg 3: connections, and the place where its errors become ours.
+
+Invariant: a connection string never reaches a message, a log line or a repr; what is shown of a server is
+`host:port/database` (`describe`). Every connection has a time limit to open and a name in pg_stat_activity.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops.errors import ConfigError, DeadlineExceeded, SynapseOpsError, Unreachable
+
+if TYPE_CHECKING:
+    import psycopg
+
+APPLICATION_NAME = "synapse-ops"
+CONNECT_TIMEOUT_S = 10.0
+
+# Text output that never depends on who asks: comparisons between two servers rest on it.
+STABLE_OUTPUT = {
+    "search_path": "",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "xmlbinary": "base64",
+    "xmloption": "content",
+    "lc_monetary": "C",
+    "lc_numeric": "C",
+    "lc_messages": "C",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+    "client_encoding": "UTF8",
+}
+# A long read must not be ended by limits meant for the application's own sessions.
+UNLIMITED = {
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "row_security": "off",
+    "jit": "off",
+}
+
+
+@contextmanager
+def postgres_errors(what: str) -> Iterator[None]:
+    """Turn every psycopg error inside into one of ours that names `what`; secrets are never part of the message."""
+    import psycopg
+    from psycopg import errors
+
+    try:
+        yield
+    except (errors.InvalidPassword, errors.InvalidAuthorizationSpecification, errors.InvalidCatalogName) as error:
+        raise ConfigError(
+            f"PostgreSQL refused {what}", detail=_facts(error), hint="Check user, password and database of the spec."
+        ) from None
+    except errors.InsufficientPrivilege as error:
+        raise ConfigError(
+            f"PostgreSQL refused {what}: the role has not the right to",
+            detail=_facts(error),
+            hint="database.admin in the spec must name a superuser.",
+        ) from None
+    except (errors.QueryCanceled, errors.LockNotAvailable) as error:
+        raise DeadlineExceeded(f"could not finish {what} in time", detail=_facts(error)) from None
+    except psycopg.OperationalError as error:
+        if "password authentication failed" in str(error) or "no password supplied" in str(error):
+            raise ConfigError(
+                f"PostgreSQL refused {what}",
+                detail=_facts(error),
+                hint="Check user and password of database.admin in the spec.",
+            ) from None
+        raise Unreachable(
+            f"could not reach PostgreSQL for {what}", detail=_facts(error), hint="Is the server up and reachable?"
+        ) from None
+    except psycopg.InterfaceError as error:
+        raise Unreachable(f"could not reach PostgreSQL for {what}", detail=_facts(error)) from None
+    except psycopg.ProgrammingError as error:
+        if error.sqlstate is None:  # raised by the client: a connection string that cannot be parsed
+            raise ConfigError(f"cannot use the connection string for {what}", hint=_CONNINFO_HINT) from None
+        raise SynapseOpsError(f"PostgreSQL refused {what}", detail=_facts(error)) from None
+    except psycopg.Error as error:
+        raise SynapseOpsError(f"PostgreSQL refused {what}", detail=_facts(error)) from None
+
+
+_CONNINFO_HINT = "A libpq URL has the form postgresql://user:password@host:5432/database; encode special characters."
+
+
+def _facts(error: psycopg.Error) -> str:
+    """Return the server's message with its SQLSTATE; libpq's own messages hold no password."""
+    primary = error.diag.message_primary
+    if primary is None:
+        return str(error).strip()
+    lines = [f"{error.sqlstate} {primary}"]
+    lines += [extra for extra in (error.diag.message_detail, error.diag.message_hint, error.diag.context) if extra]
+    return "\n".join(lines)
+
+
+def connect(
+    conninfo: str,
+    *,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+    autocommit: bool = True,
+    application_name: str = APPLICATION_NAME,
+) -> psycopg.Connection[Any]:
+    """Return an open connection; `autocommit=False` begins a transaction at the first statement, as psycopg does.
+
+    timeout_s: of connecting, at least 2 (libpq's own least). Raises Unreachable, or ConfigError when it is refused.
+    """
+    import psycopg
+
+    with postgres_errors(f"a connection to {describe(conninfo)}"):
+        return psycopg.connect(
+            conninfo,
+            autocommit=autocommit,
+            connect_timeout=max(2, round(timeout_s)),
+            application_name=application_name,
+        )
+
+
+def describe(conninfo: str) -> str:
+    """Return `host:port/database` of a connection string, without user and password."""
+    parts = conninfo_parts(conninfo)
+    host, port = parts.get("host") or "localhost", parts.get("port") or "5432"
+    return f"{host}:{port}/{parts.get('dbname') or parts.get('user') or ''}"
+
+
+def conninfo_parts(conninfo: str) -> dict[str, str]:
+    """Return a connection string as libpq's keywords; raises ConfigError (without quoting it) when it has no form."""
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        return {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
+    except psycopg.ProgrammingError:
+        raise ConfigError("cannot read a PostgreSQL connection string", hint=_CONNINFO_HINT) from None
+
+
+def set_session(connection: psycopg.Connection[Any], settings: dict[str, str]) -> None:
+    """Apply settings for the life of the session; a setting that this server does not have is skipped."""
+    with postgres_errors("the settings of a session"):
+        connection.execute(
+            "SELECT set_config(name, given.value, false) FROM pg_settings"
+            " JOIN json_each_text(%s::json) AS given(key, value) ON lower(name) = lower(given.key)",
+            [json.dumps(settings)],
+        )
