@@ -1,0 +1,224 @@
+"""What every block is made of: a strict, frozen model, and the field types that several blocks share.
+
+A type here is a parser (text to value), its inverse (value to text) and its JSON Schema (for editors). Parsers raise
+ValueError with what is allowed; faults.py adds file, line, field and what was found.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from synapse_ops.spec.cron import CRON_FORM, TIME_ZONE_FORM, Cron, parse_cron, parse_time_zone
+from synapse_ops.spec.secrets import REFERENCE_FORM, SecretRef, parse_secret
+from synapse_ops.spec.units import (
+    CORES_FORM,
+    DURATION_FORM,
+    RETENTION_FORM,
+    SIZE_FORM,
+    format_cores,
+    format_duration,
+    format_size,
+    parse_cores,
+    parse_duration,
+    parse_size,
+)
+
+
+class Block(BaseModel):
+    """A part of the spec: unknown keys are refused, nothing is coerced, nothing changes after loading."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+def _parse_positive(value: object, *, bare_unit: str, form: str) -> timedelta:
+    duration = parse_duration(value, bare_unit=bare_unit)
+    if duration <= timedelta(0):
+        raise ValueError(f"{form}, more than 0")
+    return duration
+
+
+def _text_schema(form: str, *examples: Any, kinds: tuple[str, ...] = ("string",)) -> WithJsonSchema:
+    kind: Any = kinds[0] if len(kinds) == 1 else list(kinds)
+    return WithJsonSchema({"type": kind, "description": f"Allowed: {form}.", "examples": list(examples)})
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """Text that matches all of `pattern`; `form` says in words what that is, `example` goes into the JSON Schema."""
+
+    pattern: str
+    form: str
+    example: str = ""
+
+    def parse(self, value: object) -> str:
+        """Return the text; raises ValueError with the form."""
+        if not isinstance(value, str) or re.fullmatch(self.pattern, value) is None:
+            raise ValueError(self.form)
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.parse, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        examples = {"examples": [self.example]} if self.example else {}
+        return {"type": "string", "pattern": f"^(?:{self.pattern})$"} | examples
+
+
+_duration_out = PlainSerializer(format_duration, return_type=str)
+
+Duration = Annotated[  # more than 0; a bare number is seconds
+    timedelta,
+    BeforeValidator(partial(_parse_positive, bare_unit="s", form=DURATION_FORM)),
+    _duration_out,
+    _text_schema(DURATION_FORM, "30s", "5m", 60, kinds=("string", "number")),
+]
+DurationOrZero = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    _duration_out,
+    _text_schema(DURATION_FORM, "0s", "30s", kinds=("string", "number")),
+]
+Retention = Annotated[  # more than 0; a bare number is days
+    timedelta,
+    BeforeValidator(partial(_parse_positive, bare_unit="d", form=RETENTION_FORM)),
+    _duration_out,
+    _text_schema(RETENTION_FORM, "30d", 7, kinds=("string", "number")),
+]
+Size = Annotated[  # bytes
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(format_size, return_type=str),
+    _text_schema(SIZE_FORM, "4Gi", "1MiB", kinds=("string", "integer")),
+]
+Cores = Annotated[
+    Decimal,
+    BeforeValidator(parse_cores),
+    PlainSerializer(format_cores, return_type=str),
+    _text_schema(CORES_FORM, 2, "500m", kinds=("string", "number")),
+]
+Schedule = Annotated[
+    Cron, BeforeValidator(parse_cron), PlainSerializer(str, return_type=str), _text_schema(CRON_FORM, "0 2 * * 0")
+]
+TimeZone = Annotated[str, BeforeValidator(parse_time_zone), _text_schema(TIME_ZONE_FORM, "UTC", "Europe/Berlin")]
+Secret = Annotated[
+    SecretRef,
+    BeforeValidator(parse_secret),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema(
+        {"type": "string", "pattern": "^(env|file|kubernetes):.+", "description": f"Allowed: {REFERENCE_FORM}."}
+    ),
+]
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Percent = Annotated[int, Field(ge=1, le=100)]
+
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+Host = Annotated[
+    str,
+    TextForm(
+        rf"{_LABEL}(?:\.{_LABEL})*\.?|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*|/[^\x00-\x1f]+",
+        "a host name, an IP address or the absolute directory of a socket, without port or scheme",
+        "db.example.org",
+    ),
+]
+Node = Annotated[
+    str,
+    TextForm(
+        r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?", "a node name: lower-case letters, digits, - and .", "db-primary"
+    ),
+]
+Name = Annotated[
+    str,
+    TextForm(
+        r"[A-Za-z][A-Za-z0-9_.-]{0,62}", "a name: a letter, then letters, digits, _ . or -, at most 63", "service_down"
+    ),
+]
+StackName = Annotated[
+    str,
+    TextForm(
+        r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?",
+        "lower-case letters, digits and -, starting with a letter, at most 40",
+        "synapse",
+    ),
+]
+DatabaseName = Annotated[
+    str,
+    TextForm(  # PostgreSQL cuts identifiers at 63 bytes
+        r"[^\x00-\x1f\x7f/][^\x00-\x1f\x7f]{0,62}", "a name of 1 to 63 characters without control characters", "synapse"
+    ),
+]
+Text = Annotated[str, TextForm(r"[^\x00-\x1f\x7f]{1,500}", "text of 1 to 500 characters without control characters")]
+AbsolutePath = Annotated[
+    str, TextForm(r"/[^\x00-\x1f\x7f]*", "an absolute path, starting with /", "/etc/ssl/certs/synapse.crt")
+]
+ImageName = Annotated[
+    str,
+    TextForm(
+        r"[a-z0-9][A-Za-z0-9._:/-]{0,254}(?:@sha256:[0-9a-f]{64})?",
+        "an image such as registry/name:tag or name@sha256:<64 hex digits>",
+        "python:3.11-slim",
+    ),
+]
+HttpUrl = Annotated[
+    str,
+    TextForm(
+        r"https?://[A-Za-z0-9\[\]._:-]+(?:/[^\s\x00-\x1f]*)?",
+        "a URL that starts with http:// or https:// and holds no user or password",
+        "http://localhost:8333",
+    ),
+]
+
+
+def _parse_bucket_url(value: object) -> str:
+    form = "s3://BUCKET/ or s3://BUCKET/PREFIX/, bucket names as S3 allows them, no empty, . or .. part"
+    if not isinstance(value, str):
+        raise ValueError(form)
+    match = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", value)
+    if match is None:
+        raise ValueError(form)
+    parts = (match[2] or "").removesuffix("/").split("/") if match[2] else []
+    if any(part in ("", ".", "..") or re.search(r"[\x00-\x20\x7f\\]", part) for part in parts):
+        raise ValueError(form)
+    return "/".join(["s3:/", match[1], *parts, ""])
+
+
+BucketUrl = Annotated[  # always ends in /, so that joining a key is concatenation
+    str,
+    BeforeValidator(_parse_bucket_url),
+    WithJsonSchema({"type": "string", "pattern": "^s3://", "examples": ["s3://backups/database/"]}),
+]
+
+
+def _parse_network(value: object) -> str:
+    form = "a network such as 10.0.0.0/8, 0.0.0.0/0 or 2001:db8::/32, without host bits, or one address"
+    if not isinstance(value, str):
+        raise ValueError(form)
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError as fault:
+        raise ValueError(form) from fault
+
+
+Network = Annotated[
+    str, BeforeValidator(_parse_network), WithJsonSchema({"type": "string", "examples": ["10.0.0.0/8", "0.0.0.0/0"]})
+]

@@ -1,0 +1,118 @@
+"""What is backed up, encrypted, proven and kept: `backup`, `encryption`, `retention`, `proof`, `objectives`."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from synapse_ops.spec.block import Block, BucketUrl, Count, Duration, DurationOrZero, Ratio, Retention, Schedule, Secret
+from synapse_ops.spec.cron import Cron
+
+RECIPIENT_FORM = "an age public key: age1 and 58 characters, as `age-keygen` prints it"
+_BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+
+
+def _bech32_checksum(text: str) -> int:
+    """Return the BCH checksum of a Bech32 string; 1 means intact. Source: BIP 173."""
+    part, _, data = text.rpartition("1")
+    values = [ord(c) >> 5 for c in part] + [0] + [ord(c) & 31 for c in part] + [_BECH32.index(c) for c in data]
+    checksum = 1
+    for value in values:
+        top = checksum >> 25
+        checksum = (checksum & 0x1FFFFFF) << 5 ^ value
+        for bit, generator in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+            if top >> bit & 1:
+                checksum ^= generator
+    return checksum
+
+
+def _parse_recipient(value: object) -> str:
+    """Return the recipient. A mistyped one breaks its checksum: nobody could open what is encrypted for it."""
+    if not isinstance(value, str) or re.fullmatch(rf"age1[{_BECH32}]{{58}}", value) is None:
+        raise ValueError(RECIPIENT_FORM)
+    if _bech32_checksum(value) != 1:
+        raise ValueError(f"{RECIPIENT_FORM}; the checksum of this one does not match, so a character is wrong")
+    return value
+
+
+Recipient = Annotated[
+    str,
+    BeforeValidator(_parse_recipient),
+    WithJsonSchema({"type": "string", "pattern": f"^age1[{_BECH32}]{{58}}$", "description": RECIPIENT_FORM}),
+]
+
+
+class DatabaseBackup(Block):
+    """Backups of PostgreSQL."""
+
+    schedule: Schedule = Field(Cron("0 0 * * *"), description="When every database is dumped, in `time_zone`.")
+    destination: BucketUrl = Field("s3://backups/database/", description="Where the repository lies.")
+    retention: Retention = Field(
+        timedelta(days=30), description="Every moment of this window stays restorable. A bare number is days."
+    )
+    wal_archiving: Literal["continuous", "off"] = Field(
+        "continuous", description="Whether WAL is streamed into the repository, so that any moment can be restored."
+    )
+    role_passwords: Literal["encrypted", "always", "never"] = Field(
+        "encrypted",
+        description="When the SCRAM verifiers of roles are part of a dump: only of an encrypted one, always, or never.",
+    )
+
+
+class VectorBackup(Block):
+    """Backups of Qdrant."""
+
+    schedule: Schedule = Field(Cron("0 0 * * *"), description="When every collection is snapshotted, in `time_zone`.")
+    destination: BucketUrl = Field("s3://backups/vectors/", description="Where the repository lies.")
+    retention: Retention = Field(timedelta(days=7), description="How long snapshots are kept. A bare number is days.")
+    compression: bool = Field(True, description="Whether snapshots are compressed with zstd.")
+
+
+class Backup(Block):
+    """What is backed up, when, where to, and for how long it is kept. A flat block is the vector store's."""
+
+    database: DatabaseBackup = Field(DatabaseBackup(), description="Backups of PostgreSQL.")
+    vectors: VectorBackup = Field(VectorBackup(), description="Backups of Qdrant.")
+
+
+class Encryption(Block):
+    """Client-side encryption of backups with age."""
+
+    recipients: tuple[Recipient, ...] = Field(
+        (), description="Public keys that can open the backups; empty means no encryption, said so on every backup."
+    )
+    identity: Secret | None = Field(
+        None, description="Reference to the age key (AGE-SECRET-KEY-1...) that opens backups for restore proofs."
+    )
+
+
+class RetentionRules(Block):
+    """Limits on what an expiry may remove."""
+
+    max_expiry_ratio: Ratio = Field(
+        0.5, description="An expiry that would remove a larger part stops and asks (0 to 1)."
+    )
+    left_over_grace: Duration = Field(
+        timedelta(hours=24), description="Age of the last heartbeat at which an unfinished backup is a left-over."
+    )
+    proof_max_age: Retention = Field(
+        timedelta(days=30), description="Age at which the last proven backup is proven again. A bare number is days."
+    )
+
+
+class Proof(Block):
+    """Restore proofs: each backup is restored into a throwaway server and compared."""
+
+    schedule: Schedule = Field(Cron("30 0 * * *"), description="When unproven backups are proven, in `time_zone`.")
+    sample_points: Count = Field(5000, description="Vectors compared in each proof of a collection.")
+    timeout: Duration = Field(timedelta(hours=1), description="A proof that takes longer leaves the backup unproven.")
+
+
+class Objectives(Block):
+    """What the stack promises; measured values are compared with it."""
+
+    rpo: DurationOrZero = Field(timedelta(seconds=5), description="Most recent work that may be lost.")
+    rto: Duration = Field(timedelta(minutes=10), description="Longest time until service is restored.")

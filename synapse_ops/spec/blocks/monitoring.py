@@ -1,0 +1,105 @@
+"""What is watched and who is told: `prometheus`, `grafana`, `logging`, `health`, `alerts`, `alerting`."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+from synapse_ops.spec.block import Block, Duration, DurationOrZero, Name, Port, Secret, Text, TextForm
+from synapse_ops.spec.condition import CONDITION_FORM, Condition, parse_condition
+from synapse_ops.spec.secrets import SecretRef
+
+AlertCondition = Annotated[
+    Condition,
+    BeforeValidator(parse_condition),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "description": f"Allowed: {CONDITION_FORM}.", "examples": ["cpu > 80%"]}),
+]
+Endpoint = Annotated[
+    str,
+    TextForm(
+        r"(?:https?://)?[A-Za-z0-9._-]+(?::[0-9]{1,5})?",
+        "host:port, with http:// or https:// or without",
+        "localhost:9200",
+    ),
+]
+HealthUrl = Annotated[
+    str,
+    TextForm(
+        r"/[^\s\x00-\x1f]*|https?://[A-Za-z0-9\[\]._:-]+(?:/[^\s\x00-\x1f]*)?",
+        "a path such as /health, below health_base_url, or a URL with http:// or https://",
+        "/health",
+    ),
+]
+Dashboard = Literal["system", "application", "database", "cache"]
+
+
+class Prometheus(Block):
+    """How often Prometheus measures and evaluates rules."""
+
+    scrape_interval: Duration = Field(timedelta(seconds=15), description="Time between two measurements.")
+    evaluation_interval: Duration = Field(timedelta(seconds=15), description="Time between two evaluations of rules.")
+
+
+class Grafana(Block):
+    """Dashboards."""
+
+    dashboards: tuple[Dashboard, ...] = Field(
+        ("system", "application", "database", "cache"), description="Dashboards that are rendered, each at most once."
+    )
+
+
+class Logging(Block):
+    """The way of log lines: Filebeat to Logstash to Elasticsearch."""
+
+    beats_port: Port = Field(5044, description="Port on which Logstash takes Filebeat's lines.")
+    elasticsearch: Annotated[tuple[Endpoint, ...], Field(min_length=1)] = Field(
+        ("localhost:9200",), description="Elasticsearch nodes."
+    )
+    index: Text = Field("synapse-%{+YYYY.MM.dd}", description="Name of the index, with Logstash's date pattern.")
+
+
+class HealthCheck(Block):
+    """One endpoint that is probed."""
+
+    name: Name = Field(description="Name of the check, once in the list.")
+    url: HealthUrl = Field(description="URL, or a path below `health_base_url`.")
+    interval: Duration = Field(timedelta(seconds=30), description="Time between two probes.")
+    timeout: Duration = Field(timedelta(seconds=5), description="A probe that takes longer has failed.")
+
+
+class Alert(Block):
+    """One rule that fires while its condition holds."""
+
+    name: Name = Field(description="Name of the alert, once in the list.")
+    condition: AlertCondition = Field(description="Measure, comparison and threshold, such as `cpu > 80%`.")
+    duration: DurationOrZero = Field(timedelta(minutes=5), description="How long the condition holds before it fires.")
+    severity: Literal["info", "warning", "critical"] = Field("warning", description="How urgent it is.")
+
+
+class Alerting(Block):
+    """What is done when an alert fires."""
+
+    actions: dict[Name, Literal["notify", "failover", "none"]] = Field(
+        {"service_down": "notify", "primary_down": "failover"}, description="Alert name to action."
+    )
+    webhook_token: Secret = Field(
+        SecretRef("env", "SYNAPSE_WEBHOOK_TOKEN"), description="Reference to the token that Alertmanager's calls carry."
+    )
+
+
+DEFAULT_HEALTH = (
+    HealthCheck(name="api", url="/health"),
+    HealthCheck(name="db", url="/health/db", interval=timedelta(minutes=1), timeout=timedelta(seconds=10)),
+)
+DEFAULT_ALERTS = (
+    Alert(name="high_cpu", condition=parse_condition("cpu > 80%")),
+    Alert(
+        name="service_down",
+        condition=parse_condition("up == 0"),
+        duration=timedelta(minutes=1),
+        severity="critical",
+    ),
+)

@@ -1,0 +1,91 @@
+"""Where data lives: `database`, `redis`, `qdrant`, `object_store`, and `vectors`, which ties the first to the third."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from synapse_ops.spec.block import (
+    AbsolutePath,
+    Block,
+    Count,
+    DatabaseName,
+    Duration,
+    Host,
+    HttpUrl,
+    Name,
+    Port,
+    Secret,
+    Text,
+)
+from synapse_ops.spec.secrets import SecretRef
+
+
+class Database(Block):
+    """PostgreSQL: what clients connect to, and what backup and failover need besides."""
+
+    host: Host = Field("localhost", description="Host that clients use; the nodes are named in `failover`.")
+    port: Port = Field(5432, description="Port of PostgreSQL.")
+    name: DatabaseName = Field("synapse", description="The application's database.")
+    user: DatabaseName = Field("synapse_user", description="The application's role.")
+    max_connections: Count = Field(20, description="Connections that the application may open in all.")
+    pool_size: Count = Field(5, description="Connections kept in the pool of one process.")
+    admin: Secret = Field(
+        SecretRef("env", "SYNAPSE_ADMIN_DSN"),
+        description="Reference to the libpq URL of a superuser, for backup, monitoring and failover.",
+    )
+    replication_user: DatabaseName = Field(
+        "synapse_replication", description="Role with REPLICATION, for standbys, base backups and WAL."
+    )
+    databases: Annotated[tuple[DatabaseName, ...], Field(min_length=1)] = Field(
+        ("synapse",), description="Databases to back up, each with its own schedule slot, proof and retention."
+    )
+
+
+class Redis(Block):
+    """Redis, the cache."""
+
+    host: Host = Field("localhost", description="Host of Redis.")
+    port: Port = Field(6379, description="Port of Redis.")
+    db: int = Field(0, ge=0, le=15, description="Number of the logical database.")
+    max_connections: Count = Field(10, description="Connections that the application may open in all.")
+    timeout: Duration = Field(timedelta(seconds=5), description="Longest time for one command.")
+
+
+class Qdrant(Block):
+    """Qdrant, the vector store."""
+
+    host: Host = Field("localhost", description="Host of Qdrant.")
+    port: Port = Field(6333, description="Port of its REST API.")
+    collection: Name = Field("documents", description="Collection that the application searches.")
+    vector_size: int = Field(768, ge=1, le=65536, description="Dimensions of a vector.")
+    distance: Literal["Cosine", "Dot", "Euclid", "Manhattan"] = Field("Cosine", description="How near is measured.")
+
+
+class ObjectStore(Block):
+    """The S3 service that holds the backups."""
+
+    endpoint: HttpUrl | None = Field(None, description="URL of the S3 API; null means AWS.")
+    region: Text = Field("us-east-1", description="Region that requests are signed for.")
+    credentials: Secret = Field(
+        SecretRef("env", "AWS"),
+        description="env:PREFIX reads PREFIX_ACCESS_KEY_ID, PREFIX_SECRET_ACCESS_KEY and PREFIX_SESSION_TOKEN; "
+        "file:PATH is an AWS credentials file, profile default.",
+    )
+    ca_file: AbsolutePath | None = Field(None, description="CA certificates that the endpoint is checked against.")
+
+
+class VectorSource(Block):
+    """One table whose rows are embedded in one collection."""
+
+    table: DatabaseName = Field(description="Table, with its schema unless it is public.")
+    collection: Name = Field(description="Collection that holds its vectors.")
+    key: DatabaseName = Field("id", description="Column whose value is the point's id.")
+
+
+class Vectors(Block):
+    """Which tables feed which collections, so that the two stores can be reconciled after a restore."""
+
+    sources: tuple[VectorSource, ...] = Field((), description="Table to collection, one entry each.")

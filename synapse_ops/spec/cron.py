@@ -1,0 +1,60 @@
+"""Cron expressions: what a schedule says, and when it fires next in a time zone.
+
+The rules are cronsim's, that is Debian cron's: through a change of clock a daily job at a fixed hour fires once.
+A cron that never fires (`0 0 30 2 *`) is refused, because its silence would look like a schedule that is not due yet.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import cache
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+CRON_FORM = 'a cron of five fields (minute hour day month weekday) that fires at some time, such as "0 0 * * *"'
+TIME_ZONE_FORM = "a name of the IANA time zone database, such as UTC or Europe/Berlin"
+
+_PROBE_START = datetime(2024, 1, 1, tzinfo=UTC)  # any fixed moment: whether a cron ever fires does not depend on it
+
+
+class Cron(str):
+    """A cron expression that is known to fire. Equal to its text, so that it can be handed on as it is."""
+
+    __slots__ = ()
+
+    def next_after(self, now: datetime, tz: str) -> datetime:
+        """Return the first firing after `now` (aware), as an aware time in the zone named `tz`."""
+        if now.tzinfo is None:
+            raise ValueError("next_after needs an aware time")
+        return next(CronSim(str(self), now.astimezone(ZoneInfo(tz))))
+
+
+def parse_cron(value: object) -> Cron:
+    """Return the cron; raises ValueError for another form and for one that never fires."""
+    if not isinstance(value, str) or len(value.split()) != 5:
+        raise ValueError(CRON_FORM)
+    text = " ".join(value.split())
+    try:
+        next(CronSim(text, _PROBE_START))
+    except StopIteration as never:
+        raise ValueError(f"{CRON_FORM}; this one never fires") from never
+    except (CronSimError, ValueError) as fault:
+        raise ValueError(CRON_FORM) from fault
+    return Cron(text)
+
+
+@cache
+def _is_time_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, KeyError):
+        return False
+    return True
+
+
+def parse_time_zone(value: object) -> str:
+    """Return the zone's name; raises ValueError for a name that the database does not hold."""
+    if not isinstance(value, str) or not _is_time_zone(value):
+        raise ValueError(TIME_ZONE_FORM)
+    return value
