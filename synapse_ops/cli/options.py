@@ -40,10 +40,14 @@ _state_dir_option = click.option(
     help="Where this host keeps its own files: state, caches, scratch.",
 )
 _repository_options = (
-    click.option("--repository", "repository_url", envvar="SYNAPSE_REPOSITORY", help="s3://bucket/prefix/; no spec needed."),
+    click.option(
+        "--repository", "repository_url", envvar="SYNAPSE_REPOSITORY", help="s3://bucket/prefix/; no spec needed."
+    ),
     click.option("--endpoint", envvar="AWS_ENDPOINT_URL", help="URL of an S3 store other than AWS."),
     click.option("--region", envvar="AWS_REGION", help="Region of the bucket."),
-    click.option("--ca-file", type=click.Path(path_type=Path, dir_okay=False), help="Certificate authority of the store."),
+    click.option(
+        "--ca-file", type=click.Path(path_type=Path, dir_okay=False), help="Certificate authority of the store."
+    ),
 )
 
 

@@ -13,8 +13,8 @@
         pin-<label>.json                                 exempts it from expiry
         reading-<reader>.json                            rewritten while a restore or proof reads it
 
-`identity` is `<system identifier>-<generation>`. Keys hold no `//`, `.` or `..` segment and no key is a prefix directory of
-another object, because some stores refuse or lose those. Invariant: `parse_key` inverts `BackupPlace.key` (property test).
+`identity` is `<system identifier>-<generation>`. Keys hold no `//`, `.` or `..` segment and no key is a directory of
+another object, because some stores refuse or lose those. `parse_key` inverts `BackupPlace.key` (property test).
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _read_credentials(reference: SecretRef) -> StoreAccess:
     env:PREFIX means PREFIX_ACCESS_KEY_ID and PREFIX_SECRET_ACCESS_KEY; file:PATH is an AWS shared-credentials file.
     """
     if reference.scheme == "env":
-        return StoreAccess.from_environment(prefix=reference.name)
+        return StoreAccess.from_environment(prefix=reference.target)
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read_string(reference.resolve())
