@@ -1,0 +1,164 @@
+"""Real servers for tests: PostgreSQL 17 per xdist worker, one SeaweedFS for the whole run. Nothing outlives the run.
+
+Fixtures: `postgres_server`, `fresh_database`, `object_store_access`, `bucket_url`. All of them are made on first use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from synapse_ops.systems.local_processes import free_ports, make_private_dir, server_identity
+from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.pg_server import PgServer, make_socket_dir
+from synapse_ops.systems.pg_tools import find_pg_tools
+
+STORE_READY_TIMEOUT_S = 60.0
+POSTGRES_START_TIMEOUT_S = 60.0
+SUPERUSER = "postgres"
+PASSWORD = "tests-only"
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running PostgreSQL 17 with every setting that backups rely on. conninfo: as superuser, over TCP loopback."""
+
+    server: PgServer
+
+    def conninfo(self, database: str = "postgres", user: str = SUPERUSER, password: str = PASSWORD) -> str:
+        return self.server.conninfo(database, user, password=password, host="127.0.0.1")
+
+    def execute(self, statement: str, database: str = "postgres") -> None:
+        """Run statements outside a transaction."""
+        with psycopg.connect(self.conninfo(database), autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[arg-type]
+
+
+def servers_dir(name: str) -> Path:
+    """Return a new folder that servers can enter even when tests run as root (pytest's own are of mode 0700)."""
+    identity = server_identity()
+    folder = Path("/tmp") / f"synapse-tests-{name}-{os.getpid()}-{secrets.token_hex(4)}"
+    folder.mkdir(mode=0o755)
+    if identity is not None:
+        make_private_dir(folder, identity)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL 17 of this worker's own: checksums, SCRAM over TCP, wal_level logical, room for replicas."""
+    folder = servers_dir("pg")
+    [port] = free_ports(1)
+    server = PgServer(
+        tools=find_pg_tools(17),
+        identity=server_identity(),
+        data_dir=folder / "data",
+        socket_dir=make_socket_dir(folder / "data", server_identity()),
+        port=port,
+        log_path=folder / "postgres.log",
+        listen=("127.0.0.1",),
+        settings={
+            "fsync": False,
+            "full_page_writes": True,
+            "shared_buffers": "64MB",
+            "max_connections": 60,
+            "max_wal_senders": 10,
+            "wal_level": "logical",
+            "max_prepared_transactions": 4,
+        },
+        hba=(
+            "local all all trust",
+            "host all all 127.0.0.1/32 scram-sha-256",
+            "host replication all 127.0.0.1/32 scram-sha-256",
+        ),
+    )
+    try:
+        server.init(SUPERUSER, PASSWORD, durable=False)
+        server.start(POSTGRES_START_TIMEOUT_S)
+        yield PostgresServer(server)
+    finally:
+        server.stop("immediate")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(server.socket_dir, ignore_errors=True)
+
+
+@pytest.fixture
+def fresh_database(postgres_server: PostgresServer) -> Iterator[Callable[..., str]]:
+    """Call it for the conninfo of a new empty database; every one made is dropped after the test.
+
+    name: the database's own name where the test cares for it; must be free on this worker's server.
+    """
+    made: list[str] = []
+
+    def make(name: str | None = None, *, template: str = "template0") -> str:
+        chosen = name or f"test_{secrets.token_hex(6)}"
+        with psycopg.connect(postgres_server.conninfo(), autocommit=True) as connection:
+            statement = sql.SQL("create database {} template {}")
+            connection.execute(statement.format(sql.Identifier(chosen), sql.Identifier(template)))
+        made.append(chosen)
+        return postgres_server.conninfo(chosen)
+
+    yield make
+    with psycopg.connect(postgres_server.conninfo(), autocommit=True) as connection:
+        for name in made:
+            connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def object_store_access(tmp_path_factory: pytest.TempPathFactory) -> StoreAccess:
+    """The one SeaweedFS of this test run, all workers included; it ends with the run, even when that is killed."""
+    in_worker = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if in_worker else base
+    controller = os.getppid() if in_worker else os.getpid()
+    description = shared / "object-store.json"
+    with (shared / "object-store.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not description.exists():
+            _start_store(description, controller)
+    return StoreAccess(**json.loads(description.read_text()))
+
+
+def _start_store(description: Path, controller: int) -> None:
+    log = description.with_suffix(".log")
+    with log.open("ab") as output:
+        guard = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("store_guard.py")), str(description), str(controller)],
+            cwd=Path(__file__).parents[1],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    deadline = time.monotonic() + STORE_READY_TIMEOUT_S
+    while not description.exists():
+        if guard.poll() is not None or time.monotonic() > deadline:
+            pytest.fail("SeaweedFS did not start:\n" + log.read_text()[-2000:])
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def bucket_url(object_store_access: StoreAccess) -> str:
+    """A fresh `s3://bucket/prefix/` in a bucket of its own."""
+    url = f"s3://test-{secrets.token_hex(8)}/database/"
+    ObjectStore(url, object_store_access).create_bucket()
+    return url
+
+
+def with_database(conninfo: str, database: str) -> str:
+    """Return the same conninfo for another database."""
+    return make_conninfo(conninfo, dbname=database)
