@@ -8,65 +8,34 @@ Keys given and returned are relative to the prefix of the URL; listings are sort
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
-from synapse_ops.errors import (
-    ConfigError,
-    IntegrityError,
-    ObjectMissing,
-    Refused,
-    SynapseOpsError,
-    Throttled,
-    Unreachable,
-)
+from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, SynapseOpsError, Unreachable
+from synapse_ops.systems.object_records import ObjectInfo, StoreFeatures, UploadInfo, WrittenObject
+from synapse_ops.systems.object_streams import ObjectReader, ObjectWriter
+from synapse_ops.systems.s3_errors import ConditionFailed, s3_errors
 
-if TYPE_CHECKING:
-    from types import TracebackType
+__all__ = [
+    "ConditionFailed",
+    "ObjectInfo",
+    "ObjectStore",
+    "StoreAccess",
+    "StoreFeatures",
+    "UploadInfo",
+    "WrittenObject",
+]
 
-PART_BYTES = 8 * 1024 * 1024  # the least S3 takes is 5 MiB; 8 MiB x 4 in flight keeps memory flat and the pipe full
-PARTS_IN_FLIGHT = 4
-MAX_PARTS = 10_000  # S3's own limit
 DELETE_BATCH = 1000  # S3's own limit for DeleteObjects
-READ_BYTES = (
-    8 * 1024 * 1024
-)  # ranged GETs: one streamed GET of a large object costs some stores its whole size in memory
-
-_THROTTLED = {
-    "SlowDown",
-    "ServiceUnavailable",
-    "Throttling",
-    "ThrottlingException",
-    "RequestLimitExceeded",
-    "503",
-    "429",
-}
-_MISSING = {"NoSuchKey", "404", "NotFound"}
-_LOST_RACE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-_DENIED = {
-    "403",
-    "AccessDenied",
-    "ExpiredToken",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "SignatureDoesNotMatch",
-    "XAdminUserNotFound",  # versitygw
-}
-
-
-class ConditionFailed(Refused):
-    """A conditional write lost: somebody else wrote the key first."""
 
 
 @dataclass(frozen=True)
@@ -98,104 +67,6 @@ class StoreAccess:
             session_token=environ.get(f"{prefix}_SESSION_TOKEN"),
             ca_file=Path(ca_file) if ca_file else None,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """One row of a listing. `etag` without quotes; `modified_at` is the store's clock, aware UTC."""
-
-    key: str
-    size_bytes: int
-    etag: str
-    modified_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenObject:
-    """What was sent and accepted. `sha256` (hex) is of the bytes we sent."""
-
-    key: str
-    size_bytes: int
-    etag: str
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class UploadInfo:
-    """A multipart upload that was begun and not completed."""
-
-    key: str
-    upload_id: str
-    initiated_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class StoreFeatures:
-    """What the store honours, found by trying. False also when the probe could not tell."""
-
-    conditional_writes: bool
-    keeps_checksums: bool
-
-    def missing(self) -> list[str]:
-        """Return, in words, what we do without on this store."""
-        words = []
-        if not self.conditional_writes:
-            words.append("conditional writes: leases hold on this host only")
-        if not self.keeps_checksums:
-            words.append("stored checksums: every object is read back in full after its upload")
-        return words
-
-
-@contextmanager
-def s3_errors(what: str) -> Iterator[None]:
-    """Turn every botocore error inside into one of ours that names `what`."""
-    from botocore import exceptions as boto
-
-    try:
-        yield
-    except boto.ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-        raise _mapped_reply(what, code, status, str(error.response.get("Error", {}).get("Message", ""))) from error
-    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound) as error:
-        raise ConfigError(
-            f"cannot sign a request for {what}: no S3 credentials",
-            detail=str(error),
-            hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or object_store.credentials in the spec.",
-        ) from error
-    except (boto.ParamValidationError, boto.InvalidRegionError) as error:
-        raise ConfigError(f"cannot address {what}", detail=str(error)) from error
-    except (boto.FlexibleChecksumError, boto.ChecksumError) as error:
-        raise IntegrityError(f"bytes of {what} differ from the store's own checksum", detail=str(error)) from error
-    except (boto.BotoCoreError, OSError) as error:
-        raise Unreachable(
-            f"could not reach the object store for {what}",
-            detail=str(error),
-            hint="Is the store up, and is object_store.endpoint right?",
-        ) from error
-
-
-def _mapped_reply(what: str, code: str, status: str, message: str) -> SynapseOpsError:
-    both = {code, status}
-    if both & _LOST_RACE:
-        return ConditionFailed(f"could not write {what}: somebody else wrote it first", detail=f"{code} {message}")
-    if code == "NoSuchBucket":
-        return ConfigError(f"cannot find the bucket of {what}", detail=message, hint="Create the bucket first.")
-    if both & _MISSING:
-        return ObjectMissing(f"object {what} is not in the store", detail=f"{code} {message}")
-    if both & _DENIED:
-        return ConfigError(
-            f"the object store refused access to {what}",
-            detail=f"{code} {message}",
-            hint="Check the access key, its secret, and the rights of that identity on the bucket.",
-        )
-    if both & _THROTTLED:
-        return Throttled(f"could not finish with {what}: the object store is busy", detail=f"{code} {message}")
-    if status.startswith("5") or code in {"InternalError", "RequestTimeout"}:
-        return Unreachable(
-            f"could not finish with {what}: the object store failed", detail=f"{code or status} {message}"
-        )
-    return SynapseOpsError(f"the object store refused {what}", detail=f"{code or status} {message}")
 
 
 class ObjectStore:
@@ -287,8 +158,6 @@ class ObjectStore:
 
     def stored_sha256(self, key: str) -> str | None:
         """Return the sha256 (hex) that the store itself keeps for a whole object, or None where it keeps none."""
-        import base64
-
         with s3_errors(self.full_url(key)):
             reply = self._client.head_object(Bucket=self.bucket, Key=self._key(key), ChecksumMode="ENABLED")
         kept = reply.get("ChecksumSHA256")
@@ -355,6 +224,26 @@ class ObjectStore:
                 raise
             raise ConditionFailed(f"could not write {self.full_url(key)}: it was removed meanwhile") from missing
         return WrittenObject(key, len(data), reply["ETag"].strip('"'), hashlib.sha256(data).hexdigest())
+
+    def begin_upload(self, key: str) -> str:
+        """Begin a multipart upload and return its id; nothing is visible until `complete_upload`."""
+        with s3_errors(self.full_url(key)):
+            reply = self._client.create_multipart_upload(Bucket=self.bucket, Key=self._key(key))
+        return str(reply["UploadId"])
+
+    def upload_part(self, key: str, upload_id: str, number: int, chunk: bytes) -> dict[str, Any]:
+        """Send part `number` (from 1) and return the receipt that `complete_upload` wants."""
+        arguments = {"Bucket": self.bucket, "Key": self._key(key), "UploadId": upload_id, "PartNumber": number}
+        with s3_errors(self.full_url(key)):
+            reply = self._client.upload_part(**arguments, Body=chunk)
+        return {"PartNumber": number, "ETag": reply["ETag"]}
+
+    def complete_upload(self, key: str, upload_id: str, parts: Sequence[dict[str, Any]]) -> str:
+        """Make the object exist and return its ETag."""
+        arguments = {"Bucket": self.bucket, "Key": self._key(key), "UploadId": upload_id}
+        with s3_errors(self.full_url(key)):
+            reply = self._client.complete_multipart_upload(**arguments, MultipartUpload={"Parts": list(parts)})
+        return str(reply["ETag"]).strip('"')
 
     def open_writer(self, key: str) -> ObjectWriter:
         """Return a writer that uploads while it is written to; nothing exists under `key` before `complete()`."""
@@ -448,157 +337,3 @@ class ObjectStore:
         finally:
             self.delete([probe])
         return StoreFeatures(conditional_writes=conditional, keeps_checksums=keeps)
-
-
-class ObjectWriter(io.RawIOBase):
-    """Streams an object into S3: bytes in, parts out, memory flat at PARTS_IN_FLIGHT + 1 parts.
-
-    Use as a context manager and call `complete()` as the last thing; leaving without it aborts the upload, and then
-    nothing was ever visible under the key. Part sizes grow so that no object meets the 10,000-part limit.
-    """
-
-    def __init__(self, store: ObjectStore, key: str) -> None:
-        super().__init__()
-        self._store = store
-        self._key = key
-        self._buffer = bytearray()
-        self._sha256 = hashlib.sha256()
-        self.size_bytes = 0
-        self._upload_id: str | None = None
-        self._pool = ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="s3-part")
-        self._pending: list[Future[dict[str, Any]]] = []
-        self._parts: list[dict[str, Any]] = []
-        self._part_number = 0
-        self._completed: WrittenObject | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        """Take bytes; blocks while PARTS_IN_FLIGHT parts are under way."""
-        view = memoryview(data).cast("B")
-        self._sha256.update(view)
-        self.size_bytes += len(view)
-        self._buffer += view
-        while len(self._buffer) >= self._part_bytes():
-            self._send(self._part_bytes())
-        return len(view)
-
-    def _part_bytes(self) -> int:
-        # 1,000 parts of each size before it doubles: 8 GiB in 8 MiB parts, 24 GiB with 16 MiB, ... 8 TiB within 10,000
-        return PART_BYTES << (self._part_number // 1000)
-
-    def _send(self, size: int) -> None:
-        chunk = bytes(memoryview(self._buffer)[:size])
-        del self._buffer[:size]
-        if self._upload_id is None:
-            with s3_errors(self._store.full_url(self._key)):
-                reply = self._store._client.create_multipart_upload(  # noqa: SLF001 - one module, one client
-                    Bucket=self._store.bucket,
-                    Key=self._store._key(self._key),  # noqa: SLF001
-                )
-            self._upload_id = reply["UploadId"]
-        self._part_number += 1
-        if len(self._pending) >= PARTS_IN_FLIGHT:
-            self._parts.append(self._pending.pop(0).result())
-        self._pending.append(self._pool.submit(self._upload_part, self._part_number, chunk))
-
-    def _upload_part(self, number: int, chunk: bytes) -> dict[str, Any]:
-        with s3_errors(self._store.full_url(self._key)):
-            reply = self._store._client.upload_part(  # noqa: SLF001
-                Bucket=self._store.bucket,
-                Key=self._store._key(self._key),  # noqa: SLF001
-                UploadId=self._upload_id,
-                PartNumber=number,
-                Body=chunk,
-            )
-        return {"PartNumber": number, "ETag": reply["ETag"]}
-
-    def complete(self) -> WrittenObject:
-        """Finish the upload; from here the object exists. Raises what any of its parts raised."""
-        if self._upload_id is None:
-            written = self._store.put_bytes(self._key, bytes(self._buffer))
-            self._completed = written
-            return written
-        if self._buffer:
-            self._send(len(self._buffer))
-        self._parts += [future.result() for future in self._pending]
-        self._pending.clear()
-        with s3_errors(self._store.full_url(self._key)):
-            reply = self._store._client.complete_multipart_upload(  # noqa: SLF001
-                Bucket=self._store.bucket,
-                Key=self._store._key(self._key),  # noqa: SLF001
-                UploadId=self._upload_id,
-                MultipartUpload={"Parts": self._parts},
-            )
-        self._completed = WrittenObject(self._key, self.size_bytes, reply["ETag"].strip('"'), self._sha256.hexdigest())
-        return self._completed
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Release everything; aborts the upload unless it was completed."""
-        if self.closed:
-            return
-        super().close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._completed is None and self._upload_id is not None:
-            self._store.abort_upload(UploadInfo(self._key, self._upload_id, datetime.now(UTC)))
-
-
-class ObjectReader(io.RawIOBase):
-    """A forward-only binary file over one version of an object, one range read ahead, hashing what passes.
-
-    `sha256` and `read_bytes_total` are of the bytes handed out so far. A version that changes meanwhile raises.
-    """
-
-    def __init__(self, store: ObjectStore, info: ObjectInfo) -> None:
-        super().__init__()
-        self._store = store
-        self.info = info
-        self._sha256 = hashlib.sha256()
-        self.read_bytes_total = 0
-        self._asked = 0
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="s3-range")
-        self._ahead: list[Future[bytes]] = []
-        self._chunk = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._chunk:
-            self._fill()
-        if not self._chunk:
-            return 0
-        view = memoryview(buffer).cast("B")
-        size = min(len(view), len(self._chunk))
-        view[:size] = self._chunk[:size]
-        self._sha256.update(self._chunk[:size])
-        self._chunk = self._chunk[size:]
-        self.read_bytes_total += size
-        return size
-
-    def _fill(self) -> None:
-        while len(self._ahead) < 2 and self._asked < self.info.size_bytes:
-            size = min(READ_BYTES, self.info.size_bytes - self._asked)
-            arguments = (self.info.key, self._asked, size, self.info.etag)
-            self._ahead.append(self._pool.submit(self._store.read_range, *arguments))
-            self._asked += size
-        if self._ahead:
-            self._chunk = memoryview(self._ahead.pop(0).result())
-
-    def close(self) -> None:
-        if not self.closed:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        super().close()

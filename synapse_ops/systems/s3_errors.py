@@ -1,0 +1,93 @@
+"""How botocore's errors become ours, at one seam, with the key attached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from synapse_ops.errors import (
+    ConfigError,
+    IntegrityError,
+    ObjectMissing,
+    Refused,
+    SynapseOpsError,
+    Throttled,
+    Unreachable,
+)
+
+_THROTTLED = {
+    "SlowDown",
+    "ServiceUnavailable",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "503",
+    "429",
+}
+_MISSING = {"NoSuchKey", "404", "NotFound"}
+_LOST_RACE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+_DENIED = {
+    "403",
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "XAdminUserNotFound",  # versitygw
+}
+
+
+class ConditionFailed(Refused):
+    """A conditional write lost: somebody else wrote the key first."""
+
+
+@contextmanager
+def s3_errors(what: str) -> Iterator[None]:
+    """Turn every botocore error inside into one of ours that names `what`."""
+    from botocore import exceptions as boto
+
+    try:
+        yield
+    except boto.ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+        raise _mapped_reply(what, code, status, str(error.response.get("Error", {}).get("Message", ""))) from error
+    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound) as error:
+        raise ConfigError(
+            f"cannot sign a request for {what}: no S3 credentials",
+            detail=str(error),
+            hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or object_store.credentials in the spec.",
+        ) from error
+    except (boto.ParamValidationError, boto.InvalidRegionError) as error:
+        raise ConfigError(f"cannot address {what}", detail=str(error)) from error
+    except (boto.FlexibleChecksumError, boto.ChecksumError) as error:
+        raise IntegrityError(f"bytes of {what} differ from the store's own checksum", detail=str(error)) from error
+    except (boto.BotoCoreError, OSError) as error:
+        raise Unreachable(
+            f"could not reach the object store for {what}",
+            detail=str(error),
+            hint="Is the store up, and is object_store.endpoint right?",
+        ) from error
+
+
+def _mapped_reply(what: str, code: str, status: str, message: str) -> SynapseOpsError:
+    both = {code, status}
+    if both & _LOST_RACE:
+        return ConditionFailed(f"could not write {what}: somebody else wrote it first", detail=f"{code} {message}")
+    if code == "NoSuchBucket":
+        return ConfigError(f"cannot find the bucket of {what}", detail=message, hint="Create the bucket first.")
+    if both & _MISSING:
+        return ObjectMissing(f"object {what} is not in the store", detail=f"{code} {message}")
+    if both & _DENIED:
+        return ConfigError(
+            f"the object store refused access to {what}",
+            detail=f"{code} {message}",
+            hint="Check the access key, its secret, and the rights of that identity on the bucket.",
+        )
+    if both & _THROTTLED:
+        return Throttled(f"could not finish with {what}: the object store is busy", detail=f"{code} {message}")
+    if status.startswith("5") or code in {"InternalError", "RequestTimeout"}:
+        return Unreachable(
+            f"could not finish with {what}: the object store failed", detail=f"{code or status} {message}"
+        )
+    return SynapseOpsError(f"the object store refused {what}", detail=f"{code or status} {message}")
