@@ -41,6 +41,9 @@ from synapse_ops.spec.units import (
     parse_size,
 )
 
+FORM = "x-allowed"  # in a JSON Schema: what a type allows, in words
+REFERENCE = "x-reference"  # in a JSON Schema: the field takes a reference to a secret
+
 
 class Block(BaseModel):
     """A part of the spec: unknown keys are refused, nothing is coerced, nothing changes after loading."""
@@ -57,7 +60,7 @@ def _parse_positive(value: object, *, bare_unit: str, form: str) -> timedelta:
 
 def _text_schema(form: str, *examples: Any, kinds: tuple[str, ...] = ("string",)) -> WithJsonSchema:
     kind: Any = kinds[0] if len(kinds) == 1 else list(kinds)
-    return WithJsonSchema({"type": kind, "description": f"Allowed: {form}.", "examples": list(examples)})
+    return WithJsonSchema({"type": kind, FORM: form, "examples": list(examples)})
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class TextForm:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         examples = {"examples": [self.example]} if self.example else {}
-        return {"type": "string", "pattern": f"^(?:{self.pattern})$"} | examples
+        return {"type": "string", "pattern": f"^(?:{self.pattern})$", FORM: self.form} | examples
 
 
 _duration_out = PlainSerializer(format_duration, return_type=str)
@@ -122,13 +125,11 @@ Secret = Annotated[
     SecretRef,
     BeforeValidator(parse_secret),
     PlainSerializer(str, return_type=str),
-    WithJsonSchema(
-        {"type": "string", "pattern": "^(env|file|kubernetes):.+", "description": f"Allowed: {REFERENCE_FORM}."}
-    ),
+    WithJsonSchema({"type": "string", "pattern": "^(env|file|kubernetes):.+", FORM: REFERENCE_FORM, REFERENCE: True}),
 ]
 
 Port = Annotated[int, Field(ge=1, le=65535)]
-Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Count = Annotated[int, Field(ge=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Percent = Annotated[int, Field(ge=1, le=100)]
 
@@ -189,36 +190,36 @@ HttpUrl = Annotated[
 ]
 
 
+BUCKET_FORM = "s3://BUCKET/ or s3://BUCKET/PREFIX/, bucket names as S3 allows them, no empty, . or .. part"
+NETWORK_FORM = "a network such as 10.0.0.0/8, 0.0.0.0/0 or 2001:db8::/32, without host bits, or one address"
+
+
 def _parse_bucket_url(value: object) -> str:
-    form = "s3://BUCKET/ or s3://BUCKET/PREFIX/, bucket names as S3 allows them, no empty, . or .. part"
-    if not isinstance(value, str):
-        raise ValueError(form)
-    match = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", value)
+    match = (
+        re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", value) if isinstance(value, str) else None
+    )
     if match is None:
-        raise ValueError(form)
-    parts = (match[2] or "").removesuffix("/").split("/") if match[2] else []
-    if any(part in ("", ".", "..") or re.search(r"[\x00-\x20\x7f\\]", part) for part in parts):
-        raise ValueError(form)
+        raise ValueError(BUCKET_FORM)
+    parts = match[2].removesuffix("/").split("/") if match[2] else []
+    if any(part in ("", ".", "..") or re.search(r"[\x00-\x20\x7f\\?#]", part) for part in parts):
+        raise ValueError(BUCKET_FORM)
     return "/".join(["s3:/", match[1], *parts, ""])
 
 
 BucketUrl = Annotated[  # always ends in /, so that joining a key is concatenation
     str,
     BeforeValidator(_parse_bucket_url),
-    WithJsonSchema({"type": "string", "pattern": "^s3://", "examples": ["s3://backups/database/"]}),
+    WithJsonSchema({"type": "string", "pattern": "^s3://", FORM: BUCKET_FORM, "examples": ["s3://backups/database/"]}),
 ]
 
 
 def _parse_network(value: object) -> str:
-    form = "a network such as 10.0.0.0/8, 0.0.0.0/0 or 2001:db8::/32, without host bits, or one address"
     if not isinstance(value, str):
-        raise ValueError(form)
+        raise ValueError(NETWORK_FORM)
     try:
         return str(ipaddress.ip_network(value))
     except ValueError as fault:
-        raise ValueError(form) from fault
+        raise ValueError(NETWORK_FORM) from fault
 
 
-Network = Annotated[
-    str, BeforeValidator(_parse_network), WithJsonSchema({"type": "string", "examples": ["10.0.0.0/8", "0.0.0.0/0"]})
-]
+Network = Annotated[str, BeforeValidator(_parse_network), _text_schema(NETWORK_FORM, "10.0.0.0/8", "0.0.0.0/0")]

@@ -35,13 +35,19 @@ def parse_cron(value: object) -> Cron:
     if not isinstance(value, str) or len(value.split()) != 5:
         raise ValueError(CRON_FORM)
     text = " ".join(value.split())
+    if _fires(text):
+        return Cron(text)
+    minute, hour, day, month, weekday = text.split()
+    parts_fire = _fires(f"{minute} {hour} * {month} {weekday}") and _fires(f"{minute} {hour} {day} * {weekday}")
+    raise ValueError(f"{CRON_FORM}; this one never fires" if parts_fire else CRON_FORM)
+
+
+def _fires(text: str) -> bool:
     try:
         next(CronSim(text, _PROBE_START))
-    except StopIteration as never:
-        raise ValueError(f"{CRON_FORM}; this one never fires") from never
-    except (CronSimError, ValueError) as fault:
-        raise ValueError(CRON_FORM) from fault
-    return Cron(text)
+    except (StopIteration, CronSimError, ValueError):
+        return False
+    return True
 
 
 @cache

@@ -19,6 +19,7 @@ class LoadedSpec:
     block_digests: the same for each top-level key, so that a change of `tls` is a change of `tls` only.
     origins: field path -> `file:line` for what was written; what is not in it has its default.
     ignored: field path -> why the value has no effect.
+    notes: what is valid and yet worth knowing, such as backups without encryption.
     """
 
     spec: Spec
@@ -27,6 +28,7 @@ class LoadedSpec:
     block_digests: Mapping[str, str]
     origins: Mapping[str, str]
     ignored: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def _digest(value: object) -> str:

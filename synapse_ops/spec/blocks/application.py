@@ -24,5 +24,5 @@ class Worker(Block):
 
     processes: Count = Field(2, le=1024, description="Worker processes.")
     threads: Count = Field(4, le=1024, description="Threads per process.")
-    queue_size: Count = Field(100, description="Jobs that may wait before new ones are refused.")
+    queue_size: Count = Field(100, le=1_000_000, description="Jobs that may wait before new ones are refused.")
     timeout: Duration = Field(timedelta(seconds=300), description="Longest time for one job.")

@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from synapse_ops.spec.block import Block, BucketUrl, Count, Duration, DurationOrZero, Ratio, Retention, Schedule, Secret
+from synapse_ops.spec.block import (
+    FORM,
+    Block,
+    BucketUrl,
+    Count,
+    Duration,
+    DurationOrZero,
+    Ratio,
+    Retention,
+    Schedule,
+    Secret,
+)
 from synapse_ops.spec.cron import Cron
 
 RECIPIENT_FORM = "an age public key: age1 and 58 characters, as `age-keygen` prints it"
@@ -41,7 +52,7 @@ def _parse_recipient(value: object) -> str:
 Recipient = Annotated[
     str,
     BeforeValidator(_parse_recipient),
-    WithJsonSchema({"type": "string", "pattern": f"^age1[{_BECH32}]{{58}}$", "description": RECIPIENT_FORM}),
+    WithJsonSchema({"type": "string", "pattern": f"^age1[{_BECH32}]{{58}}$", FORM: RECIPIENT_FORM}),
 ]
 
 
@@ -107,7 +118,7 @@ class Proof(Block):
     """Restore proofs: each backup is restored into a throwaway server and compared."""
 
     schedule: Schedule = Field(Cron("30 0 * * *"), description="When unproven backups are proven, in `time_zone`.")
-    sample_points: Count = Field(5000, description="Vectors compared in each proof of a collection.")
+    sample_points: Count = Field(5000, le=10_000_000, description="Vectors compared in each proof of a collection.")
     timeout: Duration = Field(timedelta(hours=1), description="A proof that takes longer leaves the backup unproven.")
 
 

@@ -78,6 +78,6 @@ class Updates(Block):
     """The maintenance window in which new releases are rolled out."""
 
     schedule: Schedule = Field(Cron("0 2 * * 0"), description="When the window opens, in `time_zone`.")
-    max_unavailable: Count = Field(1, description="Pods that may be down at once during a rollout.")
+    max_unavailable: Count = Field(1, le=10_000, description="Pods that may be down at once during a rollout.")
     timeout: Duration = Field(timedelta(seconds=600), description="A rollout not ready by then has failed.")
     rollback: bool = Field(True, description="Whether a failed rollout is undone by itself.")

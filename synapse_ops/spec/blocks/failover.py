@@ -28,7 +28,7 @@ class Failover(Block):
         timedelta(0), description="Time that a crashed primary is given to restart first."
     )
     cool_down: DurationOrZero = Field(timedelta(minutes=10), description="Pause after a failover before the next.")
-    max_per_hour: Count = Field(2, description="Failovers in one hour, after which a person is called.")
+    max_per_hour: Count = Field(2, le=60, description="Failovers in one hour, after which a person is called.")
     stonith_command: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
         None, description="Program and arguments that power a node off; its exit status 0 is a fence proof."
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from synapse_ops.spec.block import Block, Duration, DurationOrZero, Name, Port, Secret, Text, TextForm
+from synapse_ops.spec.block import FORM, Block, Duration, DurationOrZero, Name, Port, Secret, Text, TextForm
 from synapse_ops.spec.condition import CONDITION_FORM, Condition, parse_condition
 from synapse_ops.spec.secrets import SecretRef
 
@@ -15,7 +15,7 @@ AlertCondition = Annotated[
     Condition,
     BeforeValidator(parse_condition),
     PlainSerializer(str, return_type=str),
-    WithJsonSchema({"type": "string", "description": f"Allowed: {CONDITION_FORM}.", "examples": ["cpu > 80%"]}),
+    WithJsonSchema({"type": "string", FORM: CONDITION_FORM, "examples": ["cpu > 80%"]}),
 ]
 Endpoint = Annotated[
     str,

@@ -30,8 +30,8 @@ class Database(Block):
     port: Port = Field(5432, description="Port of PostgreSQL.")
     name: DatabaseName = Field("synapse", description="The application's database.")
     user: DatabaseName = Field("synapse_user", description="The application's role.")
-    max_connections: Count = Field(20, description="Connections that the application may open in all.")
-    pool_size: Count = Field(5, description="Connections kept in the pool of one process.")
+    max_connections: Count = Field(20, le=262_143, description="Connections that the application may open in all.")
+    pool_size: Count = Field(5, le=262_143, description="Connections kept in the pool of one process.")
     admin: Secret = Field(
         SecretRef("env", "SYNAPSE_ADMIN_DSN"),
         description="Reference to the libpq URL of a superuser, for backup, monitoring and failover.",
@@ -40,7 +40,9 @@ class Database(Block):
         "synapse_replication", description="Role with REPLICATION, for standbys, base backups and WAL."
     )
     databases: Annotated[tuple[DatabaseName, ...], Field(min_length=1)] = Field(
-        ("synapse",), description="Databases to back up, each with its own schedule slot, proof and retention."
+        default_factory=lambda valid: (valid.get("name", "synapse"),),
+        json_schema_extra={"default": ["synapse"]},
+        description="Databases to back up, each with its own proof and retention. Default: `name`.",
     )
 
 
@@ -50,7 +52,7 @@ class Redis(Block):
     host: Host = Field("localhost", description="Host of Redis.")
     port: Port = Field(6379, description="Port of Redis.")
     db: int = Field(0, ge=0, le=15, description="Number of the logical database.")
-    max_connections: Count = Field(10, description="Connections that the application may open in all.")
+    max_connections: Count = Field(10, le=1_000_000, description="Connections that the application may open in all.")
     timeout: Duration = Field(timedelta(seconds=5), description="Longest time for one command.")
 
 

@@ -1,0 +1,55 @@
+"""What a valid spec says and does not do: values without effect, and notes on what it leaves unprotected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from synapse_ops.spec.document import Spec
+from synapse_ops.spec.units import format_duration
+
+
+def ignored_values(spec: Spec) -> dict[str, str]:
+    """Return field path -> the reason why its value has no effect."""
+    return dict(_ignored(spec))
+
+
+def _ignored(spec: Spec) -> Iterator[tuple[str, str]]:
+    pods = spec.autoscaling
+    if pods is not None:
+        yield "kubernetes.replicas", f"autoscaling keeps between {pods.min_replicas} and {pods.max_replicas} pods"
+    if spec.object_store.ca_file is not None and not (spec.object_store.endpoint or "https:").startswith("https:"):
+        yield "object_store.ca_file", "object_store.endpoint is http://, without certificates"
+    if spec.health_base_url is not None and all("://" in check.url for check in spec.health):
+        yield "health_base_url", "every health.url is complete"
+    failover = spec.failover
+    if failover.manager == "external":
+        for key in ("automatic", "timeout", "max_lag_bytes", "primary_start_timeout", "cool_down", "max_per_hour"):
+            yield f"failover.{key}", "failover.manager is external: another manager decides"
+    elif not failover.automatic:
+        yield "failover.dagster_grace", "failover.automatic is false: nobody competes for the lease"
+    elif failover.max_per_hour > 1 and failover.cool_down * (failover.max_per_hour - 1) >= timedelta(hours=1):
+        why = f"failover.cool_down {format_duration(failover.cool_down)} allows fewer"
+        yield "failover.max_per_hour", why
+    if not failover.automatic or failover.manager == "external":
+        for name, action in spec.alerting.actions.items():
+            if action == "failover":
+                yield f"alerting.actions.{name}", "failover is not automatic here: the alert only notifies"
+
+
+def notes_on(spec: Spec) -> tuple[str, ...]:
+    """Return what an operator ought to know about a spec that is valid, one sentence each, without full stop."""
+    return tuple(_notes(spec))
+
+
+def _notes(spec: Spec) -> Iterator[str]:
+    if not spec.encryption.recipients:
+        yield "encryption.recipients is empty: backups are not encrypted by us"
+        if spec.backup.database.role_passwords == "encrypted":
+            yield "backup.database.role_passwords is encrypted, and backups are not: dumps carry no role passwords"
+    elif spec.encryption.identity is None:
+        yield "encryption.identity is null: proofs need a key, so backups stay unproven unless one is given"
+    if spec.database.name not in spec.database.databases:
+        yield f'database.databases does not list database.name "{spec.database.name}": it is not backed up'
+    if spec.backup.database.wal_archiving == "off":
+        yield "backup.database.wal_archiving is off: work since the last dump is lost with the server"

@@ -1,0 +1,211 @@
+"""What fields must be to one another: combinations that cannot work are refused before anything is started.
+
+Each rule reads a spec whose single fields are valid and yields conflicts. A conflict names every field that it
+compared, so that it is left out when one of them has a fault of its own: its value would be a stand-in nobody wrote.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import combinations, pairwise
+
+from synapse_ops.spec.cron import Cron
+from synapse_ops.spec.document import Spec
+from synapse_ops.spec.faults import FieldPath, format_path
+from synapse_ops.spec.units import format_cores, format_duration, format_size
+
+_LOCAL = {"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"}  # noqa: S104 - compared, never bound
+_SYSTEM = "bin boot dev etc home lib lib64 opt proc root run sbin srv sys usr var"
+_NOT_OURS = {f"/{name}" for name in _SYSTEM.split()}
+_SHORTEST_GRACE = timedelta(minutes=1)  # three heartbeats of 20 s
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Fields that cannot be as they are together: `path` is the one to mend, `others` what it was compared with."""
+
+    path: FieldPath
+    found: str
+    allowed: str
+    others: tuple[FieldPath, ...] = ()
+
+
+def find_conflicts(spec: Spec) -> list[Conflict]:
+    """Return every conflict, in the order of the rules; empty means that the spec holds together."""
+    return [conflict for rule in _RULES for conflict in rule(spec)]
+
+
+def _at_most(
+    path: FieldPath, value: float, other: FieldPath, limit: float, write: Callable[..., str] = str
+) -> Iterator[Conflict]:
+    if value > limit:
+        name = format_path(other)
+        yield Conflict(path, f"{write(value)}, above {name} {write(limit)}", f"at most {name}", (other,))
+
+
+def _limits(spec: Spec) -> Iterator[Conflict]:
+    """A lower bound does not exceed its upper bound."""
+    database, pods = spec.database, spec.autoscaling
+    connections: FieldPath = ("database", "max_connections")
+    yield from _at_most(("database", "pool_size"), database.pool_size, connections, database.max_connections)
+    fewest, fewest_path = spec.kubernetes.replicas, ("kubernetes", "replicas")
+    if pods is not None:
+        most: FieldPath = ("autoscaling", "max_replicas")
+        yield from _at_most(("autoscaling", "min_replicas"), pods.min_replicas, most, pods.max_replicas)
+        fewest, fewest_path = pods.min_replicas, ("autoscaling", "min_replicas")
+    yield from _at_most(("updates", "max_unavailable"), spec.updates.max_unavailable, fewest_path, fewest)
+    limits, requests = spec.resources.limits, spec.resources.requests
+    asked: FieldPath = ("resources", "requests")
+    allowed: FieldPath = ("resources", "limits")
+    if requests.cpu > limits.cpu:
+        yield from _requests_above("cpu", format_cores(requests.cpu), format_cores(limits.cpu), asked, allowed)
+    if requests.memory > limits.memory:
+        yield from _requests_above("memory", format_size(requests.memory), format_size(limits.memory), asked, allowed)
+
+
+def _requests_above(key: str, value: str, limit: str, asked: FieldPath, allowed: FieldPath) -> Iterator[Conflict]:
+    other = (*allowed, key)
+    yield Conflict(
+        (*asked, key), f"{value}, above {format_path(other)} {limit}", f"at most {format_path(other)}", (other,)
+    )
+
+
+def _times(spec: Spec) -> Iterator[Conflict]:
+    """A timeout ends before what it belongs to comes round again, and what must fit into another time does."""
+    for index, check in enumerate(spec.health):
+        yield from _fits(("health", index, "timeout"), check.timeout, ("health", index, "interval"), check.interval)
+    failover, rto = spec.failover, spec.objectives.rto
+    yield from _fits(("failover", "timeout"), failover.timeout, ("objectives", "rto"), rto)
+    start: FieldPath = ("failover", "primary_start_timeout")
+    yield from _fits(start, failover.primary_start_timeout, ("failover", "timeout"), failover.timeout)
+    window = _shortest_gap(spec.updates.schedule)
+    if spec.updates.timeout > window:
+        found = (
+            f"{format_duration(spec.updates.timeout)}, longer than the {format_duration(window)} between two windows"
+        )
+        yield Conflict(("updates", "timeout"), found, "at most the time to the next window", (("updates", "schedule"),))
+    if spec.retention.left_over_grace < _SHORTEST_GRACE:
+        found = f"{format_duration(spec.retention.left_over_grace)}, in which a running backup's heartbeat may be late"
+        yield Conflict(("retention", "left_over_grace"), found, f"at least {format_duration(_SHORTEST_GRACE)}")
+
+
+def _fits(path: FieldPath, value: timedelta, other: FieldPath, limit: timedelta) -> Iterator[Conflict]:
+    if value > limit:
+        name = format_path(other)
+        found = f"{format_duration(value)}, longer than {name} {format_duration(limit)}"
+        yield Conflict(path, found, f"at most {name}", (other,))
+
+
+def _shortest_gap(schedule: Cron) -> timedelta:
+    """Return the shortest time between two of 50 firings, in UTC: a change of clock is not a shorter window."""
+    now = datetime(2024, 1, 1, tzinfo=UTC)
+    times = [now := schedule.next_after(now, "UTC") for _ in range(50)]
+    return min(later - earlier for earlier, later in pairwise(times))
+
+
+def _nodes(spec: Spec) -> Iterator[Conflict]:
+    """A standby that is the primary protects nothing."""
+    if spec.failover.standby == spec.failover.primary:
+        found = f'"{spec.failover.standby}", which is failover.primary too'
+        yield Conflict(("failover", "standby"), found, "another node than failover.primary", (("failover", "primary"),))
+    command = spec.failover.stonith_command
+    if command is not None and not command[0].startswith("/"):
+        found = f'"{command[0]}" as the program'
+        yield Conflict(("failover", "stonith_command", 0), found, "an absolute path: PATH may differ in an outage")
+
+
+def _ports(spec: Spec) -> Iterator[Conflict]:
+    """Two services cannot listen on one port of one host. Names of this host count as one host."""
+    listening = [
+        (("server", "port"), spec.server.host, spec.server.port),
+        (("database", "port"), spec.database.host, spec.database.port),
+        (("redis", "port"), spec.redis.host, spec.redis.port),
+        (("qdrant", "port"), spec.qdrant.host, spec.qdrant.port),
+        (("logging", "beats_port"), "localhost", spec.logging.beats_port),
+    ]
+    for (path, host, port), (later_path, later_host, later_port) in combinations(listening, 2):
+        same_host = host == later_host or {host, later_host} <= _LOCAL
+        if same_host and port == later_port and not host.startswith("/"):
+            found = f"{later_port}, which is {format_path(path)} on the same host"
+            yield Conflict(later_path, found, "a port of its own", (path, (*path[:-1], "host")))
+
+
+def _firewall(spec: Spec) -> Iterator[Conflict]:
+    """No rule lies within another: whoever wrote the narrow one believes that the wide one is not there."""
+    rules = [(rule.port, ipaddress.ip_network(rule.source)) for rule in spec.firewall.inbound]
+    for (i, (port, network)), (j, (later_port, later)) in combinations(enumerate(rules), 2):
+        if port != later_port or network.version != later.version:
+            continue
+        path: FieldPath = ("firewall", "inbound", j)
+        other: FieldPath = ("firewall", "inbound", i)
+        if network == later:
+            yield Conflict(
+                path, f"port {port} from {later} again, as in {format_path(other)}", "each rule once", (other,)
+            )
+        elif network.overlaps(later):
+            found = f"port {port} from {later}, which overlaps {network} in {format_path(other)}"
+            yield Conflict(path, found, "rules of one port that do not overlap; the wider one would win", (other,))
+
+
+def _unique(path: FieldPath, values: Sequence[Hashable], what: str, key: str | None = None) -> Iterator[Conflict]:
+    first: dict[Hashable, int] = {}
+    for index, value in enumerate(values):
+        here: FieldPath = (*path, index) if key is None else (*path, index, key)
+        if value in first:
+            other: FieldPath = (*path, first[value]) if key is None else (*path, first[value], key)
+            yield Conflict(here, f'"{value}" again, as in {format_path(other)}', f"each {what} once", (other,))
+        first.setdefault(value, index)
+
+
+def _names(spec: Spec) -> Iterator[Conflict]:
+    """A name stands for one thing."""
+    yield from _unique(("health",), [check.name for check in spec.health], "name", "name")
+    yield from _unique(("alerts",), [alert.name for alert in spec.alerts], "name", "name")
+    yield from _unique(("database", "databases"), spec.database.databases, "database")
+    yield from _unique(("grafana", "dashboards"), spec.grafana.dashboards, "dashboard")
+    yield from _unique(("logging", "elasticsearch"), spec.logging.elasticsearch, "node")
+    yield from _unique(("encryption", "recipients"), spec.encryption.recipients, "recipient")
+    yield from _unique(("cleanup", "cache_patterns"), spec.cleanup.cache_patterns, "pattern")
+    pairs = [f"{source.table} -> {source.collection}" for source in spec.vectors.sources]
+    yield from _unique(("vectors", "sources"), pairs, "pair of table and collection")
+
+
+def _destinations(spec: Spec) -> Iterator[Conflict]:
+    """Two repositories do not share a prefix: one's retention would meet the other's objects."""
+    path: FieldPath = ("backup", "vectors", "destination")
+    other: FieldPath = ("backup", "database", "destination")
+    vectors, database = spec.backup.vectors.destination, spec.backup.database.destination
+    if vectors.startswith(database) or database.startswith(vectors):
+        found = f'"{vectors}", which overlaps {format_path(other)} "{database}"'
+        yield Conflict(path, found, "a prefix of its own", (other,))
+
+
+def _cleanup_roots(spec: Spec) -> Iterator[Conflict]:
+    """A root is a directory of this stack alone, and lies within no other root."""
+    roots: list[tuple[FieldPath, str]] = [
+        (("cleanup", "log_roots", i), root) for i, root in enumerate(spec.cleanup.log_roots)
+    ]
+    roots += [(("cleanup", "temp_roots", i), root) for i, root in enumerate(spec.cleanup.temp_roots)]
+    for path, root in roots:
+        if ".." in root.split("/") or root.rstrip("/") in {"", *_NOT_OURS}:
+            yield Conflict(path, f'"{root}"', "a directory that belongs to this stack alone, without ..")
+    for (path, root), (later_path, later) in combinations(roots, 2):
+        outer, inner = sorted((f"{root.rstrip('/')}/", f"{later.rstrip('/')}/"), key=len)
+        if inner.startswith(outer) and outer != "/":
+            found = f'"{later}", which overlaps {format_path(path)} "{root}"'
+            yield Conflict(later_path, found, "directories that do not contain one another", (path,))
+
+
+_RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
+    _limits,
+    _times,
+    _nodes,
+    _ports,
+    _firewall,
+    _names,
+    _destinations,
+    _cleanup_roots,
+)
