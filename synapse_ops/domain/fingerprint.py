@@ -82,12 +82,13 @@ class LargeObjects:
 class Fingerprint:
     """The content of one database at one snapshot. All names are qualified and quoted as PostgreSQL writes them.
 
+    hash_probe: the server's hash of a fixed text; servers that differ in it cannot be compared.
     large_objects: by first oid of a range of `large_object_span` oids; the span is 1 until there are very many.
     skipped: what was not counted and why (foreign tables; unlogged tables of a standby).
     """
 
     server_major: int
-    byte_order: str = "little"
+    hash_probe: str = ""
     tables: Mapping[str, TableContent] = field(default_factory=dict)
     materialized_views: Mapping[str, bool] = field(default_factory=dict)
     sequences: Mapping[str, SequenceBracket] = field(default_factory=dict)
@@ -101,16 +102,18 @@ class Fingerprint:
     def row_count(self) -> int:
         return sum(table.rows for table in self.tables.values())
 
-    def with_sequences_after(self, after: Mapping[str, SequencePosition]) -> Fingerprint:
-        """Return the fingerprint with every bracket closed by a later read.
+    def with_brackets(
+        self, before: Mapping[str, SequencePosition], after: Mapping[str, SequencePosition]
+    ) -> Fingerprint:
+        """Return the fingerprint with wider brackets: read before a dump began and after it ended.
 
-        A sequence that has gone meanwhile keeps its first reading.
+        A sequence that is missing in a reading keeps its own.
         """
-        closed = {
-            name: SequenceBracket(bracket.before, after.get(name, bracket.after))
+        wider = {
+            name: SequenceBracket(before.get(name, bracket.before), after.get(name, bracket.after))
             for name, bracket in self.sequences.items()
         }
-        return replace(self, sequences=closed)
+        return replace(self, sequences=wider)
 
     def to_json(self) -> bytes:
         """Return the canonical bytes: sorted keys, UTF-8, one final newline."""
@@ -153,8 +156,8 @@ def compare(expected: Fingerprint, actual: Fingerprint) -> tuple[str, ...]:
     expected: of the backup. actual: of the restored copy, at rest. Fingerprints of different major versions or byte
     orders are not comparable, which is itself the one difference returned.
     """
-    if (expected.server_major, expected.byte_order) != (actual.server_major, actual.byte_order):
-        ours, theirs = (f"PostgreSQL {side.server_major} {side.byte_order}-endian" for side in (expected, actual))
+    if (expected.server_major, expected.hash_probe) != (actual.server_major, actual.hash_probe):
+        ours, theirs = (f"PostgreSQL {side.server_major} (hash {side.hash_probe})" for side in (expected, actual))
         return (f"fingerprints are not comparable: {ours}, restored on {theirs}",)
     # What the backup left out by name, unlogged rows on a standby say, is not held against the copy.
     found: list[str] = []

@@ -73,7 +73,7 @@ def test_each_change_is_the_one_difference_named(changed: dict[str, object], wor
 @pytest.mark.parametrize(("restored", "is_allowed"), [(4, False), (5, True), (7, True), (9, True), (10, False)])
 def test_a_sequence_in_use_is_restored_between_its_two_readings(restored: int, is_allowed: bool) -> None:
     """Sequences have no snapshot: the dump reads them at some moment between our two readings."""
-    source = BASE.with_sequences_after({"public.s": at(9)})
+    source = BASE.with_brackets({}, {"public.s": at(9)})
     copy = replace(BASE, sequences={"public.s": SequenceBracket(at(restored), at(restored))})
 
     assert (compare(source, copy) == ()) is is_allowed

@@ -1,0 +1,86 @@
+"""A small object that is rewritten while work goes on: what lies beside it is not a left-over, or is being read.
+
+It stays when the work is done or dies (`heartbeat.json`: its age decides when left-overs may go), or is removed at the
+end (`reading-<reader>.json`: a hold against expiry). Its age is judged by the store's own clock, never by ours.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops.errors import DeadlineExceeded, SynapseOpsError
+
+if TYPE_CHECKING:
+    from synapse_ops.systems.object_store import ObjectStore
+
+INTERVAL_S = 20.0
+LOST_AFTER_S = 600.0  # far under the least grace for left-overs, far over a restart of the store
+
+
+class Heartbeat:
+    """One beating object. `raise_if_lost` belongs before every step that must not happen unprotected."""
+
+    def __init__(self, store: ObjectStore, key: str, body: Mapping[str, Any]) -> None:
+        self._store = store
+        self._key = key
+        self._body = dict(body)
+        self._beats = 0
+        self._last_success = time.monotonic()
+        self._last_error = ""
+
+    def beat(self) -> None:
+        """Write the object once; raises what the store raises."""
+        self._beats += 1
+        body = {**self._body, "beats": self._beats, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        self._store.put_bytes(self._key, (json.dumps(body, sort_keys=True) + "\n").encode())
+        self._last_success = time.monotonic()
+
+    def keep_beating(self, stop: threading.Event, interval_s: float) -> None:
+        """Beat until stopped; a beat that fails is tried again at the next interval."""
+        while not stop.wait(interval_s):
+            try:
+                self.beat()
+            except SynapseOpsError as error:
+                self._last_error = error.message  # told by raise_if_lost when it lasts
+
+    def raise_if_lost(self) -> None:
+        """Raise DeadlineExceeded when no beat has reached the store for LOST_AFTER_S seconds."""
+        silence_s = time.monotonic() - self._last_success
+        if silence_s > LOST_AFTER_S:
+            raise DeadlineExceeded(
+                f"could not write {self._store.full_url(self._key)} for {silence_s:.0f} s, limit {LOST_AFTER_S:.0f} s",
+                detail=self._last_error,
+            )
+
+
+@contextmanager
+def keep_heartbeat(
+    store: ObjectStore,
+    key: str,
+    *,
+    body: Mapping[str, Any],
+    interval_s: float = INTERVAL_S,
+    remove_at_end: bool = False,
+) -> Iterator[Heartbeat]:
+    """Write `key` now and every `interval_s` seconds until the block ends; the first write must succeed.
+
+    remove_at_end: for holds, whose presence means "in use"; a holder that dies leaves it, and its age frees it.
+    """
+    heartbeat = Heartbeat(store, key, body)
+    heartbeat.beat()
+    stop = threading.Event()
+    thread = threading.Thread(target=heartbeat.keep_beating, args=(stop, interval_s), name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield heartbeat
+    finally:
+        stop.set()
+        thread.join()
+        if remove_at_end:
+            store.delete([key])

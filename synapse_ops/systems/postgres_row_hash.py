@@ -1,0 +1,99 @@
+"""Which expression gives every value of a column a hash that tells all different values apart, on any server.
+
+PostgreSQL's own hash follows equality, and equality is coarser than what is stored: 1.0 equals 1.00 in numeric, -0
+equals 0 in float, '1 mon' equals '30 days', a case-insensitive collation makes 'A' equal 'a', {1} hashes as {{1}}.
+And it follows oids, which a restore gives anew to enum labels, tables and roles. So a column is hashed as it is only
+when its type is known to be exact; otherwise by its binary form (cheap), and failing that by its text form, which is
+what a dump carries. Measured on 1.5 million rows with numeric, float8 and jsonb: 0.67 s as they are, 0.75 s with binary
+forms of numeric and float8, 1.04 s with the text of jsonb as well, against 1.5 s for the dump.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# Equality is identity of the stored value, and the hash covers all of it. jsonb is not here: it holds numerics.
+_EXACT = frozenset(
+    {"bool", "char", "name", "int2", "int4", "int8", "text", "varchar", "bytea", "oid", "tid", "xid", "xid8", "cid"}
+    | {"oidvector", "date", "time", "timetz", "timestamp", "timestamptz", "uuid", "inet", "cidr", "macaddr", "macaddr8"}
+    | {"pg_lsn", "int4range", "int8range", "daterange", "tsrange", "tstzrange"}
+    | {"int4multirange", "int8multirange", "datemultirange", "tsmultirange", "tstzmultirange"}
+)
+# The binary form is the stored value, free of oids and of settings.
+_BINARY = frozenset(
+    {"numeric", "float4", "float8", "interval", "money", "bit", "varbit", "bpchar", "int2vector", "tsvector", "tsquery"}
+    | {"point", "lseg", "path", "box", "polygon", "line", "circle", "json", "jsonpath", "txid_snapshot", "pg_snapshot"}
+)
+_COLLATED = frozenset({"text", "varchar", "bpchar", "name"})
+# Binary forms of arrays name the element type by oid: only built-in ones have the same oid everywhere.
+_ARRAY_BINARY = (_EXACT | _BINARY) - {"json"}
+
+
+@dataclass(frozen=True, slots=True)
+class TypeFacts:
+    """One row of pg_type: schema, name, typtype, what it is made of, and its output functions as SQL names.
+
+    base: of a domain. element: of a true array, 0 otherwise. type_modifier: of a domain, -1 otherwise.
+    """
+
+    schema: str
+    name: str
+    kind: str
+    base: int
+    element: int
+    type_modifier: int
+    output: str
+    send: str
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFacts:
+    """One live column: `name` quoted; `is_deterministic` of its collation, True where it has none."""
+
+    name: str
+    type_oid: int
+    type_modifier: int
+    is_deterministic: bool
+
+
+def column_expression(column: ColumnFacts, types: Mapping[int, TypeFacts]) -> str:
+    """Return the SQL whose hash tells any two values of this column apart; the column's own name when it is exact.
+
+    types: by oid; composite types (and arrays of them) may be absent, and are then given as text.
+    """
+    facts, modifier = types.get(column.type_oid), column.type_modifier
+    while facts is not None and facts.kind == "d":
+        modifier = facts.type_modifier if modifier < 0 else modifier
+        facts = types.get(facts.base)
+    if facts is None:  # composite: the text form of a record holds that of every field
+        return f"pg_catalog.record_out({column.name})::text"
+    if facts.element:
+        return _array_expression(column.name, types.get(facts.element))
+    if facts.schema == "pg_catalog":
+        has_scale = facts.name in {"numeric", "bpchar"} and modifier >= 0
+        if has_scale or facts.name in _EXACT:
+            needs_bytes = facts.name in _COLLATED and not column.is_deterministic
+            return f'{column.name} COLLATE "C"' if needs_bytes else column.name
+        if facts.name in _BINARY:
+            return f"{facts.send}({column.name})"
+    return f"{facts.output}({column.name})::text"
+
+
+def _array_expression(name: str, element: TypeFacts | None) -> str:
+    if element is not None and element.schema == "pg_catalog" and element.name in _ARRAY_BINARY:
+        return f"pg_catalog.array_send({name})"
+    return f"pg_catalog.array_out({name})::text"
+
+
+def row_expression(columns: Sequence[ColumnFacts], types: Mapping[int, TypeFacts], *, keeps_order: bool) -> str:
+    """Return the bigint hash of one row of a table with the alias `t`.
+
+    keeps_order: whether a restore keeps the order of the columns. It does not for tables that inherit: their inherited
+    columns come first, so they are hashed in the order of their names.
+    """
+    ordered = sorted(columns, key=lambda column: column.name) if not keeps_order else list(columns)
+    expressions = [column_expression(column, types) for column in ordered]
+    if keeps_order and expressions == [column.name for column in ordered]:
+        return "pg_catalog.hash_record_extended(t, 0)"
+    return f"pg_catalog.hash_record_extended(ROW({', '.join(expressions)}), 0)"
