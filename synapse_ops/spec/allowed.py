@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import cache
 from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
 
 from synapse_ops.spec.block import FORM, REFERENCE
 from synapse_ops.spec.document import Spec, default_spec
 from synapse_ops.spec.faults import FieldPath
+from synapse_ops.spec.units import format_duration
+
+
+class _Generator(GenerateJsonSchema):
+    """Writes default durations as a spec does (`1m`), where pydantic would write `PT1M`."""
+
+    def encode_default(self, dft: Any) -> Any:
+        """Return the default as JSON."""
+        return format_duration(dft) if isinstance(dft, timedelta) else super().encode_default(dft)
 
 
 @cache
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of a spec file, with a description of every block and field."""
-    schema = Spec.model_json_schema(mode="validation")
+    schema = Spec.model_json_schema(mode="validation", schema_generator=_Generator)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Synapse Ops spec"
     schema["minProperties"] = 1
@@ -27,7 +39,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _write_defaults(schema: dict[str, Any], block: dict[str, Any], written: dict[str, Any]) -> None:
-    """Put the defaults of a block's fields as a spec would write them (`1m`), where pydantic puts its own (`PT1M`)."""
+    """Put the defaults of a block's fields as a spec would write them (`4Gi`), where pydantic puts its own values."""
     reference = block.get("$ref") or next((part["$ref"] for part in block.get("anyOf", ()) if "$ref" in part), None)
     if reference is None:
         return
