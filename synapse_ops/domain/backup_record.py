@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from synapse_ops.domain.repository_layout import Identity
 from synapse_ops.errors import DocumentUnreadable
 
 FORMAT_VERSION: Literal[1] = 1
@@ -138,6 +138,10 @@ class BackupRecord(Document):
     fingerprint_digest: Sha256
     structure_digest: Sha256
 
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.source.system_identifier, self.source.generation)
+
 
 class Verdict(StrEnum):
     """What a proof found. Only `PROVEN` counts; everything else satisfies nothing."""
@@ -171,7 +175,3 @@ class ProofRecord(Document):
     reason: str = ""
     differences: tuple[str, ...] = ()
     correlation_id: str = ""
-
-    @property
-    def finished(self) -> datetime:
-        return self.finished_at

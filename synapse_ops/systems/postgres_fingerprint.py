@@ -293,9 +293,7 @@ def _batches(tables: Sequence[tuple[_Relation, str]]) -> Iterator[list[tuple[_Re
         yield small
 
 
-def _count(
-    connection: psycopg.Connection[Any], batch: Sequence[tuple[_Relation, str]]
-) -> dict[str, TableContent]:
+def _count(connection: psycopg.Connection[Any], batch: Sequence[tuple[_Relation, str]]) -> dict[str, TableContent]:
     names = [table.name for table, _ in batch]
     query = " UNION ALL ".join(
         f"SELECT {number}, count(*), coalesce(sum({expression}), 0)::text"
@@ -317,9 +315,7 @@ def _read_rest(connection: psycopg.Connection[Any]) -> dict[str, Any]:
         "server_major": int(_one(connection, "SHOW server_version_num")) // 10000,
         "hash_probe": str(_one(connection, "SELECT hashtextextended('synapse-ops', 0)")),
         "large_object_span": span,
-        "large_objects": {
-            row[0]: LargeObjects(*row[1:]) for row in connection.execute(_LARGE_OBJECTS, {"span": span})
-        },
+        "large_objects": {row[0]: LargeObjects(*row[1:]) for row in connection.execute(_LARGE_OBJECTS, {"span": span})},
         "extensions": dict(connection.execute("SELECT extname, extversion FROM pg_extension").fetchall()),
         "collation_versions": dict(connection.execute(_COLLATIONS).fetchall()),
     }

@@ -1,0 +1,214 @@
+"""What a listing and the documents together say of every backup: the compact rows that retention and people read.
+
+Pure: `ListedBackup` gathers the keys of one prefix as they stream by, `judge` puts the documents' facts beside them.
+Memory matters (10,000 backups, 100,000 objects): a row keeps digests of its listing, not the listing.
+A backup is proven only by its newest proof: a later one that failed, or that a changed object made void, undoes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from synapse_ops.domain.backup_record import BackupRecord, ObjectRecord, ProofRecord, Verdict
+from synapse_ops.domain.repository_layout import BACKUP, HEARTBEAT, STARTED, BackupPlace, label_of_pin, started_at_of
+
+HOLD_GRACE = timedelta(minutes=10)  # 30 missed renewals of 20 s: the reader has died
+
+_PROOF = re.compile(r"proof-\d{8}T\d{6}Z\.json")
+_PIN = re.compile(r"pin-[^/]+\.json")
+_READING = re.compile(r"reading-[^/]+\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """One object of a backup's prefix; `name` is relative to the prefix."""
+
+    name: str
+    size_bytes: int
+    etag: str
+    modified_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ListedBackup:
+    """One prefix as a listing shows it. `data_digest` is over the data objects, `listing_digest` over every key.
+
+    Markers that come and go (heartbeat, holds) are in neither, so that a plan survives them; pins are in `pins`.
+    touched_at: the newest LastModified of any object; held_at: of any hold.
+    """
+
+    place: BackupPlace
+    size_bytes: int
+    object_count: int
+    data_digest: str
+    listing_digest: str
+    backup_etag: str | None
+    newest_proof: str | None
+    newest_proof_etag: str | None
+    pins: tuple[str, ...]
+    held_at: datetime | None
+    touched_at: datetime
+
+
+def is_data(name: str) -> bool:
+    """Whether an object holds what was backed up, and not a document or marker about it."""
+    return name not in {STARTED, HEARTBEAT, BACKUP} and not any(
+        pattern.fullmatch(name) for pattern in (_PROOF, _PIN, _READING)
+    )
+
+
+def gather(place: BackupPlace, objects: Iterable[ListedObject]) -> ListedBackup:
+    """Return the row of one prefix. objects: at least one, any order."""
+    rows = sorted(objects, key=lambda row: row.name)
+    proofs = [row for row in rows if _PROOF.fullmatch(row.name)]
+    holds = [row.modified_at for row in rows if _READING.fullmatch(row.name)]
+    lasting = [row for row in rows if row.name != HEARTBEAT and not _READING.fullmatch(row.name)]
+    return ListedBackup(
+        place=place,
+        size_bytes=sum(row.size_bytes for row in rows),
+        object_count=len(rows),
+        data_digest=_digest((row.name, row.size_bytes, row.etag) for row in rows if is_data(row.name)),
+        listing_digest=_digest((row.name, row.size_bytes, row.etag) for row in lasting),
+        backup_etag=next((row.etag for row in rows if row.name == BACKUP), None),
+        newest_proof=proofs[-1].name if proofs else None,
+        newest_proof_etag=proofs[-1].etag if proofs else None,
+        pins=tuple(label_of_pin(row.name) for row in rows if _PIN.fullmatch(row.name)),
+        held_at=max(holds, default=None),
+        touched_at=max(row.modified_at for row in rows),
+    )
+
+
+def digest_of_objects(objects: Iterable[ObjectRecord]) -> str:
+    """Return the `data_digest` that a listing of exactly these objects has."""
+    return _digest(sorted((record.name, record.size_bytes, record.etag) for record in objects))
+
+
+def _digest(rows: Iterable[tuple[str, int, str]]) -> str:
+    lines = hashlib.sha256()
+    for name, size_bytes, etag in rows:
+        lines.update(f"{name}\0{size_bytes}\0{etag}\n".encode())
+    return lines.hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class BackupFacts:
+    """What `backup.json` tells beyond its listing; unreadable_reason is set when it could not be read."""
+
+    sha256: str
+    objects_digest: str
+    finished_at: datetime | None = None
+    database_time: datetime | None = None
+    database_size_bytes: int = 0
+    row_count: int = 0
+    duration_s: float = 0.0
+    is_encrypted: bool = False
+    unreadable_reason: str = ""
+
+    @classmethod
+    def of(cls, record: BackupRecord, *, sha256: str) -> BackupFacts:
+        return cls(
+            sha256=sha256,
+            objects_digest=digest_of_objects(record.objects),
+            finished_at=record.finished_at,
+            database_time=record.database_time,
+            database_size_bytes=record.source.database_size_bytes,
+            row_count=record.row_count,
+            duration_s=record.duration_s,
+            is_encrypted=bool(record.encryption_recipients),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProofFacts:
+    """What the newest proof tells."""
+
+    verdict: Verdict
+    finished_at: datetime
+    backup_sha256: str
+    objects_digest: str
+    restore_s: float | None
+    reason: str
+
+    @classmethod
+    def of(cls, record: ProofRecord) -> ProofFacts:
+        return cls(
+            verdict=record.verdict,
+            finished_at=record.finished_at,
+            backup_sha256=record.backup_sha256,
+            objects_digest=digest_of_objects(record.objects),
+            restore_s=record.restore_s,
+            reason=record.reason or "; ".join(record.differences[:1]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """One backup. It exists (its `backup.json` does); whether it counts is what the other fields say.
+
+    proven_at: when its newest proof finished, only if that proof passed and still matches every byte named; else None,
+    and `doubt` says why. last_verdict is the newest proof's own word. held_at: the newest renewal of a reader's hold.
+    """
+
+    place: BackupPlace
+    size_bytes: int
+    listing_digest: str
+    finished_at: datetime | None
+    database_time: datetime | None
+    database_size_bytes: int
+    row_count: int
+    duration_s: float
+    is_encrypted: bool
+    proven_at: datetime | None
+    last_verdict: Verdict | None
+    restore_s: float | None
+    doubt: str
+    pins: tuple[str, ...]
+    held_at: datetime | None
+    unreadable_reason: str
+
+    @property
+    def started_at(self) -> datetime:
+        return started_at_of(self.place.backup_id)
+
+
+def judge(listed: ListedBackup, backup: BackupFacts, proof: ProofFacts | None) -> CatalogEntry:
+    """Return the catalog's row of one backup."""
+    doubt = _doubt(listed, backup, proof)
+    return CatalogEntry(
+        place=listed.place,
+        size_bytes=listed.size_bytes,
+        listing_digest=listed.listing_digest,
+        finished_at=backup.finished_at,
+        database_time=backup.database_time,
+        database_size_bytes=backup.database_size_bytes,
+        row_count=backup.row_count,
+        duration_s=backup.duration_s,
+        is_encrypted=backup.is_encrypted,
+        proven_at=proof.finished_at if proof is not None and not doubt else None,
+        last_verdict=proof.verdict if proof is not None else None,
+        restore_s=proof.restore_s if proof is not None else None,
+        doubt=doubt,
+        pins=listed.pins,
+        held_at=listed.held_at,
+        unreadable_reason=backup.unreadable_reason,
+    )
+
+
+def _doubt(listed: ListedBackup, backup: BackupFacts, proof: ProofFacts | None) -> str:
+    if backup.unreadable_reason:
+        return backup.unreadable_reason
+    if backup.objects_digest != listed.data_digest:
+        return "its objects are not the ones that backup.json names"
+    if proof is None:
+        return "not proven yet"
+    if proof.verdict is not Verdict.PROVEN:
+        return f"newest proof: {proof.verdict}{': ' + proof.reason if proof.reason else ''}"
+    if proof.backup_sha256 != backup.sha256:
+        return "proof is void: backup.json has changed since"
+    if proof.objects_digest != listed.data_digest:
+        return "proof is void: its objects have changed since"
+    return ""
