@@ -29,7 +29,7 @@ _OWN_PREFIXES = ("leases/", "plans/")
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """What one reading found. backups: newest first. left_overs: prefixes without a backup. foreign_count: keys not ours.
+    """What one reading found. backups: newest first. left_overs: prefixes without one. foreign_count: keys not ours.
 
     read_at: the store's own clock when the listing began (whole seconds, aware UTC).
     """
