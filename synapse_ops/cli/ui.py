@@ -1,0 +1,45 @@
+"""`synapse-ops ui`: the Dagster UI, daemon and code server of a stack, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import types
+
+import click
+
+from synapse_ops.cli.options import Place, stack_options
+
+
+@click.command(name="ui")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of the UI on 127.0.0.1. Default: a free one.")
+@click.option("--new-url", is_flag=True, help="Print a new one-time URL of the UI that is already served, and end.")
+@stack_options
+def command(port: int | None, new_url: bool, place: Place) -> None:
+    """Serve the Dagster UI, daemon and code server.
+
+    The URL printed opens a session once; --new-url prints another. Ctrl-C ends everything that this command started.
+
+    \b
+    Examples:
+      synapse-ops ui
+      synapse-ops ui --port 3000
+      synapse-ops ui --new-url
+    """
+    from synapse_ops.services import dagster_service as dagster
+
+    if new_url:
+        click.echo(dagster.url_of_running(place.state_dir.absolute()))
+        return
+    dagster.start_embedded_stack(place.state_dir.absolute())
+    service = dagster.DagsterService(place.state_dir.absolute(), place.found_spec(), port=port)
+
+    def stop(number: int, frame: types.FrameType | None) -> None:
+        del number, frame
+        service.supervisor.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    with dagster.running(service):
+        click.echo(f"Dagster of {place.state_dir}: {service.new_url()}")
+        click.echo("Opens once. Ctrl-C stops it; `synapse-ops ui --new-url` prints another URL.", err=True)
+        service.supervisor.wait_until_ended(timeout_s=None)

@@ -1,0 +1,78 @@
+"""What all assets share: owners, groups, pools, time limits, freshness, and the version of the code behind a number.
+
+Two lists live here, and tests read both: which assets have a freshness policy, and which have none and why.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+
+import dagster as dg
+
+OWNERS = ["team:operations"]
+
+GROUP_SPEC = "spec"
+GROUP_DATABASE = "database"
+
+POOL_POSTGRES_IO = "postgres-io"  # one dump or restore at a time on a host
+POOL_REPOSITORY_DELETE = "repository-delete"  # one deletion at a time in a repository
+
+TAG_TRIGGER = "synapse/trigger"  # schedule, sensor, launchpad, demo
+TAG_BACKUP_ID = "synapse/backup_id"
+TAG_SET_ID = "synapse/set_id"
+TAG_CORRELATION_ID = "synapse/correlation_id"
+
+TABLE_ROWS = 200  # what a metadata table shows; totals stand beside it, the whole is in the repository
+
+# assets without a clock, and the reason; a new asset must have a policy or stand here
+WITHOUT_FRESHNESS = {
+    "infrastructure_file": "an operator edits it when there is a reason to, not on a schedule",
+    "spec/*": "changes when the operator changes the file; spec_loaded_equals_file watches that it is loaded",
+    "database_retention_set": "deletes only what a plan names, and a plan may rightly name nothing for months",
+}
+
+
+def run_limit(limit: timedelta) -> dict[str, str]:
+    """Return the tag that ends a run after `limit`, so that a hung one does not hold its pool for ever."""
+    return {"dagster/max_runtime": str(int(limit.total_seconds()))}
+
+
+def freshness_of(fail_after: timedelta) -> dg.FreshnessPolicy:
+    """Return a policy that warns at three quarters of the window and fails at its end."""
+    return dg.FreshnessPolicy.time_window(fail_window=fail_after, warn_window=fail_after * 0.75)
+
+
+@cache
+def code_version(*modules: str) -> str:
+    """Return 12 hex digits of what the modules do: comments, docstrings and layout do not count.
+
+    The modules are read as files, never imported: an operation's module may load a heavy client.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(_meaning_of(module).encode())
+    return digest.hexdigest()[:12]
+
+
+def _meaning_of(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return module
+    tree = ast.parse(Path(spec.origin).read_bytes())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and _has_docstring(node.body):
+            node.body = node.body[1:]
+        del body
+    return ast.dump(tree)
+
+
+def _has_docstring(body: Sequence[ast.stmt]) -> bool:
+    first = body[0] if body else None
+    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)

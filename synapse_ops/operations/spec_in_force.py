@@ -1,0 +1,84 @@
+"""Which spec is in force: the file when it is valid, else the last valid one, kept by content.
+
+An editor's half-saved file must not take the code location down, and must not stop backups. So every valid spec is kept
+as <state_dir>/spec/<digest>.yaml, and `in-force` names the newest of them. What is in force and what the file says may
+differ; the check `spec_loaded_equals_file` is red while they do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from synapse_ops.errors import ConfigError
+from synapse_ops.spec import LoadedSpec, load_spec
+
+_FOLDER = "spec"
+_IN_FORCE = "in-force"
+
+
+@dataclass(frozen=True)
+class SpecInForce:
+    """loaded: what is in force; its `path` is the kept copy. file_path: what the operator edits.
+
+    fault: why the file is not in force; None when it is.
+    """
+
+    loaded: LoadedSpec
+    file_path: Path
+    fault: ConfigError | None
+
+
+def read_spec_in_force(file_path: Path, state_dir: Path) -> SpecInForce:
+    """Return the spec of the file, keeping a copy of it, or the last valid one when the file is not valid.
+
+    Raises the file's ConfigError when no valid one was ever kept.
+    """
+    folder = state_dir / _FOLDER
+    try:
+        content = _read(file_path)
+        digest = load_spec(file_path).digest
+    except ConfigError as fault:
+        kept = _kept(folder)
+        if kept is None:
+            raise
+        return SpecInForce(load_spec(kept), file_path, fault)
+    return SpecInForce(load_spec(_keep(folder, digest, content)), file_path, None)
+
+
+def compare_with_file(file_path: Path, digest: str) -> str:
+    """Return "" when the file is valid and means what `digest` names, else one line that says why not."""
+    try:
+        found = load_spec(file_path).digest
+    except ConfigError as fault:
+        first = fault.detail.splitlines()[0] if fault.detail else ""
+        return f"the file is not valid: {fault.message}" + (f" ({first})" if first else "")
+    return "" if found == digest else f"the file has digest {found[:12]}, loaded is {digest[:12]}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f'cannot read spec "{path}"', detail=str(error)) from error
+
+
+def _keep(folder: Path, digest: str, content: bytes) -> Path:
+    """Store the content under its digest and name it as in force; each step is a rename: a cut leaves old or new."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kept = folder / f"{digest}.yaml"
+    for target, data in ((kept, content), (folder / _IN_FORCE, digest.encode("ascii"))):
+        if not target.exists() or target.read_bytes() != data:
+            partial = target.with_name(target.name + ".part")
+            partial.write_bytes(data)
+            partial.replace(target)
+    return kept
+
+
+def _kept(folder: Path) -> Path | None:
+    try:
+        digest = (folder / _IN_FORCE).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    kept = folder / f"{digest}.yaml"
+    return kept if kept.is_file() else None
