@@ -30,7 +30,6 @@ def command(port: int | None, new_url: bool, place: Place) -> None:
     if new_url:
         click.echo(dagster.url_of_running(place.state_dir.absolute()))
         return
-    dagster.start_embedded_stack(place.state_dir.absolute())
     service = dagster.DagsterService(place.state_dir.absolute(), place.found_spec(), port=port)
 
     def stop(number: int, frame: types.FrameType | None) -> None:

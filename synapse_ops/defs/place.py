@@ -15,7 +15,7 @@ _SPEC_NAME = "infrastructure.yaml"
 
 @dataclass(frozen=True)
 class Place:
-    """spec_path: what the operator edits. state_dir: this host's files. is_embedded: the servers are our embedded ones."""
+    """spec_path: what the operator edits. state_dir: this host's files. is_embedded: the servers are embedded."""
 
     spec_path: Path
     state_dir: Path

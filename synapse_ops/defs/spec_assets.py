@@ -24,6 +24,7 @@ CHECK_NAME = "spec_loaded_equals_file"
 # top-level values that are no block of their own: `spec/stack` holds them together
 _SCALARS = ("name", "time_zone", "health_base_url")
 _STACK_BLOCK = "stack"
+_STACK_DESCRIPTION = "Name, time zone and base address of the stack."
 
 
 def spec_key(block: str) -> dg.AssetKey:
@@ -40,9 +41,7 @@ def spec_definitions(place: Place, loaded: "LoadedSpec") -> dg.Definitions:
         dg.AssetSpec(
             spec_key(block),
             deps=[FILE_KEY],
-            description=fields[block].description
-            if block in fields
-            else "Name, time zone and base address of the stack.",
+            description=fields[block].description if block in fields else _STACK_DESCRIPTION,
             group_name=GROUP_SPEC,
             owners=OWNERS,
             kinds={"yaml"},
@@ -65,7 +64,7 @@ def spec_definitions(place: Place, loaded: "LoadedSpec") -> dg.Definitions:
 
     file = dg.AssetSpec(
         FILE_KEY,
-        description="The spec file as the operator saves it. What is in force may be an older, valid one: see its check.",
+        description="The spec file as the operator saves it. In force may be an older, valid one: see its check.",
         group_name=GROUP_SPEC,
         owners=OWNERS,
         kinds={"yaml", "file"},

@@ -67,7 +67,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class RecordedEvent:
-    """The latest materialization of an asset: when (aware UTC), in which run ("": reported without one), what it says."""
+    """The latest materialization of an asset: when (aware UTC), in which run ("": reported without), what it says."""
 
     at: datetime
     run_id: str

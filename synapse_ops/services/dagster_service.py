@@ -210,14 +210,6 @@ def url_of_running(state_dir: Path) -> str:
     raise Refused(f"no UI is served for {state_dir}", hint="`synapse-ops ui` serves it.")
 
 
-def start_embedded_stack(state_dir: Path) -> None:
-    """Start the embedded servers when the state directory has any; they outlive us, as after `local up`."""
-    if (state_dir / "state.json").exists():
-        from synapse_ops.local.embedded_stack import start_stack
-
-        start_stack(state_dir)
-
-
 def free_port() -> int:
     """Return a loopback port that was free a moment ago."""
     with socket.socket() as probe:

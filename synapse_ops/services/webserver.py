@@ -1,6 +1,7 @@
 """One process: Dagster's webserver behind the guard (`python -m synapse_ops.services.webserver`).
 
-Settings and secrets come by environment and file, never by argv; the access log is off, because a URL can hold the one-time token.
+Settings and secrets come by environment and file, never by argv; the access log is off, because a URL can hold the
+one-time token.
 """
 
 from __future__ import annotations
