@@ -144,13 +144,16 @@ class SeaweedServer:
     def _log_tail(self) -> str:
         return self.log_path.read_text(errors="replace")[-1500:] if self.log_path.exists() else ""
 
-    def marks(self) -> list[ProcessMark]:
-        """Return the processes of this store (they work in its folder)."""
-        return processes_in(self.data_dir) if self.data_dir.exists() else []
+    def mark(self) -> ProcessMark | None:
+        """Return the living process of this store: our child, else whichever works in its folder."""
+        if self._child is not None:
+            return ProcessMark.of(self._child.pid) if self._child.poll() is None else None
+        found = processes_in(self.data_dir) if self.data_dir.exists() else []
+        return found[0] if found else None
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End it, politely first. No-op when nothing runs."""
-        for mark in self.marks():
+        for mark in processes_in(self.data_dir) if self.data_dir.exists() else []:
             end_process(mark, signal.SIGTERM, timeout_s=timeout_s)
         if self._child is not None:
             self._child.wait(timeout_s)

@@ -11,13 +11,14 @@ import ctypes
 import os
 import pwd
 import random
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,34 @@ def make_private_dir(path: Path, identity: ServerIdentity | None) -> Path:
     return path
 
 
+def copy_tree_once(source: Path, target: Path) -> Path:
+    """Copy a file or folder of programs to where any user may read it, whole or not at all; a no-op when it is there.
+
+    The folders above `target` are made readable. Safe when two processes do it at once: the later rename loses.
+    """
+    if target.exists():
+        return target
+    target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    making = target.with_name(f"{target.name}.making-{os.getpid()}")
+    try:
+        if source.is_dir():
+            shutil.copytree(source, making, symlinks=True)
+            for place in (making, *making.rglob("*")):
+                if not place.is_symlink():
+                    place.chmod(0o755 if place.is_dir() or place.stat().st_mode & stat.S_IXUSR else 0o644)
+        else:
+            shutil.copyfile(source, making)
+            making.chmod(0o755)
+        with contextlib.suppress(FileExistsError, OSError):
+            making.rename(target)
+    finally:
+        if making.is_dir():
+            shutil.rmtree(making, ignore_errors=True)
+        elif making.is_file():
+            making.unlink()
+    return target
+
+
 def run_as(
     identity: ServerIdentity | None,
     argv: Sequence[str | Path],
@@ -118,7 +147,7 @@ def run_as(
     """Run a short program to its end and return its output as text.
 
     Raises ToolFailed for a status other than 0 (unless `check` is off), DeadlineExceeded after `timeout_s`. argv must
-    hold no secret: it is visible to every user of the host.
+    hold no secret: it is visible to every user of the host. The program is killed when we are.
     """
     command = [str(part) for part in argv]
     try:
@@ -132,6 +161,7 @@ def run_as(
             env=dict(env) if env is not None else None,
             cwd=cwd,
             stdin=subprocess.DEVNULL,
+            preexec_fn=_dying_with_us(signal.SIGKILL),
             user=identity.uid if identity else None,
             group=identity.gid if identity else None,
             extra_groups=[] if identity else None,
@@ -160,14 +190,6 @@ def spawn(
     die_with_parent: the signal that the kernel sends it when the *thread* that called this ends, however it ends
     (PR_SET_PDEATHSIG): call it from a thread that lives as long as the server should. None: it outlives us.
     """
-    parent = os.getpid()
-
-    def before_exec() -> None:
-        if die_with_parent is not None and _prctl is not None:
-            _prctl(_PR_SET_PDEATHSIG, int(die_with_parent))
-            if os.getppid() != parent:  # it died between fork and prctl
-                os._exit(127)
-
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as log:
         return subprocess.Popen(
@@ -178,12 +200,26 @@ def spawn(
             env=dict(env) if env is not None else None,
             cwd=cwd,
             start_new_session=True,
-            preexec_fn=before_exec if die_with_parent is not None else None,
+            preexec_fn=_dying_with_us(die_with_parent) if die_with_parent is not None else None,
             user=identity.uid if identity else None,
             group=identity.gid if identity else None,
             extra_groups=[] if identity else None,
             umask=0o077 if identity else -1,
         )
+
+
+def _dying_with_us(number: signal.Signals) -> Callable[[], None]:
+    """Return what the child runs before its program: the kernel then signals it when the thread that forked it ends."""
+    parent = os.getpid()
+    code = int(number)
+
+    def before_exec() -> None:
+        if _prctl is not None:
+            _prctl(_PR_SET_PDEATHSIG, code)
+            if os.getppid() != parent:  # it died between fork and prctl
+                os._exit(127)
+
+    return before_exec
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from synapse_ops.errors import ConfigError, DeadlineExceeded, ToolFailed
+from synapse_ops.errors import ConfigError, DeadlineExceeded, Refused, ToolFailed
 from synapse_ops.systems.local_processes import (
     ProcessMark,
     ServerIdentity,
@@ -34,6 +34,8 @@ from synapse_ops.systems.local_processes import (
     works_in,
 )
 from synapse_ops.systems.pg_tools import PgTools
+
+FENCE_MARKER = "synapse.fenced"  # in PGDATA: written by a failover, removed only by a rejoin; nobody starts past it
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -144,10 +146,14 @@ class PgServer:
         """Start and wait until queries are taken (on a standby: read-only ones). No-op when it runs already.
 
         die_with_parent: the server stops fast when the calling *thread* ends, even by kill -9.
-        Raises ToolFailed with the end of the log when it ended instead, DeadlineExceeded after `timeout_s`.
+        Raises ToolFailed with the end of the log when it ended instead, DeadlineExceeded after `timeout_s`, Refused
+        when a fence marker forbids it.
         """
-        if not self.begin_start(die_with_parent=die_with_parent):
-            return
+        if self.begin_start(die_with_parent=die_with_parent):
+            self.wait_ready(timeout_s)
+
+    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Return once queries are taken. Raises as `start` does."""
         deadline = time.monotonic() + timeout_s
         while not self.is_ready():
             self.raise_if_ended()
@@ -161,6 +167,13 @@ class PgServer:
         """Launch without waiting; False when it runs already. For starting several servers side by side."""
         if self.is_running():
             return False
+        fence = self.fence()
+        if fence is not None:
+            raise Refused(
+                f'PostgreSQL in "{self.data_dir}" is fenced and is not started',
+                detail=fence.strip(),
+                hint="Rejoin it as a standby; started as it is, it would be a second primary.",
+            )
         self.end_orphans()
         (self.data_dir / "postmaster.pid").unlink(missing_ok=True)  # stale: nobody works in this directory
         self.write_configuration()
@@ -174,6 +187,12 @@ class PgServer:
             die_with_parent=signal.SIGINT if die_with_parent else None,
         )
         return True
+
+    def fence(self) -> str | None:
+        """Return what the fence marker says; None when the server is not fenced."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.data_dir / FENCE_MARKER).read_text(errors="replace")
+        return None
 
     def write_configuration(self) -> None:
         """Write postgresql.conf and pg_hba.conf; a running server takes them at its next reload."""

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from synapse_ops.errors import ConfigError
+from synapse_ops.systems.local_processes import ServerIdentity, copy_tree_once, reachable_by
 
 VERSION_TIMEOUT_S = 20.0
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?(\S*)")
@@ -97,6 +98,17 @@ def wheel_bin_dir() -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(next(iter(spec.submodule_search_locations))) / "pginstall" / "bin"
+
+
+def tools_for(identity: ServerIdentity | None, tools: PgTools, copies_dir: Path) -> PgTools:
+    """Return tools that the identity can run: these, or a copy below `copies_dir` when it cannot enter their folder.
+
+    A virtual environment under a home of mode 0700 is the usual case. The copy is made once per version (42 MiB).
+    """
+    if reachable_by(identity, tools.path("postgres")):
+        return tools
+    copy = copy_tree_once(tools.bin_dir.parent, copies_dir / f"postgresql-{tools.version}")
+    return PgTools(copy / "bin", tools.major, tools.version)
 
 
 def _candidates() -> list[Path]:

@@ -1,0 +1,156 @@
+"""`synapse-ops local up|down|status|reset|logs`: the embedded stack of real servers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from synapse_ops.domain.progress import Progress
+from synapse_ops.errors import ConfigError, Unreachable
+
+FOLLOW_POLL_S = 0.2
+
+_state_dir = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="SYNAPSE_STATE_DIR",
+    default=Path(".synapse"),
+    show_default=True,
+    help="Where the stack keeps its data, logs, secrets and spec.",
+)
+
+
+@click.group()
+def command() -> None:
+    """Start, stop and inspect the embedded stack.
+
+    PostgreSQL 17 primary with a streaming standby, Redis, an S3 store, a third PostgreSQL for Dagster's own storage and
+    a small application: real servers on free loopback ports, with data in one directory.
+
+    \b
+    Examples:
+      synapse-ops local up
+      synapse-ops local status --json
+      synapse-ops local logs db-primary --follow
+      synapse-ops local down
+    """
+
+
+def _show(step: Progress) -> None:
+    click.echo(step.stage, err=True)
+
+
+@command.command()
+@_state_dir
+@click.option("--stay", is_flag=True, help="Keep it running when this terminal is closed.")
+def up(state_dir: Path, *, stay: bool) -> None:
+    """Start whatever does not run. Running already: nothing happens.
+
+    Called from a terminal, the stack goes down when that terminal is closed, unless --stay was given.
+    """
+    from synapse_ops.local.embedded_stack import start_stack
+
+    began = time.monotonic()
+    stack = start_stack(state_dir, stay=stay, progress=_show)
+    click.echo(f"the embedded stack is up after {time.monotonic() - began:.1f} s", err=True)
+    click.echo(f"spec: {_short(stack.spec_path)}", err=True)
+
+
+@command.command()
+@_state_dir
+def down(state_dir: Path) -> None:
+    """Stop every server in order; data stay."""
+    from synapse_ops.local.embedded_stack import stop_stack
+
+    stopped = stop_stack(state_dir, progress=_show)
+    click.echo("the embedded stack is down" if stopped else "nothing was running", err=True)
+
+
+@command.command()
+@_state_dir
+@click.option("--json", "as_json", is_flag=True, help="Print the state as JSON.")
+def status(state_dir: Path, *, as_json: bool) -> None:
+    """Show every server, asked now. Exit code 12 when one that was started no longer runs."""
+    from synapse_ops.local.embedded_stack import stack_status
+
+    state = stack_status(state_dir)
+    if as_json:
+        click.echo(json.dumps({"format": 1, **asdict(state)}, indent=2, ensure_ascii=False))
+    elif not state.servers:
+        click.echo("the embedded stack was never started here; start it with: synapse-ops local up")
+    else:
+        for server in state.servers.values():
+            pid = f"pid {server.pid}" if server.pid is not None else ""
+            click.echo(f"{server.name:12} {server.state:8} {server.address:32} {pid} {server.detail}".rstrip())
+    ended = [server.name for server in state.servers.values() if server.state == "ended"]
+    if ended:
+        raise Unreachable(
+            f"not running although it was started: {', '.join(ended)}", hint="Start it again: synapse-ops local up"
+        )
+
+
+@command.command()
+@_state_dir
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def reset(state_dir: Path, *, yes: bool) -> None:
+    """Stop the stack and remove all its data, backups in its own S3 store included."""
+    from synapse_ops.local.embedded_stack import reset_stack, resettable
+    from synapse_ops.local.layout import find_layout
+
+    there = [path for path in resettable(find_layout(state_dir)) if path.exists()]
+    if not there:
+        click.echo("nothing to remove", err=True)
+        return
+    if not yes:
+        for path in there:
+            click.echo(f"  {_short(path)}", err=True)
+        click.confirm("Remove these, with every backup in the embedded store?", abort=True, err=True)
+    for path in reset_stack(state_dir, progress=_show):
+        click.echo(f"removed {_short(path)}", err=True)
+
+
+@command.command()
+@click.argument("server", required=False)
+@_state_dir
+@click.option("--lines", default=50, show_default=True, type=click.IntRange(0), help="How many of the last lines.")
+@click.option("--follow", is_flag=True, help="Go on printing as lines are written, until interrupted.")
+def logs(server: str | None, state_dir: Path, lines: int, *, follow: bool) -> None:
+    """Print the end of a server's log; without SERVER, of every log."""
+    from synapse_ops.local.layout import find_layout
+
+    folder = find_layout(state_dir).logs
+    known = {path.stem: path for path in sorted(folder.glob("*.log"))} if folder.is_dir() else {}
+    if server is not None and server not in known:
+        raise ConfigError(
+            f'there is no log of a server "{server}"',
+            detail=f"known: {', '.join(known) or 'none; nothing was started'}",
+        )
+    chosen = known if server is None else {server: known[server]}
+    offsets = {}
+    for name, path in chosen.items():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in deque(file, maxlen=lines):
+                click.echo(_labelled(name, line, alone=server is not None))
+            offsets[name] = file.tell()
+    while follow:
+        time.sleep(FOLLOW_POLL_S)
+        for name, path in chosen.items():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                file.seek(offsets[name] if path.stat().st_size >= offsets[name] else 0)
+                for line in file:
+                    click.echo(_labelled(name, line, alone=server is not None))
+                offsets[name] = file.tell()
+
+
+def _labelled(name: str, line: str, *, alone: bool) -> str:
+    return line.rstrip("\n") if alone else f"{name:12} {line.rstrip()}"
+
+
+def _short(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

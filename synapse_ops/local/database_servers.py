@@ -1,0 +1,215 @@
+"""The three PostgreSQL servers of the embedded stack: primary, streaming standby, and `ops` for Dagster's own storage.
+
+`db-primary` and `db-standby` are names of nodes, not of roles: after a failover the roles are read from the servers.
+Nothing here initialises, clones or starts past a fence marker, and a promoted standby is never cloned over.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from synapse_ops.local.credentials import write_secret
+from synapse_ops.local.layout import StackLayout
+from synapse_ops.systems.local_processes import run_as
+from synapse_ops.systems.pg_server import PgServer, make_socket_dir
+from synapse_ops.systems.pg_tools import PgTools
+
+if TYPE_CHECKING:
+    import psycopg
+
+SUPERUSER = "postgres"
+APP_USER = "synapse_user"
+APP_DATABASE = "synapse"
+REPLICATION_USER = "synapse_replication"
+OPS_USER = "dagster"
+OPS_DATABASE = "dagster"
+SLOT = "db_standby"
+CLONE_TIMEOUT_S = 600.0
+
+_COMMON: Mapping[str, object] = {
+    "shared_buffers": "64MB",
+    "max_connections": 60,
+    "password_encryption": "scram-sha-256",
+    "timezone": "UTC",
+    "log_line_prefix": "%m [%p] %q%u@%d ",
+    "log_checkpoints": False,
+    "ssl": True,
+    "ssl_min_protocol_version": "TLSv1.2",
+}
+_REPLICATED: Mapping[str, object] = {
+    **_COMMON,
+    "wal_level": "replica",
+    "wal_log_hints": True,  # pg_rewind needs it, or checksums
+    "max_wal_senders": 10,
+    "max_replication_slots": 10,
+    "max_slot_wal_keep_size": "512MB",  # a dead standby must not fill the primary's disk
+    "wal_keep_size": "64MB",
+    "max_wal_size": "512MB",
+    "wal_retrieve_retry_interval": "200ms",  # at its default of 5 s, half of all promotions took 5 s
+    "hot_standby": True,
+    "track_io_timing": True,
+}
+_HBA = (
+    "local all all scram-sha-256",
+    "hostssl all all 127.0.0.1/32 scram-sha-256",
+    f"hostssl replication {REPLICATION_USER} 127.0.0.1/32 scram-sha-256",
+)
+
+
+@dataclass(frozen=True)
+class DatabasePasswords:
+    """Passwords by role; never in a repr."""
+
+    superuser: str
+    app: str
+    replication: str
+    ops: str
+
+    def __repr__(self) -> str:
+        return "DatabasePasswords(...)"
+
+
+@dataclass(frozen=True)
+class DatabaseServers:
+    """The three servers of one layout, and the steps that make them."""
+
+    layout: StackLayout
+    passwords: DatabasePasswords
+    primary: PgServer
+    standby: PgServer
+    ops: PgServer
+
+    def make_primary(self) -> None:
+        """Initialise the primary's data directory unless it exists."""
+        if not self.primary.data_dir.exists():
+            self.primary.init(SUPERUSER, self.passwords.superuser)
+
+    def make_ops(self) -> None:
+        if not self.ops.data_dir.exists():
+            self.ops.init(SUPERUSER, self.passwords.superuser)
+
+    def connect(self, server: PgServer, database: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
+        """Connect as superuser over the socket, autocommit on."""
+        import psycopg
+
+        address = server.conninfo(database, SUPERUSER, password=self.passwords.superuser)
+        return psycopg.connect(address, autocommit=True, application_name="synapse-ops local", connect_timeout=10)
+
+    def prepare_primary(self) -> None:
+        """Make roles, database and slot where they are missing; only on a server that takes writes. Safe to repeat."""
+        with self.connect(self.primary) as connection:
+            if connection.execute("select pg_is_in_recovery()").fetchone() == (True,):
+                return
+            _make_role(connection, APP_USER, self.passwords.app, "login")
+            _make_role(connection, REPLICATION_USER, self.passwords.replication, "login replication")
+            _make_database(connection, APP_DATABASE, APP_USER)
+            found = connection.execute("select wal_status from pg_replication_slots where slot_name = %s", [SLOT])
+            status = found.fetchone()
+            if status == ("lost",):
+                connection.execute("select pg_drop_replication_slot(%s)", [SLOT])
+                self._forget_standby()
+            if status is None or status == ("lost",):
+                connection.execute("select pg_create_physical_replication_slot(%s, true)", [SLOT])
+
+    def _forget_standby(self) -> None:
+        """Remove a standby that lost its slot, for it can never catch up; a promoted one stays."""
+        if (self.standby.data_dir / "standby.signal").exists():
+            self.standby.stop()
+            shutil.rmtree(self.standby.data_dir)
+
+    def make_standby(self) -> None:
+        """Clone the primary unless the standby's data directory exists; whole or not at all."""
+        self._write_passfile()
+        if self.standby.data_dir.exists():
+            return
+        making = self.standby.clear_half_made()
+        address = _replication_address(self.layout, self.primary.port)
+        command: list[str | Path] = [self.standby.tools.path("pg_basebackup"), "-d", address, "-D", making]
+        command += ["-X", "stream", "-S", SLOT, "--checkpoint=fast", "--no-password"]
+        run_as(self.layout.identity, command, timeout_s=CLONE_TIMEOUT_S, env=self.standby.tools.environment())
+        (making / "standby.signal").touch(mode=0o600)
+        making.rename(self.standby.data_dir)
+
+    def _write_passfile(self) -> None:
+        line = f"127.0.0.1:*:*:{REPLICATION_USER}:{self.passwords.replication}\n"
+        write_secret(_passfile(self.layout), line, self.layout.identity)
+
+    def prepare_ops(self) -> None:
+        with self.connect(self.ops) as connection:
+            _make_role(connection, OPS_USER, self.passwords.ops, "login")
+            _make_database(connection, OPS_DATABASE, OPS_USER)
+
+
+def database_servers(
+    layout: StackLayout, tools: PgTools, ports: Mapping[str, int], passwords: DatabasePasswords
+) -> DatabaseServers:
+    """Return the three servers with their settings; starts nothing."""
+    tls = {
+        "ssl_cert_file": str(layout.data / "tls" / "server.crt"),
+        "ssl_key_file": str(layout.data / "tls" / "server.key"),
+    }
+
+    def server(name: str, settings: Mapping[str, object]) -> PgServer:
+        data_dir = layout.data / name
+        return PgServer(
+            tools=tools,
+            identity=layout.identity,
+            data_dir=data_dir,
+            socket_dir=make_socket_dir(data_dir, layout.identity),
+            port=ports[name],
+            log_path=layout.log(name),
+            settings={**settings, **tls, "cluster_name": name},
+            hba=_HBA,
+            listen=("127.0.0.1",),
+        )
+
+    def following(other: str) -> dict[str, object]:
+        # honoured only where standby.signal exists; so each node can follow the other after a failover
+        return {"primary_conninfo": _replication_address(layout, ports[other]), "primary_slot_name": SLOT}
+
+    ops = {**_COMMON, "shared_buffers": "32MB", "wal_level": "minimal", "max_wal_senders": 0, "max_wal_size": "256MB"}
+    return DatabaseServers(
+        layout,
+        passwords,
+        primary=server("db-primary", {**_REPLICATED, **following("db-standby")}),
+        standby=server("db-standby", {**_REPLICATED, **following("db-primary")}),
+        ops=server("ops", ops),
+    )
+
+
+def _make_role(connection: psycopg.Connection[tuple[object, ...]], name: str, password: str, attributes: str) -> None:
+    from psycopg import sql
+
+    if connection.execute("select 1 from pg_roles where rolname = %s", [name]).fetchone() is None:
+        # the verifier is computed here, so that the password itself never reaches the server's log
+        verifier = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
+        statement = sql.SQL("create role {} with {} password {}")  # roles only log in
+        connection.execute(statement.format(sql.Identifier(name), sql.SQL(attributes), sql.Literal(verifier)))
+
+
+def _make_database(connection: psycopg.Connection[tuple[object, ...]], name: str, owner: str) -> None:
+    from psycopg import sql
+
+    if connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone() is None:
+        connection.execute(sql.SQL("create database {} owner {}").format(sql.Identifier(name), sql.Identifier(owner)))
+
+
+def _passfile(layout: StackLayout) -> Path:
+    return layout.data / "replication.pgpass"
+
+
+def _replication_address(layout: StackLayout, port: int) -> str:
+    """Return where a standby streams from; the password stays in a file that only servers read."""
+    authority, passfile = _escaped(layout.authority), _escaped(_passfile(layout))
+    return (
+        f"host=127.0.0.1 port={port} user={REPLICATION_USER} sslmode=verify-full "
+        f"sslrootcert='{authority}' passfile='{passfile}'"
+    )
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("\\", "\\\\").replace("'", "\\'")

@@ -1,0 +1,268 @@
+"""The servers of the embedded stack as one thing: made from a layout, started side by side, stopped in order.
+
+Order of start: SeaweedFS, Redis, `ops` and the primary at once; the standby once the primary can be cloned or followed;
+the application once its database exists. Every process is launched from the calling (main) thread, because the kernel
+ends a child when the *thread* that forked it ends; only waiting happens in other threads.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from synapse_ops.errors import Refused, SynapseOpsError
+from synapse_ops.local.api_server import api_server
+from synapse_ops.local.credentials import make_certificates, now_utc, read_or_make_password
+from synapse_ops.local.database_servers import DatabasePasswords, DatabaseServers, database_servers
+from synapse_ops.local.layout import StackLayout
+from synapse_ops.local.program_server import ProgramServer
+from synapse_ops.local.redis_server import find_redis, redis_server
+from synapse_ops.local.seaweed_server import LISTENERS, SeaweedServer, find_weed
+from synapse_ops.systems.local_processes import (
+    ProcessMark,
+    copy_tree_once,
+    free_ports,
+    is_port_free,
+    reachable_by,
+)
+from synapse_ops.systems.object_store import ObjectStore
+from synapse_ops.systems.pg_server import START_TIMEOUT_S, PgServer, make_socket_dir
+from synapse_ops.systems.pg_tools import find_pg_tools, tools_for
+
+POSTGRES_MAJOR = 17
+BUCKET = "backups"
+S3_ACCESS_KEY = "synapse"
+TELL = Callable[[str], None]
+PORT_NAMES = ("db-primary", "db-standby", "ops", "redis", "api", *LISTENERS)
+SERVER_NAMES = ("db-primary", "db-standby", "ops", "redis", "s3", "api")
+
+
+class MainThread:
+    """Lets worker threads have something done by the thread that lives as long as the servers."""
+
+    def __init__(self) -> None:
+        self._calls: queue.Queue[tuple[Callable[[], None], Future[None]]] = queue.Queue()
+
+    def call(self, work: Callable[[], None]) -> None:
+        """From a worker: have it done and wait; raises what it raised."""
+        done: Future[None] = Future()
+        self._calls.put((work, done))
+        done.result()
+
+    def serve(self, futures: list[Future[None]]) -> None:
+        """In the main thread: do what is asked until every future is done. Raises nothing of theirs."""
+        while not all(future.done() for future in futures):
+            try:
+                work, done = self._calls.get(timeout=0.02)
+            except queue.Empty:
+                continue
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - handed to the thread that asked
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+
+@dataclass
+class StackServers:
+    """All servers of one layout. Objects only; nothing runs until `start`."""
+
+    layout: StackLayout
+    ports: dict[str, int]
+    databases: DatabaseServers
+    store: SeaweedServer
+    redis: ProgramServer
+    api: ProgramServer | None
+
+    def postgres(self) -> Mapping[str, PgServer]:
+        databases = self.databases
+        return {"db-primary": databases.primary, "db-standby": databases.standby, "ops": databases.ops}
+
+    def marks(self) -> dict[str, ProcessMark | None]:
+        """Return the living main process of each server, by name, in the order of SERVER_NAMES."""
+        found: dict[str, ProcessMark | None] = {name: server.mark() for name, server in self.postgres().items()}
+        found["redis"] = self.redis.mark()
+        found["s3"] = self.store.mark()
+        if self.api is not None:
+            found["api"] = self.api.mark()
+        return found
+
+    def logs(self) -> dict[str, Path]:
+        return {name: self.layout.log(name) for name in SERVER_NAMES if name != "api" or self.api is not None}
+
+    def start(self, tell: TELL) -> None:
+        """Start what does not run, and return when all of it is ready. Raises the first error of any server."""
+        main, alive = MainThread(), self.marks()
+        cloned = threading.Event()
+        with ThreadPoolExecutor(6, thread_name_prefix="start") as pool:
+            steps: dict[str, Callable[[], None]] = {
+                "s3": lambda: self._start_store(main, alive["s3"]),
+                "redis": lambda: self._start_program(main, self.redis, alive["redis"]),
+                "ops": lambda: self._start_ops(main),
+                "db-primary": lambda: self._start_primary(main, cloned),
+                "db-standby": lambda: self._start_standby(main, cloned),
+            }
+            futures = [pool.submit(_told, name, step, tell) for name, step in steps.items()]
+            if self.api is not None:
+                futures.append(pool.submit(_told, "api", lambda: self._start_api(main, futures[3], alive["api"]), tell))
+            main.serve(futures)
+        _raise_first(futures)
+
+    def _start_postgres(self, main: MainThread, server: PgServer) -> None:
+        main.call(lambda: _launch(server))
+        server.wait_ready(START_TIMEOUT_S)
+
+    def _start_primary(self, main: MainThread, prepared: threading.Event) -> None:
+        try:
+            self.databases.make_primary()
+            self._start_postgres(main, self.databases.primary)
+            self.databases.prepare_primary()
+        finally:
+            prepared.set()
+
+    def _start_standby(self, main: MainThread, prepared: threading.Event) -> None:
+        prepared.wait(START_TIMEOUT_S)
+        primary = self.databases.primary
+        if not self.databases.standby.data_dir.exists() and not primary.is_ready():
+            raise Refused("db-standby was not made: db-primary does not run")
+        self.databases.make_standby()
+        self._start_postgres(main, self.databases.standby)
+
+    def _start_ops(self, main: MainThread) -> None:
+        self.databases.make_ops()
+        self._start_postgres(main, self.databases.ops)
+        self.databases.prepare_ops()
+
+    def _start_store(self, main: MainThread, alive: ProcessMark | None) -> None:
+        if alive is None:
+            main.call(self.store.begin_start)
+        self.store.wait_ready()
+        ObjectStore(f"s3://{BUCKET}/", self.store.access).create_bucket()
+
+    def _start_program(self, main: MainThread, server: ProgramServer, alive: ProcessMark | None) -> None:
+        if alive is None:
+            main.call(server.begin_start)
+        server.wait_ready()
+
+    def _start_api(self, main: MainThread, primary: Future[None], alive: ProcessMark | None) -> None:
+        if self.api is not None and primary.exception() is None:
+            self._start_program(main, self.api, alive)
+
+    def stop(self, tell: TELL) -> None:
+        """Stop everything: clients first, the primary before its standby (it sends the last WAL). Safe to repeat."""
+        if self.api is not None:
+            with _telling("api", tell):
+                self.api.stop()
+        with ThreadPoolExecutor(4, thread_name_prefix="stop") as pool:
+            steps: dict[str, Callable[[], None]] = {
+                "databases": self._stop_replicated,
+                "ops": self.databases.ops.stop,
+                "redis": self.redis.stop,
+                "s3": self.store.stop,
+            }
+            futures = [pool.submit(_told, name, step, tell) for name, step in steps.items()]
+        _raise_first(futures)
+
+    def _stop_replicated(self) -> None:
+        self.databases.primary.stop()
+        self.databases.standby.stop()
+
+
+def _told(name: str, step: Callable[[], None], tell: TELL) -> None:
+    with _telling(name, tell):
+        step()
+
+
+@contextmanager
+def _telling(name: str, tell: TELL) -> Iterator[None]:
+    yield
+    tell(name)
+
+
+def _launch(server: PgServer) -> None:
+    server.begin_start()
+
+
+def _raise_first(futures: list[Future[None]]) -> None:
+    """Raise the errors: one as it is, several as one that lists them."""
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    ours = [error for error in errors if isinstance(error, SynapseOpsError)]
+    for error in errors:
+        if not isinstance(error, SynapseOpsError):
+            raise error
+    if len(ours) == 1:
+        raise ours[0]
+    if ours:
+        first = ours[0]
+        first.detail = "\n".join([first.detail, *(f"also: {other.message}" for other in ours[1:])]).strip()
+        raise first
+
+
+def make_stack(layout: StackLayout, kept_ports: Mapping[str, int], known: Mapping[str, ProcessMark]) -> StackServers:
+    """Return the servers of a layout: passwords, certificates and ports are made where they are missing.
+
+    kept_ports: from the last time; one that a stranger has taken meanwhile is replaced. known: living processes.
+    """
+    identity = layout.identity
+
+    def secret(name: str) -> str:
+        return read_or_make_password(layout.secrets, name)
+
+    passwords = DatabasePasswords(
+        superuser=secret("postgres.password"),
+        app=secret("synapse_user.password"),
+        replication=secret("synapse_replication.password"),
+        ops=secret("dagster.password"),
+    )
+    make_certificates(layout.data / "tls", layout.authority, identity, now_utc())
+    ports = _choose_ports(layout, kept_ports, known)
+    tools = tools_for(identity, find_pg_tools(POSTGRES_MAJOR), layout.programs)
+    store = SeaweedServer(
+        weed=_reachable_program(layout, find_weed(), "weed"),
+        identity=identity,
+        data_dir=layout.data / "s3",
+        socket_dir=make_socket_dir(layout.data / "s3", identity),
+        log_path=layout.log("s3"),
+        ports={name: ports[name] for name in LISTENERS},
+        access_key=S3_ACCESS_KEY,
+        secret_key=secret("s3.password"),
+    )
+    redis = redis_server(
+        _reachable_program(layout, find_redis(), "redis-server"),
+        identity,
+        layout.data / "redis",
+        layout.log("redis"),
+        port=ports["redis"],
+        password=secret("redis.password"),
+    )
+    redis.known = known.get("redis")
+    databases = database_servers(layout, tools, ports, passwords)
+    api = api_server(layout, ports["api"], ports["db-primary"], ports["db-standby"], passwords.app)
+    if api is not None:
+        api.known = known.get("api")
+    return StackServers(layout, ports, databases, store, redis, api)
+
+
+def _reachable_program(layout: StackLayout, program: Path, name: str) -> Path:
+    if reachable_by(layout.identity, program):
+        return program
+    size = program.stat().st_size
+    return copy_tree_once(program, layout.programs / f"{name}-{size}")
+
+
+def _choose_ports(layout: StackLayout, kept: Mapping[str, int], known: Mapping[str, ProcessMark]) -> dict[str, int]:
+    """Keep every port that is free or is our own living server's; choose the others anew."""
+    owners = {name: ("s3" if name in LISTENERS else name) for name in PORT_NAMES}
+    ports = {
+        name: kept[name] for name in PORT_NAMES if name in kept and (owners[name] in known or is_port_free(kept[name]))
+    }
+    missing = [name for name in PORT_NAMES if name not in ports]
+    del layout
+    spare = [port for port in free_ports(len(missing) + len(ports)) if port not in ports.values()]
+    return ports | dict(zip(missing, spare, strict=False))
