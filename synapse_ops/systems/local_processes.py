@@ -161,7 +161,7 @@ def run_as(
             env=dict(env) if env is not None else None,
             cwd=cwd,
             stdin=subprocess.DEVNULL,
-            preexec_fn=_dying_with_us(signal.SIGKILL),
+            preexec_fn=dying_with_us(signal.SIGKILL),
             user=identity.uid if identity else None,
             group=identity.gid if identity else None,
             extra_groups=[] if identity else None,
@@ -200,7 +200,7 @@ def spawn(
             env=dict(env) if env is not None else None,
             cwd=cwd,
             start_new_session=True,
-            preexec_fn=_dying_with_us(die_with_parent) if die_with_parent is not None else None,
+            preexec_fn=dying_with_us(die_with_parent) if die_with_parent is not None else None,
             user=identity.uid if identity else None,
             group=identity.gid if identity else None,
             extra_groups=[] if identity else None,
@@ -208,7 +208,7 @@ def spawn(
         )
 
 
-def _dying_with_us(number: signal.Signals) -> Callable[[], None]:
+def dying_with_us(number: signal.Signals) -> Callable[[], None]:
     """Return what the child runs before its program: the kernel then signals it when the thread that forked it ends."""
     parent = os.getpid()
     code = int(number)

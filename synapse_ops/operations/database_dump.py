@@ -1,0 +1,340 @@
+"""A logical dump of one database into the repository: streamed, fingerprinted in its own snapshot, listed when whole.
+
+Order, each step before the next: `started.json`, the heartbeat, the snapshot, the objects (each read back), and
+`backup.json` last. Killed anywhere, it leaves either no backup or a whole one, and left-overs under a heartbeat whose
+age names them. pg_dump runs beside the fingerprint and the structure, all three on one exported snapshot; sequences are
+read before and after, roles before and after pg_dumpall until both readings are equal.
+Nothing is staged on disk. The password never leaves memory (systems/dump_tools.py).
+Works on a standby too: snapshots can be exported there; unlogged tables are left out, by pg_dump as by the fingerprint.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops import __version__
+from synapse_ops.domain.backup_record import BackupRecord, ObjectRecord, SourceRecord, StartedRecord
+from synapse_ops.domain.fingerprint import Fingerprint
+from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
+from synapse_ops.domain.repository_layout import HEARTBEAT, KIND_DUMP, BackupPlace, Identity, new_backup_id
+from synapse_ops.domain.structure import Structure
+from synapse_ops.errors import ConfigError, Refused, Unproven
+from synapse_ops.operations.backup_writer import BackupWriter
+from synapse_ops.operations.heartbeat import Heartbeat, keep_heartbeat
+from synapse_ops.systems.dump_tools import ToolStream, open_tool
+from synapse_ops.systems.encryption import check_recipients
+from synapse_ops.systems.log_output import current_correlation_id
+from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
+from synapse_ops.systems.postgres import UNLIMITED, connect, describe, postgres_errors, set_session
+from synapse_ops.systems.postgres_fingerprint import read_fingerprint, read_sequences
+from synapse_ops.systems.postgres_identity import ServerFacts, ServerMoment, ensure_identity, read_facts, read_moment
+from synapse_ops.systems.postgres_structure import read_shared, read_structure
+
+if TYPE_CHECKING:
+    from synapse_ops.operations.stack import Stack
+
+COMPRESSION = "zstd:1"  # measured: the fastest of all on text, and a tenth of gzip's time
+LOCK_WAIT_MS = 60_000  # pg_dump waits this long for a table; beyond, an ALTER holds it and both would wait for ever
+ROLE_READINGS = 5  # roles that change during each of so many readings are changed by a loop, not by a person
+DUMP, GLOBALS, FINGERPRINT, STRUCTURE = "database.dump", "globals.sql", "fingerprint.json", "structure.json"
+
+
+@dataclass(frozen=True, slots=True)
+class DumpReport:
+    """A backup that exists. warnings: what pg_dump said, and what the operator ought to know of this backup."""
+
+    record: BackupRecord
+    place: BackupPlace
+    url: str
+    fingerprint: Fingerprint
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is dumped: the connection string (a secret), the server's facts, its identity, and the programs."""
+
+    conninfo: str
+    database: str
+    facts: ServerFacts
+    identity: Identity
+    tools: PgTools
+
+
+@dataclass
+class _Measured:
+    """Named durations in seconds, filled in by the steps as they end."""
+
+    phase_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phase_s[name] = round(time.monotonic() - begun, 3)
+
+
+def dump_database(
+    stack: Stack, database: str, *, set_id: str | None = None, progress: ReportProgress = ignore_progress
+) -> DumpReport:
+    """Take a backup of one database and return it once it exists. Each call is a new backup.
+
+    set_id: the tick whose databases belong together. Raises Refused (pg_dump older than the server), ToolFailed
+    (pg_dump), Unreachable, ConfigError; after any of them the backup is not listed.
+    """
+    begun = time.monotonic()
+    recipients = stack.spec.encryption.recipients
+    check_recipients(recipients)
+    store = stack.database_repository().store
+    source = _open_source(stack.admin_conninfo(database), database)
+    now = datetime.now(UTC)
+    place = BackupPlace(source.identity, KIND_DUMP, database, new_backup_id(now, os.urandom(3)))
+    started = StartedRecord(
+        kind=KIND_DUMP,
+        backup_id=place.backup_id,
+        identity=str(source.identity),
+        database=database,
+        started_at=now,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        correlation_id=current_correlation_id(),
+    )
+    writer = BackupWriter(store, place, recipients)
+    with_passwords = _with_passwords(stack.spec.backup.database.role_passwords, recipients)
+    writer.begin(started)
+    body = {"backup_id": place.backup_id, "host": started.host, "pid": started.pid}
+    with keep_heartbeat(store, place.key(HEARTBEAT), body=body) as heartbeat:
+        contents = _write_contents(source, writer, heartbeat, with_passwords=with_passwords, progress=progress)
+        record = BackupRecord(
+            kind=KIND_DUMP,
+            backup_id=place.backup_id,
+            set_id=set_id,
+            source=_source_record(source),
+            start_lsn=str(contents.start.lsn),
+            stop_lsn=str(contents.stop.lsn),
+            timeline=contents.start.timeline or source.facts.timeline,
+            database_time=contents.start.database_time,
+            started_at=now,
+            finished_at=datetime.now(UTC),
+            duration_s=round(time.monotonic() - begun, 3),
+            fingerprint_s=contents.phase_s["fingerprint"],
+            phase_s=contents.phase_s,
+            compression=COMPRESSION,
+            encryption_recipients=recipients,
+            role_passwords=with_passwords,
+            tool_versions={"pg_dump": source.tools.version, "synapse-ops": __version__},
+            spec_digest=stack.loaded.digest,
+            correlation_id=started.correlation_id,
+            objects=contents.objects,
+            dumped_bytes=contents.objects[0].plain_size_bytes or 0,
+            stored_bytes=sum(written.size_bytes for written in contents.objects),
+            table_count=len(contents.fingerprint.tables),
+            row_count=contents.fingerprint.row_count,
+            fingerprint_digest=contents.fingerprint.digest(),
+            structure_digest=contents.structure.digest(),
+        )
+        heartbeat.raise_if_lost()
+        writer.seal(record)
+    warnings = (*contents.warnings, *_warnings(source, recipients, with_passwords=with_passwords))
+    return DumpReport(record, place, store.full_url(place.prefix), contents.fingerprint, warnings)
+
+
+def _open_source(conninfo: str, database: str) -> _Source:
+    """Look at the server, refuse what cannot be dumped, and give it an identity the first time."""
+    with connect(conninfo) as connection:
+        facts = read_facts(connection)
+        with postgres_errors("the rights of the role"):
+            row = connection.execute("SELECT rolsuper, rolname FROM pg_roles WHERE rolname = current_user").fetchone()
+        if row is None or not row[0]:
+            raise ConfigError(
+                f'role "{row[1] if row else "?"}" is not a superuser, which a whole dump needs',
+                hint="database.admin in the spec must name a superuser: row security and large objects hide rows else.",
+            )
+        tools = _fitting_tools(facts)
+        return _Source(conninfo, database, facts, ensure_identity(connection), tools)
+
+
+def _fitting_tools(facts: ServerFacts) -> PgTools:
+    """Return the programs of the server's own major version, else newer ones; raises Refused for older ones."""
+    try:
+        return find_pg_tools(facts.major)
+    except ConfigError:
+        newest = find_pg_tools()
+    if newest.major < facts.major:
+        raise Refused(
+            f"pg_dump {newest.version} is older than the server {facts.version}",
+            detail=f"the newest found is in {newest.bin_dir}",
+            hint=f"Install the client programs of PostgreSQL {facts.major}.",
+        )
+    return newest
+
+
+def _with_passwords(policy: str, recipients: tuple[str, ...]) -> bool:
+    return policy == "always" or (policy == "encrypted" and bool(recipients))
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """Everything that was written, the dump first, and read back."""
+
+    objects: tuple[ObjectRecord, ...]
+    fingerprint: Fingerprint
+    structure: Structure
+    start: ServerMoment
+    stop: ServerMoment
+    phase_s: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+
+def _write_contents(
+    source: _Source, writer: BackupWriter, heartbeat: Heartbeat, *, with_passwords: bool, progress: ReportProgress
+) -> _Contents:
+    """Dump, fingerprint and describe the database on one snapshot; return when all of it is in the store."""
+    measured, stop = _Measured(), threading.Event()
+    with _held_snapshot(source) as (snapshot, control, start):
+        before = read_sequences(source.conninfo)
+        with ThreadPoolExecutor(3, thread_name_prefix="dump") as pool:
+            dump = pool.submit(_dump, source, snapshot, writer, measured, stop, progress)
+            fingerprint = pool.submit(_fingerprint, source, snapshot, measured, stop, progress)
+            described = pool.submit(_describe, source, snapshot, writer, measured, with_passwords=with_passwords)
+            try:
+                _await_all([dump, fingerprint, described])
+            except BaseException:
+                stop.set()
+                raise
+        after = read_sequences(source.conninfo)
+        end = read_moment(control)
+    heartbeat.raise_if_lost()
+    dump_record, warnings = dump.result()
+    globals_record, structure = described.result()
+    content = fingerprint.result().with_brackets(before, after)
+    objects = (
+        dump_record,
+        globals_record,
+        writer.write_bytes(FINGERPRINT, content.to_json()),
+        writer.write_bytes(STRUCTURE, structure.to_json()),
+    )
+    return _Contents(objects, content, structure, start, end, measured.phase_s, warnings)
+
+
+@contextmanager
+def _held_snapshot(source: _Source) -> Iterator[tuple[str, Any, ServerMoment]]:
+    """Yield the name of an exported snapshot that lives as long as the block, its connection, and its moment."""
+    with connect(source.conninfo, application_name="synapse-ops snapshot") as control:
+        set_session(control, {**UNLIMITED, "transaction_timeout": "0"})
+        with postgres_errors(f"the snapshot of {describe(source.conninfo)}"):
+            control.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            row = control.execute("SELECT pg_export_snapshot()").fetchone()
+        if row is None:
+            raise Unproven("the server gave no snapshot")
+        yield row[0], control, read_moment(control)
+
+
+def _await_all(jobs: list[Future[Any]]) -> None:
+    """Return when all have ended well; raise as soon as one has failed."""
+    done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+    for job in done:
+        job.result()
+
+
+def _dump(
+    source: _Source,
+    snapshot: str,
+    writer: BackupWriter,
+    measured: _Measured,
+    stop: threading.Event,
+    progress: ReportProgress,
+) -> tuple[ObjectRecord, tuple[str, ...]]:
+    """Stream pg_dump into the store; the object comes into being only when pg_dump has ended well."""
+    arguments = [
+        "--format=custom",
+        f"--compress={COMPRESSION}",
+        f"--snapshot={snapshot}",
+        f"--lock-wait-timeout={LOCK_WAIT_MS}",
+    ]
+    warnings: list[str] = []
+    with measured.phase("dump"), open_tool(source.tools, "pg_dump", arguments, source.conninfo) as tool:
+        watched = _Watched(tool, stop, progress, f"dumping {source.database}")
+        record = writer.write_stream(DUMP, watched, before_complete=lambda: warnings.extend(tool.finish()))
+    return record, tuple(warnings)
+
+
+class _Watched:
+    """A program's output that tells how much has passed, and ends with an error when another part has failed."""
+
+    def __init__(self, tool: ToolStream, stop: threading.Event, progress: ReportProgress, stage: str) -> None:
+        self._tool = tool
+        self._stop = stop
+        self._progress = progress
+        self._stage = stage
+
+    def read(self, size: int = -1) -> bytes:
+        if self._stop.is_set():
+            raise Unproven("the dump was stopped, because another part of the backup failed")
+        chunk = self._tool.read(size)
+        self._progress(Progress(self._stage, self._tool.bytes_read))
+        return chunk
+
+
+def _fingerprint(
+    source: _Source, snapshot: str, measured: _Measured, stop: threading.Event, progress: ReportProgress
+) -> Fingerprint:
+    with measured.phase("fingerprint"):
+        return read_fingerprint(source.conninfo, snapshot=snapshot, progress=progress, stop=stop)
+
+
+def _describe(
+    source: _Source, snapshot: str, writer: BackupWriter, measured: _Measured, *, with_passwords: bool
+) -> tuple[ObjectRecord, Structure]:
+    """Write the globals between two equal readings of the roles, and return them with the structure."""
+    with measured.phase("structure"):
+        structure = read_structure(source.conninfo, snapshot=snapshot)
+    arguments = ["--globals-only", *(() if with_passwords else ("--no-role-passwords",))]
+    with measured.phase("globals"):
+        for _ in range(ROLE_READINGS):
+            before = read_shared(source.conninfo)
+            with open_tool(source.tools, "pg_dumpall", arguments, source.conninfo) as tool:
+                text = tool.read()
+                tool.finish()
+            if read_shared(source.conninfo) == before:
+                return writer.write_bytes(GLOBALS, text), structure.with_shared(before)
+    raise Unproven(
+        f"roles changed during each of {ROLE_READINGS} readings", hint="What creates or alters roles all the time?"
+    )
+
+
+def _source_record(source: _Source) -> SourceRecord:
+    facts = source.facts
+    return SourceRecord(
+        system_identifier=source.identity.system_identifier,
+        generation=source.identity.generation,
+        database=source.database,
+        server_version=facts.version,
+        server_version_num=facts.version_num,
+        node=describe(source.conninfo).rpartition("/")[0],
+        is_standby=facts.is_standby,
+        database_size_bytes=facts.database_size_bytes,
+        encoding=facts.encoding,
+        collation=facts.collation,
+        collation_version=facts.collation_version,
+    )
+
+
+def _warnings(source: _Source, recipients: tuple[str, ...], *, with_passwords: bool) -> Iterator[str]:
+    if not recipients:
+        yield "not encrypted: encryption.recipients is empty"
+    if with_passwords and not recipients:
+        yield "holds the SCRAM verifiers of roles unencrypted: backup.database.role_passwords is always"
+    if source.tools.major != source.facts.major:
+        yield f"dumped with pg_dump {source.tools.version} from a server {source.facts.version}"
