@@ -46,6 +46,7 @@ def write_spec(layout: StackLayout, ports: Mapping[str, int]) -> None:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 160
+    yaml.representer.add_representer(type(None), _write_null)
     try:
         document = yaml.load(_source(layout)) or {}
     except YAMLError as error:
@@ -62,6 +63,10 @@ def write_spec(layout: StackLayout, ports: Mapping[str, int]) -> None:
         making = layout.spec_file.with_suffix(".making")
         making.write_text(text.getvalue(), encoding="utf-8")
         making.replace(layout.spec_file)
+
+
+def _write_null(representer: Any, _: None) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")  # the spec takes an empty value for a slip
 
 
 def _source(layout: StackLayout) -> str:
