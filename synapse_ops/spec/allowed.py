@@ -64,7 +64,7 @@ def resolved(schema: dict[str, Any]) -> dict[str, Any]:
     while True:
         if "$ref" in schema:
             name = schema["$ref"].rsplit("/", 1)[-1]
-            schema = json_schema()["$defs"][name] | {k: v for k, v in schema.items() if k != "$ref"}
+            schema = {k: v for k, v in schema.items() if k != "$ref"} | json_schema()["$defs"][name]
         elif "anyOf" in schema:
             rest = [choice for choice in schema["anyOf"] if choice.get("type") != "null"]
             schema = rest[0] | {k: v for k, v in schema.items() if k != "anyOf"} | {"x-nullable": True}

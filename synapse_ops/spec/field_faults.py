@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,9 @@ def fault_of(error: ErrorDetails, path: FieldPath) -> Fault:
 def _unknown_key(path: FieldPath) -> Fault:
     known = known_keys(path[:-1])
     key = str(path[-1])
+    if re.search(r"passw|secret|token|credential", key, re.IGNORECASE):
+        allowed = f"{', '.join(known)}; a spec holds no secrets but refers to them"
+        return Fault(path, None, f'the unknown key "{key}" (its value is not shown)', allowed, _nearest(key, known))
     return Fault(path, None, f'the unknown key "{key}"', ", ".join(known), _nearest(key, known) or _elsewhere(key))
 
 

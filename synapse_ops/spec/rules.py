@@ -35,7 +35,7 @@ class Conflict:
 
 def find_conflicts(spec: Spec) -> list[Conflict]:
     """Return every conflict, in the order of the rules; empty means that the spec holds together."""
-    return [conflict for rule in _RULES for conflict in rule(spec)]
+    return [conflict for rule in RULES for conflict in rule(spec)]
 
 
 def _at_most(
@@ -47,7 +47,10 @@ def _at_most(
 
 
 def _limits(spec: Spec) -> Iterator[Conflict]:
-    """A lower bound does not exceed its upper bound."""
+    """More than there is: `database.pool_size` above `database.max_connections`, `autoscaling.min_replicas` above
+    `autoscaling.max_replicas`, `updates.max_unavailable` above the fewest pods, `resources.requests` above
+    `resources.limits`.
+    """
     database, pods = spec.database, spec.autoscaling
     connections: FieldPath = ("database", "max_connections")
     yield from _at_most(("database", "pool_size"), database.pool_size, connections, database.max_connections)
@@ -74,7 +77,10 @@ def _requests_above(key: str, value: str, limit: str, asked: FieldPath, allowed:
 
 
 def _times(spec: Spec) -> Iterator[Conflict]:
-    """A timeout ends before what it belongs to comes round again, and what must fit into another time does."""
+    """A time that does not fit into another: `health[].timeout` into its `interval`, `updates.timeout` between two
+    windows, `failover.primary_start_timeout` into `failover.timeout`, and that into `objectives.rto`; a
+    `retention.left_over_grace` under a minute, in which a running backup's heartbeat may be late.
+    """
     for index, check in enumerate(spec.health):
         yield from _fits(("health", index, "timeout"), check.timeout, ("health", index, "interval"), check.interval)
     failover, rto = spec.failover, spec.objectives.rto
@@ -107,7 +113,7 @@ def _shortest_gap(schedule: Cron) -> timedelta:
 
 
 def _nodes(spec: Spec) -> Iterator[Conflict]:
-    """A standby that is the primary protects nothing."""
+    """`failover.standby` equal to `failover.primary`; a `failover.stonith_command` without an absolute path."""
     if spec.failover.standby == spec.failover.primary:
         found = f'"{spec.failover.standby}", which is failover.primary too'
         yield Conflict(("failover", "standby"), found, "another node than failover.primary", (("failover", "primary"),))
@@ -118,7 +124,9 @@ def _nodes(spec: Spec) -> Iterator[Conflict]:
 
 
 def _ports(spec: Spec) -> Iterator[Conflict]:
-    """Two services cannot listen on one port of one host. Names of this host count as one host."""
+    """One port for two services of one host: `server`, `database`, `redis`, `qdrant`, `logging.beats_port`.
+    `localhost`, `127.0.0.1`, `0.0.0.0` and their IPv6 forms are one host.
+    """
     listening = [
         (("server", "port"), spec.server.host, spec.server.port),
         (("database", "port"), spec.database.host, spec.database.port),
@@ -134,7 +142,9 @@ def _ports(spec: Spec) -> Iterator[Conflict]:
 
 
 def _firewall(spec: Spec) -> Iterator[Conflict]:
-    """No rule lies within another: whoever wrote the narrow one believes that the wide one is not there."""
+    """`firewall.inbound` rules of one port whose networks overlap: whoever wrote the narrow one believes that the
+    wide one is not there.
+    """
     rules = [(rule.port, ipaddress.ip_network(rule.source)) for rule in spec.firewall.inbound]
     for (i, (port, network)), (j, (later_port, later)) in combinations(enumerate(rules), 2):
         if port != later_port or network.version != later.version:
@@ -161,7 +171,9 @@ def _unique(path: FieldPath, values: Sequence[Hashable], what: str, key: str | N
 
 
 def _names(spec: Spec) -> Iterator[Conflict]:
-    """A name stands for one thing."""
+    """The same thing twice in a list: names in `health` and `alerts`, databases, dashboards, nodes, recipients, cache
+    patterns, pairs of `vectors.sources`.
+    """
     yield from _unique(("health",), [check.name for check in spec.health], "name", "name")
     yield from _unique(("alerts",), [alert.name for alert in spec.alerts], "name", "name")
     yield from _unique(("database", "databases"), spec.database.databases, "database")
@@ -174,7 +186,7 @@ def _names(spec: Spec) -> Iterator[Conflict]:
 
 
 def _destinations(spec: Spec) -> Iterator[Conflict]:
-    """Two repositories do not share a prefix: one's retention would meet the other's objects."""
+    """Destinations of `backup.database` and `backup.vectors` that are equal or lie within one another."""
     path: FieldPath = ("backup", "vectors", "destination")
     other: FieldPath = ("backup", "database", "destination")
     vectors, database = spec.backup.vectors.destination, spec.backup.database.destination
@@ -184,7 +196,9 @@ def _destinations(spec: Spec) -> Iterator[Conflict]:
 
 
 def _cleanup_roots(spec: Spec) -> Iterator[Conflict]:
-    """A root is a directory of this stack alone, and lies within no other root."""
+    """Directories in `cleanup.log_roots` and `cleanup.temp_roots` that belong to the system (`/`, `/var`), hold `..`,
+    or lie within one another.
+    """
     roots: list[tuple[FieldPath, str]] = [
         (("cleanup", "log_roots", i), root) for i, root in enumerate(spec.cleanup.log_roots)
     ]
@@ -199,7 +213,7 @@ def _cleanup_roots(spec: Spec) -> Iterator[Conflict]:
             yield Conflict(later_path, found, "directories that do not contain one another", (path,))
 
 
-_RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
+RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _limits,
     _times,
     _nodes,

@@ -85,8 +85,8 @@ class VectorBackup(Block):
 class Backup(Block):
     """What is backed up, when, where to, and for how long it is kept. A flat block is the vector store's."""
 
-    database: DatabaseBackup = Field(DatabaseBackup(), description="Backups of PostgreSQL.")
-    vectors: VectorBackup = Field(VectorBackup(), description="Backups of Qdrant.")
+    database: DatabaseBackup = DatabaseBackup()
+    vectors: VectorBackup = VectorBackup()
 
 
 class Encryption(Block):

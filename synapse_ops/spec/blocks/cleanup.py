@@ -31,9 +31,9 @@ class CacheCleanup(Block):
 class Cleanup(Block):
     """What is tidied away, and where. Nothing outside the roots and patterns listed here is ever touched."""
 
-    logs: LogCleanup = Field(LogCleanup(), description="Log files below `log_roots`.")
-    temp: TempCleanup = Field(TempCleanup(), description="Temporary files below `temp_roots`.")
-    cache: CacheCleanup = Field(CacheCleanup(), description="Redis keys that match `cache_patterns`.")
+    logs: LogCleanup = LogCleanup()
+    temp: TempCleanup = TempCleanup()
+    cache: CacheCleanup = CacheCleanup()
     log_roots: tuple[AbsolutePath, ...] = Field((), description="Directories that hold only log files of this stack.")
     temp_roots: tuple[AbsolutePath, ...] = Field((), description="Directories that hold only its temporary files.")
     cache_patterns: tuple[Text, ...] = Field(("cache:*",), description="Patterns of Redis keys that are cache only.")

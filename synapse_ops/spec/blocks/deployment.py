@@ -41,11 +41,11 @@ class Kubernetes(Block):
 
     replicas: int = Field(3, ge=1, le=10_000, description="Pods; ignored beside `autoscaling`.")
     image: ImageName = Field("synapse-api:latest", description="The application's image.")
-    service: KubernetesService = Field(KubernetesService(), description="The Service in front of the pods.")
+    service: KubernetesService = KubernetesService()
 
 
 class Autoscaling(Block):
-    """The HorizontalPodAutoscaler."""
+    """The HorizontalPodAutoscaler; `null` instead of the block keeps `kubernetes.replicas` fixed."""
 
     min_replicas: int = Field(2, ge=1, le=10_000, description="Fewest pods.")
     max_replicas: int = Field(10, ge=1, le=10_000, description="Most pods.")
@@ -70,8 +70,8 @@ class ResourceRequests(Block):
 class Resources(Block):
     """CPU and memory of one pod."""
 
-    limits: ResourceLimits = Field(ResourceLimits(), description="The most that one pod may use.")
-    requests: ResourceRequests = Field(ResourceRequests(), description="What is set aside for one pod.")
+    limits: ResourceLimits = ResourceLimits()
+    requests: ResourceRequests = ResourceRequests()
 
 
 class Updates(Block):
