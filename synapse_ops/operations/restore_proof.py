@@ -1,0 +1,323 @@
+"""Proves a backup: restores it into a throwaway server, compares it exactly, and writes down what came of it.
+
+Only a restore that was carried out and compared counts. Any doubt is written as UNPROVEN with its reason: a damaged or
+missing object, a key that is not at hand, an error or warning of pg_restore, a time-out, no room, no programs of the
+backup's major version, a fault of our own. A restored copy that is not equal is DIFFERS.
+`proof-<time>.json` is written whatever happens, as long as the backup's own `backup.json` could be read as bytes: a
+backup whose proof crashed is not a backup that nobody has looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from synapse_ops.domain import fingerprint as fingerprints
+from synapse_ops.domain import structure as structures
+from synapse_ops.domain.backup_record import BackupRecord, ProofRecord, Verdict
+from synapse_ops.domain.catalog import CatalogEntry
+from synapse_ops.domain.globals_script import statements_for_new_cluster
+from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
+from synapse_ops.domain.recovery import predict_restore_s
+from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, proof_name, reading_name
+from synapse_ops.errors import IntegrityError, ObjectMissing, SynapseOpsError, Unproven
+from synapse_ops.operations.archive_restore import (
+    apply_properties,
+    create_database,
+    execute_statements,
+    read_database_statements,
+    run_pg_restore,
+)
+from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.deadline import Deadline
+from synapse_ops.operations.heartbeat import keep_heartbeat
+from synapse_ops.operations.repository import Repository
+from synapse_ops.operations.staged_backup import ReadLog, StagedBackup, read_backup_document, stage_backup
+from synapse_ops.operations.throwaway_server import (
+    Throwaway,
+    sweep_throwaways,
+    throwaway_directory,
+    throwaway_server,
+)
+from synapse_ops.systems.amcheck import check_relations
+from synapse_ops.systems.log_output import current_correlation_id
+from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
+from synapse_ops.systems.postgres import connect, postgres_errors
+from synapse_ops.systems.postgres_fingerprint import read_fingerprint
+from synapse_ops.systems.postgres_structure import read_structure
+
+DEFAULT_TIMEOUT_S = 3600.0
+DIFFERENCES_LIMIT = 50  # of a proof; a wholly different database has as many as it has objects
+FINGERPRINT_WORKERS = 2
+
+
+@dataclass(frozen=True)
+class ProofReport:
+    """What a proof found. error: why it is unproven, None otherwise. url: of the proof's own object."""
+
+    record: ProofRecord
+    place: BackupPlace
+    url: str
+    error: SynapseOpsError | None = None
+
+    @property
+    def is_proven(self) -> bool:
+        return self.record.verdict is Verdict.PROVEN
+
+    @property
+    def exit_code(self) -> int:
+        """0 when proven; 13 when the stored bytes or the restored copy are not what they claim; 14 otherwise."""
+        if self.is_proven:
+            return 0
+        if self.record.verdict is Verdict.DIFFERS or isinstance(self.error, IntegrityError):
+            return IntegrityError.exit_code
+        return Unproven.exit_code
+
+
+@dataclass
+class _Outcome:
+    """What is known so far; unproven until the last step says otherwise."""
+
+    verdict: Verdict = Verdict.UNPROVEN
+    reason: str = "not finished"
+    error: SynapseOpsError | None = None
+    differences: tuple[str, ...] = ()
+    restore_s: float | None = None
+    server_version: str | None = None
+    amcheck_relations: int = 0
+    phase_s: dict[str, float] = field(default_factory=dict)
+    log: ReadLog = field(default_factory=ReadLog)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phase_s[name] = round(time.monotonic() - begun, 3)
+
+    def fail(self, error: SynapseOpsError) -> None:
+        self.error = error
+        self.reason = "; ".join([f"{error.code}: {error.message}", *error.detail.splitlines()[:3]])
+
+    def conclude(self, differences: Sequence[str]) -> None:
+        self.reason = f"{len(differences)} differences" if differences else ""
+        self.differences = tuple(differences[:DIFFERENCES_LIMIT])
+        self.verdict = Verdict.DIFFERS if differences else Verdict.PROVEN
+
+
+def prove_backup(
+    repository: Repository,
+    *,
+    place: BackupPlace | None = None,
+    database: str | None = None,
+    identities: tuple[str, ...] = (),
+    work_dir: Path,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    progress: ReportProgress = ignore_progress,
+) -> ProofReport | None:
+    """Prove one backup and return what was written; None when `place` is None and every backup is proven.
+
+    place: None chooses the newest backup that no proof has judged yet, else the newest that is not proven, of
+    `database` or of any. identities: age secret keys. work_dir: where throwaway servers live; left-overs of killed ones
+    are swept first. timeout_s: bounds everything but writing the proof.
+    Raises ObjectMissing when there is no such backup, and what the store raises when the proof cannot be written.
+    """
+    deadline = Deadline(timeout_s, "proof of restore")
+    sweep_throwaways(work_dir)
+    entries = read_catalog(repository, database=place.database if place else database).backups
+    place = place or newest_unproven(entries)
+    if place is None:
+        return None
+    if repository.store.head(place.key(BACKUP)) is None:
+        raise ObjectMissing(f"there is no backup under {repository.store.full_url(place.prefix)}")
+    started_at = datetime.now(UTC)
+    outcome = _Outcome()
+    predicted_s = _predict(entries, place)
+    try:
+        _prove(repository, place, identities, work_dir, deadline, progress, outcome)
+    except SynapseOpsError as error:
+        outcome.fail(deadline.exceeded() if deadline.has_passed() else error)
+    except OSError as error:
+        outcome.fail(Unproven("could not restore on this host", detail=str(error)))
+    except BaseException as fault:
+        outcome.reason = f"the proof ended by {type(fault).__name__}"
+        _write(repository, place, outcome, started_at, predicted_s)
+        raise
+    return _write(repository, place, outcome, started_at, predicted_s)
+
+
+def newest_unproven(entries: Sequence[CatalogEntry]) -> BackupPlace | None:
+    """Return the newest backup that was never judged, else the newest that is not proven. entries: newest first."""
+    unproven = [entry for entry in entries if entry.proven_at is None]
+    never_judged = [entry for entry in unproven if entry.last_verdict is None]
+    return next((entry.place for entry in never_judged or unproven), None)
+
+
+def _predict(entries: Sequence[CatalogEntry], place: BackupPlace) -> float | None:
+    history = [(entry.database_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
+    size_bytes = next((entry.database_size_bytes for entry in entries if entry.place == place), 0)
+    predicted = predict_restore_s(history, size_bytes)
+    return round(predicted, 3) if predicted is not None else None
+
+
+def _prove(
+    repository: Repository,
+    place: BackupPlace,
+    identities: tuple[str, ...],
+    work_dir: Path,
+    deadline: Deadline,
+    progress: ReportProgress,
+    outcome: _Outcome,
+) -> None:
+    begun = time.monotonic()
+    record = read_backup_document(repository, place, outcome.log)
+    tools = find_pg_tools(record.source.server_version_num // 10000)
+    size_bytes = record.source.database_size_bytes
+    with (
+        hold_for_reading(repository, place, "proof"),
+        throwaway_directory(work_dir, database_size_bytes=size_bytes, scratch_bytes=record.stored_bytes) as directory,
+    ):
+        with outcome.phase("read"):
+            staged = deadline.run(
+                lambda: stage_backup(
+                    repository,
+                    place,
+                    record,
+                    identities=identities,
+                    scratch_dir=directory.scratch_dir,
+                    deadline=deadline,
+                    log=outcome.log,
+                    progress=progress,
+                )
+            )
+        superuser = staged.globals_script.bootstrap_role
+        with throwaway_server(
+            directory, tools=tools, superuser=superuser, database_size_bytes=size_bytes, deadline=deadline
+        ) as throwaway:
+            with outcome.phase("restore"):
+                restore_into_throwaway(
+                    throwaway, staged, record, tools=tools, scratch_dir=directory.scratch_dir, deadline=deadline,
+                    progress=progress,
+                )  # fmt: skip
+            outcome.restore_s = round(time.monotonic() - begun, 3)
+            _judge(throwaway, staged, record, progress, outcome)
+            deadline.remaining_s()
+
+
+@contextmanager
+def hold_for_reading(repository: Repository, place: BackupPlace, purpose: str) -> Iterator[None]:
+    """Keep a backup from expiring while the block reads it."""
+    reader = f"{purpose}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    body = {"reader": reader, "correlation_id": current_correlation_id()}
+    with keep_heartbeat(repository.store, place.key(reading_name(reader)), body=body, remove_at_end=True):
+        yield
+
+
+def restore_into_throwaway(
+    throwaway: Throwaway,
+    staged: StagedBackup,
+    record: BackupRecord,
+    *,
+    tools: PgTools,
+    scratch_dir: Path,
+    deadline: Deadline,
+    progress: ReportProgress,
+) -> None:
+    """Restore roles, tablespaces and the database under its own name into a fresh cluster; any complaint raises."""
+    name = record.source.database
+    elsewhere = throwaway.conninfo("template1" if name == "postgres" else "postgres")
+    roles = statements_for_new_cluster(staged.globals_script, throwaway.superuser)
+    in_place = ["SET allow_in_place_tablespaces = on"] if staged.globals_script.tablespaces else []
+    execute_statements(elsewhere, [*in_place, *roles], what="the roles of the backup")
+    statements = read_database_statements(tools, staged.archive, scratch_dir=scratch_dir, deadline=deadline)
+    if name == "postgres":
+        execute_statements(elsewhere, ["DROP DATABASE postgres"], what="DROP DATABASE postgres in a throwaway")
+    create_database(elsewhere, statements, name)
+    report = size_reporter(elsewhere, name, record.source.database_size_bytes, progress)
+    run_pg_restore(
+        tools, staged.archive, throwaway.conninfo(name), scratch_dir=scratch_dir, deadline=deadline, report=report
+    )
+    apply_properties(elsewhere, statements, name)
+
+
+class size_reporter:  # noqa: N801 - called like a function
+    """Reports how large a database has grown, against what its source had; it may end a little below or above that."""
+
+    def __init__(self, conninfo: str, name: str, total: int, progress: ReportProgress) -> None:
+        self._conninfo, self._name, self._total, self._progress = conninfo, name, total, progress
+
+    def __call__(self) -> None:
+        with connect(self._conninfo) as connection, postgres_errors("the size of a database being restored"):
+            row = connection.execute("SELECT pg_database_size(%s::name)", [self._name]).fetchone()
+        self._progress(Progress(f"restoring {self._name}", int(row[0]) if row else 0, self._total))
+
+
+def _judge(
+    throwaway: Throwaway, staged: StagedBackup, record: BackupRecord, progress: ReportProgress, outcome: _Outcome
+) -> None:
+    """Compare content and structure, then check every page and index; what differs is named."""
+    name = record.source.database
+    conninfo = throwaway.conninfo(name)
+    with outcome.phase("compare"):
+        actual = read_fingerprint(conninfo, workers=FINGERPRINT_WORKERS, progress=progress)
+        differences = list(fingerprints.compare(staged.fingerprint, actual))
+        differences += structures.compare(staged.structure, read_structure(conninfo))
+    with outcome.phase("amcheck"):
+        stage = f"checking pages and indexes of {name}"
+        found = check_relations(
+            conninfo, on_relation=lambda done, total: progress(Progress(stage, done, total, unit="relations"))
+        )
+        differences += [f"amcheck: {fault}" for fault in found.faults]
+        differences += _server_faults(conninfo)
+    outcome.server_version = throwaway.server.tools.version
+    outcome.amcheck_relations = found.relations
+    outcome.conclude(differences)
+
+
+def _server_faults(conninfo: str) -> list[str]:
+    """Return what the throwaway itself has to report: checksums off, or pages that failed theirs."""
+    with connect(conninfo) as connection, postgres_errors("the throwaway's checksums"):
+        row = connection.execute(
+            "SELECT current_setting('data_checksums'), coalesce(sum(checksum_failures), 0) FROM pg_stat_database"
+        ).fetchone()
+    if row is None or row[0] != "on":
+        return ["throwaway server: data checksums are off"]
+    return [f"throwaway server: {row[1]} pages failed their checksum"] if row[1] else []
+
+
+def _write(
+    repository: Repository, place: BackupPlace, outcome: _Outcome, started_at: datetime, predicted_s: float | None
+) -> ProofReport:
+    """Write the proof under a name that no other proof has; a proof is never overwritten."""
+    store = repository.store
+    if store.head(place.key(BACKUP)) is None:
+        raise ObjectMissing(f"backup {place.backup_id} was removed while it was being proven")
+    finished_at = datetime.now(UTC)
+    while store.head(place.key(proof_name(finished_at))) is not None:
+        finished_at += timedelta(seconds=1)
+    record = ProofRecord(
+        backup_id=place.backup_id,
+        verdict=outcome.verdict,
+        backup_sha256=outcome.log.backup_sha256,
+        objects=tuple(sorted(outcome.log.objects, key=lambda item: item.name)),
+        started_at=started_at,
+        finished_at=finished_at,
+        restore_s=outcome.restore_s,
+        predicted_restore_s=predicted_s,
+        phase_s=outcome.phase_s,
+        server_version=outcome.server_version,
+        amcheck_relations=outcome.amcheck_relations,
+        reason=outcome.reason,
+        differences=outcome.differences,
+        correlation_id=current_correlation_id(),
+    )
+    written = store.put_bytes(place.key(proof_name(finished_at)), record.to_json())
+    return ProofReport(record, place, store.full_url(written.key), outcome.error)

@@ -1,0 +1,71 @@
+"""Builders for tests of recovery: a stack over the tests' real servers, and a database with something in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from synapse_ops.operations.stack import Stack, open_stack
+from synapse_ops.systems.object_store import StoreAccess
+
+CONTENT = """
+create schema shop;
+create table shop.customers (
+    id bigint generated always as identity primary key,
+    name text not null check (name <> ''),
+    upper_name text generated always as (upper(name)) stored
+);
+create table shop.orders (
+    id bigserial primary key,
+    customer_id bigint not null references shop.customers,
+    placed_on date not null,
+    note jsonb
+) ;
+create index orders_by_day on shop.orders (placed_on);
+create view shop.busy as select customer_id, count(*) from shop.orders group by 1;
+insert into shop.customers (name) select 'Zoë ' || n from generate_series(1, 200) n;
+insert into shop.orders (customer_id, placed_on, note)
+    select 1 + n % 200, date '2026-01-01' + n % 300, jsonb_build_object('n', n, 'filler', repeat(md5(n::text), 8))
+    from generate_series(1, 3000) n;
+select lo_from_bytea(0, decode(repeat('ab', 4000), 'hex'));
+"""
+
+
+def fill(conninfo: str) -> None:
+    """Put schemas, keys, an index, a view, generated columns, sequences and a large object into a database."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(CONTENT)
+
+
+def make_stack(
+    folder: Path,
+    conninfo: str,
+    bucket_url: str,
+    access: StoreAccess,
+    *,
+    recipients: tuple[str, ...] = (),
+) -> Stack:
+    """Return the stack of one database and one bucket; its secrets lie in files of `folder`."""
+    parts = conninfo_to_dict(conninfo)
+    secrets = {
+        "admin": conninfo,
+        "store": f"[default]\naws_access_key_id = {access.access_key}\naws_secret_access_key = {access.secret_key}\n",
+    }
+    for name, text in secrets.items():
+        path = folder / name
+        path.write_text(text)
+        path.chmod(0o600)
+    spec = folder / "infrastructure.yaml"
+    spec.write_text(
+        f"""
+name: tests
+database: {{host: {parts["host"]}, port: {parts["port"]}, name: "{parts["dbname"]}", user: app,
+            databases: ["{parts["dbname"]}"], admin: "file:{folder}/admin"}}
+backup: {{database: {{destination: "{bucket_url}"}}}}
+object_store: {{endpoint: "{access.endpoint}", credentials: "file:{folder}/store"}}
+encryption: {{recipients: [{", ".join(f'"{r}"' for r in recipients)}]}}
+"""
+    )
+    return open_stack(spec, folder / "state")
