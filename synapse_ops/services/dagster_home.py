@@ -7,15 +7,16 @@ DAGSTER_PG_* variables name. Passwords travel in the environment of our own chil
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from synapse_ops.errors import ConfigError
+from synapse_ops.spec import SecretRef
 
 SPEC_VARIABLE = "SYNAPSE_SPEC"
 STATE_DIR_VARIABLE = "SYNAPSE_STATE_DIR"
@@ -94,12 +95,12 @@ def _copy_when_changed(source: Path, target: Path) -> None:
 
 
 def _embedded_storage(state_dir: Path) -> dict[str, str]:
-    """Return DAGSTER_PG_* of the embedded stack's `ops` server."""
-    state = json.loads((state_dir / _STATE_FILE).read_text(encoding="utf-8"))
+    """Return DAGSTER_PG_* of the embedded stack's `ops` server. Raises ConfigError when the stack was never up."""
+    address = urlsplit(SecretRef("file", str(state_dir / "secrets" / "dagster-storage.url")).resolve())
     return {
-        "DAGSTER_PG_HOST": "127.0.0.1",
-        "DAGSTER_PG_PORT": str(state["ports"]["ops"]),
-        "DAGSTER_PG_USER": "dagster",
-        "DAGSTER_PG_PASSWORD": (state_dir / "secrets" / "ops-password").read_text(encoding="utf-8").strip(),
-        "DAGSTER_PG_DB": "dagster",
+        "DAGSTER_PG_HOST": address.hostname or "",
+        "DAGSTER_PG_PORT": str(address.port),
+        "DAGSTER_PG_USER": unquote(address.username or ""),
+        "DAGSTER_PG_PASSWORD": unquote(address.password or ""),
+        "DAGSTER_PG_DB": address.path.strip("/").partition("?")[0],
     }

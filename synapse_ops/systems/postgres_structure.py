@@ -6,6 +6,7 @@ from typing import Any
 
 from synapse_ops.domain.structure import Structure
 
+
 def read_structure(conninfo: str, *, snapshot: str | None = None) -> Structure:
     return Structure(17, {})
 
