@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from synapse_ops.domain.backup_record import BackupRecord, ObjectRecord, ProofRecord, Verdict
 from synapse_ops.domain.repository_layout import BACKUP, HEARTBEAT, STARTED, BackupPlace, label_of_pin, started_at_of
 
 HOLD_GRACE = timedelta(minutes=10)  # 30 missed renewals of 20 s: the reader has died
+
+NOT_PROVEN_YET = "not proven yet"
 
 _PROOF = re.compile(r"proof-\d{8}T\d{6}Z\.json")
 _PIN = re.compile(r"pin-[^/]+\.json")
@@ -96,10 +99,14 @@ def _digest(rows: Iterable[tuple[str, int, str]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BackupFacts:
-    """What `backup.json` tells beyond its listing; unreadable_reason is set when it could not be read."""
+    """What `backup.json` tells beyond its listing; unreadable_reason is set when it could not be read.
+
+    objects: (name, size_bytes) of the data. No ETags: a repository copied to another store keeps its bytes, not those.
+    """
 
     sha256: str
-    objects_digest: str
+    objects: tuple[tuple[str, int], ...] = ()
+    started_at: datetime | None = None
     finished_at: datetime | None = None
     database_time: datetime | None = None
     database_size_bytes: int = 0
@@ -112,7 +119,8 @@ class BackupFacts:
     def of(cls, record: BackupRecord, *, sha256: str) -> BackupFacts:
         return cls(
             sha256=sha256,
-            objects_digest=digest_of_objects(record.objects),
+            objects=tuple((one.name, one.size_bytes) for one in record.objects),
+            started_at=record.started_at,
             finished_at=record.finished_at,
             database_time=record.database_time,
             database_size_bytes=record.source.database_size_bytes,
@@ -121,15 +129,26 @@ class BackupFacts:
             is_encrypted=bool(record.encryption_recipients),
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON for a cache; `from_json` inverts it."""
+        times = {name: _text(getattr(self, name)) for name in _BACKUP_TIMES}
+        return {**asdict(self), **times}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> BackupFacts:
+        """Raises TypeError, ValueError or KeyError for anything that `as_json` did not make."""
+        times = {name: _moment(body[name]) for name in _BACKUP_TIMES}
+        return cls(**{**body, **times, "objects": tuple((name, size) for name, size in body["objects"])})
+
 
 @dataclass(frozen=True, slots=True)
 class ProofFacts:
-    """What the newest proof tells."""
+    """What the newest proof tells. objects: (name, size_bytes, etag) as it read them."""
 
     verdict: Verdict
     finished_at: datetime
     backup_sha256: str
-    objects_digest: str
+    objects: tuple[tuple[str, int, str], ...]
     restore_s: float | None
     reason: str
 
@@ -139,10 +158,32 @@ class ProofFacts:
             verdict=record.verdict,
             finished_at=record.finished_at,
             backup_sha256=record.backup_sha256,
-            objects_digest=digest_of_objects(record.objects),
+            objects=tuple((one.name, one.size_bytes, one.etag) for one in record.objects),
             restore_s=record.restore_s,
             reason=record.reason or "; ".join(record.differences[:1]),
         )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain JSON for a cache; `from_json` inverts it."""
+        return {**asdict(self), "verdict": self.verdict.value, "finished_at": self.finished_at.isoformat()}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> ProofFacts:
+        """Raises TypeError, ValueError or KeyError for anything that `as_json` did not make."""
+        objects = tuple((name, size, etag) for name, size, etag in body["objects"])
+        moment = datetime.fromisoformat(body["finished_at"])
+        return cls(**{**body, "verdict": Verdict(body["verdict"]), "finished_at": moment, "objects": objects})
+
+
+_BACKUP_TIMES = ("started_at", "finished_at", "database_time")
+
+
+def _text(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +216,11 @@ class CatalogEntry:
         return started_at_of(self.place.backup_id)
 
 
-def judge(listed: ListedBackup, backup: BackupFacts, proof: ProofFacts | None) -> CatalogEntry:
-    """Return the catalog's row of one backup."""
-    doubt = _doubt(listed, backup, proof)
+def judge(
+    listed: ListedBackup, objects: Mapping[str, ListedObject], backup: BackupFacts, proof: ProofFacts | None
+) -> CatalogEntry:
+    """Return the catalog's row of one backup. objects: the listing that `listed` was gathered from, by name."""
+    doubt = _doubt(objects, backup, proof)
     return CatalogEntry(
         place=listed.place,
         size_bytes=listed.size_bytes,
@@ -198,17 +241,49 @@ def judge(listed: ListedBackup, backup: BackupFacts, proof: ProofFacts | None) -
     )
 
 
-def _doubt(listed: ListedBackup, backup: BackupFacts, proof: ProofFacts | None) -> str:
+def _doubt(objects: Mapping[str, ListedObject], backup: BackupFacts, proof: ProofFacts | None) -> str:
+    """Return why this backup is not proven, or an empty string when it is."""
     if backup.unreadable_reason:
         return backup.unreadable_reason
-    if backup.objects_digest != listed.data_digest:
-        return "its objects are not the ones that backup.json names"
+    damage = find_damage(backup, objects)
+    if damage:
+        return f"damaged: {damage}"
     if proof is None:
-        return "not proven yet"
+        return NOT_PROVEN_YET
     if proof.verdict is not Verdict.PROVEN:
         return f"newest proof: {proof.verdict}{': ' + proof.reason if proof.reason else ''}"
+    void = find_void(proof, backup, objects)
+    return f"proof is void: {void}" if void else ""
+
+
+def find_damage(backup: BackupFacts, objects: Mapping[str, ListedObject]) -> str:
+    """Return what is missing or resized of the objects that backup.json names, or an empty string."""
+    for name, size_bytes in backup.objects:
+        row = objects.get(name)
+        if row is None:
+            return f"{name} is missing"
+        if row.size_bytes != size_bytes:
+            return f"{name} has {row.size_bytes} bytes, recorded {size_bytes}"
+    return ""
+
+
+def find_void(proof: ProofFacts, backup: BackupFacts, objects: Mapping[str, ListedObject]) -> str:
+    """Return why a passed proof does not count for what is stored now, or an empty string when it does.
+
+    It counts only for exactly the backup.json it names, when it read every object of it, and while each of them is
+    listed with the same size and ETag: data swapped, rewritten or cut after the proof has not been proven.
+    """
     if proof.backup_sha256 != backup.sha256:
-        return "proof is void: backup.json has changed since"
-    if proof.objects_digest != listed.data_digest:
-        return "proof is void: its objects have changed since"
+        return "backup.json has changed since"
+    unread = {name for name, _ in backup.objects} - {name for name, _, _ in proof.objects}
+    if unread:
+        return f"it did not read {min(unread)}"
+    for name, size_bytes, etag in proof.objects:
+        row = objects.get(name)
+        if row is None:
+            return f"{name} is missing"
+        if (row.size_bytes, row.etag) != (size_bytes, etag):
+            return f"{name} has changed since: etag {row.etag}, proven with {etag}"
+    if backup.started_at is not None and proof.finished_at < backup.started_at:
+        return f"it finished at {proof.finished_at.isoformat()}, before the backup began"
     return ""

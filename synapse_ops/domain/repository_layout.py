@@ -20,8 +20,10 @@ another object, because some stores refuse or lose those. `parse_key` inverts `B
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import quote, unquote
 
 from synapse_ops.errors import ConfigError
@@ -32,6 +34,12 @@ BACKUP = "backup.json"
 
 KIND_DUMP = "dump"
 
+# every name that this tool writes below a backup's prefix; anything else there is foreign and never touched
+_OWN_NAME = re.compile(
+    r"started\.json|heartbeat\.json|backup\.json"
+    r"|(?:database\.dump|globals\.sql|fingerprint\.json|structure\.json)(?:\.age)?"
+    r"|proof-\d{8}T\d{6}Z\.json|(?:pin|reading)-[A-Za-z0-9_%~-]+\.json"
+)
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _BACKUP_ID = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{6})")
 _IDENTITY = re.compile(r"(\d{1,20})-([0-9a-f]{8})")
@@ -121,18 +129,30 @@ class BackupKey:
 def parse_key(key: str) -> BackupKey | None:
     """Return what a key under the destination is, or None for anything that is not ours to touch.
 
-    Only exactly our own form is recognised; a foreign object under the prefix is None, and so is never deleted.
+    Only exactly our own forms are recognised: a foreign object is None, even inside a backup's own prefix, and so it
+    is never judged, counted as the backup's, or deleted.
     """
     parts = key.split("/")
-    if len(parts) != 5 or not parts[4]:
+    if len(parts) != 5 or not is_own_name(parts[4]):
         return None
     identity_text, kind, database, backup_id, name = parts
     if _IDENTITY.fullmatch(identity_text) is None or kind != KIND_DUMP or _BACKUP_ID.fullmatch(backup_id) is None:
         return None
-    place = BackupPlace(Identity.parse(identity_text), kind, unquote(database), backup_id)
+    # one object for equal identities and names: 10,000 backups share a handful of them
+    place = BackupPlace(_shared_identity(identity_text), KIND_DUMP, sys.intern(unquote(database)), backup_id)
     if place.key(name) != key:  # another spelling of the same name is not a key that we wrote
         return None
     return BackupKey(place, name)
+
+
+@lru_cache(maxsize=256)
+def _shared_identity(text: str) -> Identity:
+    return Identity.parse(text)
+
+
+def is_own_name(name: str) -> bool:
+    """Tell whether an object below a backup's prefix has a name that we write; others are foreign and left alone."""
+    return _OWN_NAME.fullmatch(name) is not None
 
 
 def proof_name(at: datetime) -> str:

@@ -1,29 +1,42 @@
-"""Reads what a repository holds: one listing, and the documents that the listing names.
+"""Reads what a repository holds: one streamed listing, and the documents that the listing names.
 
 The repository is the truth; nothing here writes to it. A cache under `cache_dir` keeps what was parsed from a document,
 by key and ETag, so that a second reading costs the listing alone. It may be thrown away at any time, and is
 never asked for a document that the listing does not show with exactly that ETag.
+Whatever order a store lists in, the catalog is the same: a prefix that turns up again after it was judged is listed
+once more by itself. Memory holds the rows of the catalog and a few backups in flight, never the listing.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
-from itertools import groupby
+from typing import Any, TypeVar
 
-from synapse_ops.domain.backup_record import BackupRecord, ProofRecord
+from synapse_ops.domain.backup_record import BackupRecord, ProofRecord, Verdict
 from synapse_ops.domain.catalog import BackupFacts, CatalogEntry, ListedBackup, ListedObject, ProofFacts, gather, judge
-from synapse_ops.domain.repository_layout import BACKUP, KIND_DUMP, BackupPlace, parse_key, quote_segment
-from synapse_ops.errors import ConfigError, DocumentUnreadable, ObjectMissing
+from synapse_ops.domain.repository_layout import (
+    BACKUP,
+    KIND_DUMP,
+    BackupPlace,
+    is_own_name,
+    parse_key,
+    quote_segment,
+)
+from synapse_ops.errors import ConfigError, DocumentUnreadable, IntegrityError, ObjectMissing, WrongIdentity
 from synapse_ops.operations.document_cache import DocumentCache
 from synapse_ops.operations.repository import Repository
+from synapse_ops.systems.object_store import ConditionFailed, ObjectInfo, ObjectStore
 
-READERS = 16  # concurrent GETs of small documents; more does not help one Python process
+READERS = 8  # concurrent GETs of small documents; more does not help one Python process
+IN_FLIGHT = 64  # backups whose documents are being read; bounds the listing kept in memory
+MAX_DOCUMENT_BYTES = 16 * 1024 * 1024  # a backup.json is a few KiB; a larger one is not ours
 _OWN_PREFIXES = ("leases/", "plans/")
 
 
@@ -31,7 +44,7 @@ _OWN_PREFIXES = ("leases/", "plans/")
 class Catalog:
     """What one reading found. backups: newest first. left_overs: prefixes without one. foreign_count: keys not ours.
 
-    read_at: the store's own clock when the listing began (whole seconds, aware UTC).
+    object_count: every object listed. read_at: the store's own clock when the listing began (whole seconds, aware UTC).
     """
 
     backups: tuple[CatalogEntry, ...]
@@ -54,95 +67,203 @@ def read_catalog(repository: Repository, *, database: str | None = None) -> Cata
     an entry with `unreadable_reason`, never an error, because one damaged backup must not hide the others.
     """
     read_at = repository.store.server_time()
-    counts = _Counts()
-    with DocumentCache(repository.cache_dir, repository.url) as cache:
-        listed = list(_listed_backups(repository, database, counts))
-        entries = _judged(repository, [row for row in listed if row.backup_etag is not None], cache)
+    reading = _Reading()
+    prefixes = [""] if database is None else _prefixes_of(repository, database)
+    with (
+        DocumentCache(repository.cache_dir, repository.url) as cache,
+        ThreadPoolExecutor(READERS, thread_name_prefix="catalog") as pool,
+    ):
+        judging = _Judging(repository.store, cache, pool, reading)
+        for place, objects in _grouped((row for p in prefixes for row in repository.store.list_objects(p)), reading):
+            judging.begin(place, objects)
+        judging.finish_all()
+        for place in sorted(reading.torn):
+            judging.begin(place, list_own_objects(repository.store, place))
+        judging.finish_all()
     return Catalog(
-        backups=tuple(sorted(entries, key=lambda entry: (entry.place.backup_id, entry.place), reverse=True)),
-        left_overs=tuple(sorted((row for row in listed if row.backup_etag is None), key=lambda row: row.place)),
-        foreign_count=counts.foreign,
-        object_count=counts.objects,
+        backups=tuple(sorted(reading.entries.values(), key=lambda row: (row.place.backup_id, row.place), reverse=True)),
+        left_overs=tuple(sorted(reading.left_overs.values(), key=lambda row: row.place)),
+        foreign_count=reading.foreign_count,
+        object_count=reading.object_count,
         read_at=read_at,
     )
 
 
+def list_own_objects(store: ObjectStore, place: BackupPlace) -> list[ListedObject]:
+    """List one backup's prefix afresh; objects with names that this tool does not write are left out."""
+    rows = []
+    for info in store.list_objects(place.prefix):
+        name = info.key.removeprefix(place.prefix)
+        if is_own_name(name):
+            rows.append(ListedObject(name, info.size_bytes, info.etag, info.modified_at))
+    return rows
+
+
 @dataclass(slots=True)
-class _Counts:
-    objects: int = 0
-    foreign: int = 0
+class _Reading:
+    """What has been found so far. torn: places whose objects did not come together in the listing."""
+
+    entries: dict[BackupPlace, CatalogEntry] = field(default_factory=dict)
+    left_overs: dict[BackupPlace, ListedBackup] = field(default_factory=dict)
+    torn: set[BackupPlace] = field(default_factory=set)
+    object_count: int = 0
+    foreign_count: int = 0
 
 
-def _listed_backups(repository: Repository, database: str | None, counts: _Counts) -> Iterator[ListedBackup]:
-    """Yield one row per prefix; keys of one prefix stand together in every store's order."""
-    keys = _parsed_objects(repository, database, counts)
-    for place, group in groupby(keys, key=lambda pair: pair[0]):
-        yield gather(place, (row for _, row in group))
-
-
-def _parsed_objects(
-    repository: Repository, database: str | None, counts: _Counts
-) -> Iterator[tuple[BackupPlace, ListedObject]]:
-    store = repository.store
-    for prefix in [""] if database is None else _prefixes_of(repository, database):
-        for info in store.list_objects(prefix):
-            counts.objects += 1
+def _grouped(listing: Iterable[ObjectInfo], reading: _Reading) -> Iterator[tuple[BackupPlace, list[ListedObject]]]:
+    """Yield each backup's own objects as long as they come together; counts what is not ours on the way."""
+    prefix, place, rows = "\0", None, list[ListedObject]()
+    seen: set[BackupPlace] = set()
+    for info in listing:
+        reading.object_count += 1
+        if place is not None and info.key.startswith(prefix):
+            name = info.key[len(prefix) :]
+            if not is_own_name(name):
+                reading.foreign_count += 1
+                continue
+        else:
             parsed = parse_key(info.key)
-            if parsed is not None:
-                yield parsed.place, ListedObject(parsed.name, info.size_bytes, info.etag, info.modified_at)
-            elif not info.key.startswith(_OWN_PREFIXES):
-                counts.foreign += 1
+            if parsed is None:
+                reading.foreign_count += not info.key.startswith(_OWN_PREFIXES)
+                continue
+            if place is not None and place not in reading.torn:
+                yield place, rows
+            place, name, rows = parsed.place, parsed.name, []
+            prefix = place.prefix
+            if place in seen:
+                reading.torn.add(place)
+            seen.add(place)
+        rows.append(ListedObject(name, info.size_bytes, info.etag, info.modified_at))
+    if place is not None and place not in reading.torn:
+        yield place, rows
 
 
-def _prefixes_of(repository: Repository, database: str) -> list[str]:
-    identities = (name for name in repository.store.list_prefixes() if name + "/" not in _OWN_PREFIXES)
-    return [f"{identity}/{KIND_DUMP}/{quote_segment(database)}/" for identity in identities]
+AnyFacts = TypeVar("AnyFacts", BackupFacts, ProofFacts)
+_Read = tuple[AnyFacts, bool]  # the facts, and whether they follow from the listed version alone and may be kept
 
 
-def _judged(repository: Repository, rows: list[ListedBackup], cache: DocumentCache) -> list[CatalogEntry]:
-    """Read the documents of every row, from the cache where it has them, and put the facts together."""
-    with ThreadPoolExecutor(READERS, thread_name_prefix="catalog") as pool:
-        return list(pool.map(partial(_judge_one, repository, cache), rows))
+@dataclass(slots=True)
+class _Pending:
+    """A backup whose documents are in the cache or on their way."""
+
+    listed: ListedBackup
+    objects: dict[str, ListedObject]
+    backup: BackupFacts | Future[_Read[BackupFacts]]
+    proof: ProofFacts | Future[_Read[ProofFacts]] | None
+
+    def is_ready(self) -> bool:
+        return all(not isinstance(one, Future) or one.done() for one in (self.backup, self.proof))
 
 
-def _judge_one(repository: Repository, cache: DocumentCache, listed: ListedBackup) -> CatalogEntry:
-    if listed.backup_etag is None:
-        raise ValueError(f"{listed.place.prefix} has no {BACKUP}")
-    backup = cache.backup_facts(listed.place.key(BACKUP), listed.backup_etag, partial(_read_backup_facts, repository))
-    proof = None
-    if listed.newest_proof is not None and listed.newest_proof_etag is not None and not backup.unreadable_reason:
-        key = listed.place.key(listed.newest_proof)
-        proof = cache.proof_facts(key, listed.newest_proof_etag, partial(_read_proof_facts, repository))
-    return judge(listed, backup, proof)
+class _Judging:
+    """Reads documents while the listing goes on, and turns backups into rows in the order they were begun."""
+
+    def __init__(self, store: ObjectStore, cache: DocumentCache, pool: ThreadPoolExecutor, reading: _Reading) -> None:
+        self._store = store
+        self._cache = cache
+        self._pool = pool
+        self._reading = reading
+        self._pending: deque[_Pending] = deque()
+
+    def begin(self, place: BackupPlace, objects: list[ListedObject]) -> None:
+        """Take one prefix; blocks while IN_FLIGHT backups wait for their documents."""
+        self._reading.entries.pop(place, None)
+        self._reading.left_overs.pop(place, None)
+        if not objects:
+            return
+        listed = gather(place, objects)
+        if listed.backup_etag is None:
+            self._reading.left_overs[place] = listed
+            return
+        rows = {row.name: row for row in objects}
+        proof = rows[listed.newest_proof] if listed.newest_proof is not None else None
+        self._pending.append(
+            _Pending(
+                listed,
+                rows,
+                backup=self._facts(place, rows[BACKUP], BackupFacts.from_json, _read_backup_facts),
+                proof=None if proof is None else self._facts(place, proof, ProofFacts.from_json, _read_proof_facts),
+            )
+        )
+        while self._pending and (len(self._pending) > IN_FLIGHT or self._pending[0].is_ready()):
+            self._finish(self._pending.popleft())
+
+    def finish_all(self) -> None:
+        while self._pending:
+            self._finish(self._pending.popleft())
+
+    def _facts(
+        self,
+        place: BackupPlace,
+        row: ListedObject,
+        parse: Callable[[Mapping[str, Any]], AnyFacts],
+        read: Callable[[ObjectStore, BackupPlace, ListedObject], _Read[AnyFacts]],
+    ) -> AnyFacts | Future[_Read[AnyFacts]]:
+        known = self._cache.get(place.key(row.name), row.etag)
+        if known is not None:
+            with suppress(TypeError, ValueError, KeyError):  # a row that we did not write is not known
+                return parse(known)
+        return self._pool.submit(read, self._store, place, row)
+
+    def _finish(self, pending: _Pending) -> None:
+        place, rows = pending.listed.place, pending.objects
+        backup = self._settled(place, rows[BACKUP], pending.backup)
+        proof = None
+        if pending.proof is not None and pending.listed.newest_proof is not None:
+            proof = self._settled(place, rows[pending.listed.newest_proof], pending.proof)
+        self._reading.entries[place] = judge(pending.listed, rows, backup, proof)
+
+    def _settled(self, place: BackupPlace, row: ListedObject, facts: AnyFacts | Future[_Read[AnyFacts]]) -> AnyFacts:
+        if not isinstance(facts, Future):
+            return facts
+        read, may_be_kept = facts.result()
+        if may_be_kept:
+            self._cache.keep(place.key(row.name), row.etag, read.as_json())
+        return read
 
 
-def _read_backup_facts(repository: Repository, key: str) -> BackupFacts:
+def _read_backup_facts(store: ObjectStore, place: BackupPlace, row: ListedObject) -> _Read[BackupFacts]:
+    key = place.key(row.name)
     try:
-        data = repository.store.read_bytes(key)
-        sha256 = hashlib.sha256(data).hexdigest()
+        data = store.read_bytes(key, etag=row.etag, max_bytes=MAX_DOCUMENT_BYTES)
         record = BackupRecord.from_json(data, key=key)
         _check_place(record, key)
-    except (DocumentUnreadable, ObjectMissing) as fault:
-        return BackupFacts(sha256="", objects_digest="", unreadable_reason=fault.message)
-    return BackupFacts.of(record, sha256=sha256)
+    except (ObjectMissing, ConditionFailed):
+        return BackupFacts(sha256="", unreadable_reason="it changed while the repository was listed"), False
+    except IntegrityError as fault:
+        return BackupFacts(sha256="", unreadable_reason=fault.message), True
+    return BackupFacts.of(record, sha256=hashlib.sha256(data).hexdigest()), True
+
+
+def _read_proof_facts(store: ObjectStore, place: BackupPlace, row: ListedObject) -> _Read[ProofFacts]:
+    key = place.key(row.name)
+    try:
+        data = store.read_bytes(key, etag=row.etag, max_bytes=MAX_DOCUMENT_BYTES)
+        record = ProofRecord.from_json(data, key=key)
+        if record.backup_id != place.backup_id:
+            raise WrongIdentity(f"{key} is a proof of backup {record.backup_id}")
+    except (ObjectMissing, ConditionFailed):
+        return _doubtful(row, "the proof changed while the repository was listed"), False
+    except IntegrityError as fault:  # what cannot be read proves nothing, and is not "no proof yet" either
+        return _doubtful(row, fault.message), True
+    return ProofFacts.of(record), True
+
+
+def _doubtful(row: ListedObject, reason: str) -> ProofFacts:
+    return ProofFacts(Verdict.UNPROVEN, row.modified_at, "", (), None, reason)
 
 
 def _check_place(record: BackupRecord, key: str) -> None:
     """Refuse a backup.json that was written for another prefix: a copied or swapped one proves nothing here."""
     place = BackupPlace(record.identity, record.kind, record.source.database, record.backup_id)
     if place.key(BACKUP) != key:
-        raise DocumentUnreadable(f"{key} says it belongs to {place.prefix}", hint="Was it copied or swapped?")
-
-
-def _read_proof_facts(repository: Repository, key: str) -> ProofFacts | None:
-    try:
-        return ProofFacts.of(ProofRecord.from_json(repository.store.read_bytes(key), key=key))
-    except (DocumentUnreadable, ObjectMissing):
-        return None  # what cannot be read proves nothing
+        raise WrongIdentity(
+            f"{key} says it belongs to {place.prefix}", hint="Were objects copied or swapped between backups?"
+        )
 
 
 def read_backup(repository: Repository, place: BackupPlace) -> BackupRecord:
-    """Return `backup.json` of one backup. Raises ObjectMissing or DocumentUnreadable."""
+    """Return `backup.json` of one backup. Raises ObjectMissing, DocumentUnreadable or WrongIdentity."""
     key = place.key(BACKUP)
     record = BackupRecord.from_json(repository.store.read_bytes(key), key=key)
     _check_place(record, key)
@@ -152,19 +273,21 @@ def read_backup(repository: Repository, place: BackupPlace) -> BackupRecord:
 def read_proofs(repository: Repository, place: BackupPlace) -> tuple[ProofRecord, ...]:
     """Return every readable proof of one backup, oldest first."""
     proofs = []
-    for info in sorted(repository.store.list_objects(place.key("proof-")), key=lambda row: row.key):
+    names = sorted(row.name for row in list_own_objects(repository.store, place) if row.name.startswith("proof-"))
+    for name in names:
+        key = place.key(name)
         try:
-            proofs.append(ProofRecord.from_json(repository.store.read_bytes(info.key), key=info.key))
+            proofs.append(ProofRecord.from_json(repository.store.read_bytes(key), key=key))
         except (DocumentUnreadable, ObjectMissing):
-            continue  # counted as no proof, as the catalog does
+            continue  # counted as doubt by the catalog, where it is the newest
     return tuple(proofs)
 
 
 def find_backup(repository: Repository, backup_id: str) -> BackupPlace:
-    """Return where a backup lies. Raises ConfigError with the nearest ids when there is not exactly one."""
-    rows = list(_listed_backups(repository, None, _Counts()))
-    places = [row.place for row in rows if row.backup_etag is not None]
-    found = [place for place in places if place.backup_id == backup_id]
+    """Return where a backup lies; lists folders only. Raises ConfigError with near ids unless there is exactly one."""
+    places = list(_listed_places(repository))
+    store = repository.store
+    found = [place for place in places if place.backup_id == backup_id and store.head(place.key(BACKUP)) is not None]
     if len(found) == 1:
         return found[0]
     if found:
@@ -177,3 +300,19 @@ def find_backup(repository: Repository, backup_id: str) -> BackupPlace:
         detail="nearest: " + ", ".join(near) if near else "",
         hint="`synapse-ops backup list` prints the ids that exist.",
     )
+
+
+def _listed_places(repository: Repository) -> Iterator[BackupPlace]:
+    """Yield every prefix that may hold a backup."""
+    store = repository.store
+    for identity in store.list_prefixes():
+        for database in store.list_prefixes(f"{identity}/{KIND_DUMP}/"):
+            for backup_id in store.list_prefixes(f"{identity}/{KIND_DUMP}/{database}/"):
+                parsed = parse_key(f"{identity}/{KIND_DUMP}/{database}/{backup_id}/{BACKUP}")
+                if parsed is not None:
+                    yield parsed.place
+
+
+def _prefixes_of(repository: Repository, database: str) -> list[str]:
+    identities = (name for name in repository.store.list_prefixes() if name + "/" not in _OWN_PREFIXES)
+    return [f"{identity}/{KIND_DUMP}/{quote_segment(database)}/" for identity in identities]

@@ -1,112 +1,115 @@
 """What was parsed from documents of a repository, by key and ETag, in one SQLite file that may be lost at any time.
 
-Only facts that follow from the bytes of one version of one object are kept, so an entry is never stale: another
-version has another ETag and so another row. A damaged file is thrown away and built again.
+A row is believed for exactly the ETag it was read with, and for nothing else: whether an object exists, and what its
+ETag is now, always comes from a fresh listing. A torn, locked or foreign file is a cache that remembers nothing: no
+error ever comes from here, because a backup must never depend on a convenience.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing, suppress
-from dataclasses import asdict
-from datetime import datetime
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from synapse_ops.domain.backup_record import Verdict
-from synapse_ops.domain.catalog import BackupFacts, ProofFacts
+FORMAT = 2  # of a row; another number starts an empty cache
+BUSY_TIMEOUT_S = 2.0  # another process writes its rows in milliseconds; a cache is not worth a longer wait
+BATCH_ROWS = 2000
 
-FORMAT = 1  # of a row; another number starts an empty cache
+_TABLE = "create table if not exists document (key text primary key, etag text not null, body text not null)"
+
+Facts = dict[str, Any]  # plain JSON
 
 
 class DocumentCache:
-    """A context manager; reads all rows at entry, writes the new ones at exit. Safe to use from several threads."""
+    """A context manager around one file. Used by one thread; several processes may share the file."""
 
     def __init__(self, cache_dir: Path | None, repository_url: str) -> None:
         self._file = cache_dir / "catalog.sqlite" if cache_dir is not None else None
         self._url = repository_url
-        self._known: dict[str, tuple[str, str]] = {}
-        self._new: list[tuple[str, str, str, str]] = []
+        self._pending: list[tuple[str, str, str]] = []
+        self._database: sqlite3.Connection | None = None
 
     def __enter__(self) -> Self:
-        if self._file is not None:
+        if self._file is None:
+            return self
+        with suppress(sqlite3.Error, OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._known = self._load(self._file)
-            except sqlite3.Error:
-                self._discard()
+                self._database = _opened(self._file)
+            except sqlite3.OperationalError:  # locked, or a read-only disk: not ours to throw away
+                raise
+            except sqlite3.DatabaseError:
+                self._file.unlink()
+                self._database = _opened(self._file)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is None or not self._new:
+        self._write()
+        self._close()
+
+    def get(self, key: str, etag: str) -> Facts | None:
+        """Return what was kept for this very version of an object, or None."""
+        if self._database is None:
+            return None
+        try:
+            row = self._database.execute("select etag, body from document where key = ?", (self._url + key,)).fetchone()
+            facts = json.loads(row[1]) if row is not None and row[0] == etag else None
+        except sqlite3.DatabaseError:
+            self._throw_away()
+            return None
+        except ValueError:
+            return None
+        return facts if isinstance(facts, dict) else None
+
+    def keep(self, key: str, etag: str, facts: Facts) -> None:
+        """Remember facts that follow from the bytes of this version alone."""
+        if self._database is None:
+            return
+        self._pending.append((self._url + key, etag, json.dumps(facts, separators=(",", ":"))))
+        if len(self._pending) >= BATCH_ROWS:
+            self._write()
+
+    def _write(self) -> None:
+        rows, self._pending = self._pending, []
+        if self._database is None or not rows:
             return
         try:
-            self._store(self._file)
-        except (sqlite3.Error, OSError):
-            self._discard()  # a cache that cannot be written costs time, never an answer
+            with self._database:
+                self._database.executemany("insert or replace into document values (?, ?, ?)", rows)
+        except sqlite3.OperationalError:
+            return  # busy or a full disk costs time at the next reading, never an answer
+        except sqlite3.DatabaseError:
+            self._throw_away()
 
-    def backup_facts(self, key: str, etag: str, read: Callable[[str], BackupFacts]) -> BackupFacts:
-        """Return the facts of one version of a backup.json, reading it only when it is not known."""
-        known = self._row(key, etag)
-        if known is not None:
-            return BackupFacts(**_with_times(known, ("finished_at", "database_time")))
-        facts = read(key)
-        if not facts.unreadable_reason:
-            self._keep(key, etag, asdict(facts))
-        return facts
-
-    def proof_facts(self, key: str, etag: str, read: Callable[[str], ProofFacts | None]) -> ProofFacts | None:
-        """Return the facts of one version of a proof, or None where it cannot be read."""
-        known = self._row(key, etag)
-        if known is not None:
-            body = _with_times(known, ("finished_at",))
-            return ProofFacts(**{**body, "verdict": Verdict(body["verdict"])})
-        facts = read(key)
-        if facts is not None:
-            self._keep(key, etag, asdict(facts))
-        return facts
-
-    def _row(self, key: str, etag: str) -> dict[str, Any] | None:
-        known_etag, body = self._known.get(key, ("", ""))
-        return json.loads(body) if known_etag == etag else None
-
-    def _keep(self, key: str, etag: str, facts: dict[str, Any]) -> None:
-        self._new.append((self._url, key, etag, json.dumps(facts, default=datetime.isoformat)))
-
-    def _load(self, file: Path) -> dict[str, tuple[str, str]]:
-        if not file.exists():
-            return {}
-        with _opened(file) as database:
-            if database.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
-                return {}
-            rows = database.execute("SELECT key, etag, body FROM document WHERE url = ?", (self._url,))
-            return {key: (etag, body) for key, etag, body in rows}
-
-    def _store(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with _opened(file) as database, database:
-            if database.execute("PRAGMA user_version").fetchone()[0] != FORMAT:
-                database.execute("DROP TABLE IF EXISTS document")
-                database.execute(f"PRAGMA user_version = {FORMAT}")
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS document (url TEXT, key TEXT, etag TEXT, body TEXT, PRIMARY KEY (url, key))"
-            )
-            database.executemany("INSERT OR REPLACE INTO document VALUES (?, ?, ?, ?)", self._new)
-
-    def _discard(self) -> None:
-        self._known = {}
+    def _throw_away(self) -> None:
+        self._close()
         if self._file is not None:
             with suppress(OSError):
                 self._file.unlink()
 
+    def _close(self) -> None:
+        if self._database is not None:
+            with suppress(sqlite3.Error):
+                self._database.close()
+            self._database = None
 
-def _opened(file: Path) -> closing[sqlite3.Connection]:
-    return closing(sqlite3.connect(file, timeout=5))
 
-
-def _with_times(body: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {**body, **{name: datetime.fromisoformat(body[name]) for name in names if body[name] is not None}}
+def _opened(file: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(file, timeout=BUSY_TIMEOUT_S)
+    try:
+        database.execute("pragma synchronous = off")  # losing the file costs one cold reading
+        if database.execute("pragma user_version").fetchone()[0] != FORMAT:
+            with database:
+                database.execute("drop table if exists document")
+                database.execute(_TABLE)
+                database.execute(f"pragma user_version = {FORMAT}")
+        database.execute("select etag, body from document limit 1").fetchone()
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database

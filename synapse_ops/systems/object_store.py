@@ -165,10 +165,14 @@ class ObjectStore:
             return None
         return base64.b64decode(kept).hex()
 
-    def read_bytes(self, key: str, *, max_bytes: int = 64 * 1024 * 1024) -> bytes:
-        """Return a small object whole. Raises ObjectMissing, or IntegrityError above `max_bytes`."""
+    def read_bytes(self, key: str, *, etag: str | None = None, max_bytes: int = 64 * 1024 * 1024) -> bytes:
+        """Return a small object whole. Raises ObjectMissing, or IntegrityError above `max_bytes`.
+
+        etag: only this version; raises ConditionFailed when another one is stored by now.
+        """
+        pinned = {} if etag is None else {"IfMatch": f'"{etag}"'}
         with s3_errors(self.full_url(key)):
-            reply = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
+            reply = self._client.get_object(Bucket=self.bucket, Key=self._key(key), **pinned)
             if reply["ContentLength"] > max_bytes:
                 reply["Body"].close()
                 raise IntegrityError(
