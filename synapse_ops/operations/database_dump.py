@@ -232,7 +232,7 @@ def _write_contents(
 def _held_snapshot(source: _Source) -> Iterator[tuple[str, Any, ServerMoment]]:
     """Yield the name of an exported snapshot that lives as long as the block, its connection, and its moment."""
     with connect(source.conninfo, application_name="synapse-ops snapshot") as control:
-        set_session(control, {**UNLIMITED, "transaction_timeout": "0"})
+        set_session(control, UNLIMITED)
         with postgres_errors(f"the snapshot of {describe(source.conninfo)}"):
             control.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             row = control.execute("SELECT pg_export_snapshot()").fetchone()

@@ -7,7 +7,7 @@ Invariant: a connection string never reaches a message, a log line or a repr; wh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ STABLE_OUTPUT = {
 UNLIMITED = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
     "row_security": "off",
     "jit": "off",
 }
@@ -138,11 +139,32 @@ def conninfo_parts(conninfo: str) -> dict[str, str]:
         raise ConfigError("cannot read a PostgreSQL connection string", hint=_CONNINFO_HINT) from None
 
 
-def set_session(connection: psycopg.Connection[Any], settings: dict[str, str]) -> None:
+def set_session(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> None:
     """Apply settings for the life of the session; a setting that this server does not have is skipped."""
     with postgres_errors("the settings of a session"):
         connection.execute(
             "SELECT set_config(name, given.value, false) FROM pg_settings"
             " JOIN json_each_text(%s::json) AS given(key, value) ON lower(name) = lower(given.key)",
-            [json.dumps(settings)],
+            [json.dumps(dict(settings))],
         )
+
+
+@contextmanager
+def reading(
+    conninfo: str,
+    *,
+    snapshot: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    application_name: str = APPLICATION_NAME,
+) -> Iterator[psycopg.Connection[Any]]:
+    """Yield a connection inside one read-only transaction with stable output and no time limits.
+
+    snapshot: as pg_export_snapshot named it, in a transaction that stays open; None takes a new one.
+    """
+    with connect(conninfo, application_name=application_name) as connection:
+        set_session(connection, {**STABLE_OUTPUT, **UNLIMITED, **(settings or {})})
+        with postgres_errors(f"a snapshot of {describe(conninfo)}"):
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            if snapshot is not None:
+                connection.execute("SET TRANSACTION SNAPSHOT '" + snapshot.replace("'", "''") + "'")
+        yield connection

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from synapse_ops.domain.fingerprint import (
 )
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import DeadlineExceeded
-from synapse_ops.systems.postgres import STABLE_OUTPUT, UNLIMITED, connect, describe, postgres_errors, set_session
+from synapse_ops.systems.postgres import describe, postgres_errors, reading
 from synapse_ops.systems.postgres_row_hash import ColumnFacts, TypeFacts, row_expression
 
 if TYPE_CHECKING:
@@ -149,22 +149,16 @@ def read_sequences(conninfo: str) -> dict[str, SequencePosition]:
         return _read_sequences(connection, _make_plan(connection).sequences)
 
 
-@contextmanager
-def _reading(conninfo: str, snapshot: str | None, workers: int) -> Iterator[psycopg.Connection[Any]]:
-    """Yield a connection inside a read-only transaction with stable output, on the given snapshot."""
-    with connect(conninfo, application_name="synapse-ops fingerprint") as connection:
-        parallel = {
-            "max_parallel_workers_per_gather": str(workers),
-            "parallel_setup_cost": "100",
-            "lock_timeout": LOCK_TIMEOUT,
-            "transaction_timeout": "0",
-        }
-        set_session(connection, {**STABLE_OUTPUT, **UNLIMITED, **parallel})
-        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        if snapshot is not None:
-            connection.execute("SET TRANSACTION SNAPSHOT '" + snapshot.replace("'", "''") + "'")
-        yield connection
-        connection.execute("ROLLBACK")
+def _reading(
+    conninfo: str, snapshot: str | None, workers: int
+) -> AbstractContextManager[psycopg.Connection[Any]]:
+    """Open a reading connection whose scans may use parallel workers of the server."""
+    settings = {
+        "max_parallel_workers_per_gather": str(workers),
+        "parallel_setup_cost": "100",
+        "lock_timeout": LOCK_TIMEOUT,
+    }
+    return reading(conninfo, snapshot=snapshot, settings=settings, application_name="synapse-ops fingerprint")
 
 
 def _one(connection: psycopg.Connection[Any], query: str) -> Any:
