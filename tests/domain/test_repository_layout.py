@@ -24,7 +24,7 @@ from synapse_ops.domain.repository_layout import (
 )
 from synapse_ops.errors import ConfigError
 
-moments = st.datetimes(datetime.min.replace(year=2000), datetime.max.replace(year=2199), timezones=st.just(UTC))
+moments = st.floats(946684800, 7258118400).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
 names = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40)
 identities = st.builds(
     Identity, st.from_regex(r"[0-9]{1,20}", fullmatch=True), st.from_regex(r"[0-9a-f]{8}", fullmatch=True)
