@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import types
 
 import click
 
@@ -30,15 +29,12 @@ def command(port: int | None, new_url: bool, place: Place) -> None:
     if new_url:
         click.echo(dagster.url_of_running(place.state_dir.absolute()))
         return
-    service = dagster.DagsterService(place.state_dir.absolute(), place.found_spec(), port=port)
-
-    def stop(number: int, frame: types.FrameType | None) -> None:
-        del number, frame
-        service.supervisor.stop()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
-    with dagster.running(service):
-        click.echo(f"Dagster of {place.state_dir}: {service.new_url()}")
-        click.echo("Opens once. Ctrl-C stops it; `synapse-ops ui --new-url` prints another URL.", err=True)
-        service.supervisor.wait_until_ended(timeout_s=None)
+    state_dir = place.state_dir.absolute()
+    with dagster.embedded_stack(state_dir):
+        service = dagster.DagsterService(state_dir, place.found_spec(), port=port)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: service.supervisor.stop())
+        with dagster.running(service):
+            click.echo(f"Dagster of {place.state_dir}: {service.new_url()}")
+            click.echo("Opens once. Ctrl-C stops it; `synapse-ops ui --new-url` prints another URL.", err=True)
+            service.supervisor.wait_until_ended(timeout_s=None)

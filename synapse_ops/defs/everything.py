@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
 
+from synapse_ops.defs.alarms import alarm_definitions
+from synapse_ops.defs.database import database_definitions
+from synapse_ops.defs.database_jobs import job_definitions
 from synapse_ops.defs.place import find_place
+from synapse_ops.defs.repository_sensor import repository_definitions
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec_assets import spec_definitions
+from synapse_ops.defs.spec_sensor import spec_sensor_definitions
 
 
 def merged_definitions() -> dg.Definitions:
@@ -15,4 +22,18 @@ def merged_definitions() -> dg.Definitions:
     loaded = place.spec_in_force().loaded
     stack = StackResource(spec_path=str(loaded.path), state_dir=str(place.state_dir))
     shared = dg.Definitions(resources={"stack": stack}, executor=dg.in_process_executor)
-    return dg.Definitions.merge(shared, spec_definitions(place, loaded))
+    spec, jobs = spec_definitions(place, loaded), job_definitions(loaded.spec, place)
+    return dg.Definitions.merge(
+        shared,
+        spec,
+        spec_sensor_definitions(place, loaded, job_named(spec, "record_spec")),
+        database_definitions(loaded.spec),
+        jobs,
+        repository_definitions(job_named(jobs, "prove_backup")),
+        alarm_definitions(loaded.spec.name),
+    )
+
+
+def job_named(definitions: dg.Definitions, name: str) -> Any:
+    """Return one job of a group, for the sensor that starts it."""
+    return next(job for job in definitions.jobs or () if job.name == name)

@@ -39,14 +39,21 @@ class RunningStack:
     state: StackState
 
 
-def start_stack(state_dir: Path, *, stay: bool = False, progress: ReportProgress = ignore_progress) -> RunningStack:
+def start_stack(
+    state_dir: Path,
+    *,
+    stay: bool = False,
+    until: ProcessMark | None = None,
+    progress: ReportProgress = ignore_progress,
+) -> RunningStack:
     """Make every server of the stack run, and return when all are ready.
 
     stay: it outlives the terminal that called; without it, it goes down when that terminal is closed.
+    until: it goes down when this process ends, however that ends, unless somebody else asked for it, too.
     Raises Refused (disk nearly full, a fenced server), ToolFailed with a server's last words, ConfigError.
     """
     layout = make_layout(state_dir)
-    session = None if stay else terminal_session()
+    session = None if stay else until or terminal_session()
     body = {
         "action": "ensure",
         "session": {"pid": session.pid, "started_s": session.started_s} if session is not None else None,
@@ -67,6 +74,11 @@ def start_stack(state_dir: Path, *, stay: bool = False, progress: ReportProgress
         ready.clear()
         request(control_socket(layout), body, tell, timeout_s=REPLY_TIMEOUT_S)
     return RunningStack(layout.state_dir, layout.state_dir / layout.spec_file.name, read_state(layout.state_file))
+
+
+def is_up(state_dir: Path) -> bool:
+    """Say whether a supervisor of the stack answers."""
+    return _answers(control_socket(find_layout(state_dir)))
 
 
 def _ensure_supervisor(layout: StackLayout) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from synapse_ops.errors import ConfigError, DeadlineExceeded, Refused
 from synapse_ops.services.dagster_service import START_TIMEOUT_S, DagsterService, dagster_instance, running
-from synapse_ops.systems.dagster_storage import execute_graphql, open_workspace
+from synapse_ops.systems.dagster_storage import execute_graphql, last_evaluation, open_workspace
 
 _LOCATION = "synapse_ops"
 _REPOSITORY = "__repository__"
@@ -165,12 +165,9 @@ class Console:
 
     def check_passed(self, asset: str, check: str) -> bool | None:
         """Return the last verdict of an asset check, None when it was never evaluated."""
-        from dagster import AssetCheckKey, AssetKey
+        from dagster import AssetKey
 
-        records = self.instance.event_log_storage.get_asset_check_execution_history(
-            AssetCheckKey(AssetKey(asset.split("/")), check), limit=1
-        )
-        evaluation = records[0].evaluation if records else None
+        evaluation = last_evaluation(self.instance, AssetKey(asset.split("/")), check)
         return None if evaluation is None else bool(evaluation.passed)
 
     def _failure_of(self, run_id: str) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from synapse_ops.errors import ConfigError
-from synapse_ops.spec import SecretRef
 
 SPEC_VARIABLE = "SYNAPSE_SPEC"
 STATE_DIR_VARIABLE = "SYNAPSE_STATE_DIR"
@@ -24,7 +23,7 @@ EMBEDDED_VARIABLE = "SYNAPSE_EMBEDDED"
 HOME_VARIABLE = "DAGSTER_HOME"
 
 _STORAGE_VARIABLES = ("DAGSTER_PG_HOST", "DAGSTER_PG_PORT", "DAGSTER_PG_USER", "DAGSTER_PG_PASSWORD", "DAGSTER_PG_DB")
-_STATE_FILE = "state.json"  # written by `synapse-ops local up`
+_STORAGE_URL_FILE = "secrets/dagster-storage.url"  # written by `synapse-ops local up`
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,18 @@ class DagsterHome:
     is_embedded: bool
 
 
+def has_embedded_stack(state_dir: Path) -> bool:
+    """Say whether the embedded stack was ever started in a state directory; its `ops` server then is our storage."""
+    return (state_dir / _STORAGE_URL_FILE).is_file()
+
+
 def prepare_home(state_dir: Path, spec_path: Path) -> DagsterHome:
     """Make DAGSTER_HOME below the state directory and put the instance's files there; safe to repeat."""
     home = state_dir.resolve() / "dagster"
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in ("dagster.yaml", "workspace.yaml"):
         _copy_when_changed(shipped_file(name), home / name)
-    is_embedded = (state_dir / _STATE_FILE).exists()
+    is_embedded = has_embedded_stack(state_dir)
     return DagsterHome(state_dir.resolve(), spec_path.resolve(), home, home / "workspace.yaml", is_embedded)
 
 
@@ -95,12 +99,12 @@ def _copy_when_changed(source: Path, target: Path) -> None:
 
 
 def _embedded_storage(state_dir: Path) -> dict[str, str]:
-    """Return DAGSTER_PG_* of the embedded stack's `ops` server. Raises ConfigError when the stack was never up."""
-    address = urlsplit(SecretRef("file", str(state_dir / "secrets" / "dagster-storage.url")).resolve())
+    """Return DAGSTER_PG_* of the embedded stack's `ops` server."""
+    address = urlsplit((state_dir / _STORAGE_URL_FILE).read_text(encoding="utf-8").strip())
     return {
         "DAGSTER_PG_HOST": address.hostname or "",
         "DAGSTER_PG_PORT": str(address.port),
         "DAGSTER_PG_USER": unquote(address.username or ""),
         "DAGSTER_PG_PASSWORD": unquote(address.password or ""),
-        "DAGSTER_PG_DB": address.path.strip("/").partition("?")[0],
+        "DAGSTER_PG_DB": address.path.removeprefix("/"),
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dagster import DagsterInstance
+    from dagster import AssetCheckEvaluation, AssetKey, DagsterInstance
 
 
 @contextmanager
@@ -36,6 +36,73 @@ def execute_graphql(workspace: Any, query: str, variables: Mapping[str, object])
         raise RuntimeError(str(reply["errors"][0])[:2000])
     data: dict[str, Any] = reply["data"]
     return data
+
+
+def newest_as_target(instance: DagsterInstance, asset_key: AssetKey) -> Any:
+    """Return an asset's newest materialization as what a check's evaluation judges; None when there is none.
+
+    Without it the UI cannot tell an evaluation of the newest materialization from one of an older.
+    """
+    from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+        AssetCheckEvaluationTargetMaterializationData,
+    )
+
+    records = instance.fetch_materializations(asset_key, limit=1).records
+    if not records:
+        return None
+    newest = records[0]
+    return AssetCheckEvaluationTargetMaterializationData(
+        storage_id=newest.storage_id, run_id=newest.run_id, timestamp=newest.timestamp
+    )
+
+
+def last_evaluation(instance: DagsterInstance, asset_key: AssetKey, check_name: str) -> AssetCheckEvaluation | None:
+    """Return the newest verdict of a check, None when it was never evaluated."""
+    from dagster import AssetCheckKey
+
+    history = instance.event_log_storage.get_asset_check_execution_history(
+        AssetCheckKey(asset_key, check_name), limit=10
+    )
+    return next((record.evaluation for record in history if record.evaluation is not None), None)
+
+
+def check_evaluations_after(
+    instance: DagsterInstance, storage_id: int, *, limit: int
+) -> list[tuple[int, float, AssetCheckEvaluation]]:
+    """Return (storage id, timestamp, evaluation) of check evaluations after a storage id, the oldest first.
+
+    Oldest first matters: newest first and a cursor would drop what a full page left behind.
+    """
+    from dagster import AssetCheckEvaluation, DagsterEventType, EventRecordsFilter
+
+    wanted = EventRecordsFilter(event_type=DagsterEventType.ASSET_CHECK_EVALUATION, after_cursor=storage_id)
+    found = []
+    for record in instance.get_event_records(wanted, limit=limit, ascending=True):
+        event = record.event_log_entry.dagster_event
+        data = event.event_specific_data if event is not None else None
+        if isinstance(data, AssetCheckEvaluation):
+            found.append((record.storage_id, record.event_log_entry.timestamp, data))
+    return found
+
+
+def newest_storage_id(instance: DagsterInstance) -> int:
+    """Return the storage id of the newest event, 0 when there is none."""
+    return instance.event_log_storage.get_maximum_record_id() or 0
+
+
+def failed_ticks_after(instance: DagsterInstance, after_s: float, *, limit: int) -> list[tuple[str, float, str]]:
+    """Return (schedule or sensor, time in seconds since the epoch, error) of ticks that failed after `after_s`."""
+    from dagster._core.scheduler.instigation import TickStatus
+
+    found = []
+    for state in instance.all_instigator_state():
+        ticks = instance.get_ticks(
+            state.instigator_origin_id, state.selector_id, after=after_s, limit=limit, statuses=[TickStatus.FAILURE]
+        )
+        for tick in ticks:
+            message = tick.error.message.strip() if tick.error is not None else "no message"
+            found.append((state.instigator_name, tick.timestamp, message))
+    return sorted(found, key=lambda row: row[1])[:limit]
 
 
 def fail_abandoned_runs(instance: DagsterInstance, reason: str) -> Sequence[str]:

@@ -1,0 +1,191 @@
+"""One call per verb: what an asset, a launchpad job and a sensor share. Runs the operation, labels the run, reports."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from synapse_ops.defs.event_metadata import (
+    BACKUP_ID,
+    Metadata,
+    backup_metadata,
+    fingerprint_metadata,
+    proof_metadata,
+    table,
+)
+from synapse_ops.defs.in_run import operation_of, progress_into, tag_run
+from synapse_ops.defs.policies import TAG_BACKUP_ID, TAG_SET_ID
+from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.restore_check import Judgement, evaluation_of, judge_repository
+from synapse_ops.errors import Refused
+
+if TYPE_CHECKING:
+    from synapse_ops.domain.expiry_plan import ExpiryPlan
+    from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.restore_proof import ProofReport
+    from synapse_ops.operations.stack import Stack
+
+EXPIRY_PLAN_KEY = dg.AssetKey("database_expiry_plan")
+PROOF_KEY = dg.AssetKey("database_restore_proof")
+
+
+def dump(context: Any, stack: StackResource, database: str, *, set_id: str | None = None) -> tuple[str, Metadata]:
+    """Take a backup of one database; return its id and what the asset page shows of it."""
+    with operation_of(context.run.run_id, context.instance):
+        from synapse_ops.operations.database_dump import dump_database
+
+        set_id = set_id or context.run.tags.get(TAG_SET_ID)
+        report = dump_database(stack.open(), database, set_id=set_id, progress=progress_into(context.log))
+    tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: report.record.backup_id})
+    for warning in report.warnings:
+        context.log.warning(warning)
+    metadata = {**backup_metadata(report.record, report.url), **fingerprint_metadata(report.fingerprint)}
+    if report.warnings:
+        metadata["warnings"] = dg.MetadataValue.md("\n".join(f"- {warning}" for warning in report.warnings))
+    return report.record.backup_id, metadata
+
+
+def prove(
+    context: Any, stack: StackResource, *, database: str | None, backup_id: str, only_unproven: bool = False
+) -> "ProofReport | None":
+    """Prove a backup, the newest unproven one where no id is given, and report the verdict on all databases.
+
+    Returns None when there is nothing to prove. The proof is written and reported whatever its verdict; the caller
+    fails the run afterwards.
+    """
+    with operation_of(context.run.run_id, context.instance):
+        from synapse_ops.operations.backup_catalog import find_backup, read_catalog
+        from synapse_ops.operations.restore_proof import prove_backup
+
+        opened = stack.open()
+        repository = opened.database_repository()
+        place = find_backup(repository, backup_id) if backup_id else None
+        catalog = read_catalog(repository, database=place.database if place is not None else database)
+        proven = {entry.place.backup_id for entry in catalog.backups if entry.last_verdict is not None}
+        if only_unproven and place is not None and place.backup_id in proven:
+            context.log.info(f"backup {place.backup_id} has a proof already")
+            return None
+        report = prove_backup(
+            repository,
+            place=place,
+            database=database,
+            identities=opened.age_identities(),
+            work_dir=opened.state_dir / "proof",
+            timeout_s=opened.spec.proof.timeout.total_seconds(),
+            progress=progress_into(context.log),
+        )
+        if report is None:
+            context.log.info("every backup is proven")
+            return None
+        tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: report.record.backup_id})
+        judgement = judge(opened)
+        evaluation = evaluation_of(
+            judgement, instance=context.instance, backup_id=report.record.backup_id, run_id=context.run.run_id
+        )
+        context.instance.report_runless_asset_event(evaluation)
+    return report
+
+
+def judge(stack: "Stack", catalog: "Catalog | None" = None) -> Judgement:
+    """Return the verdict of `restore_proven` over all databases of the spec, read from the repository now."""
+    from synapse_ops.operations.backup_catalog import read_catalog
+
+    catalog = catalog or read_catalog(stack.database_repository())
+    return judge_repository(
+        catalog, stack.spec.database.databases, stack.spec.retention.proof_max_age, datetime.now(UTC)
+    )
+
+
+def refuse_unless_proven(report: "ProofReport") -> None:
+    """Fail the run of a proof whose verdict is anything but proven. The event and the check are recorded already."""
+    record = report.record
+    if not report.is_proven:
+        reasons = [record.reason, *record.differences[:10]]
+        raise dg.Failure(
+            f"backup {record.backup_id} is {record.verdict}: " + "; ".join(reason for reason in reasons if reason),
+            metadata={BACKUP_ID: record.backup_id, "verdict": str(record.verdict), "url": report.url},
+            allow_retries=False,
+        )
+
+
+def plan_expiry(context: Any, stack: StackResource) -> tuple[str, Metadata]:
+    """Make an expiry plan; return its digest, and totals and first entries with reasons for the asset page."""
+    with operation_of(context.run.run_id, context.instance):
+        from synapse_ops.operations.expire import RetentionPolicy, make_expiry_plan
+
+        opened = stack.open()
+        policy = RetentionPolicy.from_spec(opened.spec)
+        plan = make_expiry_plan(opened.database_repository(), policy, datetime.now(UTC))
+    return plan.digest, plan_metadata(plan)
+
+
+def apply_plan(context: Any, stack: StackResource, plan_digest: str) -> Metadata:
+    """Do exactly the plan of that digest. Each entry is checked again by the operation."""
+    with operation_of(context.run.run_id, context.instance):
+        from synapse_ops.operations.expire import apply_expiry
+
+        if not plan_digest:
+            raise Refused(
+                "an expiry needs the digest of the plan that it carries out",
+                detail=_last_plan(context.instance),
+                hint="Read the plan on the page of database_expiry_plan, then start expire_apply with its plan_digest.",
+            )
+        report = apply_expiry(stack.open().database_repository(), plan_digest, datetime.now(UTC))
+    return report_metadata(report)
+
+
+def restore_backup(context: Any, stack: StackResource, *, backup_id: str, target: str) -> None:
+    """Restore a backup into a target that does not exist yet."""
+    raise NotImplementedError(target)
+
+
+def proof_events(report: "ProofReport") -> Metadata:
+    """Return what the asset page shows of a proof."""
+    return proof_metadata(report.record, report.url)
+
+
+def plan_metadata(plan: "ExpiryPlan") -> Metadata:
+    """Return totals and first entries of an expiry plan, each with its reason; what it removes comes first."""
+    entries = sorted(plan.entries, key=lambda entry: not entry.removes)  # stable: the plan's own order within each
+    rows = (
+        {
+            "action": str(entry.action),
+            "database": entry.place.database,
+            "backup": entry.place.backup_id,
+            "reason": entry.reason,
+            "size_bytes": entry.size_bytes,
+            "taken_at": _time(entry.taken_at),
+            "proven_at": _time(entry.proven_at) or entry.doubt,
+        }
+        for entry in entries
+    )
+    columns = dict.fromkeys(("action", "database", "backup", "reason"), "string")
+    columns |= {"size_bytes": "int", "taken_at": "string", "proven_at": "string"}
+    return {
+        "plan_digest": plan.digest,
+        **plan.totals.as_json(),
+        "foreign_objects": plan.foreign_count,
+        "entries": table(rows, columns),
+        **(
+            {"warnings": dg.MetadataValue.md("\n".join(f"- {line}" for line in plan.warnings))} if plan.warnings else {}
+        ),
+    }
+
+
+def report_metadata(report: Any) -> Metadata:
+    """Return what an expiry removed."""
+    return {"report": str(report)}
+
+
+def _time(moment: datetime | None) -> str:
+    return moment.isoformat(timespec="seconds") if moment is not None else ""
+
+
+def _last_plan(instance: dg.DagsterInstance) -> str:
+    """Return one line that names the newest plan and when it was made."""
+    event = instance.get_latest_materialization_event(EXPIRY_PLAN_KEY)
+    made = event.asset_materialization if event is not None else None
+    if event is None or made is None:
+        return "no plan has been made yet"
+    digest = made.metadata["plan_digest"].value
+    return f"newest plan: {digest}, made {datetime.fromtimestamp(event.timestamp, UTC).isoformat(timespec='seconds')}"

@@ -1,0 +1,63 @@
+"""What surrounds an operation that a run calls: its correlation id, progress in its log, our errors as failures."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from synapse_ops.defs.policies import TAG_CORRELATION_ID
+from synapse_ops.errors import SynapseOpsError
+
+if TYPE_CHECKING:
+    from synapse_ops.domain.progress import Progress, ReportProgress
+
+_PROGRESS_INTERVAL_S = 5.0  # a line of progress costs a row in Dagster's storage
+
+
+@contextmanager
+def operation_of(run_id: str, instance: dg.DagsterInstance) -> Iterator[None]:
+    """Run an operation as part of a run: its log lines and `started.json` carry the run's id.
+
+    Our own errors become failures that say message, detail and hint, and that the framework never retries.
+    """
+    from synapse_ops.systems.log_output import bind_correlation_id, configure_logging
+
+    configure_logging()
+    bind_correlation_id(run_id)
+    tag_run(instance, run_id, {TAG_CORRELATION_ID: run_id})
+    try:
+        yield
+    except SynapseOpsError as error:
+        raise failure_of(error) from error
+
+
+def failure_of(error: SynapseOpsError) -> dg.Failure:
+    """Return the failure that shows an operator what the CLI would have printed."""
+    metadata = {"code": error.code, "detail": error.detail, "hint": error.hint}
+    return dg.Failure(
+        error.render(), metadata={name: text for name, text in metadata.items() if text}, allow_retries=False
+    )
+
+
+def tag_run(instance: dg.DagsterInstance, run_id: str, tags: Mapping[str, str]) -> None:
+    """Add labels to a run; they never decide anything. A run that storage does not know is left alone."""
+    if instance.get_run_by_id(run_id) is not None:
+        instance.add_run_tags(run_id, dict(tags))
+
+
+def progress_into(log: Any) -> "ReportProgress":
+    """Return a reporter that writes a line for each new stage, and one every few seconds within a stage."""
+    stage, at_s = "", 0.0
+
+    def report(progress: "Progress") -> None:
+        nonlocal stage, at_s
+        now_s = time.monotonic()
+        if progress.stage == stage and now_s - at_s < _PROGRESS_INTERVAL_S:
+            return
+        stage, at_s = progress.stage, now_s
+        of = f" of {progress.total:,}" if progress.total else ""
+        log.info(f"{progress.stage}: {progress.done:,}{of} {progress.unit}")
+
+    return report

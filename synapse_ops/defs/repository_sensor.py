@@ -1,0 +1,223 @@
+"""The repository is the truth: what stands in it and not in Dagster's history is reported, and drives its proof.
+
+Each tick compares one listing with the events. A backup or proof of the CLI or of another host becomes an event without
+a run; the newest backup that nobody has tried to prove gets a run of `prove_backup`; the check `restore_proven`
+is reported again when its verdict changed. The cursor only says what was seen last, to make an idle tick cheap: it can
+be thrown away, because a backup is known by its id in the metadata of an event.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from synapse_ops.defs.database_operations import PROOF_KEY, judge
+from synapse_ops.defs.event_metadata import BACKUP_ID, PROOF_ID, backup_metadata, proof_id, proof_metadata
+from synapse_ops.defs.policies import TAG_BACKUP_ID, TAG_TRIGGER
+from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.restore_check import CHECK_NAME, DUMP_KEY, Judgement, evaluation_of
+from synapse_ops.errors import SynapseOpsError
+
+if TYPE_CHECKING:
+    from synapse_ops.domain.backup_record import BackupRecord
+    from synapse_ops.domain.catalog import CatalogEntry
+    from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.repository import Repository
+    from synapse_ops.operations.stack import Stack
+
+EVENTS_PER_TICK = 100  # a first tick over a large repository must end within Dagster's 60 s; the next one goes on
+INTERVAL_S = 30
+_PAGE = 1000
+_UNFINISHED = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+)
+_PROOF_JOBS = ("prove_backup", "prove_databases")
+
+
+@dataclass
+class _Findings:
+    """What one tick reports. is_complete: nothing was put off to the next tick."""
+
+    events: list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation] = field(default_factory=list)
+    is_complete: bool = True
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.events) >= EVENTS_PER_TICK
+
+
+def repository_definitions(prove_backup: Any) -> dg.Definitions:
+    """Return the sensor. prove_backup: the job that it starts."""
+
+    @dg.sensor(
+        name="repository_sensor",
+        job=prove_backup,
+        minimum_interval_seconds=INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Reports every backup and proof of the repository that Dagster does not know, and proves new ones.",
+    )
+    def repository_sensor(context: dg.SensorEvaluationContext, stack: StackResource) -> dg.SensorResult:
+        return look_at_repository(context, stack.open())
+
+    return dg.Definitions(sensors=[repository_sensor])
+
+
+def look_at_repository(context: dg.SensorEvaluationContext, stack: "Stack") -> dg.SensorResult:
+    """Return one tick's events, runs and cursor. Safe to repeat: what is known is not reported again."""
+    from synapse_ops.operations.backup_catalog import read_catalog
+
+    repository = stack.database_repository()
+    catalog = read_catalog(repository)
+    databases = [name for name in catalog.databases() if name in stack.spec.database.databases]
+    cursor = json.loads(context.cursor or "{}")
+    seen = _digest(f"{entry.place.prefix} {entry.listing_digest}" for entry in catalog.backups)
+    findings = _Findings()
+    if cursor.get("repository") != seen:
+        for database in databases:
+            _report_unknown(context.instance, repository, catalog.of_database(database), findings)
+    judgement = judge(stack, catalog)
+    verdict = _digest([repr(judgement.failing), repr(judgement.proven)])
+    if findings.is_complete and not judgement.waiting and cursor.get("verdict") != verdict:
+        if _says_otherwise(context.instance, judgement):
+            findings.events.append(evaluation_of(judgement, instance=context.instance))
+        cursor["verdict"] = verdict
+    if findings.is_complete:
+        cursor["repository"] = seen
+    requests = _proof_requests(context.instance, catalog, databases) if findings.is_complete else []
+    return dg.SensorResult(
+        asset_events=findings.events, run_requests=requests, cursor=json.dumps(cursor, sort_keys=True)
+    )
+
+
+def _report_unknown(
+    instance: dg.DagsterInstance, repository: "Repository", entries: Sequence["CatalogEntry"], findings: _Findings
+) -> None:
+    """Add events for the backups and proofs of one database that no event tells of, the oldest first."""
+    from synapse_ops.operations.backup_catalog import read_backup, read_proofs
+
+    if not entries:
+        return
+    database = entries[0].place.database
+    known_backups = _known(instance, DUMP_KEY, database, BACKUP_ID)
+    known_proofs = _known(instance, PROOF_KEY, database, PROOF_ID)
+    for entry in reversed(entries):
+        if findings.is_full:
+            findings.is_complete = False
+            return
+        try:
+            if entry.place.backup_id not in known_backups and not entry.unreadable_reason:
+                record = read_backup(repository, entry.place)
+                if _is_in_progress(instance, record.correlation_id):
+                    findings.is_complete = False  # its own run is about to report it
+                    continue
+                findings.events.append(_backup_event(record, repository.store.full_url(entry.place.prefix), database))
+            if entry.last_verdict is not None:
+                _report_proofs(instance, repository, entry, known_proofs, read_proofs, findings)
+        except SynapseOpsError as fault:
+            findings.is_complete = False
+            findings.events.append(
+                dg.AssetObservation(
+                    DUMP_KEY, partition=database, metadata={BACKUP_ID: entry.place.backup_id, "fault": fault.render()}
+                )
+            )
+
+
+def _backup_event(record: "BackupRecord", url: str, database: str) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        DUMP_KEY,
+        partition=database,
+        description="found in the repository",
+        metadata=backup_metadata(record, url),
+        tags={"dagster/data_version": record.backup_id},
+    )
+
+
+def _report_proofs(
+    instance: dg.DagsterInstance,
+    repository: "Repository",
+    entry: "CatalogEntry",
+    known: set[str],
+    read_proofs: Any,
+    findings: _Findings,
+) -> None:
+    """Add an event for each proof of a backup that no event tells of: a failed one is an observation."""
+    if entry.proven_at is not None and any(word.startswith(f"{entry.place.backup_id}@") for word in known):
+        at = f"{entry.place.backup_id}@{entry.proven_at.isoformat(timespec='seconds')}"
+        if at in known:
+            return
+    for record in read_proofs(repository, entry.place):
+        if proof_id(record) in known:
+            continue
+        if _is_in_progress(instance, record.correlation_id):
+            findings.is_complete = False
+            continue
+        kind = dg.AssetMaterialization if str(record.verdict) == "proven" else dg.AssetObservation
+        url = repository.store.full_url(entry.place.prefix)
+        findings.events.append(
+            kind(
+                PROOF_KEY,
+                partition=entry.place.database,
+                description="found in the repository",
+                metadata=proof_metadata(record, url),
+            )
+        )
+
+
+def _known(instance: dg.DagsterInstance, key: dg.AssetKey, database: str, name: str) -> set[str]:
+    """Return the ids that the events of one partition tell of, failed proofs (observations) included."""
+    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[database])
+    known: set[str] = set()
+    for fetch in (instance.fetch_materializations, instance.fetch_observations):
+        cursor, more = None, True
+        while more:
+            page = fetch(wanted, limit=_PAGE, cursor=cursor)
+            cursor, more = page.cursor, page.has_more
+            for record in page.records:
+                event = record.asset_materialization or record.asset_observation
+                metadata = event.metadata if event is not None else {}
+                if name in metadata and "fault" not in metadata:
+                    known.add(str(metadata[name].value))
+    return known
+
+
+def _is_in_progress(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Say whether the run that wrote a document is still running here. A CLI's correlation id is no run's."""
+    run = instance.get_run_by_id(run_id) if run_id else None
+    return run is not None and not run.is_finished
+
+
+def _says_otherwise(instance: dg.DagsterInstance, judgement: Judgement) -> bool:
+    """Say whether the check's last evaluation differs, so that a restarted sensor does not repeat it."""
+    from synapse_ops.systems.dagster_storage import last_evaluation
+
+    last = last_evaluation(instance, DUMP_KEY, CHECK_NAME)
+    return last is None or last.passed != judgement.passed or last.description != judgement.sentence
+
+
+def _proof_requests(instance: dg.DagsterInstance, catalog: "Catalog", databases: Sequence[str]) -> list[dg.RunRequest]:
+    """Return one proof for the newest backup of each database that no proof has judged, unless a proof is running.
+
+    One try a backup: what fails here is tried again by the schedule, not at every tick.
+    """
+    running = instance.get_runs(filters=dg.RunsFilter(statuses=list(_UNFINISHED)))
+    if any(run.job_name in _PROOF_JOBS for run in running):
+        return []
+    requests = []
+    for database in databases:
+        newest = catalog.of_database(database)[0]
+        if newest.last_verdict is None and not newest.unreadable_reason:
+            backup_id = newest.place.backup_id
+            config = {"ops": {"prove_chosen": {"config": {"backup_id": backup_id, "only_unproven": True}}}}
+            tags = {TAG_TRIGGER: "sensor", TAG_BACKUP_ID: backup_id}
+            requests.append(dg.RunRequest(run_key=f"proof-{backup_id}", run_config=config, tags=tags))
+    return requests
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]

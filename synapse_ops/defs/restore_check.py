@@ -1,0 +1,113 @@
+"""`restore_proven`: can what was backed up be restored? Judged over all databases, from the repository alone.
+
+Dagster keeps only the last evaluation of a check, so a verdict on one partition would let a green one hide a red one.
+Unknown is never good: an unproven, differing, void or aged proof is a failure, and so is a database without any backup.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from synapse_ops.defs.event_metadata import Metadata, table
+
+if TYPE_CHECKING:
+    from synapse_ops.domain.catalog import CatalogEntry
+    from synapse_ops.operations.backup_catalog import Catalog
+
+DUMP_KEY = dg.AssetKey("database_dump")
+CHECK_NAME = "restore_proven"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """failing: (database, reason). waiting: databases whose newest backup has had no proof yet.
+
+    proven: (database, backup id, proven at) of the newest proven backup of each database.
+    """
+
+    failing: tuple[tuple[str, str], ...]
+    waiting: tuple[str, ...]
+    proven: tuple[tuple[str, str, datetime], ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failing
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words: what fails, or how many databases are proven."""
+        failing = "; ".join(f"{name}: {reason}" for name, reason in self.failing)
+        return failing or f"{len(self.proven)} databases restored and compared equal"
+
+
+def judge_repository(
+    catalog: "Catalog", databases: Sequence[str], proof_max_age: timedelta, now: datetime
+) -> Judgement:
+    """Return the verdict on every database of the spec."""
+    failing, waiting, proven = [], [], []
+    for database in databases:
+        entries = catalog.of_database(database)  # newest first
+        reason = _fault(entries, proof_max_age, now)
+        if reason:
+            failing.append((database, reason))
+        if entries and entries[0].last_verdict is None:
+            waiting.append(database)
+        newest = next((entry for entry in entries if entry.proven_at is not None), None)
+        if newest is not None and newest.proven_at is not None:
+            proven.append((database, newest.place.backup_id, newest.proven_at))
+    return Judgement(tuple(failing), tuple(waiting), tuple(proven))
+
+
+def _fault(entries: Sequence["CatalogEntry"], proof_max_age: timedelta, now: datetime) -> str:
+    """Return why a database's backups do not count as restorable, or "". entries: newest first."""
+    if not entries:
+        return "there is no backup"
+    tried = next((entry for entry in entries if entry.last_verdict is not None), None)
+    if tried is None:
+        return f"{entries[0].place.backup_id}: {entries[0].doubt or 'not proven yet'}"
+    if tried.proven_at is None:
+        return f"{tried.place.backup_id}: {tried.doubt}"
+    broken = next((entry for entry in entries if entry.unreadable_reason), None)
+    if broken is not None and broken.started_at > tried.started_at:
+        return f"{broken.place.backup_id}: {broken.unreadable_reason}"
+    age = now - tried.proven_at
+    if age > proof_max_age:
+        return f"{tried.place.backup_id}: proven {age.days} days ago, the limit is {proof_max_age.days} days"
+    return ""
+
+
+def evaluation_of(
+    judgement: Judgement,
+    *,
+    instance: dg.DagsterInstance,
+    backup_id: str | None = None,
+    run_id: str | None = None,
+) -> dg.AssetCheckEvaluation:
+    """Return the verdict as an event of `database_dump`, with the backup and run that led to it."""
+    rows = [{"database": name, "verdict": "failing", "what": reason} for name, reason in judgement.failing]
+    rows += [
+        {"database": name, "verdict": "proven", "what": f"{found} at {at.isoformat(timespec='seconds')}"}
+        for name, found, at in judgement.proven
+    ]
+    from synapse_ops.systems.dagster_storage import newest_as_target
+
+    metadata: Metadata = {
+        "failing_databases": len(judgement.failing),
+        "proven_databases": len(judgement.proven),
+        "databases": table(rows, {"database": "string", "verdict": "string", "what": "string"}),
+    }
+    if backup_id is not None:
+        metadata["backup_id"] = backup_id
+    if run_id is not None:
+        metadata["run"] = dg.MetadataValue.dagster_run(run_id)
+    return dg.AssetCheckEvaluation(
+        asset_key=DUMP_KEY,
+        check_name=CHECK_NAME,
+        passed=judgement.passed,
+        description=judgement.sentence,
+        metadata=metadata,
+        target_materialization_data=newest_as_target(instance, DUMP_KEY),
+    )
