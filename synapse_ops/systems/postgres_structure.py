@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 APPLICATION = "synapse-ops structure"
 
 
-
-
 def read_structure(conninfo: str, *, snapshot: str | None = None) -> Structure:
     """Return the structure of the database that `conninfo` (of a superuser) points at, server-wide entries included.
 
