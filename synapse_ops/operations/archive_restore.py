@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synapse_ops.domain.globals_script import Statement, quote_name, split_statements, with_database_name
-from synapse_ops.errors import ToolFailed, Unproven
+from synapse_ops.errors import ToolFailed, Unproven, WrongIdentity
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.systems.local_processes import run_as, spawn
 from synapse_ops.systems.pg_tools import PgTools
@@ -38,7 +38,7 @@ EXPECTED_WARNINGS = (
     re.compile(r"subscription was created, but is not connected"),
 )
 _COMPLAINT = re.compile(r"\b(error|warning|fatal|panic)\b", re.IGNORECASE)
-_QUOTABLE = re.compile(r"^(pg_restore: |WARNING: |ERROR: |FATAL: )")
+_QUOTABLE = re.compile(r"^(pg_restore: (error|warning|from TOC entry)|WARNING: |ERROR: |FATAL: )")
 _DATABASE_ENTRY = re.compile(r"^\d+; \d+ \d+ (DATABASE( PROPERTIES)?|(ACL|COMMENT|SECURITY LABEL) - DATABASE) ")
 
 
@@ -58,9 +58,12 @@ class DatabaseStatements:
 
 
 def read_database_statements(
-    tools: PgTools, archive: Path, *, scratch_dir: Path, deadline: Deadline
+    tools: PgTools, archive: Path, database: str, *, scratch_dir: Path, deadline: Deadline
 ) -> DatabaseStatements:
-    """Return the statements that create and set up the archive's database; raises ToolFailed for what is no archive."""
+    """Return the statements that create and set up the archive's database.
+
+    Raises ToolFailed for what is no archive, WrongIdentity when it is of another database than `database`.
+    """
     program, environment = tools.path("pg_restore"), tools.environment()
     listing = run_as(None, [program, "--list", archive], timeout_s=deadline.remaining_s(), env=environment).stdout
     chosen = scratch_dir / "database.list"
@@ -69,6 +72,9 @@ def read_database_statements(
     script = run_as(None, command, timeout_s=deadline.remaining_s(), env=environment).stdout
     statements = [s for s in split_statements(script) if not s.starts("set") and not s.starts("select")]
     creating = [s for s in statements if s.starts("create", "database") or _sets_owner(s)]
+    names = [s.name(2) for s in creating if s.starts("create", "database")]
+    if names != [database]:
+        raise WrongIdentity(f'the archive holds the database {names}, not "{database}"')
     return DatabaseStatements(tuple(creating), tuple(s for s in statements if s not in creating))
 
 
@@ -169,9 +175,9 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _judge(command: Sequence[str | Path], status: int, stderr: str) -> None:
-    lines = [line for line in stderr.splitlines() if _COMPLAINT.search(line)]
-    complaints = [line for line in lines if not any(known.search(line) for known in EXPECTED_WARNINGS)]
-    shown = "\n".join([line for line in complaints if _QUOTABLE.match(line)][:SHOWN_LINES])
+    lines = [line for line in stderr.splitlines() if not any(known.search(line) for known in EXPECTED_WARNINGS)]
+    complaints = [line for line in lines if _COMPLAINT.search(line)]
+    shown = "\n".join([line for line in lines if _QUOTABLE.match(line)][:SHOWN_LINES])
     if status != 0:
         raise ToolFailed([str(command[0])], status=status, stderr_tail=shown or "it said nothing of the cause")
     if complaints:

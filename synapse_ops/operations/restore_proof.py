@@ -237,7 +237,7 @@ def restore_into_throwaway(
     roles = statements_for_new_cluster(staged.globals_script, throwaway.superuser)
     in_place = ["SET allow_in_place_tablespaces = on"] if staged.globals_script.tablespaces else []
     execute_statements(elsewhere, [*in_place, *roles], what="the roles of the backup")
-    statements = read_database_statements(tools, staged.archive, scratch_dir=scratch_dir, deadline=deadline)
+    statements = read_database_statements(tools, staged.archive, name, scratch_dir=scratch_dir, deadline=deadline)
     if name == "postgres":
         execute_statements(elsewhere, ["DROP DATABASE postgres"], what="DROP DATABASE postgres in a throwaway")
     create_database(elsewhere, statements, name)

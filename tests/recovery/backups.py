@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from hashlib import md5, sha256
 from pathlib import Path
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from synapse_ops.domain.backup_record import BackupRecord
+from synapse_ops.domain.repository_layout import BackupPlace
+from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.systems.object_store import StoreAccess
 
@@ -69,3 +74,44 @@ encryption: {{recipients: [{", ".join(f'"{r}"' for r in recipients)}]}}
 """
     )
     return open_stack(spec, folder / "state")
+
+
+@dataclass(frozen=True)
+class KeptBackup:
+    """The objects of one real backup, to be put into as many repositories as tests need."""
+
+    place: BackupPlace
+    objects: dict[str, bytes]
+
+    @classmethod
+    def of(cls, repository: Repository, place: BackupPlace) -> KeptBackup:
+        store = repository.store
+        names = [info.key.removeprefix(place.prefix) for info in store.list_objects(place.prefix)]
+        return cls(place, {name: store.read_bytes(place.key(name)) for name in names})
+
+    def put(self, repository: Repository, **changed: bytes | None) -> BackupPlace:
+        """Write the backup; `changed` replaces an object by its name with `.` as `_`, None leaves it out."""
+        for name, data in self.objects.items():
+            kept = changed.get(name.replace(".", "_"), data)
+            if kept is not None:
+                repository.store.put_bytes(self.place.key(name), kept)
+        return self.place
+
+    def with_objects(self, **replaced: bytes) -> KeptBackup:
+        """Return a backup with other data whose backup.json names that data truthfully."""
+        objects = dict(self.objects)
+        record = BackupRecord.from_json(objects["backup.json"], key="backup.json")
+        rows = []
+        for row in record.objects:
+            data = replaced.get(row.name.replace(".", "_"), objects[row.name])
+            objects[row.name] = data
+            update = {"size_bytes": len(data), "sha256": sha256(data).hexdigest(), "etag": md5(data).hexdigest()}
+            rows.append(row.model_copy(update=update))
+        stored = sum(row.size_bytes for row in rows)
+        objects["backup.json"] = record.model_copy(update={"objects": tuple(rows), "stored_bytes": stored}).to_json()
+        return KeptBackup(self.place, objects)
+
+
+def flip(data: bytes, position: int) -> bytes:
+    """Return the bytes with one bit of one byte changed."""
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]

@@ -1,0 +1,277 @@
+"""A backup counts when it was restored and compared equal; every doubt is written down and counts for nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import pyrage
+import pytest
+
+from synapse_ops.domain.backup_record import ProofRecord, Verdict
+from synapse_ops.errors import ObjectMissing
+from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.repository import Repository
+from synapse_ops.operations.restore_proof import ProofReport, prove_backup
+from synapse_ops.systems.local_processes import processes_in
+from tests.recovery.backups import KeptBackup, flip
+
+HUNG_TIMEOUT_S = 4.0
+HUNG_DEADLINE_S = 15.0  # the time-out, and ending what hangs
+
+# Functions that behave in the source (TCP) and misbehave in a restored copy (Unix socket only).
+HANGS_IN_A_COPY = """
+create function shop.slow(bigint) returns bigint immutable language plpgsql
+    as 'begin if inet_server_addr() is null then perform pg_sleep(600); end if; return $1; end';
+create index on shop.customers (shop.slow(id));
+"""
+
+
+def prove(repository: Repository, work_dir: Path, *identities: str, timeout_s: float = 60) -> ProofReport:
+    report = prove_backup(repository, identities=identities, work_dir=work_dir, timeout_s=timeout_s)
+    assert report is not None
+    return report
+
+
+def test_a_backup_that_restores_equal_is_proven_and_the_proof_names_every_byte_read(
+    backup: KeptBackup, repository: Repository, work_dir: Path
+) -> None:
+    """The proof is an object beside the backup, and the catalog counts the backup as proven by it."""
+    backup.put(repository)
+
+    report = prove(repository, work_dir)
+
+    stored = ProofRecord.from_json(repository.store.read_bytes(report.url.removeprefix(repository.url)), key="proof")
+    assert stored == report.record
+    assert stored.verdict is Verdict.PROVEN
+    assert {item.name: item.size_bytes for item in stored.objects} == {
+        name: len(data)
+        for name, data in backup.objects.items()
+        if name in {"database.dump", "globals.sql", "fingerprint.json", "structure.json"}
+    }
+    assert stored.restore_s is not None
+    assert stored.amcheck_relations > 5
+    assert read_catalog(repository).backups[0].proven_at == stored.finished_at
+    assert not [info for info in repository.store.list_objects() if "reading-" in info.key]
+
+
+def test_the_second_proof_of_a_repository_stands_beside_its_prediction(
+    backup: KeptBackup, repository: Repository, work_dir: Path
+) -> None:
+    """What the first restore took is what the next of that size is expected to take; no proof overwrites another."""
+    place = backup.put(repository)
+    first = prove_backup(repository, place=place, work_dir=work_dir)
+    second = prove_backup(repository, place=place, work_dir=work_dir)
+
+    assert first is not None
+    assert second is not None
+    assert first.record.predicted_restore_s is None
+    assert second.record.predicted_restore_s == first.record.restore_s
+    assert first.url != second.url
+
+
+def test_nothing_is_done_when_every_backup_is_proven(
+    backup: KeptBackup, repository: Repository, work_dir: Path
+) -> None:
+    """Nothing to do is a result, not an error."""
+    backup.put(repository)
+    prove(repository, work_dir)
+
+    assert prove_backup(repository, work_dir=work_dir) is None
+
+
+@pytest.mark.parametrize("name", ["database.dump", "globals.sql", "fingerprint.json", "structure.json"])
+def test_one_flipped_bit_is_found_and_named_with_both_digests(
+    name: str, backup: KeptBackup, repository: Repository, work_dir: Path
+) -> None:
+    """A damaged object is never executed: its sha256 is compared before anything of the backup runs."""
+    data = backup.objects[name]
+    flipped = flip(data, len(data) // 2)
+    backup.put(repository, **{name.replace(".", "_"): flipped})
+
+    report = prove(repository, work_dir)
+
+    assert report.record.verdict is Verdict.UNPROVEN
+    assert report.exit_code == 13
+    found, recorded = (sha256(flipped).hexdigest(), sha256(data).hexdigest())
+    assert f"{name} is not what was written: sha256 {found}, recorded {recorded}" in report.record.reason
+    assert read_catalog(repository).backups[0].proven_at is None
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ('"sha256": "', "ChecksumMismatch"),
+        ('"row_count": ', "ChecksumMismatch"),
+        ('"fingerprint_digest": "', "ChecksumMismatch"),
+        ('"system_identifier": "', "WrongIdentity"),
+        ('"backup_id": "', "WrongIdentity"),
+        ('"format_version": ', "DocumentUnreadable"),
+    ],
+)
+def test_one_changed_digit_in_backup_json_is_found(
+    text: str, cause: str, backup: KeptBackup, repository: Repository, work_dir: Path
+) -> None:
+    """What backup.json says is held against its place, its own sums and every object it names."""
+    data = backup.objects["backup.json"]
+    digit = data.index(text.encode()) + len(text)
+    changed = data[:digit] + (b"2" if data[digit : digit + 1] != b"2" else b"3") + data[digit + 1 :]
+    place = backup.put(repository, backup_json=changed)
+
+    report = prove_backup(repository, place=place, work_dir=work_dir)
+
+    assert report is not None
+    assert report.record.verdict is Verdict.UNPROVEN
+    assert report.exit_code == 13
+    assert cause in report.record.reason
+
+
+def test_a_truncated_or_missing_object_is_named(backup: KeptBackup, repository: Repository, work_dir: Path) -> None:
+    """Both sizes are given for a short object, and the key for a missing one."""
+    short = backup.objects["database.dump"][:-1]
+    place = backup.put(repository, database_dump=short)
+    truncated = prove(repository, work_dir)
+    repository.store.delete([place.key("database.dump")])
+    missing = prove(repository, work_dir)
+
+    assert f"{len(short)} bytes, recorded {len(short) + 1}" in truncated.record.reason
+    assert truncated.exit_code == missing.exit_code == 13
+    assert "ObjectMissing" in missing.record.reason
+    assert "database.dump" in missing.record.reason
+
+
+def test_swapped_data_of_two_backups_is_caught_on_both(
+    backup: KeptBackup, take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path
+) -> None:
+    """Each backup.json names the digests of its own objects."""
+    other = take_backup("delete from shop.orders where id = 1")
+    backup.put(repository, database_dump=other.objects["database.dump"])
+    other.put(repository, database_dump=backup.objects["database.dump"])
+
+    reports = [prove_backup(repository, place=kept.place, work_dir=work_dir) for kept in (backup, other)]
+
+    assert [report.exit_code for report in reports if report] == [13, 13]
+
+
+def test_a_backup_copied_onto_anothers_place_is_caught(
+    backup: KeptBackup, take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path
+) -> None:
+    """A whole backup under another's prefix proves nothing about that other one."""
+    other = take_backup()
+    KeptBackup(other.place, backup.objects).put(repository)
+
+    report = prove(repository, work_dir)
+
+    assert report.exit_code == 13
+    assert "WrongIdentity" in report.record.reason
+
+
+def test_a_copy_that_is_not_equal_differs_and_says_in_what(
+    take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path
+) -> None:
+    """A dump that restores well but holds other rows than its fingerprint says is not proven."""
+    before = take_backup()
+    after = take_backup(
+        "delete from shop.orders where id = 1; select setval('shop.orders_id_seq', 9)", name=before.place.database
+    )
+    before.with_objects(database_dump=after.objects["database.dump"]).put(repository)
+
+    report = prove(repository, work_dir)
+
+    assert report.record.verdict is Verdict.DIFFERS
+    assert report.exit_code == 13
+    assert report.record.differences == (
+        "table shop.orders: 2999 rows, expected 3000",
+        "sequence shop.orders_id_seq: value 9, expected 3000",
+    )
+
+
+def test_a_dump_of_another_database_is_refused_before_it_runs(
+    backup: KeptBackup, take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path
+) -> None:
+    """The archive itself says which database it holds."""
+    backup.with_objects(database_dump=take_backup().objects["database.dump"]).put(repository)
+
+    report = prove(repository, work_dir)
+
+    assert report.exit_code == 13
+    assert "WrongIdentity" in report.record.reason
+
+
+def test_an_encrypted_backup_is_proven_with_its_key_and_unproven_without(
+    take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path, key_pair: tuple[str, str]
+) -> None:
+    """A missing or wrong key is unproven, never skipped, and the message names whom the backup was written for."""
+    recipient, identity = key_pair
+    take_backup(recipients=(recipient,)).put(repository)
+    wrong = str(pyrage.x25519.Identity.generate())
+
+    without, with_wrong, proven = prove(repository, work_dir), prove(repository, work_dir, wrong), None
+    proven = prove(repository, work_dir, wrong, identity)
+
+    for report in (without, with_wrong):
+        assert report.record.verdict is Verdict.UNPROVEN
+        assert report.exit_code == 14
+        assert recipient in report.record.reason
+    assert proven.record.verdict is Verdict.PROVEN
+
+
+def test_one_flipped_bit_in_an_encrypted_object_is_damage_and_not_a_missing_key(
+    take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path, key_pair: tuple[str, str]
+) -> None:
+    """Damage explains every other fault, so it is reported first."""
+    recipient, identity = key_pair
+    kept = take_backup(recipients=(recipient,))
+    data = kept.objects["globals.sql.age"]
+    repository_place = kept.put(repository, globals_sql_age=flip(data, 60))
+
+    report = prove(repository, work_dir, identity)
+
+    assert report.place == repository_place
+    assert report.exit_code == 13
+    assert "ChecksumMismatch" in report.record.reason
+
+
+def test_a_restore_that_hangs_is_unproven_when_its_time_is_over(
+    take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path
+) -> None:
+    """The time limit bounds everything, and nothing that hung is left running."""
+    take_backup(HANGS_IN_A_COPY).put(repository)
+
+    begun = time.monotonic()
+    report = prove(repository, work_dir, timeout_s=HUNG_TIMEOUT_S)
+
+    assert time.monotonic() - begun < HUNG_DEADLINE_S
+    assert report.record.verdict is Verdict.UNPROVEN
+    assert report.exit_code == 14
+    assert "did not finish within 4 s" in report.record.reason
+    assert not [mark for path in work_dir.iterdir() for mark in processes_in(path / "data")]
+
+
+def test_an_error_of_pg_restore_is_the_reason_and_shows_no_data(
+    take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path
+) -> None:
+    """The message names the object that could not be restored; rows and statements stay out of it."""
+    take_backup(
+        "create function shop.fails(text) returns text immutable language plpgsql as"
+        " 'begin if inet_server_addr() is null then raise exception ''no copy''; end if; return $1; end';"
+        "create index fails_index on shop.customers (shop.fails(name));"
+    ).put(repository)
+
+    report = prove(repository, work_dir)
+
+    assert report.record.verdict is Verdict.UNPROVEN
+    assert report.exit_code == 14
+    assert "fails_index" in report.record.reason
+    assert "no copy" in report.record.reason
+    assert "Zoë" not in report.record.reason
+
+
+def test_there_is_no_proof_of_what_does_not_exist(backup: KeptBackup, repository: Repository, work_dir: Path) -> None:
+    """A proof beside no backup would be a left-over that looks like a result."""
+    with pytest.raises(ObjectMissing):
+        prove_backup(repository, place=backup.place, work_dir=work_dir)
+
+    assert list(repository.store.list_objects()) == []
