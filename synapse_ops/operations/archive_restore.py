@@ -5,8 +5,8 @@ a copy may need another name, and its settings (`ALTER DATABASE ... SET default_
 statement_timeout) are applied only when the data is in.
 Any line of error or warning from pg_restore makes the restore fail, whatever its exit status; the two warnings of
 `EXPECTED_WARNINGS` alone say what is known and wanted in a server without replication.
-Messages quote pg_restore's own lines about errors and never the statement or the row that met them: those hold data,
-and the passwords of user mappings.
+Messages quote pg_restore's own lines about errors, of the statement that met them only the words before its first
+literal, and never a row: those hold data, and the passwords of user mappings.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ EXPECTED_WARNINGS = (
     re.compile(r"subscription was created, but is not connected"),
 )
 _COMPLAINT = re.compile(r"\b(error|warning|fatal|panic)\b", re.IGNORECASE)
-_QUOTABLE = re.compile(r"^(pg_restore: (error|warning|from TOC entry)|WARNING: |ERROR: |FATAL: )")
+_QUOTABLE = re.compile(r"^(pg_restore: (error|warning|from TOC entry)|WARNING: |ERROR: |FATAL: ).*")
+_COMMAND = re.compile(r"^Command was: [^'($]*")  # up to its first literal: the kind and name of an object
 _DATABASE_ENTRY = re.compile(r"^\d+; \d+ \d+ (DATABASE( PROPERTIES)?|(ACL|COMMENT|SECURITY LABEL) - DATABASE) ")
 
 
@@ -177,7 +178,8 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 def _judge(command: Sequence[str | Path], status: int, stderr: str) -> None:
     lines = [line for line in stderr.splitlines() if not any(known.search(line) for known in EXPECTED_WARNINGS)]
     complaints = [line for line in lines if _COMPLAINT.search(line)]
-    shown = "\n".join([line for line in lines if _QUOTABLE.match(line)][:SHOWN_LINES])
+    quoted = [found[0].strip() for line in lines if (found := _QUOTABLE.match(line) or _COMMAND.match(line))]
+    shown = "\n".join(quoted[:SHOWN_LINES])
     if status != 0:
         raise ToolFailed([str(command[0])], status=status, stderr_tail=shown or "it said nothing of the cause")
     if complaints:
