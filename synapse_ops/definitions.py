@@ -13,8 +13,9 @@ import dagster as dg
 def definitions() -> dg.Definitions:
     """Return all assets, checks, jobs, schedules and sensors of the spec in force."""
     from synapse_ops.defs.everything import merged_definitions
-    from synapse_ops.services.process_tree import end_with_supervisor
 
     if multiprocessing.parent_process() is not None:  # a run worker, started by the code server
+        from synapse_ops.services.process_tree import end_with_supervisor
+
         end_with_supervisor()
     return merged_definitions()

@@ -7,7 +7,7 @@ differ; the check `spec_loaded_equals_file` is red while they do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from synapse_ops.errors import ConfigError
@@ -37,13 +37,13 @@ def read_spec_in_force(file_path: Path, state_dir: Path) -> SpecInForce:
     folder = state_dir / _FOLDER
     try:
         content = _read(file_path)
-        digest = load_spec(file_path).digest
+        loaded = load_spec(file_path)
     except ConfigError as fault:
         kept = _kept(folder)
         if kept is None:
             raise
         return SpecInForce(load_spec(kept), file_path, fault)
-    return SpecInForce(load_spec(_keep(folder, digest, content)), file_path, None)
+    return SpecInForce(replace(loaded, path=_keep(folder, loaded.digest, content)), file_path, None)
 
 
 def compare_with_file(file_path: Path, digest: str) -> str:
