@@ -59,7 +59,9 @@ SELECT a.attrelid::int8, quote_ident(a.attname), a.atttypid::int8, a.atttypmod, 
 _TYPES = """
 SELECT t.oid::int8, n.nspname, t.typname, t.typtype::text, t.typbasetype::int8,
        CASE WHEN t.typsubscript = 'array_subscript_handler'::regproc THEN t.typelem::int8 ELSE 0 END,
-       t.typtypmod, t.typoutput::regproc::text, t.typsend::regproc::text
+       t.typtypmod, CASE WHEN (SELECT f.proargtypes[0] FROM pg_proc f WHERE f.oid = t.typoutput) IN (t.oid,
+         'anyenum'::regtype, 'anyrange'::regtype, 'anymultirange'::regtype) THEN t.typoutput::regproc::text ELSE '' END,
+       t.typsend::regproc::text
   FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
  WHERE t.typtype <> 'c' AND NOT EXISTS (SELECT FROM pg_type e WHERE e.typarray = t.oid AND e.typtype = 'c')"""
 

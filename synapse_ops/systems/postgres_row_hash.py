@@ -11,7 +11,7 @@ forms of numeric and float8, 1.04 s with the text of jsonb as well, against 1.5 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Equality is identity of the stored value, and the hash covers all of it. jsonb is not here: it holds numerics.
 _EXACT = frozenset(
@@ -34,7 +34,7 @@ _ARRAY_BINARY = (_EXACT | _BINARY) - {"json"}
 class TypeFacts:
     """One row of pg_type: schema, name, typtype, what it is made of, and its output functions as SQL names.
 
-    base: of a domain. element: of a true array, 0 otherwise. type_modifier: of a domain, -1 otherwise.
+    output: "" where the function takes another type. base: of a domain. element: of a true array, 0 otherwise. type_modifier: of a domain, -1 otherwise.
     """
 
     schema: str
@@ -77,6 +77,8 @@ def column_expression(column: ColumnFacts, types: Mapping[int, TypeFacts]) -> st
             return f'{column.name} COLLATE "C"' if needs_bytes else column.name
         if facts.name in _BINARY:
             return f"{facts.send}({column.name})"
+    if not facts.output:  # the function is made for another type, to which this one is an alias
+        return f"{column.name}::text"
     return f"{facts.output}({column.name})::text"
 
 
@@ -93,7 +95,9 @@ def row_expression(columns: Sequence[ColumnFacts], types: Mapping[int, TypeFacts
     columns come first, so they are hashed in the order of their names.
     """
     ordered = sorted(columns, key=lambda column: column.name) if not keeps_order else list(columns)
-    expressions = [column_expression(column, types) for column in ordered]
-    if keeps_order and expressions == [column.name for column in ordered]:
-        return "pg_catalog.hash_record_extended(t, 0)"
+    # Qualified, and the row as t.*: a table may have a column named t.
+    named = [replace(column, name=f"t.{column.name}") for column in ordered]
+    expressions = [column_expression(column, types) for column in named]
+    if keeps_order and expressions == [column.name for column in named]:
+        return "pg_catalog.hash_record_extended(t.*, 0)"
     return f"pg_catalog.hash_record_extended(ROW({', '.join(expressions)}), 0)"

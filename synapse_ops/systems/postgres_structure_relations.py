@@ -101,7 +101,7 @@ SELECT format('%s.%I', c.oid::regclass, k.conname), {
     attributes(
         statement="pg_get_constraintdef(k.oid)",
         validated="k.convalidated",
-        inheritable="NOT k.connoinherit",
+        inheritable="CASE WHEN k.contype = 'c' THEN NOT k.connoinherit END",
     )
 }
   FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace

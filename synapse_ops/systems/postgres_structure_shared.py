@@ -128,6 +128,7 @@ _COMMENTS = f"""
 SELECT format('%s %s', i.type, i.identity), {attributes(text="d.description")}
   FROM pg_description d, pg_identify_object(d.classoid, d.objoid, d.objsubid) i
  WHERE (d.objoid >= 16384 OR (d.classoid = 'pg_namespace'::regclass AND d.objoid = 'public'::regnamespace))
+   AND i.identity IS NOT NULL  -- a subscription's comment survives it
    AND NOT EXISTS (SELECT FROM pg_depend m WHERE m.deptype = 'e' AND m.classid = d.classoid AND m.objid = d.objoid)"""
 
 _SECURITY_LABELS = f"""
