@@ -18,11 +18,14 @@ from pathlib import Path
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import DeadlineExceeded, SynapseOpsError, Unreachable
 from synapse_ops.local.control import control_socket, request
+from synapse_ops.local.example_data import load_example_data
 from synapse_ops.local.layout import StackLayout, find_layout, make_layout
 from synapse_ops.local.stack import SERVER_NAMES
 from synapse_ops.local.state import StackState, read_state, write_state
 from synapse_ops.local.terminal import terminal_session
 from synapse_ops.systems.local_processes import ProcessMark, end_process, processes_in, spawn
+
+__all__ = ["RunningStack", "load_example_data", "reset_stack", "stack_status", "start_stack", "stop_stack"]
 
 SUPERVISOR_START_TIMEOUT_S = 30.0
 REPLY_TIMEOUT_S = 180.0  # the longest silence: a crash recovery, or a clone

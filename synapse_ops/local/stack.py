@@ -218,7 +218,7 @@ def make_stack(layout: StackLayout, kept_ports: Mapping[str, int], known: Mappin
         superuser=secret("postgres.password"),
         app=secret("synapse_user.password"),
         replication=secret("synapse_replication.password"),
-        ops=secret("dagster.password"),
+        ops=secret("ops-password"),
     )
     make_certificates(layout.data / "tls", layout.authority, identity, now_utc())
     ports = _choose_ports(layout, kept_ports, known)

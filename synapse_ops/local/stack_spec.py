@@ -34,16 +34,28 @@ def write_spec(layout: StackLayout, ports: Mapping[str, int]) -> None:
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.representer import RoundTripRepresenter
+
+    class Representer(RoundTripRepresenter):
+        """Writes null as the word: the spec refuses an empty value, which may be a value forgotten."""
+
+    Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
 
     secrets = layout.secrets
-    _write_changed(secrets / "database-admin.url", _postgres_url(layout, ports["db-primary"], SUPERUSER, "postgres"))
-    _write_changed(secrets / "dagster-storage.url", _postgres_url(layout, ports["ops"], OPS_USER, OPS_DATABASE))
+    _write_changed(
+        secrets / "database-admin.url",
+        _postgres_url(layout, ports["db-primary"], SUPERUSER, "postgres.password", "postgres"),
+    )
+    _write_changed(
+        secrets / "dagster-storage.url", _postgres_url(layout, ports["ops"], OPS_USER, "ops-password", OPS_DATABASE)
+    )
     key = read_or_make_password(secrets, "s3.password")
     _write_changed(
         secrets / "object-store.credentials",
         f"[default]\naws_access_key_id = synapse\naws_secret_access_key = {key}\n",
     )
     yaml = YAML()
+    yaml.Representer = Representer
     yaml.preserve_quotes = True
     yaml.width = 160
     yaml.representer.add_representer(type(None), _write_null)
@@ -106,8 +118,8 @@ def _merge(document: Any, block: str, values: Any) -> None:
         document[block][name] = value
 
 
-def _postgres_url(layout: StackLayout, port: int, user: str, database: str) -> str:
-    password = read_or_make_password(layout.secrets, f"{user}.password")
+def _postgres_url(layout: StackLayout, port: int, user: str, password_name: str, database: str) -> str:
+    password = read_or_make_password(layout.secrets, password_name)
     authority = quote(str(layout.authority), safe="/")
     return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}?sslmode=verify-full&sslrootcert={authority}\n"
 
