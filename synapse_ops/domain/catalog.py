@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -79,7 +80,7 @@ def gather(place: BackupPlace, objects: Iterable[ListedObject]) -> ListedBackup:
         backup_etag=next((row.etag for row in rows if row.name == BACKUP), None),
         newest_proof=proofs[-1].name if proofs else None,
         newest_proof_etag=proofs[-1].etag if proofs else None,
-        pins=tuple(label_of_pin(row.name) for row in rows if _PIN.fullmatch(row.name)),
+        pins=tuple(sys.intern(label_of_pin(row.name)) for row in rows if _PIN.fullmatch(row.name)),
         held_at=max(holds, default=None),
         touched_at=max(row.modified_at for row in rows),
     )
@@ -132,7 +133,7 @@ class BackupFacts:
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON for a cache; `from_json` inverts it."""
         times = {name: _text(getattr(self, name)) for name in _BACKUP_TIMES}
-        return {**asdict(self), **times}
+        return {**{one.name: getattr(self, one.name) for one in fields(self)}, **times}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> BackupFacts:
@@ -165,7 +166,8 @@ class ProofFacts:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON for a cache; `from_json` inverts it."""
-        return {**asdict(self), "verdict": self.verdict.value, "finished_at": self.finished_at.isoformat()}
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**plain, "verdict": self.verdict.value, "finished_at": self.finished_at.isoformat()}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> ProofFacts:

@@ -32,10 +32,11 @@ from synapse_ops.domain.repository_layout import (
 from synapse_ops.errors import ConfigError, DocumentUnreadable, IntegrityError, ObjectMissing, WrongIdentity
 from synapse_ops.operations.document_cache import DocumentCache
 from synapse_ops.operations.repository import Repository
+from synapse_ops.systems.object_quick_read import QuickReader
 from synapse_ops.systems.object_store import ConditionFailed, ObjectInfo, ObjectStore
 
-READERS = 8  # concurrent GETs of small documents; more does not help one Python process
-IN_FLIGHT = 64  # backups whose documents are being read; bounds the listing kept in memory
+READERS = 16  # concurrent GETs of small documents: 8 -> 16 gained a tenth on a near store, more nothing
+IN_FLIGHT = 300  # backups whose documents are being read: three pages of a listing, so that reading never waits for one
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024  # a backup.json is a few KiB; a larger one is not ours
 _OWN_PREFIXES = ("leases/", "plans/")
 
@@ -159,7 +160,7 @@ class _Judging:
     """Reads documents while the listing goes on, and turns backups into rows in the order they were begun."""
 
     def __init__(self, store: ObjectStore, cache: DocumentCache, pool: ThreadPoolExecutor, reading: _Reading) -> None:
-        self._store = store
+        self._reader = QuickReader(store)
         self._cache = cache
         self._pool = pool
         self._reading = reading
@@ -197,13 +198,13 @@ class _Judging:
         place: BackupPlace,
         row: ListedObject,
         parse: Callable[[Mapping[str, Any]], AnyFacts],
-        read: Callable[[ObjectStore, BackupPlace, ListedObject], _Read[AnyFacts]],
+        read: Callable[[QuickReader, BackupPlace, ListedObject], _Read[AnyFacts]],
     ) -> AnyFacts | Future[_Read[AnyFacts]]:
         known = self._cache.get(place.key(row.name), row.etag)
         if known is not None:
             with suppress(TypeError, ValueError, KeyError):  # a row that we did not write is not known
                 return parse(known)
-        return self._pool.submit(read, self._store, place, row)
+        return self._pool.submit(read, self._reader, place, row)
 
     def _finish(self, pending: _Pending) -> None:
         place, rows = pending.listed.place, pending.objects
@@ -222,10 +223,10 @@ class _Judging:
         return read
 
 
-def _read_backup_facts(store: ObjectStore, place: BackupPlace, row: ListedObject) -> _Read[BackupFacts]:
+def _read_backup_facts(reader: QuickReader, place: BackupPlace, row: ListedObject) -> _Read[BackupFacts]:
     key = place.key(row.name)
     try:
-        data = store.read_bytes(key, etag=row.etag, max_bytes=MAX_DOCUMENT_BYTES)
+        data = reader.read(key, row.size_bytes, row.etag, max_bytes=MAX_DOCUMENT_BYTES)
         record = BackupRecord.from_json(data, key=key)
         _check_place(record, key)
     except (ObjectMissing, ConditionFailed):
@@ -235,10 +236,10 @@ def _read_backup_facts(store: ObjectStore, place: BackupPlace, row: ListedObject
     return BackupFacts.of(record, sha256=hashlib.sha256(data).hexdigest()), True
 
 
-def _read_proof_facts(store: ObjectStore, place: BackupPlace, row: ListedObject) -> _Read[ProofFacts]:
+def _read_proof_facts(reader: QuickReader, place: BackupPlace, row: ListedObject) -> _Read[ProofFacts]:
     key = place.key(row.name)
     try:
-        data = store.read_bytes(key, etag=row.etag, max_bytes=MAX_DOCUMENT_BYTES)
+        data = reader.read(key, row.size_bytes, row.etag, max_bytes=MAX_DOCUMENT_BYTES)
         record = ProofRecord.from_json(data, key=key)
         if record.backup_id != place.backup_id:
             raise WrongIdentity(f"{key} is a proof of backup {record.backup_id}")

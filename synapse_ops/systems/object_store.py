@@ -85,18 +85,25 @@ class ObjectStore:
         return f"ObjectStore({self.url!r})"
 
     @cached_property
-    def _client(self) -> Any:
+    def _session(self) -> Any:
         import boto3
-        from botocore.config import Config
 
         with s3_errors(self.url):
-            return boto3.session.Session().client(
-                "s3",
-                endpoint_url=self.access.endpoint,
+            return boto3.session.Session(
                 region_name=self.access.region,
                 aws_access_key_id=self.access.access_key,
                 aws_secret_access_key=self.access.secret_key,
                 aws_session_token=self.access.session_token,
+            )
+
+    @cached_property
+    def _client(self) -> Any:
+        from botocore.config import Config
+
+        with s3_errors(self.url):
+            return self._session.client(
+                "s3",
+                endpoint_url=self.access.endpoint,
                 verify=str(self.access.ca_file) if self.access.ca_file else None,
                 config=Config(
                     signature_version="s3v4",
@@ -109,6 +116,17 @@ class ObjectStore:
                     response_checksum_validation="when_required",
                 ),
             )
+
+    @property
+    def endpoint_url(self) -> str:
+        """The address that requests go to, bucket not included."""
+        return str(self._client.meta.endpoint_url)
+
+    def credentials(self) -> Any:
+        """Return botocore's credentials for one signature, renewed where they are short-lived; never print them."""
+        with s3_errors(self.url):
+            found = self._session.get_credentials()
+            return None if found is None else found.get_frozen_credentials()
 
     def _key(self, key: str) -> str:
         return self.prefix + key
