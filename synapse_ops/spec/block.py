@@ -137,7 +137,7 @@ _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 Host = Annotated[
     str,
     TextForm(
-        rf"{_LABEL}(?:\.{_LABEL})*\.?|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*|/[^\x00-\x1f]+",
+        rf"{_LABEL}(?:\.{_LABEL})*\.?|[0-9a-fA-F]{{0,4}}(?::[0-9a-fA-F]{{0,4}}){{2,7}}|/[^\x00-\x1f]+",
         "a host name, an IP address or the absolute directory of a socket, without port or scheme",
         "db.example.org",
     ),

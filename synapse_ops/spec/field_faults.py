@@ -38,7 +38,7 @@ def _unknown_key(path: FieldPath) -> Fault:
     if re.search(r"passw|secret|token|credential", key, re.IGNORECASE):
         allowed = f"{', '.join(known)}; a spec holds no secrets but refers to them"
         return Fault(path, None, f'the unknown key "{key}" (its value is not shown)', allowed, _nearest(key, known))
-    return Fault(path, None, f'the unknown key "{key}"', ", ".join(known), _nearest(key, known) or _elsewhere(key))
+    return Fault(path, None, f'the unknown key "{key}"', ", ".join(known), _elsewhere(key) or _nearest(key, known))
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -14,7 +14,7 @@ from itertools import combinations, pairwise
 
 from synapse_ops.spec.cron import Cron
 from synapse_ops.spec.document import Spec
-from synapse_ops.spec.faults import FieldPath, format_path
+from synapse_ops.spec.faults import FieldPath
 from synapse_ops.spec.units import format_cores, format_duration, format_size
 
 _LOCAL = {"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"}  # noqa: S104 - compared, never bound
@@ -25,7 +25,10 @@ _SHORTEST_GRACE = timedelta(minutes=1)  # three heartbeats of 20 s
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Fields that cannot be as they are together: `path` is the one to mend, `others` what it was compared with."""
+    """Fields that cannot be as they are together: `path` is the one to mend, `others` what it was compared with.
+
+    `{other}` in the texts stands for the first of the others: its position in a list is known only to the caller.
+    """
 
     path: FieldPath
     found: str
@@ -42,8 +45,7 @@ def _at_most(
     path: FieldPath, value: float, other: FieldPath, limit: float, write: Callable[..., str] = str
 ) -> Iterator[Conflict]:
     if value > limit:
-        name = format_path(other)
-        yield Conflict(path, f"{write(value)}, above {name} {write(limit)}", f"at most {name}", (other,))
+        yield Conflict(path, f"{write(value)}, above {{other}} {write(limit)}", "at most {other}", (other,))
 
 
 def _limits(spec: Spec) -> Iterator[Conflict]:
@@ -71,9 +73,7 @@ def _limits(spec: Spec) -> Iterator[Conflict]:
 
 def _requests_above(key: str, value: str, limit: str, asked: FieldPath, allowed: FieldPath) -> Iterator[Conflict]:
     other = (*allowed, key)
-    yield Conflict(
-        (*asked, key), f"{value}, above {format_path(other)} {limit}", f"at most {format_path(other)}", (other,)
-    )
+    yield Conflict((*asked, key), f"{value}, above {{other}} {limit}", "at most {other}", (other,))
 
 
 def _times(spec: Spec) -> Iterator[Conflict]:
@@ -100,9 +100,8 @@ def _times(spec: Spec) -> Iterator[Conflict]:
 
 def _fits(path: FieldPath, value: timedelta, other: FieldPath, limit: timedelta) -> Iterator[Conflict]:
     if value > limit:
-        name = format_path(other)
-        found = f"{format_duration(value)}, longer than {name} {format_duration(limit)}"
-        yield Conflict(path, found, f"at most {name}", (other,))
+        found = f"{format_duration(value)}, longer than {{other}} {format_duration(limit)}"
+        yield Conflict(path, found, "at most {other}", (other,))
 
 
 def _shortest_gap(schedule: Cron) -> timedelta:
@@ -137,7 +136,7 @@ def _ports(spec: Spec) -> Iterator[Conflict]:
     for (path, host, port), (later_path, later_host, later_port) in combinations(listening, 2):
         same_host = host == later_host or {host, later_host} <= _LOCAL
         if same_host and port == later_port and not host.startswith("/"):
-            found = f"{later_port}, which is {format_path(path)} on the same host"
+            found = f"{later_port}, which is {{other}} on the same host"
             yield Conflict(later_path, found, "a port of its own", (path, (*path[:-1], "host")))
 
 
@@ -152,11 +151,9 @@ def _firewall(spec: Spec) -> Iterator[Conflict]:
         path: FieldPath = ("firewall", "inbound", j)
         other: FieldPath = ("firewall", "inbound", i)
         if network == later:
-            yield Conflict(
-                path, f"port {port} from {later} again, as in {format_path(other)}", "each rule once", (other,)
-            )
+            yield Conflict(path, f"port {port} from {later} again, as in {{other}}", "each rule once", (other,))
         elif network.overlaps(later):
-            found = f"port {port} from {later}, which overlaps {network} in {format_path(other)}"
+            found = f"port {port} from {later}, which overlaps {network} in {{other}}"
             yield Conflict(path, found, "rules of one port that do not overlap; the wider one would win", (other,))
 
 
@@ -166,7 +163,7 @@ def _unique(path: FieldPath, values: Sequence[Hashable], what: str, key: str | N
         here: FieldPath = (*path, index) if key is None else (*path, index, key)
         if value in first:
             other: FieldPath = (*path, first[value]) if key is None else (*path, first[value], key)
-            yield Conflict(here, f'"{value}" again, as in {format_path(other)}', f"each {what} once", (other,))
+            yield Conflict(here, f'"{value}" again, as in {{other}}', f"each {what} once", (other,))
         first.setdefault(value, index)
 
 
@@ -191,7 +188,7 @@ def _destinations(spec: Spec) -> Iterator[Conflict]:
     other: FieldPath = ("backup", "database", "destination")
     vectors, database = spec.backup.vectors.destination, spec.backup.database.destination
     if vectors.startswith(database) or database.startswith(vectors):
-        found = f'"{vectors}", which overlaps {format_path(other)} "{database}"'
+        found = f'"{vectors}", which overlaps {{other}} "{database}"'
         yield Conflict(path, found, "a prefix of its own", (other,))
 
 
@@ -209,7 +206,7 @@ def _cleanup_roots(spec: Spec) -> Iterator[Conflict]:
     for (path, root), (later_path, later) in combinations(roots, 2):
         outer, inner = sorted((f"{root.rstrip('/')}/", f"{later.rstrip('/')}/"), key=len)
         if inner.startswith(outer) and outer != "/":
-            found = f'"{later}", which overlaps {format_path(path)} "{root}"'
+            found = f'"{later}", which overlaps {{other}} "{root}"'
             yield Conflict(later_path, found, "directories that do not contain one another", (path,))
 
 

@@ -25,7 +25,7 @@ _LONGEST_MS = (
     100 * 366 * _MS["d"]
 )  # a century: more is a slip of the keyboard, and stays far from timedelta's own limit
 
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?) ?(|B|[kKMGTP]B?|[KMGTP]i(?:B)?)")
+_SIZE = re.compile(r"(\d{1,19}(?:\.\d{1,9})?) ?(|B|[kKMGTP]B?|[KMGTP]i(?:B)?)")
 _SIZE_POWER = {"K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 _LARGEST_SIZE = 1 << 60
 

@@ -8,14 +8,17 @@ reported.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from synapse_ops.spec.document import Spec
-from synapse_ops.spec.faults import Fault, FieldPath
+from synapse_ops.spec.faults import Fault, FieldPath, format_path
 from synapse_ops.spec.rules import find_conflicts
 from synapse_ops.spec.yaml_source import Source
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 _ROUNDS = 4  # of setting aside: a list that becomes too short is set aside in the second
 
@@ -32,9 +35,10 @@ def validate(source: Source) -> tuple[Spec | None, list[Fault]]:
             from synapse_ops.spec.field_faults import fault_of
 
             cuts = set()
-            for error in problem.errors(include_url=False):
+            errors = problem.errors(include_url=False)
+            for error in errors:
                 path = tuple(part for part in error["loc"] if part != "[key]")
-                if error["type"] == "default_factory_not_called":  # the default waits for a field that has a fault
+                if _only_follows(error, errors):
                     continue
                 if round_ == 0:  # later ones only follow from what was set aside
                     faults.append(replace(fault_of(error, path), place=source.place_of(path)))
@@ -43,6 +47,16 @@ def validate(source: Source) -> tuple[Spec | None, list[Fault]]:
             continue
         return spec, faults + _conflicts(spec, source, kept, faults)
     return None, faults
+
+
+def _only_follows(error: ErrorDetails, errors: list[ErrorDetails]) -> bool:
+    """Return whether an error only says that another one is there: a default that waits, a list short of bad items."""
+    if error["type"] == "default_factory_not_called":
+        return True
+    length = len(error["loc"])
+    return error["type"] == "too_short" and any(
+        len(other["loc"]) > length and other["loc"][:length] == error["loc"] for other in errors
+    )
 
 
 def _cut(path: FieldPath, *, whole: bool) -> FieldPath:
@@ -88,5 +102,7 @@ def _conflicts(spec: Spec, source: Source, kept: _Kept, faults: list[Fault]) -> 
         if any(path[: len(wrong)] == wrong for path in paths for wrong in at_fault):
             continue
         written = next((path for path in paths if path in source.places), paths[0])
-        found.append(Fault(paths[0], source.place_of(written), conflict.found, conflict.allowed))
+        other = format_path(paths[1]) if len(paths) > 1 else ""
+        texts = (text.replace("{other}", other) for text in (conflict.found, conflict.allowed))
+        found.append(Fault(paths[0], source.place_of(written), *texts))
     return found

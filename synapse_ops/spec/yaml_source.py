@@ -175,7 +175,7 @@ class _Reader:
             place = self.source.place_of(path)
             self.source.faults.append(Fault(path, place, "no value", _EMPTY))
             return None
-        text = node.value
+        text = self._text(node, path)
         kind = str(node.tag).removeprefix(_TAG)
         if kind not in ("str", "int", "float", "bool", "null", "timestamp", "value"):
             self._fault(path, node, f"the tag {node.tag}", "plain values without a tag of their own")
@@ -184,6 +184,14 @@ class _Reader:
             return _SCALARS.get(kind, str)(text)
         except ValueError:
             return text
+
+    def _text(self, node: ScalarNode, path: FieldPath) -> str:
+        """Return the text, with what JSON writes as two escapes (above U+FFFF) joined to the one character it is."""
+        try:
+            return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            self._fault(path, node, "half of an escaped character", r"whole characters; \ud800 to \udfff come in pairs")
+            return ""
 
     def _mapping(self, node: MappingNode, path: FieldPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -198,7 +206,7 @@ class _Reader:
             if key_node.tag != f"{_TAG}str":
                 self._fault(path, key_node, f"{_kind_of(key_node)} as a key", "keys that are text")
                 continue
-            key = key_node.value
+            key = self._text(key_node, path)
             if key in first:
                 again = f'the key "{key}" a second time (first in line {first[key]})'
                 self._fault((*path, key), key_node, again, "each key once")
