@@ -24,11 +24,11 @@ class QuickReader:
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._is_usable = True  # one surprising answer (a redirect, a proxy's page) and all reads go the long way
+        self.is_usable = True  # one surprising answer (a redirect, a proxy's page) and all reads go the long way
 
     def read(self, key: str, size_bytes: int, etag: str, *, max_bytes: int) -> bytes:
         """Return the version with this ETag, whole; raises what `ObjectStore.read_bytes` raises."""
-        if self._is_usable and size_bytes <= max_bytes:
+        if self.is_usable and size_bytes <= max_bytes:
             data = self._quickly(key, size_bytes, etag)
             if data is not None:
                 return data
@@ -46,12 +46,12 @@ class QuickReader:
             reply = self._session.send(request.prepare())
             data = bytes(reply.content)
         except (BotoCoreError, OSError):
-            self._is_usable = False
+            self.is_usable = False
             return None
         if reply.status_code == 200 and len(data) == size_bytes:
             return data
         if reply.status_code not in {404, 412}:
-            self._is_usable = False
+            self.is_usable = False
         return None
 
     @cached_property

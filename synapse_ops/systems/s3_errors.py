@@ -25,7 +25,9 @@ _THROTTLED = {
     "429",
 }
 _MISSING = {"NoSuchKey", "404", "NotFound"}
-_LOST_RACE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+_LOST_RACE = {"PreconditionFailed", "412", "ConditionalRequestConflict"}
+_MAY_PASS = {"InternalError", "OperationAborted", "RequestTimeout"}
+_NEVER = {"NotImplemented", "501"}  # a server error by its number, and yet no repetition helps
 _DENIED = {
     "403",
     "AccessDenied",
@@ -72,21 +74,23 @@ def s3_errors(what: str) -> Iterator[None]:
 
 def _mapped_reply(what: str, code: str, status: str, message: str) -> SynapseOpsError:
     both = {code, status}
-    if both & _LOST_RACE:
-        return ConditionFailed(f"could not write {what}: somebody else wrote it first", detail=f"{code} {message}")
+    if both & _LOST_RACE or (status == "409" and code in {"", "409", "Conflict"}):
+        return ConditionFailed(
+            f"could not keep to one version of {what}: somebody else wrote it", detail=f"{code} {message}"
+        )
     if code == "NoSuchBucket":
         return ConfigError(f"cannot find the bucket of {what}", detail=message, hint="Create the bucket first.")
-    if both & _MISSING:
-        return ObjectMissing(f"object {what} is not in the store", detail=f"{code} {message}")
-    if both & _DENIED:
+    if both & _DENIED:  # before 404: versitygw answers an unknown key so
         return ConfigError(
             f"the object store refused access to {what}",
             detail=f"{code} {message}",
             hint="Check the access key, its secret, and the rights of that identity on the bucket.",
         )
+    if both & _MISSING:
+        return ObjectMissing(f"object {what} is not in the store", detail=f"{code} {message}")
     if both & _THROTTLED:
         return Throttled(f"could not finish with {what}: the object store is busy", detail=f"{code} {message}")
-    if status.startswith("5") or code in {"InternalError", "RequestTimeout"}:
+    if code in _MAY_PASS or (status.startswith("5") and not both & _NEVER):
         return Unreachable(
             f"could not finish with {what}: the object store failed", detail=f"{code or status} {message}"
         )
