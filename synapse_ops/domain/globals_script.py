@@ -253,3 +253,13 @@ def with_database_name(statement: Statement, old: str, new: str) -> Statement:
         if keyword.kind == "word" and keyword.value == "database" and token.is_name and token.value == old:
             return statement.replaced(token, quote_name(new))
     return statement
+
+
+def without_tablespace(statement: Statement) -> Statement:
+    """Return CREATE DATABASE without its `TABLESPACE = name`; every other statement as it is."""
+    if not statement.starts("create", "database"):
+        return statement
+    for first, second, third in zip(statement.tokens, statement.tokens[1:], statement.tokens[2:], strict=False):
+        if first.kind == "word" and first.value == "tablespace" and second.value == "=" and third.is_name:
+            return Statement((statement.text[: first.start] + statement.text[third.end :]).rstrip())
+    return statement

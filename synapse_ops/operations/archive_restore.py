@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synapse_ops.domain.globals_script import Statement, quote_name, split_statements, with_database_name
+from synapse_ops.domain.progress import Progress, ReportProgress
 from synapse_ops.errors import ToolFailed, Unproven, WrongIdentity
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.systems.local_processes import run_as, spawn
@@ -52,10 +53,11 @@ class DatabaseStatements:
 
     def renamed(self, old: str, new: str) -> DatabaseStatements:
         """Return the same for a database of another name."""
-        return DatabaseStatements(
-            tuple(with_database_name(statement, old, new) for statement in self.creating),
-            tuple(with_database_name(statement, old, new) for statement in self.properties),
-        )
+        return self.changed(lambda statement: with_database_name(statement, old, new))
+
+    def changed(self, change: Callable[[Statement], Statement]) -> DatabaseStatements:
+        """Return the same with every statement changed."""
+        return DatabaseStatements(tuple(map(change, self.creating)), tuple(map(change, self.properties)))
 
 
 def read_database_statements(
@@ -66,7 +68,8 @@ def read_database_statements(
     Raises ToolFailed for what is no archive, WrongIdentity when it is of another database than `database`.
     """
     program, environment = tools.path("pg_restore"), tools.environment()
-    listing = run_as(None, [program, "--list", archive], timeout_s=deadline.remaining_s(), env=environment).stdout
+    asked: list[str | Path] = [program, "--create", "--list", archive]  # without --create these entries are not listed
+    listing = run_as(None, asked, timeout_s=deadline.remaining_s(), env=environment).stdout
     chosen = scratch_dir / "database.list"
     chosen.write_text("".join(f"{line}\n" for line in listing.splitlines() if _DATABASE_ENTRY.match(line)))
     command: list[str | Path] = [program, "--create", "--use-list", chosen, "--file", "-", archive]
@@ -123,7 +126,7 @@ def run_pg_restore(
     """
     log_path = scratch_dir / "pg_restore.log"
     log_path.unlink(missing_ok=True)
-    command: list[str | Path] = [tools.path("pg_restore"), "--exit-on-error", f"--jobs={jobs_for_this_host()}"]
+    command: list[str | Path] = [tools.path("pg_restore"), "--exit-on-error"]
     parts = conninfo_parts(conninfo)
     command += [*options, f"--dbname=dbname={_conninfo_quoted(parts.pop('dbname'))}", archive]
     process = spawn(
@@ -184,3 +187,15 @@ def _judge(command: Sequence[str | Path], status: int, stderr: str) -> None:
         raise ToolFailed([str(command[0])], status=status, stderr_tail=shown or "it said nothing of the cause")
     if complaints:
         raise Unproven(f"pg_restore ended well but complained {len(complaints)} times", detail=shown)
+
+
+class size_reporter:  # noqa: N801 - called like a function
+    """Reports how large a database has grown, against what its source had; it may end a little below or above that."""
+
+    def __init__(self, conninfo: str, name: str, total: int, progress: ReportProgress) -> None:
+        self._conninfo, self._name, self._total, self._progress = conninfo, name, total, progress
+
+    def __call__(self) -> None:
+        with connect(self._conninfo) as connection, postgres_errors("the size of a database being restored"):
+            row = connection.execute("SELECT pg_database_size(%s::name)", [self._name]).fetchone()
+        self._progress(Progress(f"restoring {self._name}", int(row[0]) if row else 0, self._total))

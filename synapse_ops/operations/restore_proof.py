@@ -9,9 +9,6 @@ backup whose proof crashed is not a backup that nobody has looked at.
 
 from __future__ import annotations
 
-import os
-import secrets
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,23 +20,21 @@ from synapse_ops.domain import fingerprint as fingerprints
 from synapse_ops.domain import structure as structures
 from synapse_ops.domain.backup_record import BackupRecord, ProofRecord, Verdict
 from synapse_ops.domain.catalog import CatalogEntry
-from synapse_ops.domain.globals_script import statements_for_new_cluster
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.domain.recovery import predict_restore_s
-from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, proof_name, reading_name
+from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, proof_name
 from synapse_ops.errors import IntegrityError, ObjectMissing, SynapseOpsError, Unproven
-from synapse_ops.operations.archive_restore import (
-    apply_properties,
-    create_database,
-    execute_statements,
-    read_database_statements,
-    run_pg_restore,
-)
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.deadline import Deadline
-from synapse_ops.operations.heartbeat import keep_heartbeat
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.staged_backup import ReadLog, StagedBackup, read_backup_document, stage_backup
+from synapse_ops.operations.restore_into_throwaway import restore_into_throwaway
+from synapse_ops.operations.staged_backup import (
+    ReadLog,
+    StagedBackup,
+    hold_for_reading,
+    read_backup_document,
+    stage_backup,
+)
 from synapse_ops.operations.throwaway_server import (
     Throwaway,
     sweep_throwaways,
@@ -48,7 +43,7 @@ from synapse_ops.operations.throwaway_server import (
 )
 from synapse_ops.systems.amcheck import check_relations
 from synapse_ops.systems.log_output import current_correlation_id
-from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
+from synapse_ops.systems.pg_tools import find_pg_tools
 from synapse_ops.systems.postgres import connect, postgres_errors
 from synapse_ops.systems.postgres_fingerprint import read_fingerprint
 from synapse_ops.systems.postgres_structure import read_structure
@@ -204,60 +199,16 @@ def _prove(
         ) as throwaway:
             with outcome.phase("restore"):
                 restore_into_throwaway(
-                    throwaway, staged, record, tools=tools, scratch_dir=directory.scratch_dir, deadline=deadline,
+                    throwaway,
+                    staged,
+                    record,
+                    scratch_dir=directory.scratch_dir,
+                    deadline=deadline,
                     progress=progress,
-                )  # fmt: skip
+                )
             outcome.restore_s = round(time.monotonic() - begun, 3)
             _judge(throwaway, staged, record, progress, outcome)
             deadline.remaining_s()
-
-
-@contextmanager
-def hold_for_reading(repository: Repository, place: BackupPlace, purpose: str) -> Iterator[None]:
-    """Keep a backup from expiring while the block reads it."""
-    reader = f"{purpose}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    body = {"reader": reader, "correlation_id": current_correlation_id()}
-    with keep_heartbeat(repository.store, place.key(reading_name(reader)), body=body, remove_at_end=True):
-        yield
-
-
-def restore_into_throwaway(
-    throwaway: Throwaway,
-    staged: StagedBackup,
-    record: BackupRecord,
-    *,
-    tools: PgTools,
-    scratch_dir: Path,
-    deadline: Deadline,
-    progress: ReportProgress,
-) -> None:
-    """Restore roles, tablespaces and the database under its own name into a fresh cluster; any complaint raises."""
-    name = record.source.database
-    elsewhere = throwaway.conninfo("template1" if name == "postgres" else "postgres")
-    roles = statements_for_new_cluster(staged.globals_script, throwaway.superuser)
-    in_place = ["SET allow_in_place_tablespaces = on"] if staged.globals_script.tablespaces else []
-    execute_statements(elsewhere, [*in_place, *roles], what="the roles of the backup")
-    statements = read_database_statements(tools, staged.archive, name, scratch_dir=scratch_dir, deadline=deadline)
-    if name == "postgres":
-        execute_statements(elsewhere, ["DROP DATABASE postgres"], what="DROP DATABASE postgres in a throwaway")
-    create_database(elsewhere, statements, name)
-    report = size_reporter(elsewhere, name, record.source.database_size_bytes, progress)
-    run_pg_restore(
-        tools, staged.archive, throwaway.conninfo(name), scratch_dir=scratch_dir, deadline=deadline, report=report
-    )
-    apply_properties(elsewhere, statements, name)
-
-
-class size_reporter:  # noqa: N801 - called like a function
-    """Reports how large a database has grown, against what its source had; it may end a little below or above that."""
-
-    def __init__(self, conninfo: str, name: str, total: int, progress: ReportProgress) -> None:
-        self._conninfo, self._name, self._total, self._progress = conninfo, name, total, progress
-
-    def __call__(self) -> None:
-        with connect(self._conninfo) as connection, postgres_errors("the size of a database being restored"):
-            row = connection.execute("SELECT pg_database_size(%s::name)", [self._name]).fetchone()
-        self._progress(Progress(f"restoring {self._name}", int(row[0]) if row else 0, self._total))
 
 
 def _judge(

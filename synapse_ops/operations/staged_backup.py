@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -21,7 +25,7 @@ from synapse_ops.domain.backup_record import BackupRecord, ObjectRecord
 from synapse_ops.domain.fingerprint import Fingerprint
 from synapse_ops.domain.globals_script import GlobalsScript, parse_globals
 from synapse_ops.domain.progress import Progress, ReportProgress
-from synapse_ops.domain.repository_layout import BACKUP, BackupPlace
+from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, reading_name
 from synapse_ops.domain.structure import Structure
 from synapse_ops.errors import (
     ChecksumMismatch,
@@ -32,8 +36,10 @@ from synapse_ops.errors import (
     WrongIdentity,
 )
 from synapse_ops.operations.deadline import Deadline
+from synapse_ops.operations.heartbeat import keep_heartbeat
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.encryption import SUFFIX, decrypt_stream
+from synapse_ops.systems.log_output import current_correlation_id
 from synapse_ops.systems.object_streams import ObjectReader
 
 DUMP = "database.dump"
@@ -233,3 +239,22 @@ def _parse_globals(place: BackupPlace, data: bytes) -> GlobalsScript:
         return parse_globals(data.decode())
     except UnicodeDecodeError as fault:
         raise DocumentUnreadable(f"cannot read {place.key(GLOBALS)}: {fault.reason} at byte {fault.start}") from fault
+
+
+def read_globals(
+    repository: Repository, place: BackupPlace, record: BackupRecord, identities: tuple[str, ...]
+) -> GlobalsScript:
+    """Read and verify the roles and tablespaces of a backup alone; raises as `stage_backup` does."""
+    buffer = io.BytesIO()
+    expected = _objects_by_role(place, record)[GLOBALS]
+    _read_object(repository, place, record, expected, identities, buffer, lambda _: None, ReadLog())
+    return _parse_globals(place, buffer.getvalue())
+
+
+@contextmanager
+def hold_for_reading(repository: Repository, place: BackupPlace, purpose: str) -> Iterator[None]:
+    """Keep a backup from expiring while the block reads it."""
+    reader = f"{purpose}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    body = {"reader": reader, "correlation_id": current_correlation_id()}
+    with keep_heartbeat(repository.store, place.key(reading_name(reader)), body=body, remove_at_end=True):
+        yield

@@ -1,0 +1,66 @@
+"""Restores a backup to where nothing is: a new database on a server, or a new data directory. Never over anything.
+
+`plan_restore` only looks: what would be restored, where, with which programs, in how many seconds, which roles and
+tablespaces the target lacks, and why it would be refused. `apply_restore` does that plan and checks again before it
+begins. The target appears under its final name only when it is complete and compared: a database is restored as
+`synapse_incomplete_...` and renamed, a directory is moved into place. Killed at any moment, it is absent or whole.
+Works on a repository and keys alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from synapse_ops.domain.backup_record import BackupRecord
+from synapse_ops.domain.progress import ReportProgress, ignore_progress
+from synapse_ops.domain.recovery import predict_restore_s
+from synapse_ops.domain.repository_layout import BackupPlace
+from synapse_ops.operations import restore_to_directory, restore_to_server
+from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.deadline import Deadline
+from synapse_ops.operations.repository import Repository
+from synapse_ops.operations.restore_target import RestorePlan, RestoreReport, ServerTarget, Target
+from synapse_ops.operations.staged_backup import ReadLog, read_backup_document, read_globals
+
+DEFAULT_TIMEOUT_S = 24 * 3600.0
+
+
+def plan_restore(
+    repository: Repository, place: BackupPlace, target: Target, *, identities: tuple[str, ...] = ()
+) -> RestorePlan:
+    """Return what restoring a backup to `target` would do.
+
+    Raises TargetNotEmpty or another Refused for a target that will not be touched, KeyMissing for a key that is not at
+    hand, and IntegrityError for a damaged backup.json or globals.sql (the only objects read).
+    """
+    record = read_backup_document(repository, place, ReadLog())
+    script = read_globals(repository, place, record, identities)
+    predicted_s = _predict(repository, place, record)
+    if isinstance(target, ServerTarget):
+        return restore_to_server.plan(place, record, target, script, predicted_s)
+    return restore_to_directory.plan(place, record, target, script, predicted_s)
+
+
+def apply_restore(
+    repository: Repository,
+    plan: RestorePlan,
+    *,
+    identities: tuple[str, ...] = (),
+    work_dir: Path,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    progress: ReportProgress = ignore_progress,
+) -> RestoreReport:
+    """Do what the plan says. Raises what the plan would raise now, IntegrityError when the copy is not equal.
+
+    work_dir: for the staged dump; what a killed run left there is swept first.
+    """
+    deadline = Deadline(timeout_s, "restore")
+    if isinstance(plan.target, ServerTarget):
+        return restore_to_server.apply(repository, plan, plan.target, identities, work_dir, deadline, progress)
+    return restore_to_directory.apply(repository, plan, plan.target, identities, deadline, progress)
+
+
+def _predict(repository: Repository, place: BackupPlace, record: BackupRecord) -> float | None:
+    entries = read_catalog(repository, database=place.database).backups
+    history = [(entry.database_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
+    return predict_restore_s(history, record.source.database_size_bytes)
