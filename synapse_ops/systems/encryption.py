@@ -60,11 +60,14 @@ class _Remembering:
 def check_recipients(recipients: Sequence[str]) -> None:
     """Raise ConfigError naming every recipient that is not an age or SSH public key."""
     faults = []
-    for recipient in recipients:
+    for number, recipient in enumerate(recipients, 1):
+        if recipient.upper().startswith("AGE-SECRET-KEY"):
+            faults.append(f"number {number} is a secret key (not shown)")
+            continue
         try:
             _recipient(recipient)
         except ValueError as fault:
-            faults.append(f'"{recipient}": {fault}')
+            faults.append(f'number {number}, "{recipient}": {fault}')
     if faults:
         raise ConfigError(
             f"encryption.recipients holds {len(faults)} that are not public keys of age",
@@ -76,8 +79,6 @@ def check_recipients(recipients: Sequence[str]) -> None:
 def _recipient(text: str) -> Any:
     import pyrage
 
-    if text.upper().startswith("AGE-SECRET-KEY"):
-        raise ValueError("this is a secret key")
     kinds: tuple[Any, ...] = (pyrage.x25519.Recipient, pyrage.ssh.Recipient, pyrage.tagpq.Recipient)
     fault = "not a public key"
     for kind in kinds:

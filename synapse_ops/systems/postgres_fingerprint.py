@@ -63,7 +63,7 @@ SELECT t.oid::int8, n.nspname, t.typname, t.typtype::text, t.typbasetype::int8,
          'anyenum'::regtype, 'anyrange'::regtype, 'anymultirange'::regtype) THEN t.typoutput::regproc::text ELSE '' END,
        t.typsend::regproc::text
   FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
- WHERE t.typtype <> 'c' AND NOT EXISTS (SELECT FROM pg_type e WHERE e.typarray = t.oid AND e.typtype = 'c')"""
+ WHERE t.typtype <> 'c'"""
 
 _LARGE_OBJECTS = """
 SELECT m.oid::int8 / %(span)s * %(span)s, count(*), sum(coalesce(p.size, 0))::int8, sum(coalesce(p.content, 0))::text,

@@ -34,7 +34,8 @@ _ARRAY_BINARY = (_EXACT | _BINARY) - {"json"}
 class TypeFacts:
     """One row of pg_type: schema, name, typtype, what it is made of, and its output functions as SQL names.
 
-    output: "" where the function takes another type. base: of a domain. element: of a true array, 0 otherwise. type_modifier: of a domain, -1 otherwise.
+    output: "" where the function takes another type. base: of a domain. element: of a true array, 0 otherwise.
+    type_modifier: of a domain, -1 otherwise.
     """
 
     schema: str
@@ -60,7 +61,7 @@ class ColumnFacts:
 def column_expression(column: ColumnFacts, types: Mapping[int, TypeFacts]) -> str:
     """Return the SQL whose hash tells any two values of this column apart; the column's own name when it is exact.
 
-    types: by oid; composite types (and arrays of them) may be absent, and are then given as text.
+    types: by oid, all but composite ones, which are given as text.
     """
     facts, modifier = types.get(column.type_oid), column.type_modifier
     while facts is not None and facts.kind == "d":

@@ -33,13 +33,18 @@ def read_structure(conninfo: str, *, snapshot: str | None = None) -> Structure:
     snapshot: as pg_export_snapshot named it; None takes a new one. PostgreSQL deparses definitions from the catalogs as
     they are now, so DDL that commits meanwhile can show: pg_dump's locks keep it away from tables.
     """
-    queries = {**RELATION_QUERIES, **CODE_QUERIES, **DATABASE_QUERIES, **SHARED_QUERIES}
     with (
         postgres_errors(f"the structure of {describe(conninfo)}"),
         reading(conninfo, snapshot=snapshot, application_name=APPLICATION) as connection,
     ):
-        row = connection.execute("SHOW server_version_num").fetchone()
-        return Structure(int(row[0]) // 10000 if row else 0, _entries(connection, queries))
+        return structure_seen_by(connection)
+
+
+def structure_seen_by(connection: psycopg.Connection[Any]) -> Structure:
+    """Return the structure as an open transaction sees it; its session must have STABLE_OUTPUT."""
+    queries = {**RELATION_QUERIES, **CODE_QUERIES, **DATABASE_QUERIES, **SHARED_QUERIES}
+    row = connection.execute("SHOW server_version_num").fetchone()
+    return Structure(int(row[0]) // 10000 if row else 0, _entries(connection, queries))
 
 
 def read_shared(conninfo: str) -> dict[str, dict[str, Any]]:

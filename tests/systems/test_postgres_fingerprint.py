@@ -1,0 +1,111 @@
+"""The change of one row, sequence value, large object or its access is seen in the fingerprint and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from synapse_ops.domain.fingerprint import Fingerprint, compare
+from synapse_ops.systems.postgres_fingerprint import read_fingerprint
+from tests.servers import PostgresServer
+from tests.systems.rich_database import CONTENT_LOSSES
+
+
+@pytest.fixture(scope="module")
+def whole(postgres_server: PostgresServer, rich_name: str) -> Fingerprint:
+    return read_fingerprint(postgres_server.conninfo(rich_name))
+
+
+@pytest.mark.parametrize(("statement", "difference"), CONTENT_LOSSES)
+def test_every_change_of_content_is_named(
+    fresh_database: Callable[..., str], rich_name: str, whole: Fingerprint, statement: str, difference: str
+) -> None:
+    """One change to a copy of the database is reported as exactly that change (issue 3, judging)."""
+    copy = fresh_database(template=rich_name)
+    with psycopg.connect(copy, autocommit=True) as connection:
+        connection.execute(statement)
+
+    assert compare(whole, read_fingerprint(copy, workers=1)) == (difference,)
+
+
+def test_foreign_tables_are_skipped_by_name_and_nothing_else(whole: Fingerprint) -> None:
+    """What is not counted is named with the reason; unlogged, empty and column-less tables are counted."""
+    assert whole.skipped == {"app.remote": "foreign table"}
+    assert whole.tables["app.scratch"].rows == 1
+    assert whole.tables["app.quiet"].rows == 1
+    assert whole.tables["app.mother"].rows == 0
+    assert "app.parted" not in whole.tables
+
+
+# Values that PostgreSQL calls equal, or gives equal hashes, and that differ in what is stored.
+EQUAL_BUT_DIFFERENT = [
+    ("numeric", "1.0", "1.00"),
+    ("numeric[]", "{1.0}", "{1.00}"),
+    ("float8", "0", "-0"),
+    ("float4", "0", "-0"),
+    ("interval", "1 mon", "30 days"),
+    ("int[]", "{1,2}", "{{1,2}}"),
+    ("int[]", "[2:2]={1}", "{1}"),
+    ("jsonb", '{"a": 1.0}', '{"a": 1.00}'),
+    ("numrange", "[1.0,2]", "[1.00,2]"),
+    ("json", '{"a":1}', '{"a": 1}'),
+    ("xml", "<a/>", "<a></a>"),
+    ("citext", "Ab", "aB"),
+    ("bpchar", "a", "a "),
+    ("point", "(1,2)", "(2,1)"),
+    ("circle", "<(0,0),1>", "<(5,5),1>"),
+    ("box", "(1,1),(0,0)", "(2,2),(1,1)"),
+    ("tsvector", "a:1", "a:2"),
+    ("tsquery", "a & b", "b & a"),
+    ("bit(4)", "1010", "1011"),
+    ("varbit", "10", "100"),
+    ("money", "1.00", "1.01"),
+    ("shade", "light", "dark"),
+    ("shade[]", "{light}", "{dark}"),
+    ("regclass", "pg_class", "pg_type"),
+    ("duo", '(1.0,"x")', '(1.00,"x")'),
+    ("duo[]", '{"(1.0,x)"}', '{"(1.00,x)"}'),
+    ("price", "1.0", "1.00"),
+    ("aclitem", "postgres=r/postgres", "postgres=w/postgres"),
+    ("jsonpath", "$.a", "$.b"),
+    ("inet", "10.0.0.1/8", "10.0.0.1/9"),
+    ("timetz", "12:00+00", "13:00+01"),
+    ("refcursor", "a", "b"),
+]
+
+
+def test_values_that_are_equal_but_not_the_same_are_told_apart(fresh_database: Callable[..., str]) -> None:
+    """The fingerprint tells apart what a dump tells apart, where PostgreSQL's equality does not."""
+    conninfo = fresh_database()
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(
+            "CREATE EXTENSION citext;"
+            "CREATE TYPE shade AS ENUM ('light', 'dark'); CREATE TYPE duo AS (n numeric, t text);"
+            "CREATE DOMAIN price AS numeric"
+        )
+        for number, (type_name, one, other) in enumerate(EQUAL_BUT_DIFFERENT):
+            for suffix, value in (("a", one), ("b", other)):
+                connection.execute(f"CREATE TABLE t{number}{suffix} (v {type_name})")  # type: ignore[arg-type]
+                connection.execute(f"INSERT INTO t{number}{suffix} VALUES (%s)", [value])  # type: ignore[arg-type]
+
+    tables = read_fingerprint(conninfo).tables
+
+    same = [
+        EQUAL_BUT_DIFFERENT[number]
+        for number in range(len(EQUAL_BUT_DIFFERENT))
+        if tables[f"public.t{number}a"] == tables[f"public.t{number}b"]
+    ]
+    assert same == []
+
+
+def test_a_null_differs_from_an_empty_text_and_columns_do_not_run_together(fresh_database: Callable[..., str]) -> None:
+    """('ab', 'c') is not ('a', 'bc'), and NULL is not ''."""
+    conninfo = fresh_database()
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        for name, row in {"a": "('ab', 'c')", "b": "('a', 'bc')", "c": "('', '')", "d": "('', NULL)"}.items():
+            connection.execute(f"CREATE TABLE {name} (x varchar, y varchar)")  # type: ignore[arg-type]
+            connection.execute(f"INSERT INTO {name} VALUES {row}")  # type: ignore[arg-type]
+
+    assert len({table.row_hash for table in read_fingerprint(conninfo).tables.values()}) == 4
