@@ -19,7 +19,6 @@ from synapse_ops.defs.database_operations import (
     restore_backup,
 )
 from synapse_ops.defs.policies import (
-    OWNERS,
     POOL_POSTGRES_IO,
     TAG_SET_ID,
     TAG_TRIGGER,
@@ -67,35 +66,30 @@ def job_definitions(spec: "Spec", place: "Place") -> dg.Definitions:
         selection=dg.AssetSelection.assets(DUMP_KEY).without_checks(),
         description="Back up one database: what the schedule starts, one run a database under one set id.",
         tags=run_limit(DUMP_LIMIT),
-        owners=OWNERS,
     )
     prove_databases = dg.define_asset_job(
         "prove_databases",
         selection=dg.AssetSelection.assets(PROOF_KEY).without_checks(),
         description="Prove the newest unproven backup of one database.",
         tags=run_limit(proof_limit),
-        owners=OWNERS,
     )
     expire_plan = dg.define_asset_job(
         "expire_plan",
         selection=dg.AssetSelection.assets(EXPIRY_PLAN_KEY),
         description="Say what an expiry would remove, and why. Removes nothing; prints the digest for expire_apply.",
         tags=run_limit(EXPIRY_LIMIT),
-        owners=OWNERS,
     )
     expire_apply = dg.define_asset_job(
         "expire_apply",
         selection=dg.AssetSelection.assets(RETENTION_KEY),
         description="Carry out exactly the plan whose digest you give.",
         tags=run_limit(EXPIRY_LIMIT),
-        owners=OWNERS,
     )
     expire = dg.define_asset_job(
         "expire",
         selection=dg.AssetSelection.assets(EXPIRY_PLAN_KEY, RETENTION_KEY),
         description="Plan, and carry out that plan: what the expiry schedule starts where an operator switched it on.",
         tags=run_limit(EXPIRY_LIMIT),
-        owners=OWNERS,
     )
     jobs = [dump_databases, prove_databases, expire_plan, expire_apply, expire]
     jobs += [_backup_now(spec), _prove_backup(proof_limit), _restore_to_new()]
@@ -131,7 +125,6 @@ def _backup_now(spec: "Spec") -> Any:
     @dg.job(
         description="Back up databases now. Each is a new backup; all of one run share a set id.",
         tags=run_limit(DUMP_LIMIT),
-        owners=OWNERS,
     )
     def backup_now() -> None:
         back_up()
@@ -150,7 +143,7 @@ def _prove_backup(limit: timedelta) -> Any:
         context.log_event(kind(PROOF_KEY, partition=database, metadata=metadata))
         refuse_unless_proven(report)
 
-    @dg.job(description="Prove one backup by restoring it and comparing.", tags=run_limit(limit), owners=OWNERS)
+    @dg.job(description="Prove one backup by restoring it and comparing.", tags=run_limit(limit))
     def prove_backup() -> None:
         prove_chosen()
 
@@ -165,7 +158,6 @@ def _restore_to_new() -> Any:
     @dg.job(
         description="Restore a backup into a target that does not exist yet.",
         tags=run_limit(RESTORE_LIMIT),
-        owners=OWNERS,
     )
     def restore_to_new() -> None:
         restore()

@@ -82,7 +82,7 @@ def look_at_repository(context: dg.SensorEvaluationContext, stack: "Stack") -> d
         for database in databases:
             _report_unknown(context.instance, repository, catalog.of_database(database), findings)
     judgement = judge(stack, catalog)
-    verdict = _digest([repr(judgement.failing), repr(judgement.proven)])
+    verdict = _digest([judgement.sentence, *(f"{backup_id} {at.isoformat()}" for _, backup_id, at in judgement.proven)])
     if findings.is_complete and not judgement.waiting and cursor.get("verdict") != verdict:
         if _says_otherwise(context.instance, judgement):
             findings.events.append(evaluation_of(judgement, instance=context.instance))

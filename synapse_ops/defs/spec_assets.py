@@ -15,6 +15,8 @@ from synapse_ops.defs.policies import GROUP_SPEC, OWNERS, code_version, run_limi
 from synapse_ops.defs.resources import StackResource
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from synapse_ops.spec import LoadedSpec
 
 FILE_KEY = dg.AssetKey("infrastructure_file")
@@ -41,7 +43,7 @@ def spec_definitions(place: Place, loaded: "LoadedSpec") -> dg.Definitions:
         dg.AssetSpec(
             spec_key(block),
             deps=[FILE_KEY],
-            description=fields[block].description if block in fields else _STACK_DESCRIPTION,
+            description=_description_of(block, fields),
             group_name=GROUP_SPEC,
             owners=OWNERS,
             kinds={"yaml"},
@@ -101,6 +103,14 @@ def evaluate_file(place: Place, loaded_digest: str) -> dg.AssetCheckResult:
         description=difference or "the file is what is loaded",
         metadata={"loaded_digest": loaded_digest, "path": dg.MetadataValue.path(str(place.spec_path))},
     )
+
+
+def _description_of(block: str, fields: Mapping[str, "FieldInfo"]) -> str:
+    """Return what the spec says of a block: the field's own description, else its model's first line."""
+    if block not in fields:
+        return _STACK_DESCRIPTION
+    of_model = (getattr(fields[block].annotation, "__doc__", None) or "").strip().partition("\n")[0]
+    return fields[block].description or of_model or f"The block `{block}` of the spec."
 
 
 def _version_of(names: Sequence[str], loaded: "LoadedSpec") -> str:

@@ -1,0 +1,195 @@
+"""What Dagster loads: fast, without a heavy client; each asset says whose it is, what it means, when it is late."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from synapse_ops.defs.everything import merged_definitions
+from synapse_ops.defs.policies import POOL_POSTGRES_IO, POOL_REPOSITORY_DELETE, WITHOUT_FRESHNESS
+
+SLOWEST_IMPORT_RATIO = 1.15  # of `import dagster` alone
+IMPORT_ROUNDS = 5
+HEAVY = [
+    "boto3",
+    "botocore",
+    "kubernetes",
+    "qdrant_client",
+    "psycopg",
+    "psycopg2",
+    "fastapi",
+    "redis",
+    "pyrage",
+    "httpx",
+]
+SPEC = """
+name: synapse
+time_zone: Europe/Berlin
+database: {databases: [orders, "Kunden ä"]}
+"""
+
+
+@pytest.fixture
+def spec_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A spec of two databases, where definitions look for it."""
+    path = tmp_path / "infrastructure.yaml"
+    path.write_text(SPEC)
+    monkeypatch.setenv("SYNAPSE_SPEC", str(path))
+    monkeypatch.setenv("SYNAPSE_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("SYNAPSE_EMBEDDED", raising=False)
+    return path
+
+
+@pytest.fixture
+def defs(spec_path: Path) -> dg.Definitions:
+    return merged_definitions()
+
+
+def _asset_nodes(defs: dg.Definitions) -> Iterator[dg.AssetSpec]:
+    yield from defs.resolve_all_asset_specs()
+
+
+def _in_new_interpreter(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_loading_imports_no_heavy_client(spec_path: Path) -> None:
+    """Each run is a new process that loads the definitions: a client that no asset of it needs costs up to 1 s."""
+    code = (
+        "import sys, json, dagster as dg; from synapse_ops.definitions import definitions; "
+        "definitions().get_repository_def(); print(json.dumps(sorted(sys.modules)))"
+    )
+
+    loaded = json.loads(_in_new_interpreter(code, SYNAPSE_SPEC=str(spec_path), SYNAPSE_STATE_DIR=str(spec_path.parent)))
+
+    assert [module for module in HEAVY if module in loaded] == []
+
+
+def test_import_costs_little_more_than_dagster() -> None:
+    """`import synapse_ops.definitions` takes at most 1.15 times `import dagster`; CPU time, the best of several."""
+
+    def seconds(module: str) -> float:
+        code = f"import time; import {module}; print(time.process_time())"
+        return min(float(_in_new_interpreter(code)) for _ in range(IMPORT_ROUNDS))
+
+    assert seconds("synapse_ops.definitions") <= SLOWEST_IMPORT_RATIO * seconds("dagster")
+
+
+def test_a_spec_with_only_a_name_loads(spec_path: Path) -> None:
+    """Every field is optional."""
+    spec_path.write_text("name: tiny\n")
+
+    dg.Definitions.validate_loadable(merged_definitions())
+
+
+def test_databases_are_partitioned_by_database_always(defs: dg.Definitions) -> None:
+    """Never by time, never by backup id; a single database is a partition too."""
+    graph = defs.resolve_asset_graph()
+    for name in ("database_dump", "database_restore_proof"):
+        partitions = graph.get(dg.AssetKey(name)).partitions_def
+        assert partitions is not None
+        assert partitions.get_partition_keys() == ["orders", "Kunden ä"]
+
+
+def test_every_block_is_an_asset_of_its_own(defs: dg.Definitions) -> None:
+    """`spec/<block>`: a change of one block leaves the readers of the others alone."""
+    keys = {spec.key.to_user_string() for spec in _asset_nodes(defs)}
+
+    assert {"spec/tls", "spec/database", "spec/backup", "spec/retention", "spec/stack"} <= keys
+    assert len([key for key in keys if key.startswith("spec/")]) > 20
+
+
+def test_lineage_runs_from_spec_to_retention(defs: dg.Definitions) -> None:
+    """dump -> proof -> plan -> retention, and each reads its blocks of the spec."""
+    graph = defs.resolve_asset_graph()
+
+    def parents(name: str) -> set[str]:
+        return {key.to_user_string() for key in graph.get(dg.AssetKey(name)).parent_keys}
+
+    assert parents("database_retention_set") == {"database_expiry_plan"}
+    assert "database_restore_proof" in parents("database_expiry_plan")
+    assert "database_dump" in parents("database_restore_proof")
+    assert "spec/database" in parents("database_dump")
+
+
+def test_every_asset_says_whose_it_is_and_what_it_means(defs: dg.Definitions) -> None:
+    """Owner, kind, group and a description of a sentence at least."""
+    for spec in _asset_nodes(defs):
+        assert spec.owners, spec.key
+        assert spec.kinds, spec.key
+        assert spec.group_name, spec.key
+        assert len(spec.description or "") > 5, spec.key
+
+
+def test_every_asset_has_a_clock_or_stands_in_the_list_of_those_without(defs: dg.Definitions) -> None:
+    """A new asset cannot be forgotten: it has a freshness policy, or a reason in WITHOUT_FRESHNESS."""
+    without = {spec.key.to_user_string() for spec in _asset_nodes(defs) if spec.freshness_policy is None}
+    named = {"spec/*" if key.startswith("spec/") else key for key in without}
+
+    assert named == set(WITHOUT_FRESHNESS)
+    assert all(len(reason) > 20 for reason in WITHOUT_FRESHNESS.values())
+
+
+def test_work_on_one_resource_excludes_itself(defs: dg.Definitions) -> None:
+    """Dumps and proofs share a pool; deletion has its own. Limits are in dagster.yaml."""
+    graph = defs.resolve_asset_graph()
+    pools = {name: graph.get(dg.AssetKey(name)).pools for name in ("database_dump", "database_restore_proof")}
+
+    assert pools == {"database_dump": {POOL_POSTGRES_IO}, "database_restore_proof": {POOL_POSTGRES_IO}}
+    assert graph.get(dg.AssetKey("database_retention_set")).pools == {POOL_REPOSITORY_DELETE}
+
+
+def test_every_job_ends_and_none_is_retried(defs: dg.Definitions) -> None:
+    """A hung run would hold its pool for ever; a retry of something that deletes is never the framework's."""
+    repository = defs.get_repository_def()
+    for job in repository.get_all_jobs():
+        if not job.name.startswith("__"):
+            assert int(job.tags["dagster/max_runtime"]) > 0, job.name
+            assert "dagster/max_retries" not in job.tags, job.name
+            assert all(node.definition.retry_policy is None for node in job.nodes), job.name  # type: ignore[union-attr]
+
+
+def test_launchpad_refuses_a_database_that_is_none_and_names_those_that_are(defs: dg.Definitions) -> None:
+    """A wrong value is refused before a run starts; the field's description has the choices."""
+    job = defs.resolve_job_def("backup_now")
+
+    with pytest.raises(dg.DagsterInvalidConfigError, match="nope"):
+        dg.validate_run_config(job, {"ops": {"back_up": {"config": {"databases": ["nope"]}}}})
+    assert dg.validate_run_config(job, {"ops": {"back_up": {"config": {"databases": ["Kunden ä"]}}}})
+    field = job.nodes[0].definition.config_field  # type: ignore[union-attr]
+    assert "orders, Kunden ä" in str(field.config_type.fields["databases"].description)
+
+
+@pytest.mark.parametrize("name", ["prove_backup", "restore_to_new", "backup_now"])
+def test_every_field_of_the_launchpad_is_described(defs: dg.Definitions, name: str) -> None:
+    """An operator reads in the launchpad what a field means."""
+    fields = defs.resolve_job_def(name).nodes[0].definition.config_field.config_type.fields  # type: ignore[union-attr]
+
+    assert fields
+    assert all(len(field.description or "") > 20 for field in fields.values())
+
+
+def test_private_dagster_modules_are_imported_in_one_place() -> None:
+    """They move between versions: systems/dagster_storage.py alone names them, and each still exists."""
+    package = Path(__file__).parents[2] / "synapse_ops"
+    users = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if "dagster._" in path.read_text()}
+
+    assert users <= {
+        "systems/dagster_storage.py",
+        "services/dagster_service.py",
+    }  # the latter starts the daemon by name

@@ -1,0 +1,186 @@
+"""The repository is the truth: the sensor reports what Dagster does not know, once, and judges all databases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from synapse_ops.defs.repository_sensor import look_at_repository
+from synapse_ops.defs.restore_check import CHECK_NAME, DUMP_KEY
+from synapse_ops.domain.backup_record import Verdict
+from synapse_ops.domain.repository_layout import BACKUP
+from synapse_ops.operations.stack import Stack, open_stack
+from synapse_ops.systems.dagster_storage import last_evaluation
+from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from tests.stored_backups import store_backup, store_proof
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+PROOF_KEY = dg.AssetKey("database_restore_proof")
+
+
+@dataclass
+class Repository:
+    """A store, the stack that reads it, and a Dagster instance that the sensor reports to."""
+
+    store: ObjectStore
+    stack: Stack
+    instance: dg.DagsterInstance
+    cursor: str | None = None
+
+    def tick(self) -> dg.SensorResult:
+        """Evaluate the sensor once and record what it reports, as the daemon does."""
+        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+        result = look_at_repository(context, self.stack)
+        for event in result.asset_events:
+            self.instance.report_runless_asset_event(event)
+        self.cursor = result.cursor
+        return result
+
+    def reported(self, key: dg.AssetKey = DUMP_KEY) -> list[str]:
+        """Return the backup ids of all materializations, newest first."""
+        records = self.instance.fetch_materializations(key, limit=1000).records
+        return [str(record.asset_materialization.metadata["backup_id"].value) for record in records]  # type: ignore[union-attr]
+
+    def check_passed(self) -> bool | None:
+        evaluation = last_evaluation(self.instance, DUMP_KEY, CHECK_NAME)
+        return None if evaluation is None else evaluation.passed
+
+
+@pytest.fixture
+def repository(
+    tmp_path: Path, bucket_url: str, object_store_access: StoreAccess, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Repository]:
+    monkeypatch.setenv("TEST_STORE_ACCESS_KEY_ID", object_store_access.access_key or "")
+    monkeypatch.setenv("TEST_STORE_SECRET_ACCESS_KEY", object_store_access.secret_key or "")
+    spec = tmp_path / "infrastructure.yaml"
+    spec.write_text(
+        f"database: {{databases: [synapse, orders]}}\n"
+        f"object_store: {{endpoint: '{object_store_access.endpoint}', credentials: 'env:TEST_STORE'}}\n"
+        f"backup: {{database: {{destination: '{bucket_url}'}}}}\n"
+    )
+    stack = open_stack(spec, tmp_path)
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Repository(ObjectStore(bucket_url, object_store_access), stack, instance)
+
+
+def test_backup_of_another_host_is_reported_once_and_proven(repository: Repository) -> None:
+    """A backup of the CLI or of another host becomes a materialization, and starts one proof of exactly that backup."""
+    backup = store_backup(repository.store, NOW - timedelta(hours=1))
+
+    first, second = repository.tick(), repository.tick()
+
+    assert repository.reported() == [backup.place.backup_id]
+    [request] = first.run_requests or []
+    assert request.run_config["ops"]["prove_chosen"]["config"]["backup_id"] == backup.place.backup_id
+    assert request.run_key == (second.run_requests or [])[0].run_key  # Dagster starts one run a key
+
+
+def test_lost_cursor_reports_nothing_twice(repository: Repository) -> None:
+    """A backup is known by its id in an event, not by the cursor: that can be thrown away."""
+    store_backup(repository.store, NOW - timedelta(hours=2), number=1)
+    store_backup(repository.store, NOW - timedelta(hours=1), number=2)
+    repository.tick()
+    repository.cursor = None
+
+    result = repository.tick()
+
+    assert [event for event in result.asset_events if isinstance(event, dg.AssetMaterialization)] == []
+    assert len(repository.reported()) == 2
+
+
+def test_reports_come_oldest_first(repository: Repository) -> None:
+    """The last event of the asset is its newest backup."""
+    old = store_backup(repository.store, NOW - timedelta(hours=2), number=1)
+    new = store_backup(repository.store, NOW - timedelta(hours=1), number=2)
+
+    repository.tick()
+
+    assert repository.reported() == [new.place.backup_id, old.place.backup_id]
+
+
+def test_backup_of_a_run_in_progress_is_left_to_that_run(repository: Repository) -> None:
+    """Between backup.json and the run's own event the sensor keeps quiet, and looks again at the next tick."""
+    backup = store_backup(repository.store, NOW - timedelta(hours=1))
+    run = dg.DagsterRun(
+        job_name="dump_databases", run_id=dg.DagsterRun(job_name="x").run_id, status=dg.DagsterRunStatus.STARTED
+    )
+    repository.instance.add_run(run)
+    record = backup.record.model_copy(update={"correlation_id": run.run_id})
+    repository.store.put_bytes(backup.place.key(BACKUP), record.to_json())
+
+    repository.tick()
+    during = repository.reported()
+    repository.instance.report_run_failed(run, "gone")
+    repository.tick()
+
+    assert during == []
+    assert repository.reported() == [backup.place.backup_id]
+
+
+def test_check_lists_every_failing_database(repository: Repository) -> None:
+    """One green database never hides a red one: the check judges all of them and names those that fail."""
+    good = store_backup(repository.store, NOW - timedelta(hours=2), database="synapse")
+    store_proof(repository.store, good, NOW - timedelta(hours=1))
+    bad = store_backup(repository.store, NOW - timedelta(hours=2), database="orders", number=1)
+    store_proof(repository.store, bad, NOW - timedelta(hours=1), verdict=Verdict.DIFFERS)
+
+    repository.tick()
+
+    evaluation = last_evaluation(repository.instance, DUMP_KEY, CHECK_NAME)
+    assert evaluation is not None
+    assert evaluation.passed is False
+    assert evaluation.description is not None
+    assert evaluation.description.startswith(f"orders: {bad.place.backup_id}: newest proof: differs")
+    assert evaluation.metadata["failing_databases"].value == 1
+
+
+def test_check_turns_green_with_the_proof_and_red_with_damage(repository: Repository) -> None:
+    """The verdict follows the repository: a changed object makes a proof void."""
+    backups = [
+        store_backup(repository.store, NOW - timedelta(hours=2), database=name, number=number)
+        for number, name in enumerate(("synapse", "orders"))
+    ]
+    repository.tick()
+    assert repository.check_passed() is None  # nobody has tried: not evaluated
+
+    for backup in backups:
+        store_proof(repository.store, backup, NOW - timedelta(hours=1))
+    repository.tick()
+    assert repository.check_passed() is True
+    assert len(repository.reported(PROOF_KEY)) == 2
+
+    repository.store.put_bytes(backups[0].place.key("database.dump"), b"PGDMP other bytes")
+    repository.tick()
+    assert repository.check_passed() is False
+
+
+def test_failed_proof_is_an_observation_and_makes_nothing_fresh(repository: Repository) -> None:
+    """Only a pass materialises the proof; a failure is on the page, and freshness runs on."""
+    backup = store_backup(repository.store, NOW - timedelta(hours=2))
+    store_proof(repository.store, backup, NOW - timedelta(hours=1), verdict=Verdict.UNPROVEN)
+
+    repository.tick()
+    repository.cursor = None
+    repository.tick()
+
+    assert repository.reported(PROOF_KEY) == []
+    assert len(repository.instance.fetch_observations(PROOF_KEY, limit=10).records) == 1
+
+
+def test_idle_tick_reads_no_event_and_reports_nothing(repository: Repository) -> None:
+    """The cursor makes a tick without news cheap."""
+    backup = store_backup(repository.store, NOW - timedelta(hours=2))
+    store_proof(repository.store, backup, NOW - timedelta(hours=1))
+    repository.tick()
+    before = json.loads(repository.cursor or "{}")
+
+    result = repository.tick()
+
+    assert list(result.asset_events) == []
+    assert json.loads(repository.cursor or "{}") == before
