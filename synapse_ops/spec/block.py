@@ -70,10 +70,13 @@ class TextForm:
     pattern: str
     form: str
     example: str = ""
+    most_bytes: int = 0  # in UTF-8; 0 is no limit
 
     def parse(self, value: object) -> str:
         """Return the text; raises ValueError with the form."""
         if not isinstance(value, str) or re.fullmatch(self.pattern, value) is None:
+            raise ValueError(self.form)
+        if self.most_bytes and len(value.encode("utf-8")) > self.most_bytes:
             raise ValueError(self.form)
         return value
 
@@ -165,7 +168,7 @@ StackName = Annotated[
 DatabaseName = Annotated[
     str,
     TextForm(  # PostgreSQL cuts identifiers at 63 bytes
-        r"[^\x00-\x1f\x7f/][^\x00-\x1f\x7f]{0,62}", "a name of 1 to 63 characters without control characters", "synapse"
+        r"[^\x00-\x1f\x7f]{1,63}", "a name of 1 to 63 bytes without control characters", "synapse", most_bytes=63
     ),
 ]
 Text = Annotated[str, TextForm(r"[^\x00-\x1f\x7f]{1,500}", "text of 1 to 500 characters without control characters")]

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "synapse" / "infrastructure.yaml"
 REFERENCE_BLOCKS = Path(__file__).with_name("reference_blocks.yaml")
 FILE = Path("f")
-SLOWEST_LOAD_S = 2.0  # measured 0.15 s with the import of pydantic and ruamel.yaml; 2 cores are shared with other tests
+SLOWEST_LOAD_S = 0.5  # of processor time; measured 0.13 s import and 0.03 s load on a quiet machine
 
 
 def _fields(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -130,7 +130,7 @@ def test_the_default_spec_shown_is_a_spec_with_the_same_digest() -> None:
 
 _durations = st.integers(1, 10**9).map(lambda milliseconds: timedelta(milliseconds=milliseconds))
 _names = st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,10}", fullmatch=True) | st.sampled_from(["null", "true", "No", "y"])
-_words = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=20)
+_words = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=15)
 _databases = st.lists(_words, min_size=1, max_size=3, unique=True)
 _actions = st.dictionaries(_names, st.sampled_from(["notify", "none"]), max_size=3)
 _alerts = st.builds(
@@ -194,9 +194,9 @@ def test_durations_of_the_dump_are_as_an_operator_writes_them() -> None:
 def test_loading_is_quick_and_imports_no_client() -> None:
     """`spec check` does not pay for Dagster, boto3 or a database driver."""
     script = (
-        "import sys, time; began = time.perf_counter()\n"
+        "import sys, time; began = time.process_time()\n"
         "from pathlib import Path; from synapse_ops.spec import load_spec\n"
-        f"load_spec(Path({str(EXAMPLE)!r})); took = time.perf_counter() - began\n"
+        f"load_spec(Path({str(EXAMPLE)!r})); took = time.process_time() - began\n"
         "heavy = {'dagster', 'boto3', 'botocore', 'psycopg', 'redis', 'httpx', 'pyrage', 'rich'} & set(sys.modules)\n"
         "print(took, *heavy)"
     )

@@ -11,7 +11,7 @@ import pytest
 from synapse_ops.errors import ConfigError
 from synapse_ops.spec import load_spec
 
-QUICK_S = 5.0  # a loaded machine included; the slowest of these takes 0.3 s
+QUICK_S = 5.0  # of processor time, so that a busy machine is no fault; the slowest of these takes 1.5 s
 
 BILLION_LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
@@ -34,12 +34,12 @@ HOSTILE = {
     "a number as key": (b"80: a\n", "as a key"),
     "a list as key": (b"? [a, b]\n: c\n", "as a key"),
     "billion laughs": (BILLION_LAUGHS.encode(), "aliases that expand without end"),
-    "ten megabytes": (b"name: a\n" + BILLION_LAUGHS.encode() * 20_000, "bytes; at most 262144"),
+    "ten megabytes": (b"name: a\n" + BILLION_LAUGHS.encode() * 20_000, "bytes; at most 131072"),
     "an alias of itself": (b"name: &a [*a]\n", "nested too deeply"),
     "deep nesting": (b"name: " + b"[" * 100_000, "nested too deeply"),
     "deep mappings": (b"".join(b" " * n + b"a:\n" for n in range(200)), "nested too deeply"),
-    "many values": (b"name: [" + b"1," * 50_000 + b"]", "at most 20000 values"),
-    "a long line": (b"name: " + b"x" * 200_000, "at most 40"),
+    "many values": (b"name: [" + b"1," * 30_000 + b"]", "at most 20000 values"),
+    "a long line": (b"name: " + b"x" * 100_000, "at most 40"),
     "half a character": (rb'name: "\ud800"', "half of an escaped character"),
     "half a character as key": (rb'"\udfff": 1', "half of an escaped character"),
     "latin-1": ("name: über".encode("latin-1"), "not UTF-8 text: line 1"),
@@ -52,13 +52,13 @@ def test_a_file_that_is_no_spec_gives_one_clear_message_quickly(kind: str, tmp_p
     content, said = HOSTILE[kind]
     file = tmp_path / "infrastructure.yaml"
     file.write_bytes(content)
-    began = time.monotonic()
+    began = time.process_time()
 
     with pytest.raises(ConfigError) as caught:
         load_spec(file)
 
     report = caught.value.render()
-    assert time.monotonic() - began < QUICK_S
+    assert time.process_time() - began < QUICK_S
     assert said in report
     assert str(file) in report
     assert len(report) < 3_000

@@ -149,6 +149,7 @@ def test_a_slip_of_the_keyboard_is_answered_with_the_nearest_word(text: str, sug
         ("alerting: {actions: {a: reboot}}", "alerting.actions.a", '"reboot"', "one of notify, failover, none"),
         ("database: {host: 'db:5432'}", "database.host", '"db:5432"', "without port"),
         ("database: {host: 'http://db'}", "database.host", '"http://db"', "without port or scheme"),
+        ("database: {name: " + "ü" * 32 + "}", "database.name", '"' + "ü" * 32 + '"', "63 bytes"),
         ("tls: {cert_file: certs/x.pem}", "tls.cert_file", '"certs/x.pem"', "an absolute path"),
         ("object_store: {endpoint: s3.example.org}", "object_store.endpoint", '"s3.example.org"', "or null"),
         ("failover: {synchronous: true}", "failover.synchronous", "true", "one of off, standby"),

@@ -82,7 +82,7 @@ class ObjectStore(Block):
 class VectorSource(Block):
     """One table whose rows are embedded in one collection."""
 
-    table: DatabaseName = Field(description="Table, with its schema unless it is public.")
+    table: Text = Field(description="Table, with its schema unless it is public.")
     collection: Name = Field(description="Collection that holds its vectors.")
     key: DatabaseName = Field("id", description="Column whose value is the point's id.")
 
