@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
+import psutil
 import pyrage
 import pytest
 
@@ -19,6 +22,7 @@ from synapse_ops.systems.local_processes import processes_in
 from tests.recovery.backups import KeptBackup, flip
 
 HUNG_TIMEOUT_S = 4.0
+CRASH_DEADLINE_S = 60.0
 HUNG_DEADLINE_S = 15.0  # the time-out, and ending what hangs
 
 # Functions that behave in the source (TCP) and misbehave in a restored copy (Unix socket only).
@@ -248,6 +252,36 @@ def test_a_restore_that_hangs_is_unproven_when_its_time_is_over(
     assert report.exit_code == 14
     assert "did not finish within 4 s" in report.record.reason
     assert not [mark for path in work_dir.iterdir() for mark in processes_in(path / "data")]
+
+
+def test_a_server_that_crashes_under_a_proof_makes_it_unproven(
+    take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path
+) -> None:
+    """kill -9 of the throwaway's processes is written down as a doubt, and leaves nothing behind."""
+    take_backup(HANGS_IN_A_COPY).put(repository)
+
+    with ThreadPoolExecutor(1) as pool:
+        proving = pool.submit(prove, repository, work_dir, timeout_s=CRASH_DEADLINE_S)
+        kill_server_of_proof(work_dir)
+        report = proving.result()
+
+    assert report.record.verdict is Verdict.UNPROVEN
+    assert report.exit_code == 14
+    assert report.record.reason
+    assert "did not finish within" not in report.record.reason
+
+
+def kill_server_of_proof(work_dir: Path) -> None:
+    """Kill every process of the throwaway as soon as pg_restore has connected."""
+    deadline = time.monotonic() + CRASH_DEADLINE_S
+    while time.monotonic() < deadline:
+        marks = [mark for path in work_dir.glob("throwaway-*/data") for mark in processes_in(path)]
+        commands = [psutil.Process(mark.pid).cmdline() for mark in marks if mark.is_alive()]
+        if any("CREATE INDEX" in " ".join(command) for command in commands):
+            for mark in marks:
+                mark.signal(signal.SIGKILL)
+            return
+        time.sleep(0.02)
 
 
 def test_an_error_of_pg_restore_is_the_reason_and_shows_no_data(
