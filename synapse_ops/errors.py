@@ -7,6 +7,7 @@
     |   |-- LastBackupProtected                   would remove the last proven backup
     |   |-- PlanChanged                           the digest given is not that of a plan that may be applied now
     |-- LeaseHeld                       exit 11   somebody else works; owner and expiry are given
+    |-- LeaseLost                       exit 11   we held it and may hold it no more; the work stopped
     |-- Unreachable                     exit 12   a server or store does not answer; may pass by itself
     |   |-- Throttled                             it answered: later
     |   |-- DeadlineExceeded                      it did not finish in time
@@ -100,6 +101,13 @@ class LeaseHeld(SynapseOpsError):
         self.lease = lease
         self.owner = owner
         self.expires_at = expires_at
+
+
+class LeaseLost(SynapseOpsError):
+    """We held a lease and may hold it no more. The work stopped at a step from which it can be run again."""
+
+    exit_code = 11
+    retryable = True
 
 
 class Unreachable(SynapseOpsError):

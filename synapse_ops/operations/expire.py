@@ -1,0 +1,348 @@
+"""Makes an expiry plan, stores it under its digest, and does exactly that plan.
+
+    plans/expiry-<digest>.jsonl           the plan: header line, then one line per entry
+    plans/expiry-<digest>.applied.json    written when all of it was done; the digest then does nothing a second time
+
+Applying decides again, from a fresh listing and with the plan's own policy, and removes only what both decisions name
+and what still has the listing that the plan saw. So a pin, a hold, a void proof or a moved clock that came after the
+plan keeps a backup, and nothing that the plan does not name is ever removed. Per batch of backups the order is
+`backup.json`, then data, then documents and markers: a cut at any step leaves whole backups, and left-overs that the
+next plan names. Only keys that were listed a moment before are deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from synapse_ops.domain.catalog import ListedObject, gather, is_data
+from synapse_ops.domain.expiry_plan import MAX_AGE, Action, ExpiryPlan, PlanEntry, entries_of, excesses_of
+from synapse_ops.domain.left_overs import DanglingUpload, is_past_grace, plan_left_overs
+from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
+from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, parse_key
+from synapse_ops.domain.retention import CLOCK_TOLERANCE, Clocks, RetentionPolicy, is_held, plan_retention
+from synapse_ops.errors import ConfigError, ObjectMissing, PlanChanged, Refused, Unreachable
+from synapse_ops.operations.backup_catalog import list_own_objects, read_catalog
+from synapse_ops.operations.lease import Lease, hold_lease
+from synapse_ops.operations.repository import Repository
+from synapse_ops.systems.object_store import UploadInfo
+
+__all__ = ["ExpiryPlan", "ExpiryReport", "RetentionPolicy", "Skipped", "apply_expiry", "make_expiry_plan", "read_plan"]
+
+LEASE = "expiry"
+BATCH = 50  # backups listed again and then removed together: 500 keys, about a second from re-check to removal
+_DIGEST = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An entry that the plan would have removed and that stays, and why."""
+
+    entry: PlanEntry
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiryReport:
+    """What one apply did. applied_at: when this digest had been applied before; then nothing was done now."""
+
+    digest: str
+    removed: tuple[PlanEntry, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    applied_at: datetime | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(entry.size_bytes for entry in self.removed)
+
+    def __str__(self) -> str:
+        if self.applied_at is not None:
+            return f"plan {self.digest} was applied at {self.applied_at.isoformat(timespec='seconds')}; nothing to do"
+        return (
+            f"plan {self.digest}: removed {len(self.removed)} entries of {self.freed_bytes} bytes, "
+            f"kept {len(self.skipped)} that changed since"
+        )
+
+    def as_json(self) -> dict[str, object]:
+        """Return the report's fields; stable names."""
+        return {
+            "digest": self.digest,
+            "applied_before": self.applied_at.isoformat() if self.applied_at else None,
+            "removed": [entry.as_json() for entry in self.removed],
+            "skipped": [{**row.entry.as_json(), "skipped_because": row.reason} for row in self.skipped],
+            "freed_bytes": self.freed_bytes,
+            "warnings": list(self.warnings),
+        }
+
+
+def make_expiry_plan(repository: Repository, policy: RetentionPolicy, now: datetime) -> ExpiryPlan:
+    """Decide about everything in the repository, store the plan under its digest and return it. Removes nothing.
+
+    now: our clock (aware UTC). Safe to repeat: an unchanged repository gives the same digest and a younger plan.
+    """
+    plan = _decide(repository, policy, now)
+    repository.store.put_bytes(_plan_key(plan.digest), b"".join(plan.to_jsonl()))
+    return plan
+
+
+def read_plan(repository: Repository, digest: str) -> ExpiryPlan:
+    """Return the stored plan of a digest. Raises PlanChanged when there is none, DocumentUnreadable for a torn one."""
+    if _DIGEST.fullmatch(digest) is None:
+        raise ConfigError(
+            f'"{digest}" is not the digest of a plan: 16 hex digits',
+            hint="`synapse-ops expire --plan` prints the digest.",
+        )
+    key = _plan_key(digest)
+    try:
+        plan = ExpiryPlan.from_jsonl(repository.store.read_bytes(key), key=key)
+    except ObjectMissing:
+        raise PlanChanged(
+            f"there is no plan {digest} in {repository.url}",
+            hint="`synapse-ops expire --plan` makes one and prints its digest.",
+        ) from None
+    if plan.digest != digest:
+        raise PlanChanged(f"the plan stored as {digest} has digest {plan.digest}", hint="Was it edited? Plan again.")
+    return plan
+
+
+def apply_expiry(
+    repository: Repository,
+    digest: str,
+    now: datetime,
+    *,
+    accept_ratio: float | None = None,
+    progress: ReportProgress = ignore_progress,
+) -> ExpiryReport:
+    """Remove what the plan of this digest names and what may still go; a digest that was applied does nothing.
+
+    accept_ratio: 0 to 1, what a person accepts instead of the plan's `max_expiry_ratio`.
+    Raises PlanChanged (no such plan, or older than 24 h), Refused (too large a part, clocks differ), LeaseHeld,
+    LeaseLost, Unreachable (some deletes did not succeed; applying again goes on).
+    """
+    began = time.monotonic()
+    plan = read_plan(repository, digest)
+    applied_at = _applied_at(repository, digest)
+    if applied_at is not None:
+        return ExpiryReport(digest, applied_at=applied_at)
+    clocks = Clocks(now, repository.store.server_time())
+    _refuse_wrong_clocks(clocks)
+    _refuse_old_plan(plan, clocks)
+    _refuse_ratio(plan, accept_ratio)
+    owner = f"expire of {socket.gethostname()}, pid {os.getpid()}"
+    with hold_lease(repository, LEASE, owner=owner) as lease:
+        applied_at = _applied_at(repository, digest)  # by the one for whom we may have waited
+        if applied_at is not None:
+            return ExpiryReport(digest, applied_at=applied_at)
+        fresh = _decide(repository, plan.policy, now + timedelta(seconds=time.monotonic() - began))
+        _refuse_wrong_clocks(Clocks(fresh.made_at, fresh.store_time))
+        run = _Run(repository, lease, fresh)
+        run.apply([entry for entry in plan.entries if entry.removes], progress)
+        report = ExpiryReport(digest, tuple(run.removed), tuple(run.skipped), warnings=lease.warnings)
+        _refuse_failed(run, repository)
+        lease.check()
+        _mark_applied(repository, report, now)
+    return report
+
+
+def _decide(repository: Repository, policy: RetentionPolicy, now: datetime) -> ExpiryPlan:
+    catalog = read_catalog(repository)
+    clocks = Clocks(now, catalog.read_at)
+    uploads = _dangling_uploads(repository)
+    entries = entries_of(
+        plan_retention(catalog.backups, policy, clocks), plan_left_overs(catalog.left_overs, uploads, policy, clocks)
+    )
+    found = excesses_of(entries, policy.max_expiry_ratio)
+    warnings = [
+        f"would remove {row.expiring} of {row.total} backups of {row.place.database}: more than "
+        f"{policy.max_expiry_ratio:.0%} (retention.max_expiry_ratio), so applying asks"
+        for row in found
+    ]
+    if clocks.differ:
+        warnings.append(_clock_fault(clocks))
+    return ExpiryPlan(policy, now, catalog.read_at, entries, found, tuple(warnings), catalog.foreign_count)
+
+
+def _dangling_uploads(repository: Repository) -> list[DanglingUpload]:
+    """Return the uploads under our own keys; anybody else's are foreign, as their objects are."""
+    found = []
+    for upload in repository.store.list_uploads():
+        parsed = parse_key(upload.key)
+        if parsed is not None:
+            found.append(DanglingUpload(parsed.place, parsed.name, upload.upload_id, upload.initiated_at))
+    return found
+
+
+def _plan_key(digest: str) -> str:
+    return f"plans/expiry-{digest}.jsonl"
+
+
+def _applied_key(digest: str) -> str:
+    return f"plans/expiry-{digest}.applied.json"
+
+
+def _applied_at(repository: Repository, digest: str) -> datetime | None:
+    found = repository.store.head(_applied_key(digest))
+    return found.modified_at if found is not None else None
+
+
+def _mark_applied(repository: Repository, report: ExpiryReport, now: datetime) -> None:
+    body = {
+        "format_version": 1,
+        "digest": report.digest,
+        "applied_at": now.isoformat(),
+        "removed": len(report.removed),
+        "skipped": len(report.skipped),
+        "freed_bytes": report.freed_bytes,
+    }
+    repository.store.put_bytes(_applied_key(report.digest), (json.dumps(body, sort_keys=True) + "\n").encode())
+
+
+def _refuse_wrong_clocks(clocks: Clocks) -> None:
+    if clocks.differ:
+        raise Refused(_clock_fault(clocks), hint="Set the clock of this host (`timedatectl`), then plan again.")
+
+
+def _clock_fault(clocks: Clocks) -> str:
+    seconds = abs(clocks.ours - clocks.stores).total_seconds()
+    limit_s = CLOCK_TOLERANCE.total_seconds()
+    return f"our clock and the store's differ by {seconds:.0f} s, limit {limit_s:.0f} s: nothing expires"
+
+
+def _refuse_old_plan(plan: ExpiryPlan, clocks: Clocks) -> None:
+    age = clocks.stores - plan.store_time
+    if age > MAX_AGE or age < -CLOCK_TOLERANCE:
+        raise PlanChanged(
+            f"plan {plan.digest} was made at {plan.store_time.isoformat(timespec='seconds')}, "
+            f"{age.total_seconds() / 3600:.1f} h ago, limit {MAX_AGE.total_seconds() / 3600:.0f} h",
+            hint="`synapse-ops expire --plan` makes a new one.",
+        )
+
+
+def _refuse_ratio(plan: ExpiryPlan, accept_ratio: float | None) -> None:
+    limit = plan.policy.max_expiry_ratio if accept_ratio is None else accept_ratio
+    found = excesses_of(plan.entries, limit)
+    if not found:
+        return
+    worst = max(found, key=lambda row: row.ratio)
+    setting = "retention.max_expiry_ratio" if accept_ratio is None else "--accept-ratio"
+    raise Refused(
+        f"plan {plan.digest} would remove {worst.expiring} of {worst.total} backups of {worst.place.database} "
+        f"({worst.ratio:.0%}), limit {limit:.0%} ({setting})",
+        detail="\n".join(f"{row.place.database}: {row.expiring} of {row.total}" for row in found),
+        hint="Is that meant? Then accept it with "
+        f"`synapse-ops expire --apply {plan.digest} --accept-ratio {_rounded_up(worst.ratio)}`.",
+    )
+
+
+def _rounded_up(ratio: float) -> float:
+    return min(1.0, int(ratio * 100 + 1) / 100)
+
+
+def _refuse_failed(run: _Run, repository: Repository) -> None:
+    if run.failed:
+        raise Unreachable(
+            f"could not delete {len(run.failed)} objects of {repository.url}",
+            detail="\n".join(f"{key}: {reason}" for key, reason in sorted(run.failed.items())[:10]),
+            hint="Apply the same plan again: what is gone is not missed, what stayed is tried again.",
+        )
+
+
+@dataclass
+class _Run:
+    """One application of a plan's removing entries, batch by batch."""
+
+    repository: Repository
+    lease: Lease
+    fresh: ExpiryPlan
+    removed: list[PlanEntry] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def apply(self, entries: Sequence[PlanEntry], progress: ReportProgress) -> None:
+        now_wanted = {_name(entry): entry for entry in self.fresh.entries}
+        agreed = []
+        for entry in entries:
+            decided = now_wanted.get(_name(entry))
+            reason = _objection(entry, decided)
+            if reason:
+                self.skipped.append(Skipped(entry, reason))
+            else:
+                agreed.append(entry)
+        prefixes = [entry for entry in agreed if entry.action is not Action.ABORT_UPLOAD]
+        for start in range(0, len(prefixes), BATCH):
+            progress(Progress("removing", start, len(prefixes), unit="backups"))
+            self._remove(prefixes[start : start + BATCH])
+        for entry in agreed:
+            if entry.upload is not None:
+                self._abort(entry, entry.upload)
+
+    def _remove(self, batch: Sequence[PlanEntry]) -> None:
+        """List each prefix once more, then delete in three steps; what could not be deleted stops its later steps."""
+        chosen: list[tuple[PlanEntry, list[str]]] = []
+        for entry in batch:
+            rows = list(list_own_objects(self.repository.store, entry.place))
+            reason = self._late_objection(entry, rows)
+            if reason:
+                self.skipped.append(Skipped(entry, reason))
+            else:
+                chosen.append((entry, [row.name for row in rows]))
+        for step in (_is_backup, is_data, _is_marker):
+            self._delete([entry.place.key(name) for entry, names in chosen for name in names if step(name)])
+            chosen = [row for row in chosen if not any(row[0].place.key(name) in self.failed for name in row[1])]
+        self.removed += [entry for entry, _ in chosen]
+
+    def _late_objection(self, entry: PlanEntry, rows: Sequence[ListedObject]) -> str:
+        if not rows:
+            return "it is gone already"
+        listed = gather(entry.place, rows)
+        if listed.listing_digest != entry.listing_digest:
+            return "its objects changed since the plan was made"
+        clocks = Clocks(self.fresh.made_at, self.fresh.store_time)
+        if is_held(listed.held_at, clocks):
+            return "a restore or proof began to read it"
+        if entry.action is Action.REMOVE_LEFT_OVER and not is_past_grace(listed.touched_at, self.fresh.policy, clocks):
+            return "somebody works there again"
+        return ""
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        if keys:
+            self.lease.check()
+            self.failed.update(self.repository.store.delete(keys))
+
+    def _abort(self, entry: PlanEntry, upload: tuple[str, str]) -> None:
+        self.lease.check()
+        name, upload_id = upload
+        self.repository.store.abort_upload(UploadInfo(entry.place.key(name), upload_id, self.fresh.store_time))
+        self.removed.append(entry)
+
+
+def _is_backup(name: str) -> bool:
+    return name == BACKUP
+
+
+def _is_marker(name: str) -> bool:
+    return not is_data(name) and name != BACKUP
+
+
+def _name(entry: PlanEntry) -> tuple[BackupPlace, tuple[str, str] | None]:
+    return entry.place, entry.upload
+
+
+def _objection(entry: PlanEntry, decided: PlanEntry | None) -> str:
+    """Return why an entry of the plan must not be removed by what is decided now, or an empty string."""
+    if decided is None:
+        return "it is gone already"
+    if decided.listing_digest != entry.listing_digest:
+        return f"its objects changed since the plan was made; now: {decided.reason}"
+    if not decided.removes:
+        return decided.reason
+    if decided.action is not entry.action:
+        return f"it is no longer what the plan saw; now: {decided.reason}"
+    return ""

@@ -1,0 +1,245 @@
+"""A lease: one holder of a name at a time, over every host that shares the repository.
+
+`leases/<name>.json` is written only conditionally (If-None-Match, If-Match on its ETag), so of two writers one loses.
+A holder renews it; each renewal changes its counter and so its ETag. Nobody compares clocks: an observer takes over
+only when it has itself seen the *same* ETag for the whole TTL of the holder by its own monotonic clock, or when the
+holder was a process of this host and boot that has ended. `epoch` grows with every new holder and is never reused.
+
+A holder counts its time from before it asked for a renewal, an observer from after it saw the result, so the holder
+stops first. What no lease can do: stop a holder that is frozen between `check()` and its next request. Callers keep
+that step short and harmless to repeat.
+
+A store without conditional writes cannot keep a lease. Then a file lock in the state directory excludes other
+processes of this host only, and a warning says so by name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from synapse_ops.domain.repository_layout import quote_segment
+from synapse_ops.errors import ConfigError, LeaseHeld, LeaseLost, SynapseOpsError
+from synapse_ops.operations.repository import Repository
+from synapse_ops.systems.local_processes import ProcessMark
+from synapse_ops.systems.object_store import ConditionFailed, ObjectStore
+
+TTL_S = 60.0
+RENEWALS_PER_TTL = 3  # two may be lost to a slow store before the lease is
+POLL_S = 1.0
+
+_log = structlog.get_logger()
+
+
+@dataclass
+class Lease:
+    """A held lease. `check()` belongs before every step that only its holder may take.
+
+    epoch: 0 for a lock of this host alone. warnings: what this store cannot promise, for people.
+    """
+
+    name: str
+    owner: str
+    epoch: int
+    warnings: tuple[str, ...] = ()
+    _valid_until: float = field(default=float("inf"), repr=False)  # time.monotonic()
+    _lost: str = field(default="", repr=False)
+
+    def check(self) -> None:
+        """Raise LeaseLost when somebody else may hold it by now."""
+        if not self._lost and time.monotonic() >= self._valid_until:
+            self._lost = "it could not be renewed in time"
+        if self._lost:
+            raise LeaseLost(
+                f'lease "{self.name}" is no longer held by {self.owner}: {self._lost}',
+                hint="Run the command again; what was already done is seen and not done twice.",
+            )
+
+    def extend(self, valid_until: float) -> None:
+        self._valid_until = valid_until
+
+    def lose(self, reason: str) -> None:
+        self._lost = self._lost or reason
+
+
+@contextmanager
+def hold_lease(
+    repository: Repository, name: str, *, owner: str, ttl_s: float = TTL_S, wait_s: float = 0.0
+) -> Iterator[Lease]:
+    """Hold the lease `name` while the block runs; renewed in a thread, released at the end.
+
+    owner: for people, "expire on host-1". wait_s: how long to wait for a *living* holder; a silent one is waited for
+    until its own TTL has passed. Raises LeaseHeld when another one lives on.
+    """
+    if not repository.store.features.conditional_writes:
+        with _hold_on_this_host(repository, name, owner) as lease:
+            yield lease
+        return
+    keeper = _Keeper(repository.store, name, owner, ttl_s)
+    keeper.acquire(wait_s)
+    stop = threading.Event()
+    thread = threading.Thread(target=keeper.keep_renewing, args=(stop,), name=f"lease-{name}", daemon=True)
+    thread.start()
+    try:
+        yield keeper.lease
+    finally:
+        stop.set()
+        thread.join()
+        keeper.release()
+
+
+class _Keeper:
+    """The object of one lease, written by us."""
+
+    def __init__(self, store: ObjectStore, name: str, owner: str, ttl_s: float) -> None:
+        self._store = store
+        self._key = f"leases/{quote_segment(name)}.json"
+        self._ttl_s = ttl_s
+        self._token = secrets.token_hex(8)  # tells our own write from another's when a reply was lost
+        self._renewals = 0
+        self._etag = ""
+        self.lease = Lease(name, owner, epoch=0)
+
+    def acquire(self, wait_s: float) -> None:
+        """Take the lease; blocks while a silent holder's TTL runs out. Raises LeaseHeld."""
+        give_up_at = time.monotonic() + wait_s
+        seen_etag, seen_at = "", time.monotonic()
+        changed = False
+        while True:
+            found = self._store.read_with_etag(self._key)
+            body, etag = (_parse(found[0]), found[1]) if found is not None else ({}, "")
+            if etag != seen_etag:
+                changed = bool(seen_etag)
+                seen_etag, seen_at = etag, time.monotonic()
+            ttl_s = float(body.get("ttl_s", self._ttl_s))
+            silent_s = time.monotonic() - seen_at
+            is_free = found is None or body.get("state") == "released" or silent_s >= ttl_s or _has_ended_here(body)
+            if is_free and self._write(int(body.get("epoch", 0)) + 1, "held", over=etag):
+                return
+            if not is_free:
+                if changed and time.monotonic() >= give_up_at:
+                    raise LeaseHeld(
+                        self.lease.name,
+                        owner=str(body.get("owner", "somebody")),
+                        expires_at=datetime.now(UTC) + timedelta(seconds=ttl_s - silent_s),
+                    )
+                time.sleep(min(POLL_S, ttl_s / 10))
+
+    def keep_renewing(self, stop: threading.Event) -> None:
+        """Renew until stopped or lost; a store that does not answer is asked again until the TTL has passed."""
+        while not stop.wait(self._ttl_s / RENEWALS_PER_TTL):
+            try:
+                if not self._write(self.lease.epoch, "held", over=self._etag):
+                    self.lease.lose("somebody else took it over")
+                    return
+            except SynapseOpsError:
+                continue  # `check` raises once the TTL has passed without a renewal
+
+    def release(self) -> None:
+        """Free it for the next one at once; when that does not reach the store, its TTL frees it."""
+        with suppress(SynapseOpsError):
+            self._write(self.lease.epoch, "released", over=self._etag)
+
+    def _write(self, epoch: int, state: str, *, over: str) -> bool:
+        """Write our body over the version `over` (empty: over nothing); False when another writer was first."""
+        asked_at = time.monotonic()
+        self._renewals += 1
+        mark = ProcessMark.of(os.getpid())
+        body = {
+            "format_version": 1,
+            "name": self.lease.name,
+            "owner": self.lease.owner,
+            "epoch": epoch,
+            "renewals": self._renewals,
+            "ttl_s": self._ttl_s,
+            "state": state,
+            "token": self._token,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": socket.gethostname(),
+            "boot_id": _boot_id(),
+            "pid": os.getpid(),
+            "pid_started_s": mark.started_s if mark else None,
+        }
+        data = (json.dumps(body, sort_keys=True) + "\n").encode()
+        try:
+            condition: dict[str, Any] = {"if_match": over} if over else {"if_none_match": True}
+            self._etag = self._store.put_bytes(self._key, data, **condition).etag
+        except ConditionFailed:
+            found = self._store.read_with_etag(self._key)
+            if found is None or found[0] != data:  # a write whose reply was lost, and was sent again, is still ours
+                return False
+            self._etag = found[1]
+        self.lease.epoch = epoch
+        self.lease.extend(asked_at + self._ttl_s)
+        return True
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    """Return a lease's body; one that cannot be read holds for a TTL like any other, then is written over."""
+    try:
+        body = json.loads(data)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _has_ended_here(body: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this very host and boot, and is no more."""
+    boot_id = _boot_id()
+    if not boot_id or body.get("boot_id") != boot_id or body.get("host") != socket.gethostname():
+        return False
+    pid, started_s = body.get("pid"), body.get("pid_started_s")
+    if not isinstance(pid, int) or not isinstance(started_s, float):
+        return False
+    return not ProcessMark(pid, started_s).is_alive()
+
+
+def _boot_id() -> str:
+    """Return what names this boot of this kernel and pid namespace; empty where the system has no such thing.
+
+    Two containers share a boot but not their pids: a pid that means nothing here must not read as ended.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+@contextmanager
+def _hold_on_this_host(repository: Repository, name: str, owner: str) -> Iterator[Lease]:
+    if repository.state_dir is None:
+        raise ConfigError(
+            f'cannot take lease "{name}": {repository.url} has no conditional writes and there is no state directory',
+            hint="Name a directory of this host with --state-dir.",
+        )
+    folder = repository.state_dir / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(repository.url.encode()).hexdigest()[:16]
+    warning = f'the store has no conditional writes: lease "{name}" holds on this host only'
+    _log.warning(warning, repository=repository.url)
+    with (folder / f"{quote_segment(name)}-{digest}.lock").open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process of this host"
+            raise LeaseHeld(name, owner=holder, expires_at=datetime.now(UTC) + timedelta(seconds=TTL_S)) from None
+        lock.truncate(0)
+        lock.write(owner)
+        lock.flush()
+        yield Lease(name, owner, epoch=0, warnings=(warning,))
