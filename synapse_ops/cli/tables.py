@@ -1,0 +1,55 @@
+"""How commands print tables, sizes and ages: on stdout, readable on a terminal and whole in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+PIPE_WIDTH = 200  # a pipe has no width; a table folded at 80 cannot be searched with grep
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+    """Print a table on stdout. columns: a leading `>` puts the numbers of a column to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # Text: a name with [brackets] is not markup
+    console = Console(soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    console.print(table)
+
+
+def format_bytes(size: int) -> str:
+    """Return a size for people: `17.6 MiB`."""
+    number = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
+
+
+def format_moment(moment: datetime | None) -> str:
+    """Return a time that can be pasted into a command: ISO 8601, UTC, whole seconds; a dash for none."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment is not None else "-"
+
+
+def format_age(age: timedelta | None) -> str:
+    """Return a span in its two largest units: `3 d 4 h`; a dash for none."""
+    if age is None:
+        return "-"
+    seconds = int(age.total_seconds())
+    if seconds < 0:
+        return f"-{format_age(-age)}"
+    parts: list[str] = []
+    for unit_s, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, seconds = divmod(seconds, unit_s)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])

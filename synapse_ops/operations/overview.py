@@ -1,0 +1,95 @@
+"""What a repository protects, in a few figures per database; reads only, but for the probe of the store's features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import groupby
+
+from synapse_ops.domain.catalog import CatalogEntry
+from synapse_ops.domain.recovery import predict_restore_s
+from synapse_ops.domain.repository_layout import Identity
+from synapse_ops.domain.retention import counts_as_proven
+from synapse_ops.errors import ConfigError
+from synapse_ops.operations.backup_catalog import Catalog, read_catalog
+from synapse_ops.operations.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseOverview:
+    """One database of one identity.
+
+    newest_proven: None when nothing of it can be counted on. predicted_restore_s: for a database as large as the newest
+    backup's. rpo_now: what would be lost if the server were gone now: the age of what the newest proven one restores.
+    """
+
+    identity: Identity
+    database: str
+    backup_count: int
+    proven_count: int
+    stored_bytes: int
+    newest: CatalogEntry
+    newest_proven: CatalogEntry | None
+    predicted_restore_s: float | None
+    rpo_now: timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryOverview:
+    """A whole repository. missing_features: what the store cannot do, in words; None when it could not be asked."""
+
+    url: str
+    read_at: datetime
+    databases: tuple[DatabaseOverview, ...]
+    left_over_count: int
+    left_over_bytes: int
+    foreign_count: int
+    missing_features: tuple[str, ...] | None
+
+
+def read_overview(repository: Repository, now: datetime) -> RepositoryOverview:
+    """Read what the repository protects. now: our clock (aware UTC)."""
+    catalog = read_catalog(repository)
+    return RepositoryOverview(
+        url=repository.url,
+        read_at=catalog.read_at,
+        databases=_databases(catalog, now),
+        left_over_count=len(catalog.left_overs),
+        left_over_bytes=sum(row.size_bytes for row in catalog.left_overs),
+        foreign_count=catalog.foreign_count,
+        missing_features=_missing_features(repository),
+    )
+
+
+def _missing_features(repository: Repository) -> tuple[str, ...] | None:
+    try:
+        return tuple(repository.store.features.missing())
+    except ConfigError:
+        return None  # these keys may read and not write, and the probe writes
+
+
+def _databases(catalog: Catalog, now: datetime) -> tuple[DatabaseOverview, ...]:
+    def group_of(entry: CatalogEntry) -> tuple[str, Identity]:
+        return entry.place.database, entry.place.identity
+
+    ordered = sorted(catalog.backups, key=group_of)  # stable: newest first within each group
+    return tuple(_overview(list(group), now) for _, group in groupby(ordered, key=group_of))
+
+
+def _overview(entries: list[CatalogEntry], now: datetime) -> DatabaseOverview:
+    """entries: of one database and identity, newest first, at least one."""
+    newest = entries[0]
+    proven = [entry for entry in entries if counts_as_proven(entry, now)]
+    history = [(entry.database_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
+    last = proven[0] if proven else None
+    return DatabaseOverview(
+        identity=newest.place.identity,
+        database=newest.place.database,
+        backup_count=len(entries),
+        proven_count=len(proven),
+        stored_bytes=sum(entry.size_bytes for entry in entries),
+        newest=newest,
+        newest_proven=last,
+        predicted_restore_s=predict_restore_s(history, newest.database_size_bytes),
+        rpo_now=now - (last.database_time or last.started_at) if last is not None else None,
+    )
