@@ -58,6 +58,7 @@ def write_spec(layout: StackLayout, ports: Mapping[str, int]) -> None:
     yaml.Representer = Representer
     yaml.preserve_quotes = True
     yaml.width = 160
+    yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.representer.add_representer(type(None), _write_null)
     try:
         document = yaml.load(_source(layout)) or {}

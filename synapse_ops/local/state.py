@@ -18,7 +18,7 @@ FORMAT = 1
 
 @dataclass
 class ServerState:
-    """One server. state: running, ended, stopped or fenced. address: for people; it never holds a password."""
+    """One server. state: running, ended (by itself), stopped (by `down`) or fenced. address: without a password."""
 
     name: str
     state: str

@@ -42,6 +42,7 @@ class Supervisor:
         self.sessions: set[ProcessMark] = set()
         self.stays = False
         self.is_ending = False
+        self.is_wanted = False  # between an `ensure` and a `stop`: a server that does not live then has ended by itself
 
     def run(self) -> None:
         """Serve until told to stop, or until the last terminal that asked has been closed."""
@@ -104,6 +105,7 @@ class Supervisor:
             alive = {name: mark for name, mark in known.items() if mark is not None and mark.is_alive()}
             self.stack = make_stack(self.layout, self.state.ports, alive)
             self.stack.stop(lambda _: None)  # what a killed supervisor left is on its way out: wait for it
+        self.is_wanted = True
         try:
             self.stack.start(tell)
             write_spec(self.layout, self.stack.ports)
@@ -111,6 +113,7 @@ class Supervisor:
             self._write_state()
 
     def _stop(self, tell: Any) -> None:
+        self.is_wanted = False
         if self.stack is not None:
             self.stack.stop(tell)
         self._write_state()
@@ -132,11 +135,11 @@ class Supervisor:
         )
         if self.stack is not None:
             self.state.ports = self.stack.ports
-            self.state.servers = _describe(self.stack)
+            self.state.servers = _describe(self.stack, missing="ended" if self.is_wanted else "stopped")
         write_state(self.layout.state_file, self.state)
 
 
-def _describe(stack: StackServers) -> dict[str, ServerState]:
+def _describe(stack: StackServers, *, missing: str) -> dict[str, ServerState]:
     ports = stack.ports
     postgres = stack.postgres()
     found = {}
@@ -145,7 +148,7 @@ def _describe(stack: StackServers) -> dict[str, ServerState]:
         scheme = {"redis": "redis", "s3": "http", "api": "http"}.get(name, "postgresql")
         found[name] = ServerState(
             name=name,
-            state="fenced" if fence is not None and mark is None else "running" if mark is not None else "stopped",
+            state="fenced" if fence is not None and mark is None else "running" if mark is not None else missing,
             address=f"{scheme}://127.0.0.1:{ports['s3.port' if name == 's3' else name]}",
             pid=mark.pid if mark is not None else None,
             started_s=mark.started_s if mark is not None else None,

@@ -175,7 +175,10 @@ class PgServer:
                 hint="Rejoin it as a standby; started as it is, it would be a second primary.",
             )
         self.end_orphans()
-        (self.data_dir / "postmaster.pid").unlink(missing_ok=True)  # stale: nobody works in this directory
+        # stale, for nobody works in this directory; PostgreSQL would take a reused pid or an unreaped zombie for its owner
+        stale = (self.socket_dir / f".s.PGSQL.{self.port}", self.socket_dir / f".s.PGSQL.{self.port}.lock")
+        for path in (self.data_dir / "postmaster.pid", *stale):
+            path.unlink(missing_ok=True)
         self.write_configuration()
         make_private_dir(self.socket_dir, self.identity)
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
@@ -245,6 +248,8 @@ class PgServer:
 
     def mark(self) -> ProcessMark | None:
         """Return the living postmaster of this directory; a stale pid file, its pid reused or not, gives None."""
+        if self._child is not None:
+            self._child.poll()  # a zombie that nobody reaps still counts as alive for the next postmaster's lock files
         lines = self._pid_file()
         if len(lines) < 3 or not lines[0].lstrip("-").isdigit() or not lines[2].isdigit():
             if self._child is not None and self._child.poll() is None:

@@ -1,0 +1,354 @@
+"""The embedded stack survives whatever is done to its processes, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from synapse_ops.errors import Refused, SynapseOpsError
+from synapse_ops.local import layout as layout_module
+from synapse_ops.local.embedded_stack import (
+    RunningStack,
+    living,
+    reset_stack,
+    stack_status,
+    start_stack,
+    stop_stack,
+)
+from synapse_ops.local.layout import find_layout
+from synapse_ops.local.stack import SERVER_NAMES
+from synapse_ops.spec import load_spec
+from synapse_ops.systems.local_processes import ProcessMark
+from synapse_ops.systems.pg_server import FENCE_MARKER
+from tests.servers import servers_dir
+
+GONE_TIMEOUT_S = 20.0
+STREAMING_TIMEOUT_S = 15.0
+
+
+def up(state_dir: Path) -> RunningStack:
+    """Start with this test process as the owner: then a killed test run leaves no stack."""
+    return start_stack(state_dir, until=ProcessMark.of(os.getpid()))
+
+
+@pytest.fixture(scope="module")
+def state_dir() -> Iterator[Path]:
+    """A state directory with a path of more than 107 bytes, spaces and letters beyond ASCII."""
+    folder = servers_dir("stack")
+    folder.chmod(0o755)
+    chosen = folder / ("lang und größer " * 7).strip() / ".synapse"
+    yield chosen
+    reset_stack(chosen)
+    shutil.rmtree(folder)
+
+
+def pids(state_dir: Path) -> dict[str, int | None]:
+    return {name: server.pid for name, server in stack_status(state_dir).servers.items()}
+
+
+def admin(state_dir: Path, database: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
+    conninfo = (state_dir / "secrets" / "database-admin.url").read_text().strip()
+    return psycopg.connect(conninfo, dbname=database, autocommit=True)
+
+
+def value(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> object:
+    row = connection.execute(statement).fetchone()  # type: ignore[arg-type]
+    assert row is not None
+    return row[0]
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+def test_every_server_runs_with_what_later_protection_relies_on(state_dir: Path) -> None:
+    """Checksums, hint bits in the WAL, a bounded slot, TLS and SCRAM are on from the first start."""
+    stack = up(state_dir)
+
+    assert {name: server.state for name, server in stack.state.servers.items()} == dict.fromkeys(
+        SERVER_NAMES, "running"
+    )
+    with admin(state_dir) as connection:
+        assert value(connection, "show data_checksums") == "on"
+        assert value(connection, "show wal_log_hints") == "on"
+        assert value(connection, "show max_slot_wal_keep_size") == "512MB"
+        assert value(connection, "show wal_retrieve_retry_interval") == "200ms"
+        assert value(connection, "select ssl from pg_stat_ssl where pid = pg_backend_pid()") is True
+        assert value(connection, "select bool_and(rolpassword like 'SCRAM%') from pg_authid where rolcanlogin") is True
+        streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
+        assert wait_for(lambda: value(connection, streaming) == 1, STREAMING_TIMEOUT_S)
+        assert value(connection, "select active and wal_status = 'reserved' from pg_replication_slots") is True
+        directories = str(value(connection, "show unix_socket_directories"))
+    assert not Path(directories).is_relative_to(find_layout(state_dir).data)
+
+
+def test_the_spec_of_the_stack_is_valid_and_its_secrets_open_the_servers(state_dir: Path) -> None:
+    """Everything else knows only <state_dir>/infrastructure.yaml."""
+    stack = up(state_dir)
+
+    spec = load_spec(stack.spec_path).spec
+    assert spec.database.port == stack.state.ports["db-primary"]
+    with psycopg.connect(spec.database.admin.resolve().strip()) as connection:
+        assert value(connection, "select rolsuper from pg_roles where rolname = current_user") is True
+
+
+def test_an_up_on_a_running_stack_changes_nothing(state_dir: Path) -> None:
+    """`up` is safe at any time: the same processes, the same spec, byte for byte."""
+    first = up(state_dir)
+    before = (pids(state_dir), first.spec_path.read_bytes())
+
+    up(state_dir)
+
+    assert (pids(state_dir), first.spec_path.read_bytes()) == before
+
+
+def test_two_ups_at_once_share_one_supervisor(state_dir: Path) -> None:
+    """The lock serialises them: both return with every server ready, and nothing runs twice."""
+    stop_stack(state_dir)
+    argv = [sys.executable, "-m", "synapse_ops", "local", "up", "--state-dir", str(state_dir)]
+    both = [subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True) for _ in range(2)]
+
+    outcomes = [(process.communicate()[1], process.returncode) for process in both]
+
+    assert [code for _, code in outcomes] == [0, 0], outcomes
+    running = [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if "synapse_ops.local.supervisor" in (process.info["cmdline"] or [])
+        and str(state_dir) in process.info["cmdline"]
+    ]
+    assert len(running) == 1
+
+
+@pytest.mark.parametrize("victim", SERVER_NAMES)
+def test_a_server_killed_with_sigkill_is_started_by_the_next_up_and_only_it(state_dir: Path, victim: str) -> None:
+    """No supervisor restarts anything by itself; `up` starts what is missing and touches nothing else."""
+    up(state_dir)
+    with admin(state_dir) as connection:
+        connection.execute("create table if not exists kept (n int)")
+        connection.execute("insert into kept values (1)")
+        count = value(connection, "select count(*) from kept")
+    before = pids(state_dir)
+    killed = before[victim]
+    assert killed is not None
+
+    os.kill(killed, signal.SIGKILL)
+    assert wait_for(lambda: stack_status(state_dir).servers[victim].state != "running", GONE_TIMEOUT_S)
+    up(state_dir)
+
+    after = pids(state_dir)
+    assert {name for name in SERVER_NAMES if after[name] != before[name]} == {victim}
+    with admin(state_dir) as connection:
+        assert value(connection, "select count(*) from kept") == count
+
+
+def test_servers_do_not_outlive_a_killed_supervisor_and_up_repairs_it(state_dir: Path) -> None:
+    """The kernel ends every server with the supervisor (PR_SET_PDEATHSIG), and the next `up` starts all again."""
+    stack = up(state_dir)
+    assert stack.state.supervisor is not None
+    assert stack.state.supervisor.pid is not None
+    layout = find_layout(state_dir)
+
+    os.kill(stack.state.supervisor.pid, signal.SIGKILL)
+    assert wait_for(lambda: not living(layout), GONE_TIMEOUT_S), living(layout)
+    up(state_dir)
+
+    assert all(server.state == "running" for server in stack_status(state_dir).servers.values())
+
+
+def test_an_up_right_after_every_process_was_killed_works(state_dir: Path) -> None:
+    """Nothing needs time to settle: orphans are ended, stale pid files, locks and sockets are recognised."""
+    up(state_dir)
+    for mark in living(find_layout(state_dir)).values():
+        mark.signal(signal.SIGKILL)
+
+    up(state_dir)
+
+    assert all(server.state == "running" for server in stack_status(state_dir).servers.values())
+
+
+def test_no_password_is_in_an_argument_list_the_state_or_a_log(state_dir: Path) -> None:
+    """Secrets live in files of mode 0600 and nowhere else that anybody can read."""
+    up(state_dir)
+    layout = find_layout(state_dir)
+    secrets = [path.read_text().strip() for path in layout.secrets.iterdir() if path.name.endswith("password")]
+    command_lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    files = [layout.state_file, layout.spec_file, *layout.logs.iterdir()]
+    texts = command_lines + [path.read_text(errors="replace") for path in files]
+
+    assert len(secrets) >= 6
+    assert not [text[:80] for text in texts for secret in secrets if secret in text]
+    assert {path.stat().st_mode & 0o777 for path in layout.secrets.iterdir()} == {0o600}
+
+
+def test_a_port_taken_while_the_stack_was_down_is_replaced_in_the_spec(state_dir: Path) -> None:
+    """A stranger on our port costs an address, not the stack; every other port stays."""
+    before = up(state_dir).state.ports
+    stop_stack(state_dir)
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", before["db-primary"]))
+        stranger.listen()
+
+        stack = up(state_dir)
+
+    assert {name for name in before if stack.state.ports[name] != before[name]} == {"db-primary"}
+    assert load_spec(stack.spec_path).spec.database.port == stack.state.ports["db-primary"]
+    with admin(state_dir) as connection:
+        assert wait_for(lambda: value(connection, "select count(*) from pg_stat_replication") == 1, STREAMING_TIMEOUT_S)
+
+
+def test_a_fenced_server_is_not_started_and_the_others_are(state_dir: Path) -> None:
+    """A fence is durable: `up` honours the marker, says what it says, and removes nothing."""
+    up(state_dir)
+    stop_stack(state_dir)
+    marker = find_layout(state_dir).data / "db-primary" / FENCE_MARKER
+    marker.write_text("system 7, timeline 1: db-standby was promoted\n")
+    try:
+        with pytest.raises(Refused, match="fenced") as refused:
+            up(state_dir)
+
+        assert "db-standby was promoted" in refused.value.detail
+        states = {name: server.state for name, server in stack_status(state_dir).servers.items()}
+        assert states["db-primary"] == "fenced"
+        assert {states[name] for name in ("db-standby", "ops", "redis", "s3")} == {"running"}
+    finally:
+        marker.unlink()
+
+
+def test_down_leaves_no_process_no_socket_folder_and_says_so(state_dir: Path) -> None:
+    """After `down` nothing of the stack lives; a second `down` has nothing to do."""
+    up(state_dir)
+
+    assert stop_stack(state_dir) is True
+
+    assert living(find_layout(state_dir)) == {}
+    assert {server.state for server in stack_status(state_dir).servers.values()} == {"stopped"}
+    assert stop_stack(state_dir) is False
+
+
+def test_a_closed_terminal_takes_the_stack_with_it(state_dir: Path) -> None:
+    """`local up` in a terminal: when the terminal's shell ends, every server ends in order."""
+    stop_stack(state_dir)
+    shell, terminal = os.forkpty()
+    if shell == 0:
+        os.execv("/bin/sh", ["/bin/sh", "-i"])
+    command = f"{sys.executable} -m synapse_ops local up --state-dir '{state_dir}'\n"
+    os.write(terminal, command.encode())
+    ready = wait_for(lambda: stack_status(state_dir).servers["db-standby"].state == "running", 60)
+
+    os.close(terminal)
+    os.waitpid(shell, 0)
+
+    assert ready
+    assert wait_for(lambda: not living(find_layout(state_dir)), 30), living(find_layout(state_dir))
+
+
+def test_a_half_made_data_directory_is_made_again(state_dir: Path) -> None:
+    """initdb and pg_basebackup work under another name: what a kill left of them is removed, never started."""
+    stop_stack(state_dir)
+    data = find_layout(state_dir).data
+    shutil.rmtree(data / "db-standby")
+    (data / "db-standby.making" / "base").mkdir(parents=True)
+    (data / "db-standby.making" / "PG_VERSION").write_text("17\n")
+
+    up(state_dir)
+
+    assert not (data / "db-standby.making").exists()
+    assert (data / "db-standby" / "standby.signal").exists()
+
+
+def test_a_nearly_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One message with both numbers, and no half-made stack."""
+    monkeypatch.setattr(layout_module, "COLD_FREE_BYTES", 1 << 60)
+
+    with pytest.raises(Refused, match="MiB free, 1099511627776 MiB needed"):
+        up(tmp_path / ".synapse")
+
+    assert not (tmp_path / ".synapse" / "data").exists()
+
+
+def test_an_edited_spec_that_is_not_yaml_is_refused_by_name(state_dir: Path) -> None:
+    """An operator's file is never overwritten because it has a fault."""
+    path = up(state_dir).spec_path
+    kept = path.read_text()
+    path.write_text("name: [synapse\n")
+    try:
+        with pytest.raises(SynapseOpsError, match=r"infrastructure\.yaml: it is not YAML"):
+            up(state_dir)
+
+        assert path.read_text() == "name: [synapse\n"
+    finally:
+        path.write_text(kept)
+
+
+def test_an_operators_edit_of_the_spec_survives_the_next_up(state_dir: Path) -> None:
+    """Only addresses are renewed."""
+    path = up(state_dir).spec_path
+    path.write_text(path.read_text().replace("retention: 30d ", "retention: 12d ", 1))
+
+    up(state_dir)
+
+    assert load_spec(path).spec.backup.database.retention.days == 12
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers under another identity")
+def test_a_state_directory_that_servers_cannot_enter_lives_under_var_lib(tmp_path: Path) -> None:
+    """Below a home of mode 0700 the whole state directory is a link; reset removes both."""
+    tmp_path.chmod(0o700)
+    state_dir = tmp_path / ".synapse"
+
+    up(state_dir)
+    target = state_dir.resolve()
+    removed = reset_stack(state_dir)
+
+    assert target.parent == layout_module.FAR_ROOT
+    assert removed
+    assert not target.exists()
+    assert not state_dir.is_symlink()
+
+
+def test_reset_removes_what_is_ours_and_nothing_else(state_dir: Path) -> None:
+    """A foreign file in the state directory stays."""
+    up(state_dir)
+    foreign = state_dir / "not-ours.txt"
+    foreign.write_text("kept")
+
+    reset_stack(state_dir)
+
+    assert [path.name for path in state_dir.iterdir()] == ["not-ours.txt"]
+    foreign.unlink()
+
+
+def test_status_is_readable_by_machines(state_dir: Path) -> None:
+    """`local status --json` has one stable shape, and exit code 12 when a started server ended."""
+    up(state_dir)
+    argv = [sys.executable, "-m", "synapse_ops", "local", "status", "--json", "--state-dir", str(state_dir)]
+
+    healthy = subprocess.run(argv, capture_output=True, text=True, check=False)
+    redis = pids(state_dir)["redis"]
+    assert redis is not None
+    os.kill(redis, signal.SIGKILL)
+    assert wait_for(lambda: not psutil.pid_exists(redis), GONE_TIMEOUT_S)
+    ill = subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    document = json.loads(healthy.stdout)
+    assert set(document) == {"format", "supervisor", "servers", "ports"}
+    assert set(document["servers"]) == set(SERVER_NAMES)
+    assert (healthy.returncode, ill.returncode) == (0, 12)
