@@ -157,7 +157,7 @@ class _Reader:
     def _value(self, node: Node, path: FieldPath) -> Any:
         self.count += 1
         if self.count > MOST_VALUES:
-            raise _Stop(_start(node), "aliases that expand without end", f"at most {MOST_VALUES} values in all")
+            raise _Stop(_start(node), "too many values, aliases expanded", f"at most {MOST_VALUES}")
         if len(path) > DEEPEST:
             raise _Stop(_start(node), "values nested too deeply", f"at most {DEEPEST} levels")
         if node.tag == f"{_TAG}map":
