@@ -47,7 +47,8 @@ unknown key is a fault. `examples/synapse/infrastructure.yaml` is complete and c
 - `synapse-ops spec check FILE` lists all faults at once: file, line, field, what was found and what is allowed. Exit 2.
 - `synapse-ops spec show FILE` prints every value with its default filled in, where it came from, and why it has no
   effect where it has none. Its output is a valid spec with the same digest.
-- `synapse-ops spec schema` prints a JSON Schema for editors.
+- `synapse-ops spec schema > infrastructure.schema.json` writes a JSON Schema; editors with yaml-language-server use it
+  after a first line `# yaml-language-server: $schema=infrastructure.schema.json`.
 
 ## Forms
 
@@ -56,9 +57,9 @@ unknown key is a fault. `examples/synapse/infrastructure.yaml` is complete and c
 """
 
 CONFIGURATION_RULES = """
-A list replaces its default as a whole; a mapping keeps the defaults of the fields that it leaves out. A key without a
-value is a fault: leave it out, or write `null` where null is allowed. A key may stand only once. YAML 1.2: `off` is
-text. A file may hold several documents (`---`), each block in one of them.
+A list replaces its default as a whole, and so does `alerting.actions`; a block keeps the defaults of the fields that it
+leaves out. A key without a value is a fault: leave it out, or write `null` where null is allowed. A key may stand only
+once. YAML 1.2: `off` is text. A file may hold several documents (`---`), each block in one of them.
 
 **Secrets** stand in a spec by reference only. `env:NAME` reads an environment variable, `file:/ABSOLUTE/PATH` a file,
 `kubernetes:NAMESPACE/NAME/KEY` a Kubernetes secret from inside a pod. Whatever looks like a secret is refused wherever

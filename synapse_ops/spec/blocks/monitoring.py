@@ -83,7 +83,8 @@ class Alerting(Block):
     """What is done when an alert fires."""
 
     actions: dict[Name, Literal["notify", "failover", "none"]] = Field(
-        {"service_down": "notify", "primary_down": "failover"}, description="Alert name to action."
+        {"service_down": "notify", "primary_down": "failover"},
+        description="Alert name to action. What is given here replaces the default as a whole.",
     )
     webhook_token: Secret = Field(
         SecretRef("env", "SYNAPSE_WEBHOOK_TOKEN"), description="Reference to the token that Alertmanager's calls carry."
