@@ -53,7 +53,8 @@ class RestoreConfig(dg.Config):
 
     backup_id: str = Field(description="Id of the backup, as `synapse-ops backup list` prints it.")
     target: str = Field(
-        description="Name of the new database on the spec's server, or a new directory. What exists is refused: "
+        description="Name of a new database on the spec's server, or the absolute path of a new data directory. "
+        "What exists is refused: "
         "nothing is ever restored into anything live."
     )
 
@@ -153,7 +154,8 @@ def _prove_backup(limit: timedelta) -> Any:
 def _restore_to_new() -> Any:
     @dg.op(pool=POOL_POSTGRES_IO, out=dg.Out(dg.Nothing), description="Restore a backup into a new target.")
     def restore(context: dg.OpExecutionContext, config: RestoreConfig, stack: StackResource) -> None:
-        restore_backup(context, stack, backup_id=config.backup_id, target=config.target)
+        database, metadata = restore_backup(context, stack, backup_id=config.backup_id, target=config.target)
+        context.log_event(dg.AssetObservation(DUMP_KEY, partition=database, metadata=metadata))
 
     @dg.job(
         description="Restore a backup into a target that does not exist yet.",

@@ -1,7 +1,9 @@
 """One call per verb: what an asset, a launchpad job and a sensor share. Runs the operation, labels the run, reports."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -41,7 +43,7 @@ def dump(context: Any, stack: StackResource, database: str, *, set_id: str | Non
         context.log.warning(warning)
     metadata = {**backup_metadata(report.record, report.url), **fingerprint_metadata(report.fingerprint)}
     if report.warnings:
-        metadata["warnings"] = dg.MetadataValue.md("\n".join(f"- {warning}" for warning in report.warnings))
+        metadata["warnings"] = _md(report.warnings)
     return report.record.backup_id, metadata
 
 
@@ -122,20 +124,50 @@ def plan_expiry(context: Any, stack: StackResource) -> tuple[str, Metadata]:
 def apply_plan(context: Any, stack: StackResource, plan_digest: str) -> Metadata:
     """Do exactly the plan of that digest. Each entry is checked again by the operation."""
     with operation_of(context.run.run_id, context.instance):
-        expire: Any = import_module("synapse_ops.operations.expire")
         if not plan_digest:
             raise Refused(
                 "an expiry needs the digest of the plan that it carries out",
                 detail=_last_plan(context.instance),
                 hint="Read the plan on the page of database_expiry_plan, then start expire_apply with its plan_digest.",
             )
+        expire: Any = import_module("synapse_ops.operations.expire")
         report = expire.apply_expiry(stack.open().database_repository(), plan_digest, datetime.now(UTC))
     return report_metadata(report)
 
 
-def restore_backup(context: Any, stack: StackResource, *, backup_id: str, target: str) -> None:
-    """Restore a backup into a target that does not exist yet."""
-    raise NotImplementedError(target)
+def restore_backup(context: Any, stack: StackResource, *, backup_id: str, target: str) -> tuple[str, Metadata]:
+    """Restore a backup into a target that does not exist yet: an absolute path is a directory, else a database.
+
+    Returns the name of the database that the backup is of, and what was measured.
+    """
+    with operation_of(context.run.run_id, context.instance):
+        from synapse_ops.operations.backup_catalog import find_backup
+        from synapse_ops.operations.restore import apply_restore, plan_restore
+        from synapse_ops.operations.restore_target import DirectoryTarget, ServerTarget
+
+        opened = stack.open()
+        repository, identities = opened.database_repository(), opened.age_identities()
+        is_directory = Path(target).is_absolute()
+        chosen = (
+            DirectoryTarget(Path(target)) if is_directory else ServerTarget(opened.admin_conninfo("postgres"), target)
+        )
+        plan = plan_restore(repository, find_backup(repository, backup_id), chosen, identities=identities)
+        report = apply_restore(
+            repository,
+            plan,
+            identities=identities,
+            work_dir=opened.state_dir / "restore",
+            progress=progress_into(context.log),
+        )
+    tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: backup_id})
+    return plan.place.database, {
+        BACKUP_ID: backup_id,
+        "restored_to": plan.where,
+        "restore_s": report.restore_s,
+        "rows": report.row_count,
+        **{f"{name}_phase_s": value for name, value in report.phase_s.items()},
+        **({"notes": _md(report.notes)} if report.notes else {}),
+    }
 
 
 def proof_events(report: "ProofReport") -> Metadata:
@@ -165,15 +197,29 @@ def plan_metadata(plan: Any) -> Metadata:
         **plan.totals.as_json(),
         "foreign_objects": plan.foreign_count,
         "entries": table(rows, columns),
-        **(
-            {"warnings": dg.MetadataValue.md("\n".join(f"- {line}" for line in plan.warnings))} if plan.warnings else {}
-        ),
+        **({"warnings": _md(plan.warnings)} if plan.warnings else {}),
     }
 
 
 def report_metadata(report: Any) -> Metadata:
-    """Return what an expiry removed."""
-    return {"report": str(report)}
+    """Return what an expiry removed, and what it left because it had changed since the plan was made."""
+    removed = (
+        {"action": str(entry.action), "backup": entry.place.backup_id, "size_bytes": entry.size_bytes}
+        for entry in report.removed
+    )
+    return {
+        "plan_digest": report.digest,
+        "removed": len(report.removed),
+        "skipped": len(report.skipped),
+        "freed_bytes": report.freed_bytes,
+        "report": str(report),
+        "entries": table(removed, {"action": "string", "backup": "string", "size_bytes": "int"}),
+        **({"warnings": _md(report.warnings)} if report.warnings else {}),
+    }
+
+
+def _md(lines: Sequence[str]) -> dg.MarkdownMetadataValue:
+    return dg.MetadataValue.md("\n".join(f"- {line}" for line in lines))
 
 
 def _time(moment: datetime | None) -> str:

@@ -93,7 +93,11 @@ class Console:
             if time.monotonic() > deadline:
                 raise ConfigError("the code location does not load", detail=str(location.get("message", ""))[:4000])
             time.sleep(_POLL_S)
-            self._workspace.reload_code_location(_LOCATION)
+            self.reload()
+
+    def reload(self) -> None:
+        """Ask the code server again what it has: after it was restarted for a new spec."""
+        self._workspace.reload_code_location(_LOCATION)
 
     def start_job(
         self,

@@ -180,13 +180,22 @@ def running(service: DagsterService, *, timeout_s: float = START_TIMEOUT_S) -> I
 def dagster_instance(environment: Mapping[str, str]) -> Iterator[DagsterInstance]:
     """Yield the DagsterInstance of an environment built by `dagster_environment`.
 
-    dagster.yaml takes its values from os.environ, so those of ours are put there and stay.
+    dagster.yaml takes its values from os.environ, so ours are put there while the block runs.
     """
     from dagster import DagsterInstance
 
-    os.environ.update({name: value for name, value in environment.items() if name.startswith(("DAGSTER_", "SYNAPSE_"))})
-    with DagsterInstance.from_config(environment[HOME_VARIABLE]) as instance:
-        yield instance
+    ours = {name: value for name, value in environment.items() if name.startswith(("DAGSTER_", "SYNAPSE_"))}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        with DagsterInstance.from_config(environment[HOME_VARIABLE]) as instance:
+            yield instance
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def write_one_time_url(token_file: Path, port: int) -> str:
