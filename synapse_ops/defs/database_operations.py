@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,9 @@ from synapse_ops.defs.restore_check import Judgement, evaluation_of, judge_repos
 from synapse_ops.errors import Refused
 
 if TYPE_CHECKING:
+    from synapse_ops.domain.expiry_plan import ExpiryPlan
     from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.expire import ExpiryReport
     from synapse_ops.operations.restore_proof import ProofReport
     from synapse_ops.operations.stack import Stack
 
@@ -113,11 +114,11 @@ def refuse_unless_proven(report: "ProofReport") -> None:
 def plan_expiry(context: Any, stack: StackResource) -> tuple[str, Metadata]:
     """Make an expiry plan; return its digest, and totals and first entries with reasons for the asset page."""
     with operation_of(context.run.run_id, context.instance):
-        expire: Any = import_module("synapse_ops.operations.expire")
+        from synapse_ops.operations.expire import RetentionPolicy, make_expiry_plan
 
         opened = stack.open()
-        policy = expire.RetentionPolicy.from_spec(opened.spec)
-        plan = expire.make_expiry_plan(opened.database_repository(), policy, datetime.now(UTC))
+        policy = RetentionPolicy.from_spec(opened.spec)
+        plan = make_expiry_plan(opened.database_repository(), policy, datetime.now(UTC))
     return plan.digest, plan_metadata(plan)
 
 
@@ -130,8 +131,9 @@ def apply_plan(context: Any, stack: StackResource, plan_digest: str) -> Metadata
                 detail=_last_plan(context.instance),
                 hint="Read the plan on the page of database_expiry_plan, then start expire_apply with its plan_digest.",
             )
-        expire: Any = import_module("synapse_ops.operations.expire")
-        report = expire.apply_expiry(stack.open().database_repository(), plan_digest, datetime.now(UTC))
+        from synapse_ops.operations.expire import apply_expiry
+
+        report = apply_expiry(stack.open().database_repository(), plan_digest, datetime.now(UTC))
     return report_metadata(report)
 
 
@@ -175,7 +177,7 @@ def proof_events(report: "ProofReport") -> Metadata:
     return proof_metadata(report.record, report.url)
 
 
-def plan_metadata(plan: Any) -> Metadata:
+def plan_metadata(plan: "ExpiryPlan") -> Metadata:
     """Return totals and first entries of an expiry plan, each with its reason; what it removes comes first."""
     entries = sorted(plan.entries, key=lambda entry: not entry.removes)  # stable: the plan's own order within each
     rows = (
@@ -201,7 +203,7 @@ def plan_metadata(plan: Any) -> Metadata:
     }
 
 
-def report_metadata(report: Any) -> Metadata:
+def report_metadata(report: "ExpiryReport") -> Metadata:
     """Return what an expiry removed, and what it left because it had changed since the plan was made."""
     removed = (
         {"action": str(entry.action), "backup": entry.place.backup_id, "size_bytes": entry.size_bytes}

@@ -1,0 +1,200 @@
+"""Code server, daemon and guarded webserver together, on real PostgreSQL storage."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import psutil
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from synapse_ops.errors import Refused
+from synapse_ops.services.console import Console, start_console
+from synapse_ops.services.dagster_home import HOME_VARIABLE
+from synapse_ops.services.dagster_service import CODE_SERVER, DagsterService
+from tests.servers import PASSWORD, PostgresServer
+
+Answer = TypeVar("Answer")
+DEADLINE_S = 120.0  # three interpreters start, on a machine that does other work
+SPEC = "name: synapse\ndatabase: {databases: [synapse]}\n"
+
+
+def wait_for(what: Callable[[], Answer | None]) -> Answer:
+    """Return the first true answer. Fails after DEADLINE_S."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (answer := what()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+    return answer
+
+
+def make_storage(postgres_server: PostgresServer, name: str) -> dict[str, str]:
+    """Return DAGSTER_PG_* of a new database for Dagster's own storage."""
+    postgres_server.execute(f'create database "{name}"')
+    address = conninfo_to_dict(postgres_server.conninfo(name))
+    return {
+        "DAGSTER_PG_HOST": "127.0.0.1",
+        "DAGSTER_PG_PORT": str(address["port"]),
+        "DAGSTER_PG_USER": str(address["user"]),
+        "DAGSTER_PG_PASSWORD": PASSWORD,
+        "DAGSTER_PG_DB": name,
+    }
+
+
+@pytest.fixture(scope="module")
+def state_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("state")
+    (folder / "infrastructure.yaml").write_text(SPEC)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def console(postgres_server: PostgresServer, state_dir: Path) -> Iterator[Console]:
+    """One service for the tests of this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in make_storage(postgres_server, "dagster_console").items():
+            patch.setenv(name, value)
+        with start_console(state_dir, state_dir / "infrastructure.yaml", webserver=True) as made:
+            yield made
+
+
+def test_run_goes_through_the_code_server_and_leads_back_to_its_log_lines(console: Console) -> None:
+    """A run started here is one as from the UI; what it records names the run."""
+    result = console.run_job("record_spec", tags={"synapse/trigger": "test"}, timeout_s=DEADLINE_S)
+
+    event = console.asset_metadata("spec/tls")
+    assert result.succeeded, result.failure
+    assert event is not None
+    assert event.run_id == result.run_id
+    assert event.metadata["values"]["tls"]["min_version"] == "TLSv1.2"
+
+
+def test_failed_run_says_what_the_cli_would_have_said(console: Console) -> None:
+    """The failure is the operation's own message, with detail and hint, not the framework's."""
+    result = console.run_job("expire_apply", timeout_s=DEADLINE_S)
+
+    assert result.status == "FAILURE"
+    assert "an expiry needs the digest of the plan that it carries out" in result.failure
+    assert "hint: " in result.failure
+
+
+def test_unknown_job_and_wrong_config_are_refused_before_a_run_starts(console: Console) -> None:
+    """Dagster's reasons are in the refusal."""
+    config = {"ops": {"back_up": {"config": {"databases": ["nope"]}}}}
+
+    with pytest.raises(Refused, match="backup_now") as refused:
+        console.start_job("backup_now", run_config=config)
+    with pytest.raises(Refused, match="no_such_job"):
+        console.start_job("no_such_job")
+
+    assert "nope" in refused.value.detail
+
+
+def test_served_ui_is_guarded(console: Console) -> None:
+    """What the guard's own tests show holds for the port that is served: no session, no page, no mutation."""
+    address = f"http://127.0.0.1:{console.service.port}"
+    url = console.service.new_url()
+    query = "{ version }"
+
+    with httpx.Client(base_url=address, trust_env=False) as browser:
+        hostile = [
+            browser.get("/graphql", params={"query": "mutation { setNuxSeen }"}),
+            browser.post(
+                "/graphql", content="{}", headers={"content-type": "text/plain", "origin": "http://evil.test"}
+            ),
+            browser.get("/", headers={"host": "evil.test"}),
+            browser.post("/report_asset_materialization/forged"),
+            browser.get("/"),
+        ]
+        opened = browser.get(url)
+        page = browser.get("/")
+        reply = browser.post("/graphql", json={"query": query}, headers={"origin": address})
+        again = httpx.get(url, trust_env=False)
+
+    assert [answer.status_code for answer in hostile] == [405, 415, 421, 403, 401]
+    assert (opened.status_code, page.status_code, reply.status_code, again.status_code) == (200, 200, 200, 403)
+    assert reply.json()["data"]["version"]
+
+
+def test_second_supervisor_of_a_state_directory_is_refused(console: Console, state_dir: Path) -> None:
+    """Two daemons on one storage would start every run twice."""
+    second = DagsterService(state_dir, state_dir / "infrastructure.yaml", serve_ui=False)
+
+    with pytest.raises(Refused, match="another supervisor"):
+        second.run()
+    assert console.run_job("record_spec", timeout_s=DEADLINE_S).succeeded
+
+
+def test_invalid_spec_keeps_the_last_valid_one_and_a_new_valid_one_is_loaded(console: Console, state_dir: Path) -> None:
+    """A half-saved file takes nothing down: the check is red, runs go on; a valid one restarts the code server."""
+    spec = state_dir / "infrastructure.yaml"
+    wait_for(lambda: console.check_passed("infrastructure_file", "spec_loaded_equals_file"))
+    before = console.service.supervisor.pid_of(CODE_SERVER)
+
+    spec.write_text("name: synapse\ndatabase: {databases: [")
+    wait_for(lambda: console.check_passed("infrastructure_file", "spec_loaded_equals_file") is False)
+    during = console.service.supervisor.pid_of(CODE_SERVER)
+    assert console.run_job("record_spec", timeout_s=DEADLINE_S).succeeded
+
+    spec.write_text(SPEC.replace("[synapse]", "[synapse, orders]"))
+    wait_for(lambda: console.service.supervisor.pid_of(CODE_SERVER) not in {None, before})
+    wait_for(lambda: console.check_passed("infrastructure_file", "spec_loaded_equals_file"))
+
+    assert during == before
+    config = {"ops": {"back_up": {"config": {"databases": ["orders"]}}}}
+    wait_for(lambda: _accepts(console, config))
+
+
+def _accepts(console: Console, config: Mapping[str, object]) -> bool:
+    console.wait_until_ready(DEADLINE_S)
+    try:
+        console.start_job("backup_now", run_config=config)
+    except Refused:
+        console.reload()
+        return False
+    return True
+
+
+def test_killed_supervisor_leaves_nothing_and_its_run_is_failed_by_the_next(
+    postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 of `synapse-ops ui`: no process is left, and the next start knows that its run is gone."""
+    spec = tmp_path / "infrastructure.yaml"
+    spec.write_text(SPEC)
+    storage = make_storage(postgres_server, "dagster_killed")
+    argv = [sys.executable, "-m", "synapse_ops", "ui", "--state-dir", str(tmp_path), "--spec", str(spec)]
+    with (tmp_path / "ui.out").open("wb") as output:
+        ui = subprocess.Popen(argv, env={**os.environ, **storage}, stdout=output, stderr=output)
+    wait_for(lambda: "/open?token=" in (tmp_path / "ui.out").read_text() or ui.poll() is not None)
+    assert "/open?token=" in (tmp_path / "ui.out").read_text()
+    assert _of_home(tmp_path)
+
+    ui.send_signal(signal.SIGKILL)
+    ui.wait()
+    wait_for(lambda: not _of_home(tmp_path))
+
+    for name, value in storage.items():
+        monkeypatch.setenv(name, value)
+    with start_console(tmp_path, spec, webserver=False) as again:
+        assert again.run_job("record_spec", timeout_s=DEADLINE_S).succeeded
+    assert not _of_home(tmp_path)
+
+
+def _of_home(state_dir: Path) -> list[int]:
+    """Return the pids of all processes of a state directory's Dagster."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(HOME_VARIABLE) == str(state_dir / "dagster") and process.pid != os.getpid():
+                found.append(process.pid)
+        except (psutil.Error, OSError):
+            continue
+    return found
