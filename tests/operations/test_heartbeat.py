@@ -1,0 +1,63 @@
+"""A heartbeat beats while work goes on, tells when it is lost, and a hold is gone with its holder."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from synapse_ops.errors import DeadlineExceeded, SynapseOpsError, Unproven
+from synapse_ops.operations.heartbeat import LOST_AFTER_S, Heartbeat, keep_heartbeat
+from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+
+BEAT_DEADLINE_S = 20.0
+
+
+@pytest.fixture
+def store(bucket_url: str, object_store_access: StoreAccess) -> ObjectStore:
+    return ObjectStore(bucket_url, object_store_access)
+
+
+def test_it_beats_from_the_first_moment_and_stays_for_the_next_reader(store: ObjectStore) -> None:
+    """The object exists when the block begins, is rewritten meanwhile, and stays: its age is what counts afterwards."""
+    with keep_heartbeat(store, "heartbeat.json", body={"host": "h"}, interval_s=0.02):
+        deadline = time.monotonic() + BEAT_DEADLINE_S
+        while json.loads(store.read_bytes("heartbeat.json"))["beats"] < 3:
+            assert time.monotonic() < deadline, "no third beat"
+
+    assert json.loads(store.read_bytes("heartbeat.json"))["host"] == "h"
+
+
+def test_a_hold_is_removed_at_the_end_also_after_a_failure(store: ObjectStore) -> None:
+    """A reader's hold blocks expiry only while it reads."""
+
+    def read_and_fail() -> None:
+        with keep_heartbeat(store, "reading-x.json", body={}, remove_at_end=True):
+            assert store.head("reading-x.json") is not None
+            raise Unproven("a proof that cannot be completed")
+
+    with pytest.raises(Unproven):
+        read_and_fail()
+
+    assert store.head("reading-x.json") is None
+
+
+def test_work_does_not_begin_without_a_first_beat(object_store_access: StoreAccess) -> None:
+    """A store that cannot be written to is told before anything is done."""
+    nowhere = ObjectStore("s3://no-such-bucket-here/x/", object_store_access)
+
+    with pytest.raises(SynapseOpsError), keep_heartbeat(nowhere, "heartbeat.json", body={}):
+        pytest.fail("the block was entered")
+
+
+def test_a_long_silence_is_an_error_before_the_next_step(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects without a fresh heartbeat may be taken for left-overs: nothing is sealed after a long silence."""
+    heartbeat = Heartbeat(store, "heartbeat.json", {})
+    heartbeat.beat()
+    heartbeat.raise_if_lost()
+    later = time.monotonic() + LOST_AFTER_S + 1
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+
+    with pytest.raises(DeadlineExceeded, match="limit 600 s"):
+        heartbeat.raise_if_lost()
