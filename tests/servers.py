@@ -25,7 +25,7 @@ from psycopg.conninfo import make_conninfo
 from synapse_ops.systems.local_processes import free_ports, make_private_dir, server_identity
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from synapse_ops.systems.pg_server import PgServer, make_socket_dir
-from synapse_ops.systems.pg_tools import find_pg_tools
+from synapse_ops.systems.pg_tools import find_pg_tools, tools_for
 
 STORE_READY_TIMEOUT_S = 60.0
 POSTGRES_START_TIMEOUT_S = 60.0
@@ -64,7 +64,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     folder = servers_dir("pg")
     [port] = free_ports(1)
     server = PgServer(
-        tools=find_pg_tools(17),
+        tools=tools_for(server_identity(), find_pg_tools(17), folder / "programs"),
         identity=server_identity(),
         data_dir=folder / "data",
         socket_dir=make_socket_dir(folder / "data", server_identity()),

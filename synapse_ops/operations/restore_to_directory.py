@@ -141,7 +141,7 @@ def apply(
             analyze(conninfo)
             phase_s["compare"] = round(time.monotonic() - begun - restore_s, 3)
             throwaway.server.stop("fast")
-        _make_permanent(throwaway.server.data_dir, planned.tools, superuser, throwaway_dir.identity)
+        _make_permanent(throwaway.server.data_dir, throwaway.server.tools, superuser, throwaway_dir.identity)
         refuse_if_not_empty(directory)
         throwaway.server.data_dir.rename(directory)  # replaces an empty directory, and nothing else
     return RestoreReport(planned, restore_s, phase_s, record.row_count, (*planned.notes, *notes))

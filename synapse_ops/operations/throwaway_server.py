@@ -51,7 +51,7 @@ from synapse_ops.systems.local_processes import (
     server_identity,
 )
 from synapse_ops.systems.pg_server import PgServer, make_socket_dir
-from synapse_ops.systems.pg_tools import PgTools
+from synapse_ops.systems.pg_tools import PgTools, tools_for
 
 HEARTBEAT_S = 20.0
 HEARTBEAT_STALE_S = 600.0  # for owners on other hosts only
@@ -167,7 +167,7 @@ def throwaway_server(
     superuser: name of its bootstrap role. When the deadline passes the server is killed, so that no query outlasts it.
     Raises what initdb and postgres say.
     """
-    _check_reachable(tools, directory.identity)
+    tools = tools_for(directory.identity, tools, directory.path.parent / "programs")
     data_dir = directory.path / "data"
     server = PgServer(
         tools=tools,
@@ -202,15 +202,6 @@ def throwaway_base(work_dir: Path, identity: ServerIdentity | None) -> Path:
     base = Path("/var/lib/synapse-ops/throwaway")
     base.mkdir(parents=True, exist_ok=True)
     return base
-
-
-def _check_reachable(tools: PgTools, identity: ServerIdentity | None) -> None:
-    program = tools.path("postgres")
-    if not reachable_by(identity, program):
-        raise ConfigError(
-            f'user "{identity.name if identity else ""}" cannot read {program}',
-            hint="Install PostgreSQL's server package, or move the checkout out of a private home directory.",
-        )
 
 
 def check_disk(base: Path, needed_bytes: int) -> None:

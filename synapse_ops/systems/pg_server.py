@@ -175,7 +175,7 @@ class PgServer:
                 hint="Rejoin it as a standby; started as it is, it would be a second primary.",
             )
         self.end_orphans()
-        # stale, for nobody works in this directory; PostgreSQL would take a reused pid or an unreaped zombie for its owner
+        # stale, for nobody works here; PostgreSQL would take a reused pid or an unreaped zombie for the owner
         stale = (self.socket_dir / f".s.PGSQL.{self.port}", self.socket_dir / f".s.PGSQL.{self.port}.lock")
         for path in (self.data_dir / "postmaster.pid", *stale):
             path.unlink(missing_ok=True)
