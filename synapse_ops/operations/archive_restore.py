@@ -33,6 +33,11 @@ REPORT_S = 0.5
 JOBS_LIMIT = 4  # more seldom helps one database: its largest table or index is one job
 SHOWN_LINES = 12
 
+# Two passes, because one pass with parallel jobs may add the foreign key of a partitioned table, which itself holds no
+# data, before the data of its partitions: each row is then checked as the owner of the other table, who need not be
+# allowed to, and a sound backup would not restore.
+_PASSES = (("pre-data", "data"), ("post-data",))
+
 # Both come of creating logical replication where there is none: the definition is restored, nothing is connected.
 EXPECTED_WARNINGS = (
     re.compile(r'"?wal_level"? is insufficient to publish logical changes'),
@@ -125,16 +130,30 @@ def run_pg_restore(
     Raises ToolFailed with pg_restore's own complaints, Unproven for a warning, DeadlineExceeded (it is killed then).
     """
     log_path = scratch_dir / "pg_restore.log"
+    program: list[str | Path] = [tools.path("pg_restore"), "--exit-on-error", *options]
+    for sections in _PASSES:
+        command = [*program, *(f"--section={section}" for section in sections)]
+        _run_pass(tools, command, archive, conninfo, log_path, deadline, report)
+
+
+def _run_pass(
+    tools: PgTools,
+    command: list[str | Path],
+    archive: Path,
+    conninfo: str,
+    log_path: Path,
+    deadline: Deadline,
+    report: Callable[[], None],
+) -> None:
     log_path.unlink(missing_ok=True)
-    command: list[str | Path] = [tools.path("pg_restore"), "--exit-on-error"]
     parts = conninfo_parts(conninfo)
-    command += [*options, f"--dbname=dbname={_conninfo_quoted(parts.pop('dbname'))}", archive]
+    command = [*command, f"--dbname=dbname={_conninfo_quoted(parts.pop('dbname'))}", archive]
     process = spawn(
         None,
         command,
         log_path=log_path,
         env=tools.environment() | _as_environment(parts),
-        cwd=scratch_dir,
+        cwd=log_path.parent,
         die_with_parent=signal.SIGKILL,
     )
     try:

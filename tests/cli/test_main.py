@@ -1,0 +1,101 @@
+"""The command line as an operator meets it: exit codes, where output goes, and what is never shown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synapse_ops import errors
+from synapse_ops.cli import main as cli_main
+from synapse_ops.errors import SynapseOpsError
+
+CALL_TIMEOUT_S = 30
+
+
+def call(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "synapse_ops", *arguments],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=CALL_TIMEOUT_S,
+        check=False,
+    )
+
+
+@pytest.fixture
+def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SYNAPSE_SPEC", "SYNAPSE_STATE_DIR", "SYNAPSE_REPOSITORY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def all_errors(root: type[SynapseOpsError] = SynapseOpsError) -> Iterator[type[SynapseOpsError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from all_errors(child)
+
+
+def test_every_error_class_of_the_tree_is_drawn_in_its_docstring() -> None:
+    """The tree in the module docstring is what operators and alerts read; a class missing there is undocumented."""
+    drawn = errors.__doc__ or ""
+
+    names = [kind.__name__ for kind in all_errors() if kind.__module__ == errors.__name__]
+    missing = [name for name in names if name not in drawn]
+
+    assert missing == []
+
+
+def test_exit_codes_stay_below_126() -> None:
+    """PostgreSQL's archive_command treats higher codes as a reason to stop (PostgreSQL docs, archive_command)."""
+    assert {kind.exit_code for kind in all_errors()} <= set(range(1, 126))
+
+
+@pytest.mark.usefixtures("empty_environment")
+def test_a_missing_spec_is_one_message_with_the_way_out(tmp_path: Path) -> None:
+    """Exit code 2, nothing on stdout, no traceback, and the options that would help are named."""
+    result = call("backup", "list", cwd=tmp_path)
+
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: no spec given")
+    assert "--repository" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.usefixtures("empty_environment")
+def test_with_json_an_error_is_json_on_stderr(tmp_path: Path) -> None:
+    """A program that asked for JSON parses the error too, and stdout stays empty."""
+    result = call("backup", "list", "--json", cwd=tmp_path)
+
+    body = json.loads(result.stderr.splitlines()[-1])
+    assert body["exit_code"] == result.returncode == 2
+    assert set(body["error"]) == {"code", "message", "detail", "hint"}
+    assert body["error"]["code"] == "ConfigError"
+
+
+def test_an_unknown_command_is_refused_with_exit_code_2(tmp_path: Path) -> None:
+    """Usage errors and wrong settings share one code."""
+    assert call("bakcup", cwd=tmp_path).returncode == 2
+
+
+def test_a_fault_of_our_own_shows_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The operator reads one line and the name of the file that holds the traceback."""
+    with pytest.raises(SystemExit) as stopped:
+        cli_main.main(["spec", "check", str(tmp_path / "\0")])
+
+    assert stopped.value.code in {1, 2}
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", sorted(cli_main.COMMANDS))
+def test_every_command_has_help_that_ends_in_an_example(command: str, tmp_path: Path) -> None:
+    """Help is what is read at 3 in the morning: each command shows a line that can be copied."""
+    result = call(command, "--help", cwd=tmp_path)
+
+    assert result.returncode == 0, result.stderr
+    assert f"synapse-ops {command}" in result.stdout.split("Options:")[0].split("Usage:")[1].partition("\n")[2]
