@@ -6,7 +6,7 @@
 Starts its own PostgreSQL and SeaweedFS, and removes them. Two kinds of data: compressible (pgbench's blank filler) and
 text-like (words, jsonb, numerics). Each round runs the peer, the backup and the fingerprint alone; ratios are of
 the fastest of each. Memory is PSS of the operation and pg_dump together, disk is what both wrote to any
-file system (/proc/PID/io): Linux only. Without an `aws` program, boto3's upload_file stands in for it, and that is said.
+file system (/proc/PID/io): Linux only. Without `aws`, boto3's upload_file stands in for it, and that is said.
 """
 
 from __future__ import annotations
