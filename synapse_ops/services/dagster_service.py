@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from synapse_ops.errors import Refused
+from synapse_ops.errors import ConfigError, Refused
 from synapse_ops.operations.spec_in_force import read_spec_in_force
 from synapse_ops.services import webserver
 from synapse_ops.services.dagster_home import (
@@ -44,7 +44,7 @@ CODE_SERVER = "code-server"
 DAEMON = "daemon"
 WEBSERVER = "webserver"
 
-START_TIMEOUT_S = 90.0  # three interpreters compile their imports on the first start: 21 s were measured under load
+START_TIMEOUT_S = 180.0  # 3 s when quiet; 90 s were not enough on two cores at a load of 39
 _LEFT_OVER_GRACE_S = 4.0
 _CODE_SERVER_GRACE_S = 3.0  # it waits for its runs, which are to go on without it
 _PROBE_TIMEOUT_S = 2.0
@@ -62,7 +62,7 @@ class DagsterService:
         self.home: DagsterHome = prepare_home(state_dir, spec_path)
         self.code_port = free_port()
         self.environment = dagster_environment(self.home, code_port=self.code_port)
-        self.port = port or free_port()
+        self.port = _unused(port) if port else free_port()
         self._serve_ui = serve_ui
         self._session_secret = secrets.token_urlsafe(32)
         self._watch = SpecWatch(spec_path, self.home.state_dir)
@@ -245,6 +245,20 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((_LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+def _unused(port: int) -> int:
+    """Return the port. Raises ConfigError when something listens on it already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_LOOPBACK, port))
+        except OSError as error:
+            raise ConfigError(
+                f"could not serve the UI on port {port}: {error.strerror}",
+                hint="Name another --port, or none for a free one.",
+            ) from error
+    return port
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from synapse_ops.services.dagster_service import CODE_SERVER, DagsterService
 from tests.servers import PASSWORD, PostgresServer
 
 Answer = TypeVar("Answer")
-DEADLINE_S = 120.0  # three interpreters start, on a machine that does other work
+DEADLINE_S = 180.0  # three interpreters start, on a machine that does other work
 SPEC = "name: synapse\ndatabase: {databases: [synapse]}\n"
 
 
