@@ -56,6 +56,12 @@ class MemoryStore:
             raise ConditionFailed(f"could not read {key}: it has changed")
         return found[0]
 
+    def quick_reader(self) -> MemoryStore:
+        return self
+
+    def read(self, key: str, size_bytes: int, etag: str, *, max_bytes: int) -> bytes:
+        return self.read_bytes(key, etag=etag, max_bytes=max(max_bytes, size_bytes))
+
     def read_with_etag(self, key: str) -> tuple[bytes, str] | None:
         found = self.objects.get(key)
         return None if found is None else (found[0], _etag(found[0]))

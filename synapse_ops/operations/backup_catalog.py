@@ -32,8 +32,7 @@ from synapse_ops.domain.repository_layout import (
 from synapse_ops.errors import ConfigError, DocumentUnreadable, IntegrityError, ObjectMissing, WrongIdentity
 from synapse_ops.operations.document_cache import DocumentCache
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.object_quick_read import QuickReader
-from synapse_ops.systems.object_store import ConditionFailed, ObjectInfo, ObjectStore
+from synapse_ops.systems.object_store import ConditionFailed, ObjectInfo, ObjectStore, QuickReader
 
 READERS = 16  # concurrent GETs of small documents: 8 -> 16 gained a tenth on a near store, more nothing
 IN_FLIGHT = 300  # backups whose documents are being read: three pages of a listing, so that reading never waits for one
@@ -160,7 +159,7 @@ class _Judging:
     """Reads documents while the listing goes on, and turns backups into rows in the order they were begun."""
 
     def __init__(self, store: ObjectStore, cache: DocumentCache, pool: ThreadPoolExecutor, reading: _Reading) -> None:
-        self._reader = QuickReader(store)
+        self._reader = store.quick_reader()
         self._cache = cache
         self._pool = pool
         self._reading = reading

@@ -9,10 +9,11 @@ module has no error handling of its own to get wrong.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from synapse_ops.systems.object_store import ObjectStore
+if TYPE_CHECKING:
+    from synapse_ops.systems.object_store import ObjectStore
 
 CONNECTIONS = 32
 CONNECT_TIMEOUT_S = 5
