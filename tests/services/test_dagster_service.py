@@ -22,6 +22,7 @@ from synapse_ops.services.dagster_home import HOME_VARIABLE
 from synapse_ops.services.dagster_service import CODE_SERVER, DagsterService
 from tests.servers import PASSWORD, PostgresServer
 
+pytestmark = pytest.mark.timeout(480)  # seven starts of three interpreters, also on a busy machine
 Answer = TypeVar("Answer")
 DEADLINE_S = 180.0  # three interpreters start, on a machine that does other work
 SPEC = "name: synapse\ndatabase: {databases: [synapse]}\n"

@@ -1,0 +1,150 @@
+"""Alarms leave Dagster, each once it happened, and none is lost while nobody takes them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from synapse_ops.defs.alarms import alarm_definitions
+from synapse_ops.errors import ConfigError, Unreachable
+from synapse_ops.systems.alert_outlet import find_outlet
+
+CHECKED = dg.AssetKey("database_dump")
+
+
+class Receiver:
+    """An HTTP server that keeps what is posted to it. status: what it answers."""
+
+    def __init__(self) -> None:
+        self.posted: list[tuple[str, list[dict[str, Any]]]] = []
+        self.status = 200
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                if receiver.status == 200:
+                    receiver.posted.append((self.path, body))
+                self.send_response(receiver.status)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def labels(self) -> list[dict[str, str]]:
+        return [alarm["labels"] for _, alarms in self.posted for alarm in alarms]
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    made = Receiver()
+    threading.Thread(target=made.server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("SYNAPSE_ALERT_WEBHOOK", raising=False)
+    monkeypatch.setenv("SYNAPSE_ALERTMANAGER_URL", made.url + "/")
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+def tick(name: str, instance: dg.DagsterInstance, cursor: str | None) -> str | None:
+    """Evaluate one alarm sensor and return its cursor."""
+    sensor = alarm_definitions("synapse").get_repository_def().get_sensor_def(name)
+    result = sensor(dg.build_sensor_context(instance=instance, cursor=cursor))
+    return result.cursor if isinstance(result, dg.SensorResult) else cursor
+
+
+def report_check(instance: dg.DagsterInstance, *, passed: bool) -> None:
+    words = "one restored" if passed else "orders: differs"
+    event = dg.AssetCheckEvaluation(asset_key=CHECKED, check_name="restore_proven", passed=passed, description=words)
+    instance.report_runless_asset_event(event)
+
+
+def test_failed_check_is_posted_and_its_pass_ends_it(receiver: Receiver, instance: dg.DagsterInstance) -> None:
+    """Both have the same labels, so that Alertmanager knows them as one alarm; the pass has an end that is past."""
+    cursor = tick("failed_check_alarms", instance, None)
+    report_check(instance, passed=False)
+    cursor = tick("failed_check_alarms", instance, cursor)
+    report_check(instance, passed=True)
+    cursor = tick("failed_check_alarms", instance, cursor)
+    tick("failed_check_alarms", instance, cursor)
+
+    [(path, [failed]), (_, [passed])] = receiver.posted
+    assert path == "/api/v2/alerts"
+    assert failed["labels"] == passed["labels"]
+    assert failed["labels"]["alertname"] == "DagsterCheckFailed"
+    assert failed["labels"]["stack"] == "synapse"
+    assert failed["annotations"]["description"] == "orders: differs"
+    assert failed["endsAt"] > failed["startsAt"]
+    assert passed["endsAt"] == passed["startsAt"]
+
+
+def test_outlet_that_is_down_loses_no_alarm(receiver: Receiver, instance: dg.DagsterInstance) -> None:
+    """The tick fails, the cursor stays, and the next tick sends what the outlet did not take."""
+    cursor = tick("failed_check_alarms", instance, None)
+    report_check(instance, passed=False)
+    receiver.status = 503
+
+    with pytest.raises(Unreachable, match="Alertmanager answers 503"):
+        tick("failed_check_alarms", instance, cursor)
+    receiver.status = 200
+    tick("failed_check_alarms", instance, cursor)
+
+    assert [labels["check"] for labels in receiver.labels()] == ["restore_proven"]
+
+
+def test_failed_run_is_posted_by_job(receiver: Receiver, instance: dg.DagsterInstance) -> None:
+    """The labels name the job, never the run: a job that fails each night is one alarm."""
+    cursor = tick("failed_run_alarms", instance, None)
+    run = dg.DagsterRun(
+        job_name="backup_now", run_id=dg.DagsterRun(job_name="x").run_id, status=dg.DagsterRunStatus.STARTED
+    )
+    instance.add_run(run)
+    instance.report_run_failed(run, "the disk is full")
+    cursor = tick("failed_run_alarms", instance, cursor)
+    tick("failed_run_alarms", instance, cursor)
+
+    assert [(labels["alertname"], labels["job"]) for labels in receiver.labels()] == [
+        ("DagsterRunFailed", "backup_now")
+    ]
+
+
+def test_what_happened_before_the_first_tick_is_not_posted(receiver: Receiver, instance: dg.DagsterInstance) -> None:
+    """A new sensor does not page for last year's failures."""
+    report_check(instance, passed=False)
+    cursor = tick("failed_check_alarms", instance, None)
+
+    tick("failed_check_alarms", instance, cursor)
+
+    assert receiver.posted == []
+
+
+def test_webhook_takes_the_same_alarms_and_its_address_stays_secret(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address may hold a token: it is in no repr and no error."""
+    monkeypatch.delenv("SYNAPSE_ALERTMANAGER_URL")
+    monkeypatch.setenv("SYNAPSE_ALERT_WEBHOOK", "https://hooks.example/services/s3cret")
+
+    outlet = find_outlet()
+
+    assert outlet is not None
+    assert "s3cret" not in repr(outlet)
+    monkeypatch.setenv("SYNAPSE_ALERT_WEBHOOK", "s3cret")
+    with pytest.raises(ConfigError) as refused:
+        find_outlet()
+    assert "s3cret" not in refused.value.render()

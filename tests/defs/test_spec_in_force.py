@@ -1,0 +1,69 @@
+"""Which spec is in force: the file while it is valid, else the last valid one, kept by content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from synapse_ops.errors import ConfigError
+from synapse_ops.operations.spec_in_force import compare_with_file, read_spec_in_force
+from synapse_ops.services.spec_watch import SpecWatch
+
+VALID = "name: one\n"
+INVALID = "name: one\nbackup: {database: {retention: 0d}}\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "infrastructure.yaml"
+    path.write_text(VALID)
+    return path
+
+
+def test_invalid_file_leaves_the_last_valid_spec_in_force(file: Path, tmp_path: Path) -> None:
+    """A half-saved file changes nothing, and its fault is told."""
+    before = read_spec_in_force(file, tmp_path / "state")
+    file.write_text(INVALID)
+
+    after = read_spec_in_force(file, tmp_path / "state")
+
+    assert (before.fault, after.loaded.digest) == (None, before.loaded.digest)
+    assert after.fault is not None
+    assert "not valid" in compare_with_file(file, after.loaded.digest)
+
+
+def test_removed_file_leaves_the_last_valid_spec_in_force(file: Path, tmp_path: Path) -> None:
+    """An editor that saves by delete and create takes nothing down."""
+    before = read_spec_in_force(file, tmp_path / "state")
+    file.unlink()
+
+    assert read_spec_in_force(file, tmp_path / "state").loaded.digest == before.loaded.digest
+
+
+def test_file_that_never_was_valid_is_refused(file: Path, tmp_path: Path) -> None:
+    """There is nothing to fall back to, and no default stack is guessed."""
+    file.write_text(INVALID)
+
+    with pytest.raises(ConfigError):
+        read_spec_in_force(file, tmp_path / "state")
+
+
+def test_comments_and_spelling_are_no_difference(file: Path, tmp_path: Path) -> None:
+    """The digest is of the meaning: a comment neither restarts the code server nor turns the check red."""
+    loaded = read_spec_in_force(file, tmp_path / "state").loaded
+    file.write_text("# a comment\nname: 'one'\n")
+
+    assert compare_with_file(file, loaded.digest) == ""
+
+
+def test_watch_tells_of_a_new_valid_spec_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New values once; an invalid file and a comment never."""
+    monkeypatch.setattr("synapse_ops.services.spec_watch._INTERVAL_S", 0.0)
+    watch = SpecWatch(file, tmp_path / "state")
+    told = [watch.has_new_spec()]
+    for text in (INVALID, "# comment\nname: one\n", "name: another\n"):
+        file.write_text(text)
+        told += [watch.has_new_spec(), watch.has_new_spec()]
+
+    assert told == [False, False, False, False, False, True, False]
