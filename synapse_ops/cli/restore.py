@@ -39,7 +39,7 @@ _REFER = "Refer to it instead: --target env:NAME, --target file:/PATH, or --targ
 @click.option(
     "--work-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where the dump is staged for a while. Default: work/ of the state directory.",
+    help="Where the dump is staged for a while. Default: proof/ of the state directory.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
 @repository_options

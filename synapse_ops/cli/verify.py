@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--work-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where throwaway servers live for a while. Default: work/ of the state directory.",
+    help="Where throwaway servers live for a while. Default: proof/ of the state directory.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the proofs as JSON.")
 @repository_options
@@ -93,7 +93,7 @@ def _targets(repository: Repository, backup_id: str | None, database: str | None
 
 
 def default_work_dir(place: Place) -> Path:
-    return place.state_dir.absolute() / "work"
+    return place.state_dir.absolute() / "proof"
 
 
 def default_timeout_s(place: Place) -> float:

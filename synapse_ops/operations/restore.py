@@ -57,7 +57,7 @@ def apply_restore(
     deadline = Deadline(timeout_s, "restore")
     if isinstance(plan.target, ServerTarget):
         return restore_to_server.apply(repository, plan, plan.target, identities, work_dir, deadline, progress)
-    return restore_to_directory.apply(repository, plan, plan.target, identities, deadline, progress)
+    return restore_to_directory.apply(repository, plan, plan.target, identities, work_dir, deadline, progress)
 
 
 def _predict(repository: Repository, place: BackupPlace, record: BackupRecord) -> float | None:

@@ -35,12 +35,8 @@ from synapse_ops.operations.staged_backup import (
     read_backup_document,
     stage_backup,
 )
-from synapse_ops.operations.throwaway_server import (
-    Throwaway,
-    sweep_throwaways,
-    throwaway_directory,
-    throwaway_server,
-)
+from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_directory
+from synapse_ops.operations.throwaway_server import Throwaway, throwaway_server
 from synapse_ops.systems.amcheck import check_relations
 from synapse_ops.systems.log_output import current_correlation_id
 from synapse_ops.systems.pg_tools import find_pg_tools

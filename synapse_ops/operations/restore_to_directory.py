@@ -29,7 +29,8 @@ from synapse_ops.operations.restore_target import (
     refuse_if_not_empty,
 )
 from synapse_ops.operations.staged_backup import ReadLog, hold_for_reading, stage_backup
-from synapse_ops.operations.throwaway_server import sweep_throwaways, throwaway_directory, throwaway_server
+from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_base, throwaway_directory
+from synapse_ops.operations.throwaway_server import throwaway_server
 from synapse_ops.systems.local_processes import ServerIdentity, give_to, reachable_by, run_as, server_identity
 from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
 
@@ -91,6 +92,7 @@ def apply(
     planned: RestorePlan,
     target: DirectoryTarget,
     identities: tuple[str, ...],
+    work_dir: Path,
     deadline: Deadline,
     progress: ReportProgress,
 ) -> RestoreReport:
@@ -102,7 +104,10 @@ def apply(
     with (
         hold_for_reading(repository, place, "restore"),
         throwaway_directory(
-            directory.parent, database_size_bytes=planned.size_bytes, scratch_bytes=record.stored_bytes
+            directory.parent,
+            database_size_bytes=planned.size_bytes,
+            scratch_bytes=record.stored_bytes,
+            programs_dir=throwaway_base(work_dir, server_identity()) / "programs",
         ) as throwaway_dir,
     ):
         staged = deadline.run(

@@ -36,7 +36,7 @@ from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.restore_target import RestorePlan, RestoreReport, ServerTarget, analyze, compare_restored
 from synapse_ops.operations.staged_backup import ReadLog, hold_for_reading, stage_backup
-from synapse_ops.operations.throwaway_server import sweep_throwaways, throwaway_directory
+from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_directory
 from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
 from synapse_ops.systems.postgres import connect, describe, postgres_errors
 

@@ -1,75 +1,44 @@
-"""PostgreSQL servers that live for one restore: made, kept inert, removed, and swept when their owner was killed.
+"""PostgreSQL servers that live for one restore, inert: what they run cannot listen, call out, replicate or archive.
 
-Theory of operation. A throwaway is three things under a work directory that a server's identity can enter:
-
-    throwaway-<id>.owner    JSON for people; its *lock* (flock) says that the owner lives. Written before anything else.
-    throwaway-<id>/         data directory, scratch files, logs
-    a socket directory      in the temporary directory, private; its name is derived from the data directory's
-
-The kernel releases the lock however the owner ends, and the server stops with the thread that started it. So a lock
-that can be taken means: nobody needs this any more. `sweep_throwaways` takes it, ends what still works in that
-directory, and removes the three. A lock that is held is never touched; neither is anything without such an owner file.
-A throwaway on a file system shared by several hosts, whose locks may not reach us, counts as living while its heartbeat
-(the owner file's modification time) is fresh.
-
-What is restored is the source superuser's code, and it runs here. The server is therefore inert: a configuration of its
-own, a Unix socket that only its identity can reach and no TCP, no archiving, no WAL senders or slots, no logical
-replication workers, no preloaded libraries, event triggers off, autovacuum off. It is not durable either (fsync off):
-nobody ever needs it after a crash.
+What is restored is the source superuser's code, and it runs here. The server therefore has a configuration of its own,
+a Unix socket that only its identity can reach and no TCP, no archiving, no WAL senders or slots, no logical replication
+workers, no preloaded libraries, event triggers off, autovacuum off. As root it runs in a network namespace with nothing
+in it as well, so that restored code cannot call out. It is not durable either (fsync off): nobody ever needs it after a
+crash. It ends with the thread that started it; what lies on disk is operations/throwaway_directory.py's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
-import os
-import secrets
-import shutil
 import signal
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 
 import psutil
-import structlog
 
-from synapse_ops.domain.recovery import disk_needed_bytes, wal_limit_for
-from synapse_ops.errors import ConfigError, Unproven
+from synapse_ops.domain.recovery import wal_limit_for
 from synapse_ops.operations.deadline import Deadline
-from synapse_ops.systems.local_processes import (
-    ProcessMark,
-    ServerIdentity,
-    end_process,
-    give_to,
-    processes_in,
-    reachable_by,
-    server_identity,
-)
+from synapse_ops.operations.throwaway_directory import ThrowawayDir
+from synapse_ops.systems.empty_network import enter_empty_network
 from synapse_ops.systems.pg_server import PgServer, make_socket_dir
 from synapse_ops.systems.pg_tools import PgTools, tools_for
 
-HEARTBEAT_S = 20.0
-HEARTBEAT_STALE_S = 600.0  # for owners on other hosts only
 START_TIMEOUT_S = 60.0
 NICENESS = 5  # a proof gives way to what is live on the same host
 PORT = 5432  # part of the socket's name only: nothing listens on TCP
 
-_PREFIX = "throwaway-"
-_OWNER_SUFFIX = ".owner"
-_PROGRAMS = {"postgres", "initdb", "pg_restore"}  # what a sweep may end; a person's shell in the directory is not
-
 
 @dataclass(frozen=True)
 class Throwaway:
-    """A running throwaway; `superuser` is its bootstrap role."""
+    """A running throwaway; `superuser` is its bootstrap role.
+
+    is_isolated: in a network namespace with nothing in it, so that what it runs cannot call out.
+    """
 
     server: PgServer
     superuser: str
+    is_isolated: bool
 
     def conninfo(self, database: str) -> str:
         """Return the superuser's conninfo; it holds no secret. Restored settings do not reach its sessions."""
@@ -131,33 +100,6 @@ def _inert_settings(major: int, *, database_size_bytes: int) -> dict[str, object
     return settings
 
 
-@dataclass(frozen=True)
-class ThrowawayDir:
-    """A directory that is ours while the block lasts. scratch_dir: private, for what is read from the repository."""
-
-    path: Path
-    identity: ServerIdentity | None
-
-    @property
-    def scratch_dir(self) -> Path:
-        return self.path / "scratch"
-
-
-@contextlib.contextmanager
-def throwaway_directory(work_dir: Path, *, database_size_bytes: int, scratch_bytes: int) -> Iterator[ThrowawayDir]:
-    """Hold a throwaway directory inside the block, and remove every trace of it afterwards.
-
-    database_size_bytes: of the source; scratch_bytes: what will be put into `scratch_dir`. Raises Unproven when the
-    disk has not room enough for both.
-    """
-    identity = server_identity()
-    base = throwaway_base(work_dir, identity)
-    server_bytes = disk_needed_bytes(database_size_bytes, wal_limit_bytes=wal_limit_for(database_size_bytes))
-    check_disk(base, server_bytes + scratch_bytes)
-    with _owned_directory(base, identity) as directory:
-        yield ThrowawayDir(directory, identity)
-
-
 @contextlib.contextmanager
 def throwaway_server(
     directory: ThrowawayDir, *, tools: PgTools, superuser: str, database_size_bytes: int, deadline: Deadline
@@ -167,7 +109,7 @@ def throwaway_server(
     superuser: name of its bootstrap role. When the deadline passes the server is killed, so that no query outlasts it.
     Raises what initdb and postgres say.
     """
-    tools = tools_for(directory.identity, tools, directory.path.parent / "programs")
+    tools = tools_for(directory.identity, tools, directory.programs_dir)
     data_dir = directory.path / "data"
     server = PgServer(
         tools=tools,
@@ -178,39 +120,54 @@ def throwaway_server(
         log_path=directory.path / "postgres.log",
         settings=_inert_settings(tools.major, database_size_bytes=database_size_bytes),
     )
-    server.init(superuser, durable=False)
+    keeper = _Keeper(server, superuser, deadline)
     watchdog = threading.Timer(deadline.remaining_s(), _kill, [server])
     watchdog.daemon = True
     try:
-        server.start(deadline.remaining_s(START_TIMEOUT_S))
+        is_isolated = keeper.run_server()
         watchdog.start()
         _give_way(server)
-        yield Throwaway(server, superuser)
+        yield Throwaway(server, superuser, is_isolated)
     finally:
         watchdog.cancel()
         server.stop("immediate")
+        keeper.end()
 
 
-def throwaway_base(work_dir: Path, identity: ServerIdentity | None) -> Path:
-    """Return the directory that throwaways of `work_dir` lie in, made where it was missing.
+class _Keeper:
+    """The thread that a throwaway server is started from: outside the network, and alive for as long as the server.
 
-    It is `work_dir` itself unless the server's identity cannot enter that (a home of mode 0700, and we are root).
+    The server dies with the thread that started it, and a thread that has left the network cannot come back.
     """
-    work_dir.mkdir(parents=True, exist_ok=True)
-    if reachable_by(identity, work_dir):
-        return work_dir.resolve()
-    base = Path("/var/lib/synapse-ops/throwaway")
-    base.mkdir(parents=True, exist_ok=True)
-    return base
 
+    def __init__(self, server: PgServer, superuser: str, deadline: Deadline) -> None:
+        self._server, self._superuser, self._deadline = server, superuser, deadline
+        self._is_up, self._may_end = threading.Event(), threading.Event()
+        self._error: BaseException | None = None
+        self._is_isolated = False
+        self._thread = threading.Thread(target=self._keep, name="throwaway", daemon=True)
 
-def check_disk(base: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(base).free
-    if free < needed_bytes:
-        raise Unproven(
-            f"no room to restore: {base} has {free // 2**20} MiB free, {needed_bytes // 2**20} MiB are needed",
-            hint="Free some space, or name another place with --work-dir or SYNAPSE_STATE_DIR.",
-        )
+    def run_server(self) -> bool:
+        """Make and start the server; return whether it is cut off from every network."""
+        self._thread.start()
+        self._is_up.wait()
+        if self._error is not None:
+            raise self._error
+        return self._is_isolated
+
+    def _keep(self) -> None:
+        try:
+            self._is_isolated = enter_empty_network()
+            self._server.init(self._superuser, durable=False)
+            self._server.start(self._deadline.remaining_s(START_TIMEOUT_S))
+        except BaseException as error:  # noqa: BLE001 - carried over to the thread that waits
+            self._error = error
+        self._is_up.set()
+        self._may_end.wait()
+
+    def end(self) -> None:
+        self._may_end.set()
+        self._thread.join()
 
 
 def _give_way(server: PgServer) -> None:
@@ -226,130 +183,3 @@ def _kill(server: PgServer) -> None:
         mark.signal(signal.SIGQUIT)
         if not mark.wait_gone(2.0):
             mark.signal(signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _owned_directory(base: Path, identity: ServerIdentity | None) -> Iterator[Path]:
-    """Hold a new throwaway directory inside the block: owner file and lock first, removed last."""
-    directory, lock = _claim(base)
-    stop = threading.Event()
-    heart = threading.Thread(target=_beat, args=(_owner_file(directory), stop), daemon=True)
-    try:
-        heart.start()
-        directory.mkdir(mode=0o700)
-        give_to(identity, directory)
-        scratch = directory / "scratch"
-        scratch.mkdir(mode=0o700)
-        yield directory
-    finally:
-        stop.set()
-        heart.join()
-        _remove(directory)
-        os.close(lock)
-
-
-def _claim(base: Path) -> tuple[Path, int]:
-    """Write and lock the owner file of a new throwaway; return its directory (not made yet) and the descriptor."""
-    while True:
-        directory = base / f"{_PREFIX}{secrets.token_hex(6)}"
-        owner = _owner_file(directory)
-        lock = os.open(owner, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(lock).st_ino == owner.stat().st_ino:  # not swept between its making and its locking
-                os.write(lock, _owner_text().encode())
-                return directory, lock
-        os.close(lock)
-
-
-def _owner_text() -> str:
-    mark = ProcessMark.of(os.getpid())
-    body = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_started_s": mark.started_s if mark else None,
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return json.dumps(body, indent=2) + "\n"
-
-
-def _owner_file(directory: Path) -> Path:
-    return directory.with_name(directory.name + _OWNER_SUFFIX)
-
-
-def _beat(owner: Path, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_S):
-        with contextlib.suppress(OSError):
-            os.utime(owner)
-
-
-def sweep_throwaways(work_dir: Path) -> tuple[str, ...]:
-    """Remove every throwaway whose owner is dead, its server included; return their names. Safe to race."""
-    if not work_dir.is_dir():
-        return ()
-    owners = sorted(throwaway_base(work_dir, server_identity()).glob(f"{_PREFIX}*{_OWNER_SUFFIX}"))
-    swept = [owner.name.removesuffix(_OWNER_SUFFIX) for owner in owners if _sweep(owner)]
-    if swept:
-        structlog.get_logger().info("removed throwaway servers of dead owners", names=swept)
-    return tuple(swept)
-
-
-def _sweep(owner: Path) -> bool:
-    try:
-        lock = os.open(owner, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:  # another sweep was quicker
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _beats_elsewhere(owner, lock):
-            return False
-        _remove(owner.with_name(owner.name.removesuffix(_OWNER_SUFFIX)))
-    except BlockingIOError:  # its owner lives
-        return False
-    finally:
-        os.close(lock)
-    return True
-
-
-def _beats_elsewhere(owner: Path, lock: int) -> bool:
-    """Say whether another host claims it with a fresh heartbeat: a lock on a shared file system may not reach us."""
-    try:
-        host = json.loads(os.pread(lock, 4096, 0)).get("host")
-        age_s = time.time() - owner.stat().st_mtime
-    except (ValueError, FileNotFoundError):  # killed before it wrote a word
-        return False
-    return host != socket.gethostname() and age_s < HEARTBEAT_STALE_S
-
-
-def _remove(directory: Path) -> None:
-    """End what works in a throwaway's directory and remove it, its socket directory, and last its owner file."""
-    for mark in _processes_of(directory):
-        end_process(mark, signal.SIGQUIT, timeout_s=3.0)
-    if directory.is_dir() and not directory.is_symlink():
-        with contextlib.suppress(ConfigError):
-            shutil.rmtree(make_socket_dir(directory / "data", server_identity()), ignore_errors=True)
-        for _ in range(3):  # initdb that was cut off may write a moment longer
-            shutil.rmtree(directory, ignore_errors=True)
-            if not directory.exists():
-                break
-            for mark in _processes_of(directory):
-                end_process(mark, signal.SIGKILL, timeout_s=1.0)
-        if directory.exists():
-            shutil.rmtree(directory)  # says what could not be removed; the owner file stays for the next sweep
-    _owner_file(directory).unlink(missing_ok=True)
-
-
-def _processes_of(directory: Path) -> list[ProcessMark]:
-    """Return PostgreSQL's processes that work in the directory or name it on their command line."""
-    found = [mark for name in ("data", "data.making", ".") for mark in processes_in(directory / name)]
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.name() in _PROGRAMS and any(part.startswith(f"{directory}/") for part in process.cmdline()):
-                found += [mark] if (mark := ProcessMark.of(process.pid)) else []
-    return [mark for mark in dict.fromkeys(found) if _is_ours_to_end(mark)]
-
-
-def _is_ours_to_end(mark: ProcessMark) -> bool:
-    with contextlib.suppress(psutil.Error, OSError):
-        return mark.pid != os.getpid() and psutil.Process(mark.pid).name() in _PROGRAMS
-    return False

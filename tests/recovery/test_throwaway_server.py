@@ -19,12 +19,8 @@ from synapse_ops.errors import Unproven
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.restore_proof import prove_backup
-from synapse_ops.operations.throwaway_server import (
-    Throwaway,
-    sweep_throwaways,
-    throwaway_directory,
-    throwaway_server,
-)
+from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_directory
+from synapse_ops.operations.throwaway_server import Throwaway, throwaway_server
 from synapse_ops.systems.local_processes import processes_in
 from synapse_ops.systems.pg_tools import find_pg_tools
 from tests.recovery.backups import KeptBackup
@@ -119,6 +115,17 @@ def test_a_throwaway_offers_nothing_to_the_network_and_leaves_nothing_behind(wor
     assert found == wanted
     assert not processes_in(data_dir)
     assert not socket_dir.exists()
+
+
+def test_what_a_throwaway_runs_cannot_call_out(work_dir: Path, postgres_server: PostgresServer) -> None:
+    """As root its network is empty: not even a server on loopback can be reached from inside."""
+    with running_throwaway(work_dir) as throwaway:
+        if not throwaway.is_isolated:
+            pytest.skip("network namespaces need root")
+        with psycopg.connect(throwaway.conninfo("postgres")) as connection:
+            connection.execute("create extension dblink")
+            with pytest.raises(psycopg.OperationalError, match="could not establish connection"):
+                connection.execute("select dblink_connect(%s)", [postgres_server.conninfo()])
 
 
 def test_a_hostile_backup_is_restored_inert_and_still_compared_exactly(
