@@ -158,7 +158,7 @@ def restore_backup(context: Any, stack: StackResource, *, backup_id: str, target
             repository,
             plan,
             identities=identities,
-            work_dir=opened.state_dir / "restore",
+            work_dir=opened.state_dir / "proof",
             progress=progress_into(context.log),
         )
     tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: backup_id})
