@@ -23,7 +23,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from synapse_ops.domain.repository_layout import pin_name, reading_name
-from synapse_ops.operations.backup_catalog import Catalog, read_catalog
+from synapse_ops.domain.retention import RetentionPolicy
+from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.expire import make_expiry_plan
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from tests.stored_backups import store_backup, store_proof
@@ -42,32 +44,41 @@ def main() -> None:
             _timed("put", lambda: _fill(store, options.backups))
         repository = Repository(store, cache_dir=Path(folder))
         bare = [_timed("bare listing", lambda: sum(1 for _ in store.list_objects()))[0] for _ in range(options.repeat)]
-        cold = []
-        for _ in range(options.repeat):
-            (Path(folder) / "catalog.sqlite").unlink(missing_ok=True)
-            cold.append(_timed("cold catalog", lambda: read_catalog(repository))[0])
-        warm = [_timed("warm catalog", lambda: read_catalog(repository))[0] for _ in range(options.repeat)]
-        catalog, memory = _memory_of(lambda: read_catalog(repository))
-        print(json.dumps(_figures(catalog, bare, cold, warm, memory), indent=2))
+        cold: dict[str, list[float]] = {"list": [], "plan": []}
+        warm: dict[str, list[float]] = {"list": [], "plan": []}
+        for name, work in works(repository).items():
+            for _ in range(options.repeat):
+                (Path(folder) / "catalog.sqlite").unlink(missing_ok=True)
+                cold[name].append(_timed(f"cold {name}", work)[0])
+                warm[name].append(_timed(f"warm {name}", work)[0])
+        print(json.dumps(_figures(repository, bare, cold, warm), indent=2))
+
+
+def works(repository: Repository) -> dict[str, Callable[[], object]]:
+    """Return the two readings that the targets are about: a catalog, and a retention plan with its document."""
+    policy = RetentionPolicy(window=timedelta(days=30))
+    return {
+        "list": lambda: read_catalog(repository),
+        "plan": lambda: make_expiry_plan(repository, policy, datetime.now(UTC)),
+    }
 
 
 def _figures(
-    catalog: Catalog, bare: list[float], cold: list[float], warm: list[float], memory: tuple[int, int]
+    repository: Repository, bare: list[float], cold: dict[str, list[float]], warm: dict[str, list[float]]
 ) -> dict[str, object]:
-    kept_bytes, peak_bytes = memory
-    count = max(1, len(catalog.backups))
     listing = statistics.median(bare)
-    return {
+    catalog = read_catalog(repository)
+    figures: dict[str, object] = {
         "backups": len(catalog.backups),
         "objects": catalog.object_count,
         "bare_listing_s": round(listing, 2),
-        "cold_s": round(statistics.median(cold), 2),
-        "warm_s": round(statistics.median(warm), 2),
-        "cold_ratio": round(statistics.median(cold) / listing, 2),
-        "warm_ratio": round(statistics.median(warm) / listing, 2),
-        "kept_bytes_per_backup": kept_bytes // count,
-        "peak_bytes_per_backup": peak_bytes // count,
     }
+    for name, work in works(repository).items():
+        for state, seconds in (("cold", cold[name]), ("warm", warm[name])):
+            figures[f"{state}_{name}_s"] = round(statistics.median(seconds), 2)
+            figures[f"{state}_{name}_ratio"] = round(statistics.median(seconds) / listing, 2)
+        figures[f"{name}_peak_bytes_per_backup"] = _peak_bytes(work) // max(1, len(catalog.backups))
+    return figures
 
 
 def _fill(store: ObjectStore, backups: int) -> None:
@@ -94,15 +105,14 @@ def _timed(name: str, work: Callable[[], object]) -> tuple[float, object]:
     return seconds, result
 
 
-def _memory_of(work: Callable[[], Catalog]) -> tuple[Catalog, tuple[int, int]]:
-    """Return the catalog, and the bytes it keeps and took at most, as Python's allocator counts them."""
+def _peak_bytes(work: Callable[[], object]) -> int:
+    """Return the most bytes that a reading took at once, as Python's allocator counts them."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
-    catalog = work()
-    kept, peak = tracemalloc.get_traced_memory()
+    work()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return catalog, (kept - before, peak - before)
+    return peak - before
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -97,7 +98,7 @@ class PlanEntry:
             action=Action.EXPIRE if decision.expires else Action.KEEP,
             place=entry.place,
             rule=decision.rule,
-            reason=decision.reason,
+            reason=sys.intern(decision.reason),  # one text for the thousands that share a rule
             size_bytes=entry.size_bytes,
             listing_digest=entry.listing_digest,
             taken_at=entry.database_time or entry.started_at,

@@ -117,7 +117,7 @@ def test_facts_come_back_from_a_cache_as_they_were() -> None:
 
 def test_a_backup_takes_at_most_a_kibibyte_of_memory() -> None:
     """10,000 backups fit into 10 MiB, pins and holds included."""
-    count = 2000
+    count = 1000
     tracemalloc.start()
     try:
         entries = []
