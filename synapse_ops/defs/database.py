@@ -44,9 +44,6 @@ AUTOMATIC = {
     "schedule",
     "sensor",
 }  # triggers that an operator switched on; the plan of their own run is approved by that
-EXPIRY_EVERY = timedelta(days=1)
-
-_SLACK = timedelta(hours=2)  # a change of clock, and the time that the work itself takes
 
 
 class ProofConfig(dg.Config):
@@ -125,7 +122,7 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
         owners=OWNERS,
         kinds={"s3"},
         code_version=code_version("synapse_ops.domain.retention", "synapse_ops.domain.expiry_plan"),
-        freshness_policy=freshness_of(EXPIRY_EVERY + _SLACK),
+        freshness_policy=freshness_of(_longest_gap(spec.proof.schedule, spec.time_zone)),
         description="What an expiry would do: every backup, kept or expired, with the reason. Nothing is removed here. "
         "`plan_digest` names exactly this plan; expire_apply takes it.",
     )
@@ -193,7 +190,7 @@ def _plan_of_same_run(context: dg.AssetExecutionContext) -> str:
 
 
 def _longest_gap(cron: str, time_zone: str) -> timedelta:
-    """Return the longest time between two ticks of a schedule, and some slack: later than this is late.
+    """Return the longest time between two ticks of a schedule.
 
     Looked at from a fixed day, so that definitions do not change from one load to the next.
     """
@@ -204,4 +201,4 @@ def _longest_gap(cron: str, time_zone: str) -> timedelta:
     ticks = CronSim(cron, datetime(2026, 1, 1, tzinfo=ZoneInfo(time_zone)))
     moments = [moment for _, moment in zip(range(60), ticks, strict=False)]
     gaps = [later - earlier for earlier, later in pairwise(moments)]
-    return max(gaps, default=timedelta(days=366)) + _SLACK
+    return max(gaps, default=timedelta(days=366))

@@ -43,9 +43,14 @@ def run_limit(limit: timedelta) -> dict[str, str]:
     return {"dagster/max_runtime": str(int(limit.total_seconds()))}
 
 
-def freshness_of(fail_after: timedelta) -> dg.FreshnessPolicy:
-    """Return a policy that warns at three quarters of the window and fails at its end."""
-    return dg.FreshnessPolicy.time_window(fail_window=fail_after, warn_window=fail_after * 0.75)
+def freshness_of(longest_gap: timedelta) -> dg.FreshnessPolicy:
+    """Return a policy for what a schedule makes: it warns when a tick came to nothing, and fails an hour later.
+
+    longest_gap: between two ticks of the schedule. An hour more covers a change of clock and the work itself.
+    """
+    return dg.FreshnessPolicy.time_window(
+        warn_window=longest_gap + timedelta(hours=1), fail_window=longest_gap + timedelta(hours=2)
+    )
 
 
 @cache
