@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any
 from synapse_ops import __version__
 from synapse_ops.domain.backup_record import BackupRecord, ObjectRecord, SourceRecord, StartedRecord
 from synapse_ops.domain.fingerprint import Fingerprint
-from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
+from synapse_ops.domain.progress import ReportProgress, ignore_progress
 from synapse_ops.domain.repository_layout import HEARTBEAT, KIND_DUMP, BackupPlace, Identity, new_backup_id
 from synapse_ops.domain.structure import Structure
 from synapse_ops.errors import ConfigError, Refused, Unproven
 from synapse_ops.operations.backup_writer import BackupWriter
 from synapse_ops.operations.heartbeat import Heartbeat, keep_heartbeat
-from synapse_ops.systems.dump_tools import ToolStream, open_tool
+from synapse_ops.systems.dump_progress import reported_dump
+from synapse_ops.systems.dump_tools import ToolStream, application_name, open_tool
 from synapse_ops.systems.encryption import check_recipients
 from synapse_ops.systems.log_output import current_correlation_id
 from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
@@ -271,27 +272,28 @@ def _dump(
         f"--lock-wait-timeout={LOCK_WAIT_MS}",
     ]
     warnings: list[str] = []
-    with measured.phase("dump"), open_tool(source.tools, "pg_dump", arguments, source.conninfo) as tool:
-        watched = _Watched(tool, stop, progress, f"dumping {source.database}")
-        record = writer.write_stream(DUMP, watched, before_complete=lambda: warnings.extend(tool.finish()))
+    stage = f"dumping {source.database}"
+    with (
+        measured.phase("dump"),
+        reported_dump(source.conninfo, application_name("pg_dump"), stage, progress),
+        open_tool(source.tools, "pg_dump", arguments, source.conninfo) as tool,
+    ):
+        stoppable = _Stoppable(tool, stop)
+        record = writer.write_stream(DUMP, stoppable, before_complete=lambda: warnings.extend(tool.finish()))
     return record, tuple(warnings)
 
 
-class _Watched:
-    """A program's output that tells how much has passed, and ends with an error when another part has failed."""
+class _Stoppable:
+    """A program's output that ends with an error when another part of the backup has failed."""
 
-    def __init__(self, tool: ToolStream, stop: threading.Event, progress: ReportProgress, stage: str) -> None:
+    def __init__(self, tool: ToolStream, stop: threading.Event) -> None:
         self._tool = tool
         self._stop = stop
-        self._progress = progress
-        self._stage = stage
 
     def read(self, size: int = -1) -> bytes:
         if self._stop.is_set():
             raise Unproven("the dump was stopped, because another part of the backup failed")
-        chunk = self._tool.read(size)
-        self._progress(Progress(self._stage, self._tool.bytes_read))
-        return chunk
+        return self._tool.read(size)
 
 
 def _fingerprint(

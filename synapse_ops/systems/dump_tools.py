@@ -40,7 +40,6 @@ class ToolStream:
             raise TypeError("the program was started without pipes")
         self.stdout: IO[bytes] = stdout
         self.pid = process.pid
-        self.bytes_read = 0
         self._process = process
         self._argv = argv
         self._secrets = secrets
@@ -55,9 +54,7 @@ class ToolStream:
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes of the output; empty at its end, which alone does not mean success."""
-        chunk = self.stdout.read(size)
-        self.bytes_read += len(chunk)
-        return chunk
+        return self.stdout.read(size)
 
     def finish(self) -> tuple[str, ...]:
         """Wait for the end and return the warnings it printed. Raises ToolFailed when it failed."""
@@ -87,6 +84,11 @@ def _hint(stderr: str) -> str:
     return ""
 
 
+def application_name(program: str) -> str:
+    """Return the name under which a program's session stands in pg_stat_activity."""
+    return f"synapse-ops {program}"
+
+
 @contextmanager
 def open_tool(tools: PgTools, program: str, arguments: Sequence[str], conninfo: str) -> Iterator[ToolStream]:
     """Start a client program connected as `conninfo` says; kill it when the block ends before it does.
@@ -102,7 +104,7 @@ def open_tool(tools: PgTools, program: str, arguments: Sequence[str], conninfo: 
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**tools.environment(), "PGSERVICEFILE": path, "PGAPPNAME": f"synapse-ops {program}"},
+            env={**tools.environment(), "PGSERVICEFILE": path, "PGAPPNAME": application_name(program)},
             pass_fds=descriptors,
             preexec_fn=dying_with_us(signal.SIGKILL),
         )
