@@ -39,7 +39,7 @@ COLUMN = ColumnFacts("c", 1, -1, True)
     ],
 )
 def test_a_column_is_hashed_in_a_form_that_tells_values_apart(column: ColumnFacts, expression: str) -> None:
-    """Exact built-in types stay as they are; a fixed scale makes numeric exact; a namesake elsewhere is another type."""
+    """Exact built-in types stay; a fixed scale makes numeric exact; a namesake elsewhere is another type."""
     assert column_expression(column, TYPES) == expression
 
 
