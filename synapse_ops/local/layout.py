@@ -88,6 +88,7 @@ def make_layout(state_dir: Path) -> StackLayout:
     named = Path(os.path.abspath(state_dir))  # noqa: PTH100
     if named.exists() and not named.is_dir():
         raise ConfigError(f'state directory "{named}" is a file', hint="Name another one with --state-dir.")
+    _check_free_space(StackLayout(named, named.resolve(), identity))
     if not named.is_symlink():
         try:
             named.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -98,7 +99,6 @@ def make_layout(state_dir: Path) -> StackLayout:
         if not reachable_by(identity, named):
             _move_far(named)
     layout = StackLayout(named, named.resolve(), identity)
-    _check_free_space(layout)
     layout.root.mkdir(mode=0o755, parents=True, exist_ok=True)
     layout.logs.mkdir(mode=0o755, exist_ok=True)
     make_private_dir(layout.secrets, None)
@@ -132,7 +132,8 @@ def _move_far(named: Path) -> None:
 def _check_free_space(layout: StackLayout) -> None:
     is_cold = not (layout.data / "db-primary").exists()
     needed = COLD_FREE_BYTES if is_cold else WARM_FREE_BYTES
-    free = shutil.disk_usage(layout.root).free
+    place = next(place for place in (layout.root, *layout.root.parents) if place.exists())
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise Refused(
             f"could not start the embedded stack: {free // 1024**2} MiB free, {needed // 1024**2} MiB needed",

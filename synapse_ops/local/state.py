@@ -60,8 +60,14 @@ def read_state(path: Path) -> StackState:
 
 
 def write_state(path: Path, state: StackState) -> None:
-    """Replace the file in one step."""
+    """Replace the file in one step, or leave it as it is when the disk is full.
+
+    A report that cannot be written must not end the supervisor, and with it the servers, nor keep `down` from its work.
+    """
     document: dict[str, Any] = {"format": FORMAT, **asdict(state)}
     making = path.with_suffix(".making")
-    making.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    making.replace(path)
+    try:
+        making.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        making.replace(path)
+    except OSError:
+        making.unlink(missing_ok=True)

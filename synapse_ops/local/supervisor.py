@@ -68,7 +68,7 @@ class Supervisor:
         elif self._has_changed():
             self._write_state()
         if self.sessions and not self.stays and not any(mark.is_alive() for mark in self.sessions):
-            print("the terminal that asked for the stack was closed", flush=True)
+            _log("the terminal that asked for the stack was closed")
             self.is_ending = True
 
     def _answer(self, connection: socket.socket, body: dict[str, Any]) -> None:
@@ -83,8 +83,13 @@ class Supervisor:
                 self.is_ending = True
             reply(connection, {"done": {"pid": os.getpid()}})
         except SynapseOpsError as error:
-            print(error.render(), flush=True)
+            _log(error.render())
             reply(connection, {"error": packed(error)})
+            self.is_ending = self.is_ending or not self._anything_lives()
+        except OSError as error:  # a full disk, a folder that was taken away
+            what = error.strerror or type(error).__name__
+            told = SynapseOpsError(f"could not run the embedded stack: {what}", detail=str(error.filename or ""))
+            reply(connection, {"error": packed(told)})
             self.is_ending = self.is_ending or not self._anything_lives()
         except Exception:
             traceback.print_exc()
@@ -137,6 +142,11 @@ class Supervisor:
             self.state.ports = self.stack.ports
             self.state.servers = _describe(self.stack, missing="ended" if self.is_wanted else "stopped")
         write_state(self.layout.state_file, self.state)
+
+
+def _log(line: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk must not end us, and every server with us
+        print(line, flush=True)
 
 
 def _describe(stack: StackServers, *, missing: str) -> dict[str, ServerState]:

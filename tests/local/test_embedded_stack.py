@@ -27,7 +27,7 @@ from synapse_ops.local.embedded_stack import (
     start_stack,
     stop_stack,
 )
-from synapse_ops.local.layout import find_layout
+from synapse_ops.local.layout import far_root, find_layout
 from synapse_ops.local.stack import SERVER_NAMES
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.local_processes import ProcessMark
@@ -281,7 +281,8 @@ def test_a_nearly_full_disk_is_told_before_anything_is_written(tmp_path: Path, m
     with pytest.raises(Refused, match="MiB free, 1099511627776 MiB needed"):
         up(tmp_path / ".synapse")
 
-    assert not (tmp_path / ".synapse" / "data").exists()
+    assert not (tmp_path / ".synapse").exists()
+    assert not far_root(tmp_path / ".synapse").exists()
 
 
 def test_an_edited_spec_that_is_not_yaml_is_refused_by_name(state_dir: Path) -> None:
