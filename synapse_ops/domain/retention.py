@@ -13,7 +13,7 @@ Source of the rules: docs/repository-format.md, "Retention".
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
@@ -166,11 +166,29 @@ def excesses(places: Sequence[tuple[BackupPlace, bool]], max_ratio: float) -> tu
 
 def counts_as_proven(entry: CatalogEntry, now: datetime) -> bool:
     """Whether a backup may stand in for an older one: proven, readable, and nothing about it lies in the future."""
+    return _counts_as_proven(_aged(entry), now)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Aged:
+    """A backup with its age worked out once: reading the time in an id costs more than every rule together."""
+
+    taken_at: datetime
+    backup_id: str
+    entry: CatalogEntry = field(compare=False)
+
+
+def _aged(entry: CatalogEntry) -> _Aged:
+    return _Aged(taken_at(entry), entry.place.backup_id, entry)
+
+
+def _counts_as_proven(one: _Aged, now: datetime) -> bool:
+    entry = one.entry
     return (
         entry.proven_at is not None
         and not entry.unreadable_reason
         and not entry.doubt
-        and max(entry.proven_at, taken_at(entry)) <= now + CLOCK_TOLERANCE
+        and max(entry.proven_at, one.taken_at) <= now + CLOCK_TOLERANCE
     )
 
 
@@ -178,62 +196,47 @@ def _group(place: BackupPlace) -> tuple[str, str, str, str]:
     return (place.identity.system_identifier, place.identity.generation, place.kind, place.database)
 
 
-def _age_order(entry: CatalogEntry) -> tuple[datetime, str]:
-    return (taken_at(entry), entry.place.backup_id)
-
-
 def _plan_group(group: list[CatalogEntry], policy: RetentionPolicy, clocks: Clocks) -> list[Decision]:
-    newest_first = sorted(group, key=_age_order, reverse=True)
-    proven = [entry for entry in newest_first if counts_as_proven(entry, clocks.earlier)]
-    older_proven = [entry for entry in proven if _is_past_window(entry, policy, clocks)]
-    last = proven[0] if proven else None
-    anchor = older_proven[0] if older_proven else None
-    return [_decide(entry, policy, clocks, last, anchor) for entry in newest_first]
+    newest_first = sorted(map(_aged, group), reverse=True)
+    proven = [one for one in newest_first if _counts_as_proven(one, clocks.earlier)]
+    last = next(iter(proven), None)
+    anchor = next((one for one in proven if _is_past_window(one, policy, clocks)), None)
+    return [_decide(one, policy, clocks, last, anchor) for one in newest_first]
 
 
-def _is_past_window(entry: CatalogEntry, policy: RetentionPolicy, clocks: Clocks) -> bool:
-    return clocks.earlier - taken_at(entry) >= policy.window
+def _is_past_window(one: _Aged, policy: RetentionPolicy, clocks: Clocks) -> bool:
+    return clocks.earlier - one.taken_at >= policy.window
 
 
-def _decide(
-    entry: CatalogEntry,
-    policy: RetentionPolicy,
-    clocks: Clocks,
-    last: CatalogEntry | None,
-    anchor: CatalogEntry | None,
-) -> Decision:
-    untouchable = _untouchable(entry, clocks)
+def _decide(one: _Aged, policy: RetentionPolicy, clocks: Clocks, last: _Aged | None, anchor: _Aged | None) -> Decision:
+    untouchable = _untouchable(one, clocks)
     if untouchable is not None:
         return untouchable
-    window = format_days(policy.window)
-    if entry is last:
+    entry, window = one.entry, format_days(policy.window)
+    if one is last:
         return Decision(entry, False, Rule.LAST_PROVEN, _last_proven_reason(entry, policy, clocks))
-    if not _is_past_window(entry, policy, clocks):
+    if not _is_past_window(one, policy, clocks):
         return Decision(entry, False, Rule.IN_WINDOW, f"taken within the window of {window}")
-    if last is None or _age_order(last) < _age_order(entry):
+    if last is None or last < one:
         return Decision(entry, False, Rule.NO_NEWER_PROVEN, f"older than {window}, but no newer backup is proven")
     if anchor is None:
         return Decision(
             entry, False, Rule.MAY_REACH_BACK, f"no proven backup is older than {window} yet, so older ones stay"
         )
-    if entry is anchor:
+    if one is anchor:
         return Decision(entry, False, Rule.REACHES_BACK, f"newest proven one older than {window}: the window's start")
-    if _age_order(anchor) < _age_order(entry):
+    if anchor < one:
         return Decision(
-            entry,
-            False,
-            Rule.MAY_REACH_BACK,
-            f"older than {window}, but newer than the proven {anchor.place.backup_id}",
+            entry, False, Rule.MAY_REACH_BACK, f"older than {window}, but newer than the proven {anchor.backup_id}"
         )
-    return Decision(
-        entry, True, Rule.PAST_WINDOW, f"older than {window}, and the newer {anchor.place.backup_id} is proven"
-    )
+    return Decision(entry, True, Rule.PAST_WINDOW, f"older than {window}, and the newer {anchor.backup_id} is proven")
 
 
-def _untouchable(entry: CatalogEntry, clocks: Clocks) -> Decision | None:
+def _untouchable(one: _Aged, clocks: Clocks) -> Decision | None:
     """Return the decision for what stays whatever the policy says, or None."""
-    minutes = int(CLOCK_TOLERANCE.total_seconds() // 60)
+    entry = one.entry
     if clocks.differ:
+        minutes = int(CLOCK_TOLERANCE.total_seconds() // 60)
         return Decision(
             entry, False, Rule.CLOCKS_DIFFER, f"our clock and the store's differ by more than {minutes} min"
         )
@@ -243,8 +246,8 @@ def _untouchable(entry: CatalogEntry, clocks: Clocks) -> Decision | None:
         return Decision(entry, False, Rule.HELD, "held: a restore or proof is reading it")
     if entry.unreadable_reason:
         return Decision(entry, False, Rule.UNREADABLE, f"unknown is never removed: {entry.unreadable_reason}")
-    if taken_at(entry) > clocks.earlier + CLOCK_TOLERANCE:
-        moment = taken_at(entry).isoformat(timespec="seconds")
+    if one.taken_at > clocks.earlier + CLOCK_TOLERANCE:
+        moment = one.taken_at.isoformat(timespec="seconds")
         return Decision(entry, False, Rule.FUTURE_DATED, f"dated {moment}, which has not come yet")
     return None
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from synapse_ops.domain.expiry_plan import Action, ExpiryPlan
 from synapse_ops.domain.repository_layout import BACKUP, HEARTBEAT, pin_name, reading_name
@@ -426,3 +429,41 @@ def test_a_real_store_does_what_the_plan_says(real: LaterStore) -> None:
     assert not list(real.list_objects(cut.prefix))
     assert not list(real.list_uploads())
     assert apply_expiry(repository, plan.digest, now + real.later).applied_at is not None
+
+
+AGES = st.lists(st.tuples(st.integers(0, 90), st.booleans(), st.booleans()), min_size=1, max_size=7)
+
+
+@settings(max_examples=40, deadline=None)
+@given(AGES, st.integers(1, 60), st.integers(0, 6), st.booleans())
+def test_any_repository_survives_any_cut_and_ends_as_planned(
+    ages: list[tuple[int, bool, bool]], window_days: int, step: int, before_effect: bool
+) -> None:
+    """Dry run equals what happens; a run cut at any delete call keeps whole backups, and a replan finishes."""
+    store = MemoryStore(NOW)
+    repository = Repository(store)
+    for number, (age, proven, pinned) in enumerate(ages):
+        store.now = NOW - age * DAY - timedelta(hours=2)
+        backup = store_backup(store, store.now, number=number)
+        if proven:
+            store_proof(store, backup, store.now + timedelta(minutes=5))
+        if pinned:
+            store.put_bytes(backup.place.key(pin_name("audit")), b"{}")
+    store.now = NOW
+    policy = RetentionPolicy(window=window_days * DAY, max_expiry_ratio=1.0)
+    plan = make_expiry_plan(repository, policy, NOW)
+    before = {entry.place: entry for entry in read_catalog(repository).backups}
+    store.cut_after, store.cut_before_effect = step, before_effect
+
+    with suppress(Unreachable):
+        apply_expiry(repository, plan.digest, NOW)
+
+    for entry in read_catalog(repository).backups:
+        assert entry == before[entry.place]
+    assert set(kept_by(plan)) <= set(ids(repository))
+    store.now = NOW + DAY  # a cut deletion's markers may have been written within the grace
+    store.cut_after = None
+    replan = make_expiry_plan(repository, RetentionPolicy(policy.window + DAY, 1.0), store.now)
+    apply_expiry(repository, replan.digest, store.now)
+    assert sorted(ids(repository)) == sorted(kept_by(plan))
+    assert read_catalog(repository).left_overs == ()
