@@ -40,7 +40,9 @@ class Judgement:
     def sentence(self) -> str:
         """The verdict in words: what fails, or how many databases are proven."""
         failing = "; ".join(f"{name}: {reason}" for name, reason in self.failing)
-        return failing or f"{len(self.proven)} databases restored and compared equal"
+        return failing or "restored and compared equal: " + ", ".join(
+            f"{name} ({found})" for name, found, _ in self.proven
+        )
 
 
 def judge_repository(
