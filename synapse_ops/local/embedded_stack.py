@@ -24,6 +24,7 @@ from synapse_ops.local.stack import SERVER_NAMES
 from synapse_ops.local.state import StackState, read_state, write_state
 from synapse_ops.local.terminal import terminal_session
 from synapse_ops.systems.local_processes import ProcessMark, end_process, processes_in, spawn
+from synapse_ops.systems.pg_server import make_socket_dir, remove_socket_dir
 
 __all__ = ["RunningStack", "load_example_data", "reset_stack", "stack_status", "start_stack", "stop_stack"]
 
@@ -135,6 +136,9 @@ def stop_stack(state_dir: Path, *, progress: ReportProgress = ignore_progress) -
     if left:
         listed = ", ".join(f"{name} (pid {mark.pid})" for name, mark in left.items())
         raise DeadlineExceeded(f"could not stop {len(left)} processes of the embedded stack", detail=listed)
+    for name in ("db-primary", "db-standby", "ops", "s3"):  # what killed servers left
+        remove_socket_dir(make_socket_dir(layout.data / name, layout.identity))
+    remove_socket_dir(control_socket(layout).parent)
     state = read_state(layout.state_file)
     state.supervisor = None
     for server in state.servers.values():

@@ -31,6 +31,7 @@ from synapse_ops.systems.local_processes import (
     spawn,
 )
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.pg_server import claim_socket_dir, remove_socket_dir
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0  # it takes 2 to 2.5 s
@@ -78,7 +79,7 @@ class SeaweedServer:
         """Launch without waiting. die_with_parent: it stops when the calling thread ends."""
         config = self._write_configuration()
         files = make_private_dir(self.data_dir / "files", self.identity)
-        make_private_dir(self.socket_dir, self.identity)
+        claim_socket_dir(self.socket_dir, self.identity)
         command: list[str | Path] = [self.weed, "-logtostderr=true", f"-config_dir={config}", "mini", f"-dir={files}"]
         command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         command += [f"-{name}={port}" for name, port in self.ports.items()]
@@ -159,3 +160,4 @@ class SeaweedServer:
         if self._child is not None:
             self._child.wait(timeout_s)
             self._child = None
+        remove_socket_dir(self.socket_dir)

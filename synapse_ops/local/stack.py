@@ -151,7 +151,8 @@ class StackServers:
         server.wait_ready()
 
     def _start_api(self, main: MainThread, primary: Future[None], alive: ProcessMark | None) -> None:
-        if self.api is not None and primary.exception() is None:
+        primary.exception()  # its database first; but a fenced primary is no reason to keep the application down
+        if self.api is not None:
             self._start_program(main, self.api, alive)
 
     def stop(self, tell: TELL) -> None:

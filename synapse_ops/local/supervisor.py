@@ -28,6 +28,7 @@ from synapse_ops.local.stack import StackServers, make_stack
 from synapse_ops.local.stack_spec import write_spec
 from synapse_ops.local.state import ServerState, read_state, write_state
 from synapse_ops.systems.local_processes import ProcessMark
+from synapse_ops.systems.pg_server import remove_socket_dir
 
 LOOK_EVERY_S = 1.0
 
@@ -57,7 +58,7 @@ class Supervisor:
                     self._serve_once(listener)
             finally:
                 self._stop(lambda _: None)
-                path.unlink(missing_ok=True)
+                remove_socket_dir(path.parent)
 
     def _serve_once(self, listener: socket.socket) -> None:
         ready, _, _ = select.select([listener], [], [], LOOK_EVERY_S)

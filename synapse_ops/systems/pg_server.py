@@ -13,8 +13,8 @@ import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,8 +43,7 @@ START_TIMEOUT_S = 60.0  # crash recovery included
 STOP_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 120.0
 POLL_S = 0.02
-SOCKET_PATH_LIMIT = 107  # bytes, sun_path without its final NUL
-_SOCKET_NAME_BYTES = len("/.s.PGSQL.65535.lock")
+_SOCKET_ROOT = Path("/tmp")  # noqa: S108 - the folder itself is private, and its owner is checked
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 _READY = ("ready", "standby")  # line 8 of postmaster.pid, which pg_ctl reads as well
 
@@ -52,25 +51,36 @@ _READY = ("ready", "standby")  # line 8 of postmaster.pid, which pg_ctl reads as
 def make_socket_dir(owner_of: Path, identity: ServerIdentity | None) -> Path:
     """Return a private folder for sockets, short whatever the length of `owner_of` (the folder it belongs to).
 
-    The same folder for the same owner, so that a later process finds it; safe to repeat.
+    The same folder for the same owner whatever TMPDIR says, so that a later process finds it; safe to repeat.
     Raises ConfigError when somebody else already made a folder of that name.
     """
     uid = identity.uid if identity is not None else os.geteuid()
     name = f"synapse-{uid}-{hashlib.sha256(os.fsencode(owner_of.resolve())).hexdigest()[:12]}"
-    root = Path(tempfile.gettempdir())
-    if len(os.fsencode(root / name)) + _SOCKET_NAME_BYTES > SOCKET_PATH_LIMIT or not root.is_dir():
-        root = Path("/tmp")  # noqa: S108 - the folder itself is private and its owner is checked
-    folder = root / name
+    return claim_socket_dir(_SOCKET_ROOT / name, identity)
+
+
+def claim_socket_dir(folder: Path, identity: ServerIdentity | None) -> Path:
+    """Make a socket folder, or take the one that is there if it is ours. Anybody may write where it lies."""
+    uid = identity.uid if identity is not None else os.geteuid()
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
         give_to(identity, folder)
     status = folder.lstat()
-    if folder.is_symlink() or status.st_uid not in {uid, os.geteuid()}:
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid not in {uid, os.geteuid()}:
         raise ConfigError(
             f'socket folder "{folder}" belongs to uid {status.st_uid}, expected {uid}',
-            hint=f"Remove it if nobody needs it: rm -r {folder}. Or name another place in TMPDIR.",
+            hint=f"Remove it if nobody needs it: rm -r {folder}",
         )
     return make_private_dir(folder, identity)
+
+
+def remove_socket_dir(folder: Path) -> None:
+    """Remove a socket folder with the sockets of dead servers in it; anything else in it keeps it."""
+    with contextlib.suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.name.startswith(".s.PGSQL.") or stat.S_ISSOCK(entry.lstat().st_mode):
+                entry.unlink()
+        folder.rmdir()
 
 
 @dataclass
@@ -180,7 +190,7 @@ class PgServer:
         for path in (self.data_dir / "postmaster.pid", *stale):
             path.unlink(missing_ok=True)
         self.write_configuration()
-        make_private_dir(self.socket_dir, self.identity)
+        claim_socket_dir(self.socket_dir, self.identity)
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         self._child = spawn(
             self.identity,
@@ -287,6 +297,7 @@ class PgServer:
                 mark.signal(signal.SIGKILL)
                 self._wait_ended(mark, timeout_s)
         self.end_orphans()
+        remove_socket_dir(self.socket_dir)
 
     def _wait_ended(self, mark: ProcessMark, timeout_s: float) -> bool:
         if self._child is not None and self._child.pid == mark.pid:

@@ -30,8 +30,8 @@ from synapse_ops.local.embedded_stack import (
 from synapse_ops.local.layout import far_root, find_layout
 from synapse_ops.local.stack import SERVER_NAMES
 from synapse_ops.spec import load_spec
-from synapse_ops.systems.local_processes import ProcessMark
-from synapse_ops.systems.pg_server import FENCE_MARKER
+from synapse_ops.systems.local_processes import ProcessMark, server_identity
+from synapse_ops.systems.pg_server import FENCE_MARKER, make_socket_dir
 from tests.servers import servers_dir
 
 GONE_TIMEOUT_S = 20.0
@@ -227,7 +227,7 @@ def test_a_fenced_server_is_not_started_and_the_others_are(state_dir: Path) -> N
         assert "db-standby was promoted" in refused.value.detail
         states = {name: server.state for name, server in stack_status(state_dir).servers.items()}
         assert states["db-primary"] == "fenced"
-        assert {states[name] for name in ("db-standby", "ops", "redis", "s3")} == {"running"}
+        assert {states[name] for name in ("db-standby", "ops", "redis", "s3", "api")} == {"running"}
     finally:
         marker.unlink()
 
@@ -235,9 +235,12 @@ def test_a_fenced_server_is_not_started_and_the_others_are(state_dir: Path) -> N
 def test_down_leaves_no_process_no_socket_folder_and_says_so(state_dir: Path) -> None:
     """After `down` nothing of the stack lives; a second `down` has nothing to do."""
     up(state_dir)
+    folders = [make_socket_dir(find_layout(state_dir).data / name, server_identity()) for name in SERVER_NAMES[:3]]
+    assert all(any(folder.iterdir()) for folder in folders)
 
     assert stop_stack(state_dir) is True
 
+    assert not any(folder.exists() for folder in folders)
     assert living(find_layout(state_dir)) == {}
     assert {server.state for server in stack_status(state_dir).servers.values()} == {"stopped"}
     assert stop_stack(state_dir) is False
