@@ -175,17 +175,18 @@ class Console:
         return None if evaluation is None else bool(evaluation.passed)
 
     def _failure_of(self, run_id: str) -> str:
-        """Return the innermost error message of a failed run: the operation's own words, not the framework's."""
+        """Return what a failed run says: the operation's own message, detail and hint, not the framework's."""
         from dagster import DagsterEventType
 
         for kind in (DagsterEventType.STEP_FAILURE, DagsterEventType.RUN_FAILURE):
             for entry in self.instance.all_logs(run_id, of_type=kind):
                 data = entry.dagster_event.event_specific_data if entry.dagster_event else None
                 error = getattr(data, "error", None)
-                while error is not None and error.cause is not None:
+                while error is not None and error.cause is not None and error.cls_name != "Failure":
                     error = error.cause
                 if error is not None:
-                    return str(error.message).strip()
+                    text = str(error.message).strip()
+                    return text.partition(": ")[2] if error.cls_name == "Failure" else text  # without the class
                 if entry.dagster_event and entry.dagster_event.message:
                     return str(entry.dagster_event.message)
         return ""
