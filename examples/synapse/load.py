@@ -23,7 +23,7 @@ from psycopg.types.json import Jsonb
 HERE = Path(__file__).parent
 START = datetime(2025, 1, 1, tzinfo=UTC)
 SPAN_S = 2 * 365 * 86400
-DOCUMENT_BYTES = 3100  # of one document with its share of everything else, as stored
+DOCUMENT_BYTES = 2700  # of one document with its share of everything else, as stored
 DOCUMENTS_LEAST = 50
 ATTACHMENT_BYTES = 6000
 _TEXT = (
