@@ -153,8 +153,8 @@ def _start_store(description: Path, controller: int) -> None:
 
 @pytest.fixture
 def bucket_url(object_store_access: StoreAccess) -> str:
-    """A fresh `s3://bucket/prefix/` in a bucket of its own."""
-    url = f"s3://test-{secrets.token_hex(8)}/database/"
+    """A fresh prefix. One bucket for all: SeaweedFS sets volumes aside for each, and runs out of them after fifty."""
+    url = f"s3://tests/{secrets.token_hex(8)}/database/"
     ObjectStore(url, object_store_access).create_bucket()
     return url
 

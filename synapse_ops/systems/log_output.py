@@ -27,7 +27,7 @@ def configure_logging(level: str | None = None) -> None:
     structlog.configure(
         processors=chain,
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # the stderr of now: it may be replaced
         cache_logger_on_first_use=False,
     )
 

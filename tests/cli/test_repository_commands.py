@@ -71,7 +71,7 @@ class Shop:
 @pytest.fixture(scope="module")
 def shop(object_store_access: StoreAccess, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     """One for all tests that leave it as it was."""
-    url = f"s3://test-{secrets.token_hex(8)}/database/"
+    url = f"s3://tests/{secrets.token_hex(8)}/database/"
     ObjectStore(url, object_store_access).create_bucket()
     return Shop(url, object_store_access, tmp_path_factory.mktemp("state"))
 

@@ -39,7 +39,7 @@ from synapse_ops.systems.postgres_identity import SETTING, ServerFacts, ensure_i
 from synapse_ops.systems.postgres_structure import read_structure
 from tests.recovery.backups import make_stack
 from tests.servers import PASSWORD, PostgresServer
-from tests.systems.rich_database import CONTENT, ROLES
+from tests.systems.rich_database import CONTENT, CREATE_ROLES
 
 CHILD_DEADLINE_S = 60.0
 WRITES = ["started.json", "heartbeat.json", "database.dump", "globals.sql", "fingerprint.json", "structure.json"]
@@ -49,8 +49,7 @@ WRITES = ["started.json", "heartbeat.json", "database.dump", "globals.sql", "fin
 def rich(postgres_server: PostgresServer) -> Iterator[str]:
     """The conninfo of a database that holds an object of every kind."""
     name = f"rich_{secrets.token_hex(4)}"
-    for role in ROLES:
-        postgres_server.execute(f"DO $$ BEGIN CREATE ROLE {role}; EXCEPTION WHEN duplicate_object THEN END $$")
+    postgres_server.execute(CREATE_ROLES)
     postgres_server.execute(f"CREATE DATABASE {name} TEMPLATE template0")
     postgres_server.execute(CONTENT, name)
     yield postgres_server.conninfo(name)

@@ -46,7 +46,7 @@ def take_backup(
             fill(conninfo)
         with psycopg.connect(conninfo, autocommit=True) as connection:
             connection.execute(extra)
-        url = f"s3://source-{secrets.token_hex(6)}/database/"
+        url = f"s3://tests/source-{secrets.token_hex(6)}/database/"
         ObjectStore(url, object_store_access).create_bucket()
         stack = make_stack(tmp_path_factory.mktemp("stack"), conninfo, url, object_store_access, recipients=recipients)
         return KeptBackup.of(stack.database_repository(), dump_database(stack, database).place)

@@ -1,6 +1,10 @@
 """One database with an object of every kind that a dump carries, for tests of losses."""
 
 ROLES = ("rich_owner", "rich_reader")
+# Roles belong to the whole server, which the modules of one worker share: whoever comes first makes them.
+CREATE_ROLES = "".join(
+    f"DO $$ BEGIN CREATE ROLE {role}; EXCEPTION WHEN duplicate_object THEN END $$;" for role in ROLES
+)
 
 CONTENT = """
 CREATE SCHEMA app AUTHORIZATION rich_owner;

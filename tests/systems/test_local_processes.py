@@ -116,17 +116,18 @@ def test_free_ports_are_distinct_and_outside_the_range_of_outgoing_connections()
 
 
 @as_root
-def test_a_folder_of_mode_0700_is_out_of_reach_of_another_identity(tmp_path: Path) -> None:
+def test_a_folder_of_mode_0700_is_out_of_reach_of_another_identity(folder: Path) -> None:
     """Every folder above counts; the owner and root's own rights do not help the other identity."""
     identity = server_identity()
     assert isinstance(identity, ServerIdentity)
-    inner = tmp_path / "home" / "checkout"
+    inner = folder / "home" / "checkout"
     inner.mkdir(parents=True)
-    for place in (tmp_path.parents[1], tmp_path.parent, tmp_path, tmp_path / "home", inner):
+    for place in (folder, folder / "home", inner):
         place.chmod(0o755)
-
     assert reachable_by(identity, inner)
-    (tmp_path / "home").chmod(0o700)
+
+    (folder / "home").chmod(0o700)
+
     assert not reachable_by(identity, inner)
 
 

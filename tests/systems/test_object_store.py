@@ -59,10 +59,10 @@ def _answers(access: StoreAccess) -> bool:
 
 @pytest.fixture(params=["seaweedfs", "versitygw"])
 def store(request: pytest.FixtureRequest) -> ObjectStore:
-    """An empty prefix in a bucket of its own, on each store in turn."""
+    """An empty prefix on each store in turn."""
     name = "object_store_access" if request.param == "seaweedfs" else "versitygw_access"
     access: StoreAccess = request.getfixturevalue(name)
-    made = ObjectStore(f"s3://contract-{secrets.token_hex(8)}/some/prefix/", access)
+    made = ObjectStore(f"s3://contract/{secrets.token_hex(8)}/some/prefix/", access)
     made.create_bucket()
     return made
 
