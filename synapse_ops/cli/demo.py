@@ -53,7 +53,9 @@ def command(size: str, state_dir: Path) -> None:
     state_dir = state_dir.absolute()
     size_bytes = _parsed_size(size)
     try:
-        with _step("real servers: PostgreSQL primary and standby, Redis, S3, and one PostgreSQL for Dagster itself"):
+        with _step(
+            "real servers: PostgreSQL primary and standby, Redis, S3, the API, and a PostgreSQL for Dagster itself"
+        ):
             running = start_stack(state_dir)
         place = Place(spec_path=running.spec_path, state_dir=state_dir)
         stack = place.stack()
