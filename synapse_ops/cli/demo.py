@@ -171,5 +171,7 @@ def _cells(url: str, entry: CatalogEntry, plan: ExpiryPlan, now: datetime) -> tu
 
 
 def _totals(plan: ExpiryPlan) -> str:
-    removed = sum(1 for row in plan.entries if row.removes)
-    return f"retention plan {plan.digest[:12]} keeps {len(plan.entries) - removed} and would remove {removed}"
+    totals = plan.totals
+    left_overs = sum(row.taken_at is None and not row.removes for row in plan.entries)
+    waiting = f", and {left_overs} left-overs of interrupted work wait out their grace" if left_overs else ""
+    return f"retention plan {plan.digest} keeps {totals.kept - left_overs} and expires {totals.expired}{waiting}"

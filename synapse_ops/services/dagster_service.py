@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from synapse_ops.errors import ConfigError, Refused
+from synapse_ops.errors import ConfigError, Refused, Unreachable
 from synapse_ops.operations.spec_in_force import read_spec_in_force
 from synapse_ops.services import webserver
 from synapse_ops.services.dagster_home import (
@@ -181,6 +181,7 @@ def dagster_instance(environment: Mapping[str, str]) -> Iterator[DagsterInstance
     """Yield the DagsterInstance of an environment built by `dagster_environment`.
 
     dagster.yaml takes its values from os.environ, so ours are put there while the block runs.
+    Raises Unreachable when Dagster's storage goes away, before or during the block.
     """
     from dagster import DagsterInstance
 
@@ -188,7 +189,7 @@ def dagster_instance(environment: Mapping[str, str]) -> Iterator[DagsterInstance
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:
-        with DagsterInstance.from_config(environment[HOME_VARIABLE]) as instance:
+        with _storage_errors(), DagsterInstance.from_config(environment[HOME_VARIABLE]) as instance:
             yield instance
     finally:
         for name, value in before.items():
@@ -196,6 +197,21 @@ def dagster_instance(environment: Mapping[str, str]) -> Iterator[DagsterInstance
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    from dagster_postgres.utils import DagsterPostgresException
+    from sqlalchemy.exc import OperationalError
+
+    try:
+        yield
+    except (DagsterPostgresException, OperationalError) as lost:
+        raise Unreachable(
+            "could not reach Dagster's own storage",
+            detail=str(lost).splitlines()[0],
+            hint="On the embedded stack it is the server ops: `synapse-ops local up` starts it again.",
+        ) from lost
 
 
 def write_one_time_url(token_file: Path, port: int) -> str:
