@@ -24,7 +24,7 @@ from synapse_ops.domain.repository_layout import parse_key
 from tests.stored_backups import place_of
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
-MEMORY_PER_BACKUP = 1024  # bytes, as the issue asks: 10,000 backups are 10 MiB
+MEMORY_PER_BACKUP = 1024  # bytes: 10,000 backups are 10 MiB
 DATA = ("database.dump", "globals.sql", "fingerprint.json", "structure.json")
 PLACE = place_of(NOON)
 
