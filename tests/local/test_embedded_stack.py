@@ -203,6 +203,7 @@ def test_a_port_taken_while_the_stack_was_down_is_replaced_in_the_spec(state_dir
     before = up(state_dir).state.ports
     stop_stack(state_dir)
     with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # our own old connections linger there
         stranger.bind(("127.0.0.1", before["db-primary"]))
         stranger.listen()
 
