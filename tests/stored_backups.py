@@ -68,7 +68,7 @@ def backup_record(place: BackupPlace, started_at: datetime, objects: tuple[Objec
         source=SourceRecord(
             system_identifier=place.identity.system_identifier,
             generation=place.identity.generation,
-            database=place.database,
+            database=place.subject,
             server_version="17.10",
             server_version_num=170010,
             node="127.0.0.1:5432",
@@ -105,7 +105,7 @@ def store_data(store: Store, place: BackupPlace, started_at: datetime) -> tuple[
         kind="dump",
         backup_id=place.backup_id,
         identity=str(place.identity),
-        database=place.database,
+        database=place.subject,
         started_at=started_at,
         host="test",
         pid=1,

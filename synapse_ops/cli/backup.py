@@ -51,7 +51,7 @@ def list_backups(database: str | None, place: Place, *, as_json: bool) -> None:
     from synapse_ops.operations.backup_catalog import read_catalog
 
     repository = place.repository()
-    catalog = read_catalog(repository, database=database)
+    catalog = read_catalog(repository, subject=database)
     if as_json:
         _print(
             {
@@ -60,7 +60,8 @@ def list_backups(database: str | None, place: Place, *, as_json: bool) -> None:
                 "backups": [entry_as_json(entry) for entry in catalog.backups],
                 "left_overs": [
                     {
-                        "database": row.place.database,
+                        "kind": row.place.kind,
+                        "subject": row.place.subject,
                         "backup_id": row.place.backup_id,
                         "prefix": row.place.prefix,
                         "size_bytes": row.size_bytes,
@@ -80,11 +81,11 @@ def list_backups(database: str | None, place: Place, *, as_json: bool) -> None:
         (
             (
                 entry.place.backup_id,
-                entry.place.database,
+                entry.place.subject,
                 str(entry.place.identity),
                 format_age(now - (entry.database_time or entry.started_at)),
                 format_bytes(entry.size_bytes),
-                f"{entry.row_count:,}",
+                f"{entry.item_count:,}",
                 format_moment(entry.proven_at) if entry.proven_at else f"NO: {entry.doubt}",
                 ", ".join(entry.pins),
             )
@@ -112,7 +113,7 @@ def show(backup_id: str, place: Place, *, as_json: bool) -> None:
 
     repository = place.repository()
     found = find_backup(repository, backup_id)
-    catalog = read_catalog(repository, database=found.database)
+    catalog = read_catalog(repository, subject=found.subject)
     entry = next((row for row in catalog.backups if row.place == found), None)
     if entry is None:
         raise ConfigError(f"backup {backup_id} was removed while it was read")
@@ -142,12 +143,12 @@ def entry_as_json(entry: CatalogEntry) -> dict[str, Any]:
     return {
         "backup_id": place.backup_id,
         "kind": place.kind,
-        "database": place.database,
+        "subject": place.subject,
         "identity": str(place.identity),
         "prefix": place.prefix,
         "size_bytes": entry.size_bytes,
-        "database_size_bytes": entry.database_size_bytes,
-        "row_count": entry.row_count,
+        "source_size_bytes": entry.source_size_bytes,
+        "item_count": entry.item_count,
         "started_at": entry.started_at.isoformat(),
         "database_time": entry.database_time.isoformat() if entry.database_time else None,
         "finished_at": entry.finished_at.isoformat() if entry.finished_at else None,

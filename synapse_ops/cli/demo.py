@@ -138,13 +138,13 @@ def _show(stack: Stack, began: float) -> None:
     repository = stack.database_repository()
     now = datetime.now(UTC)
     catalog = read_catalog(repository)
-    plan = make_expiry_plan(repository, RetentionPolicy.from_spec(stack.spec), now)
+    plan = make_expiry_plan(repository, RetentionPolicy.of_databases(stack.spec), now)
     table = Table(title="\nWhat is protected now", title_justify="left", show_lines=True)
     for column in ("what", "where", "size", "RPO now", "proven by a restore in", "retention keeps it because"):
         table.add_column(column, overflow="fold")
     newest: list[CatalogEntry] = []
     for database in stack.spec.database.databases:
-        entries = catalog.of_database(database)
+        entries = catalog.of_subject(database)
         newest += entries[:1]
         for entry in entries[:3]:
             table.add_row(*_cells(repository.store.full_url(entry.place.prefix), entry, plan, now))
@@ -152,7 +152,7 @@ def _show(stack: Stack, began: float) -> None:
     older = max(0, len(catalog.backups) - 3)
     click.echo(f"{len(catalog.backups)} backups{f', {older} older ones not shown' if older else ''}; {_totals(plan)}")
     click.echo(f"The whole took {time.monotonic() - began:.0f} s.")
-    unproven = [f"{entry.place.database}: {entry.doubt}" for entry in newest if entry.proven_at is None]
+    unproven = [f"{entry.place.subject}: {entry.doubt}" for entry in newest if entry.proven_at is None]
     if unproven or not newest:
         raise Unproven("the newest backup is not proven", detail="\n".join(unproven))
 
@@ -161,9 +161,9 @@ def _cells(url: str, entry: CatalogEntry, plan: ExpiryPlan, now: datetime) -> tu
     taken_at = entry.database_time or entry.started_at
     reason = next((row.reason for row in plan.entries if row.place == entry.place), "not in the plan")
     return (
-        f"database {entry.place.database}\n{entry.row_count:,} rows",
+        f"database {entry.place.subject}\n{entry.item_count:,} rows",
         url,
-        f"{entry.database_size_bytes / 2**20:.1f} MiB\n-> {entry.size_bytes / 2**20:.1f} MiB stored",
+        f"{entry.source_size_bytes / 2**20:.1f} MiB\n-> {entry.size_bytes / 2**20:.1f} MiB stored",
         f"{(now - taken_at).total_seconds():.0f} s",
         f"{entry.restore_s:.1f} s" if entry.proven_at and entry.restore_s is not None else f"NOT: {entry.doubt}",
         reason,

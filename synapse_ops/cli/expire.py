@@ -90,7 +90,7 @@ def _policy(place: Place, retention: str | None) -> RetentionPolicy:
                 hint="Name the window with --retention 30d, or the spec with --spec.",
             )
         return RetentionPolicy(window)
-    policy = RetentionPolicy.from_spec(place.stack().spec)
+    policy = RetentionPolicy.of_databases(place.stack().spec)
     return policy if window is None else replace(policy, window=window)
 
 
@@ -114,7 +114,7 @@ def _show_plan(plan: ExpiryPlan, url: str, *, as_json: bool) -> None:
             (
                 str(entry.action),
                 entry.place.backup_id,
-                entry.place.database,
+                entry.place.subject,
                 format_moment(entry.taken_at),
                 format_bytes(entry.size_bytes),
                 format_moment(entry.proven_at) if entry.proven_at else f"NO: {entry.doubt}",
@@ -143,8 +143,8 @@ def _show_report(report: ExpiryReport, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.as_json(), ensure_ascii=False, indent=2))
         return
-    rows = [(str(entry.action), entry.place.backup_id, entry.place.database, entry.reason) for entry in report.removed]
-    rows += [("kept", row.entry.place.backup_id, row.entry.place.database, row.reason) for row in report.skipped]
+    rows = [(str(entry.action), entry.place.backup_id, entry.place.subject, entry.reason) for entry in report.removed]
+    rows += [("kept", row.entry.place.backup_id, row.entry.place.subject, row.reason) for row in report.skipped]
     if rows:
         show_table(("done", "backup", "database", "because"), rows)
     click.echo(f"{report}; {format_bytes(report.freed_bytes)} freed")

@@ -144,7 +144,7 @@ def plan_data(plan: RestorePlan) -> dict[str, Any]:
     """Return a plan as its stable JSON form."""
     return {
         "backup_id": plan.place.backup_id,
-        "database": plan.place.database,
+        "database": plan.place.subject,
         "target": plan.where,
         "target_server_version": plan.server_version,
         "source_server_version": plan.record.source.server_version,
@@ -179,7 +179,7 @@ def render_plan(plan: RestorePlan) -> str:
     versions = f"PostgreSQL {plan.server_version}, backup of {record.source.server_version}"
     content = f"{record.row_count} rows in {record.table_count} tables"
     lines = [
-        f"restore {plan.place.backup_id} of database {plan.place.database}",
+        f"restore {plan.place.backup_id} of database {plan.place.subject}",
         f"  state of      {record.database_time:%Y-%m-%d %H:%M:%S %Z}, {content}",
         f"  into          {plan.where} (new; {versions})",
         f"  reads         {plan.stored_bytes / 2**20:.1f} MiB, restores about {plan.size_bytes / 2**20:.1f} MiB",

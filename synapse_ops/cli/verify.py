@@ -87,7 +87,7 @@ def _targets(repository: Repository, backup_id: str | None, database: str | None
     if backup_id is not None:
         return [find_backup(repository, backup_id)]
     if all_unproven:
-        entries = read_catalog(repository, database=database).backups
+        entries = read_catalog(repository, subject=database).backups
         return [entry.place for entry in entries if entry.proven_at is None]
     return [None]
 
@@ -108,7 +108,7 @@ def default_timeout_s(place: Place) -> float:
 def as_data(report: ProofReport) -> dict[str, Any]:
     """Return a report as its stable JSON form: the proof's own document and where it was written."""
     return {
-        "database": report.place.database,
+        "database": report.place.subject,
         "identity": str(report.place.identity),
         "url": report.url,
         **report.record.model_dump(mode="json"),
@@ -118,7 +118,7 @@ def as_data(report: ProofReport) -> dict[str, Any]:
 def render(report: ProofReport) -> str:
     """Return a report as an operator reads it: the verdict first, then why, then what was measured."""
     record = report.record
-    lines = [f"{record.verdict.upper()}  {record.backup_id}  database {report.place.database}"]
+    lines = [f"{record.verdict.upper()}  {record.backup_id}  database {report.place.subject}"]
     if record.reason:
         lines.append(f"  reason: {record.reason}")
     lines += [f"  {difference}" for difference in record.differences]

@@ -139,7 +139,7 @@ def _prove_backup(limit: timedelta) -> Any:
         report = prove(context, stack, database=None, backup_id=config.backup_id, only_unproven=config.only_unproven)
         if report is None:
             return
-        database, metadata = report.place.database, proof_events(report)
+        database, metadata = report.place.subject, proof_events(report)
         kind = dg.AssetMaterialization if report.is_proven else dg.AssetObservation
         context.log_event(kind(PROOF_KEY, partition=database, metadata=metadata))
         refuse_unless_proven(report)

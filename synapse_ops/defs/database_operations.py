@@ -63,7 +63,7 @@ def prove(
         opened = stack.open()
         repository = opened.database_repository()
         place = find_backup(repository, backup_id) if backup_id else None
-        catalog = read_catalog(repository, database=place.database if place is not None else database)
+        catalog = read_catalog(repository, subject=place.subject if place is not None else database)
         proven = {entry.place.backup_id for entry in catalog.backups if entry.last_verdict is not None}
         if only_unproven and place is not None and place.backup_id in proven:
             context.log.info(f"backup {place.backup_id} has a proof already")
@@ -117,7 +117,7 @@ def plan_expiry(context: Any, stack: StackResource) -> tuple[str, Metadata]:
         from synapse_ops.operations.expire import RetentionPolicy, make_expiry_plan
 
         opened = stack.open()
-        policy = RetentionPolicy.from_spec(opened.spec)
+        policy = RetentionPolicy.of_databases(opened.spec)
         plan = make_expiry_plan(opened.database_repository(), policy, datetime.now(UTC))
     return plan.digest, plan_metadata(plan)
 
@@ -162,7 +162,7 @@ def restore_backup(context: Any, stack: StackResource, *, backup_id: str, target
             progress=progress_into(context.log),
         )
     tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: backup_id})
-    return plan.place.database, {
+    return plan.place.subject, {
         BACKUP_ID: backup_id,
         "restored_to": plan.where,
         "restore_s": report.restore_s,
@@ -183,7 +183,7 @@ def plan_metadata(plan: "ExpiryPlan") -> Metadata:
     rows = (
         {
             "action": str(entry.action),
-            "database": entry.place.database,
+            "database": entry.place.subject,
             "backup": entry.place.backup_id,
             "reason": entry.reason,
             "size_bytes": entry.size_bytes,

@@ -74,13 +74,13 @@ def look_at_repository(context: dg.SensorEvaluationContext, stack: "Stack") -> d
 
     repository = stack.database_repository()
     catalog = read_catalog(repository)
-    databases = [name for name in catalog.databases() if name in stack.spec.database.databases]
+    databases = [name for name in catalog.subjects() if name in stack.spec.database.databases]
     cursor = json.loads(context.cursor or "{}")
     seen = _digest(f"{entry.place.prefix} {entry.listing_digest}" for entry in catalog.backups)
     findings = _Findings()
     if cursor.get("repository") != seen:
         for database in databases:
-            _report_unknown(context.instance, repository, catalog.of_database(database), findings)
+            _report_unknown(context.instance, repository, catalog.of_subject(database), findings)
     judgement = judge(stack, catalog)
     verdict = _digest([judgement.sentence, *(f"{backup_id} {at.isoformat()}" for _, backup_id, at in judgement.proven)])
     if findings.is_complete and not judgement.waiting and cursor.get("verdict") != verdict:
@@ -103,7 +103,7 @@ def _report_unknown(
 
     if not entries:
         return
-    database = entries[0].place.database
+    database = entries[0].place.subject
     known_backups = _known(instance, DUMP_KEY, database, BACKUP_ID)
     known_proofs = _known(instance, PROOF_KEY, database, PROOF_ID)
     for entry in reversed(entries):
@@ -162,7 +162,7 @@ def _report_proofs(
         findings.events.append(
             kind(
                 PROOF_KEY,
-                partition=entry.place.database,
+                partition=entry.place.subject,
                 description="found in the repository",
                 metadata=proof_metadata(record, url),
             )
@@ -210,7 +210,7 @@ def _proof_requests(instance: dg.DagsterInstance, catalog: "Catalog", databases:
         return []
     requests = []
     for database in databases:
-        newest = catalog.of_database(database)[0]
+        newest = catalog.of_subject(database)[0]
         if newest.last_verdict is None and not newest.unreadable_reason:
             backup_id = newest.place.backup_id
             config = {"ops": {"prove_chosen": {"config": {"backup_id": backup_id, "only_unproven": True}}}}

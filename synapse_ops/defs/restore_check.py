@@ -51,7 +51,7 @@ def judge_repository(
     """Return the verdict on every database of the spec."""
     failing, waiting, proven = [], [], []
     for database in databases:
-        entries = catalog.of_database(database)  # newest first
+        entries = catalog.of_subject(database)  # newest first
         reason = _fault(entries, proof_max_age, now)
         if reason:
             failing.append((database, reason))

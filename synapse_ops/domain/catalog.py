@@ -110,8 +110,8 @@ class BackupFacts:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     database_time: datetime | None = None
-    database_size_bytes: int = 0
-    row_count: int = 0
+    source_size_bytes: int = 0
+    item_count: int = 0
     duration_s: float = 0.0
     is_encrypted: bool = False
     unreadable_reason: str = ""
@@ -124,8 +124,8 @@ class BackupFacts:
             started_at=record.started_at,
             finished_at=record.finished_at,
             database_time=record.database_time,
-            database_size_bytes=record.source.database_size_bytes,
-            row_count=record.row_count,
+            source_size_bytes=record.source.database_size_bytes,
+            item_count=record.row_count,
             duration_s=record.duration_s,
             is_encrypted=bool(record.encryption_recipients),
         )
@@ -201,8 +201,8 @@ class CatalogEntry:
     listing_digest: str
     finished_at: datetime | None
     database_time: datetime | None
-    database_size_bytes: int
-    row_count: int
+    source_size_bytes: int
+    item_count: int
     duration_s: float
     is_encrypted: bool
     proven_at: datetime | None
@@ -229,8 +229,8 @@ def judge(
         listing_digest=listed.listing_digest,
         finished_at=backup.finished_at,
         database_time=backup.database_time,
-        database_size_bytes=backup.database_size_bytes,
-        row_count=backup.row_count,
+        source_size_bytes=backup.source_size_bytes,
+        item_count=backup.item_count,
         duration_s=backup.duration_s,
         is_encrypted=backup.is_encrypted,
         proven_at=proof.finished_at if proof is not None and not doubt else None,

@@ -64,7 +64,7 @@ class PlanEntry:
             "action": str(self.action),
             "identity": str(self.place.identity),
             "kind": self.place.kind,
-            "database": self.place.database,
+            "subject": self.place.subject,
             "backup_id": self.place.backup_id,
             "rule": str(self.rule),
             "reason": self.reason,
@@ -80,7 +80,7 @@ class PlanEntry:
     def from_json(cls, body: dict[str, Any]) -> Self:
         return cls(
             action=Action(body["action"]),
-            place=BackupPlace(Identity.parse(body["identity"]), body["kind"], body["database"], body["backup_id"]),
+            place=BackupPlace(Identity.parse(body["identity"]), body["kind"], body["subject"], body["backup_id"]),
             rule=Rule(body["rule"]),
             reason=body["reason"],
             size_bytes=body["size_bytes"],

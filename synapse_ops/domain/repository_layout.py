@@ -3,11 +3,14 @@
     <destination>/                                       s3://backups/database/, the spec's backup.database.destination
       leases/<name>.json                                 one writer at a time (docs/repository-format.md, "Leases")
       plans/<kind>-<digest>.jsonl                        a plan that may be applied by its digest
-      <identity>/dump/<database>/<backup id>/
+      <identity>/dump/<database>/<backup id>/            a logical dump of one database
+      <identity>/snapshot/<collection>/<backup id>/      the Qdrant snapshots of one collection
         started.json                                     written first
         heartbeat.json                                   rewritten while the backup runs; its age decides left-overs
         database.dump[.age]  globals.sql[.age]           pg_dump -Fc; pg_dumpall --globals-only
         fingerprint.json[.age]  structure.json[.age]     what a restored copy must equal
+        shard-<n>-of-<peer>.snapshot[.zst][.age]         one shard of a collection, in the server's own archive layout
+        collection.json[.age]  canaries.json[.age]       its configuration, payload schema and aliases; stored queries
         backup.json                                      written last: a backup exists when this exists
         proof-<time>.json                                one per completed proof, passed or failed
         pin-<label>.json                                 exempts it from expiry
@@ -33,11 +36,14 @@ HEARTBEAT = "heartbeat.json"
 BACKUP = "backup.json"
 
 KIND_DUMP = "dump"
+KIND_SNAPSHOT = "snapshot"
+KINDS = (KIND_DUMP, KIND_SNAPSHOT)
 
 # every name that this tool writes below a backup's prefix; anything else there is foreign and never touched
 _OWN_NAME = re.compile(
     r"started\.json|heartbeat\.json|backup\.json"
-    r"|(?:database\.dump|globals\.sql|fingerprint\.json|structure\.json)(?:\.age)?"
+    r"|(?:database\.dump|globals\.sql|fingerprint\.json|structure\.json|collection\.json|canaries\.json)(?:\.age)?"
+    r"|shard-\d{1,6}-of-\d{1,20}\.snapshot(?:\.zst)?(?:\.age)?"
     r"|proof-\d{8}T\d{6}Z\.json|(?:pin|reading)-[A-Za-z0-9_%~-]+\.json"
 )
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
@@ -96,23 +102,26 @@ def parse_time(text: str) -> datetime:
 
 
 def quote_segment(name: str) -> str:
-    """Return a database, pin or reader name as one key segment: percent-encoded UTF-8, never `.` or `..` or empty."""
+    """Return a subject, pin or reader name as one key segment: percent-encoded UTF-8, never `.` or `..` or empty."""
     quoted = quote(name, safe="-_")  # a dot is encoded too: `.` and `..` are path segments to many stores
     return quoted.replace(".", "%2E")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class BackupPlace:
-    """The prefix of one backup. `prefix` ends in a slash; `key(name)` is one object of it."""
+    """The prefix of one backup. `prefix` ends in a slash; `key(name)` is one object of it.
+
+    subject: what is backed up, by its own name: the database of a dump, the collection of a snapshot.
+    """
 
     identity: Identity
     kind: str
-    database: str
+    subject: str
     backup_id: str
 
     @property
     def prefix(self) -> str:
-        return f"{self.identity}/{self.kind}/{quote_segment(self.database)}/{self.backup_id}/"
+        return f"{self.identity}/{self.kind}/{quote_segment(self.subject)}/{self.backup_id}/"
 
     def key(self, name: str) -> str:
         return self.prefix + name
@@ -135,11 +144,11 @@ def parse_key(key: str) -> BackupKey | None:
     parts = key.split("/")
     if len(parts) != 5 or not is_own_name(parts[4]):
         return None
-    identity_text, kind, database, backup_id, name = parts
-    if _IDENTITY.fullmatch(identity_text) is None or kind != KIND_DUMP or _BACKUP_ID.fullmatch(backup_id) is None:
+    identity_text, kind, subject, backup_id, name = parts
+    if _IDENTITY.fullmatch(identity_text) is None or kind not in KINDS or _BACKUP_ID.fullmatch(backup_id) is None:
         return None
     # one object for equal identities and names: 10,000 backups share a handful of them
-    place = BackupPlace(_shared_identity(identity_text), KIND_DUMP, sys.intern(unquote(database)), backup_id)
+    place = BackupPlace(_shared_identity(identity_text), sys.intern(kind), sys.intern(unquote(subject)), backup_id)
     if place.key(name) != key:  # another spelling of the same name is not a key that we wrote
         return None
     return BackupKey(place, name)

@@ -3,7 +3,7 @@
 "30 days" means that every moment of the last 30 days is restorable. For logical dumps that is: every dump of the window
 stays, and so does the newest *proven* one older than it, because it is what restores to the window's first moment. Only
 what is older than that one may go. So whatever expires has a newer proven backup of its own group (identity, kind and
-database) beside it, the last proven one never expires, and a newer one that is not proven protects nothing.
+subject) beside it, the last proven one never expires, and a newer one that is not proven protects nothing.
 
 Unknown is never good: an unproven, damaged, unreadable or future-dated backup satisfies no rule for another one, and
 nothing expires while our clock and the store's differ, because then nobody knows how old anything is.
@@ -28,9 +28,9 @@ LEAST_LEFT_OVER_GRACE = timedelta(minutes=20)  # twice the 10 min for which a ru
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """The spec's `backup.database.retention` and `retention` block.
+    """The spec's `backup.<kind>.retention` and `retention` block.
 
-    window: every moment of it stays restorable. max_expiry_ratio: 0 to 1, the largest part of one database's backups
+    window: every moment of it stays restorable. max_expiry_ratio: 0 to 1, the largest part of one subject's backups
     that one run removes without being asked. left_over_grace: age of the last heartbeat, never under 20 minutes.
     proof_max_age: past it the last proven backup is due for another proof; the old proof still counts here.
     """
@@ -41,11 +41,20 @@ class RetentionPolicy:
     proof_max_age: timedelta = timedelta(days=30)
 
     @classmethod
-    def from_spec(cls, spec: Any) -> Self:
-        """Return the policy of a spec. spec: `synapse_ops.spec.Spec`, which decisions may not import."""
+    def of_databases(cls, spec: Any) -> Self:
+        """Return the policy for dumps. spec: `synapse_ops.spec.Spec`, which decisions may not import."""
+        return cls._of(spec, spec.backup.database.retention)
+
+    @classmethod
+    def of_vectors(cls, spec: Any) -> Self:
+        """Return the policy for snapshots of collections. spec: as for `of_databases`."""
+        return cls._of(spec, spec.backup.vectors.retention)
+
+    @classmethod
+    def _of(cls, spec: Any, window: timedelta) -> Self:
         rules = spec.retention
         return cls(
-            window=spec.backup.database.retention,
+            window=window,
             max_expiry_ratio=rules.max_expiry_ratio,
             left_over_grace=rules.left_over_grace,
             proof_max_age=rules.proof_max_age,
@@ -193,7 +202,7 @@ def _counts_as_proven(one: _Aged, now: datetime) -> bool:
 
 
 def _group(place: BackupPlace) -> tuple[str, str, str, str]:
-    return (place.identity.system_identifier, place.identity.generation, place.kind, place.database)
+    return (place.identity.system_identifier, place.identity.generation, place.kind, place.subject)
 
 
 def _plan_group(group: list[CatalogEntry], policy: RetentionPolicy, clocks: Clocks) -> list[Decision]:

@@ -23,7 +23,7 @@ from synapse_ops.domain.backup_record import BackupRecord, ProofRecord, Verdict
 from synapse_ops.domain.catalog import BackupFacts, CatalogEntry, ListedBackup, ListedObject, ProofFacts, gather, judge
 from synapse_ops.domain.repository_layout import (
     BACKUP,
-    KIND_DUMP,
+    KINDS,
     BackupPlace,
     is_own_name,
     parse_key,
@@ -53,22 +53,23 @@ class Catalog:
     object_count: int
     read_at: datetime
 
-    def of_database(self, database: str) -> tuple[CatalogEntry, ...]:
-        return tuple(entry for entry in self.backups if entry.place.database == database)
+    def of_subject(self, subject: str) -> tuple[CatalogEntry, ...]:
+        return tuple(entry for entry in self.backups if entry.place.subject == subject)
 
-    def databases(self) -> tuple[str, ...]:
-        return tuple(sorted({entry.place.database for entry in self.backups}))
+    def subjects(self) -> tuple[str, ...]:
+        return tuple(sorted({entry.place.subject for entry in self.backups}))
 
 
-def read_catalog(repository: Repository, *, database: str | None = None) -> Catalog:
+def read_catalog(repository: Repository, *, subject: str | None = None) -> Catalog:
     """List the repository and read the documents of every backup in it.
 
-    database: only this one; all identities. Raises Unreachable or ConfigError of the store; an unreadable document is
-    an entry with `unreadable_reason`, never an error, because one damaged backup must not hide the others.
+    subject: only this database or collection; all identities.
+    Raises Unreachable or ConfigError of the store; an unreadable document is an entry with `unreadable_reason`, never
+    an error, because one damaged backup must not hide the others.
     """
     read_at = repository.store.server_time()
     reading = _Reading()
-    prefixes = [""] if database is None else _prefixes_of(repository, database)
+    prefixes = [""] if subject is None else _prefixes_of(repository, subject)
     with (
         DocumentCache(repository.cache_dir, repository.url) as cache,
         ThreadPoolExecutor(READERS, thread_name_prefix="catalog") as pool,
@@ -306,13 +307,14 @@ def _listed_places(repository: Repository) -> Iterator[BackupPlace]:
     """Yield every prefix that may hold a backup."""
     store = repository.store
     for identity in store.list_prefixes():
-        for database in store.list_prefixes(f"{identity}/{KIND_DUMP}/"):
-            for backup_id in store.list_prefixes(f"{identity}/{KIND_DUMP}/{database}/"):
-                parsed = parse_key(f"{identity}/{KIND_DUMP}/{database}/{backup_id}/{BACKUP}")
-                if parsed is not None:
-                    yield parsed.place
+        for kind in set(KINDS).intersection(store.list_prefixes(f"{identity}/")):
+            for subject in store.list_prefixes(f"{identity}/{kind}/"):
+                for backup_id in store.list_prefixes(f"{identity}/{kind}/{subject}/"):
+                    parsed = parse_key(f"{identity}/{kind}/{subject}/{backup_id}/{BACKUP}")
+                    if parsed is not None:
+                        yield parsed.place
 
 
-def _prefixes_of(repository: Repository, database: str) -> list[str]:
+def _prefixes_of(repository: Repository, subject: str) -> list[str]:
     identities = (name for name in repository.store.list_prefixes() if name + "/" not in _OWN_PREFIXES)
-    return [f"{identity}/{KIND_DUMP}/{quote_segment(database)}/" for identity in identities]
+    return [f"{identity}/{kind}/{quote_segment(subject)}/" for identity in identities for kind in KINDS]

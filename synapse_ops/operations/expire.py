@@ -163,7 +163,7 @@ def _decide(repository: Repository, policy: RetentionPolicy, now: datetime) -> E
     )
     found = excesses_of(entries, policy.max_expiry_ratio)
     warnings = [
-        f"would remove {row.expiring} of {row.total} backups of {row.place.database}: more than "
+        f"would remove {row.expiring} of {row.total} backups of {row.place.subject}: more than "
         f"{policy.max_expiry_ratio:.0%} (retention.max_expiry_ratio), so applying asks"
         for row in found
     ]
@@ -236,9 +236,9 @@ def _refuse_ratio(plan: ExpiryPlan, accept_ratio: float | None) -> None:
     worst = max(found, key=lambda row: row.ratio)
     setting = "retention.max_expiry_ratio" if accept_ratio is None else "--accept-ratio"
     raise Refused(
-        f"plan {plan.digest} would remove {worst.expiring} of {worst.total} backups of {worst.place.database} "
+        f"plan {plan.digest} would remove {worst.expiring} of {worst.total} backups of {worst.place.subject} "
         f"({worst.ratio:.0%}), limit {limit:.0%} ({setting})",
-        detail="\n".join(f"{row.place.database}: {row.expiring} of {row.total}" for row in found),
+        detail="\n".join(f"{row.place.subject}: {row.expiring} of {row.total}" for row in found),
         hint="Is that meant? Then accept it with "
         f"`synapse-ops expire --apply {plan.digest} --accept-ratio {_rounded_up(worst.ratio)}`.",
     )

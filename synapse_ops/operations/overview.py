@@ -70,7 +70,7 @@ def _missing_features(repository: Repository) -> tuple[str, ...] | None:
 
 def _databases(catalog: Catalog, now: datetime) -> tuple[DatabaseOverview, ...]:
     def group_of(entry: CatalogEntry) -> tuple[str, Identity]:
-        return entry.place.database, entry.place.identity
+        return entry.place.subject, entry.place.identity
 
     ordered = sorted(catalog.backups, key=group_of)  # stable: newest first within each group
     return tuple(_overview(list(group), now) for _, group in groupby(ordered, key=group_of))
@@ -80,16 +80,16 @@ def _overview(entries: list[CatalogEntry], now: datetime) -> DatabaseOverview:
     """entries: of one database and identity, newest first, at least one."""
     newest = entries[0]
     proven = [entry for entry in entries if counts_as_proven(entry, now)]
-    history = [(entry.database_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
+    history = [(entry.source_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
     last = proven[0] if proven else None
     return DatabaseOverview(
         identity=newest.place.identity,
-        database=newest.place.database,
+        database=newest.place.subject,
         backup_count=len(entries),
         proven_count=len(proven),
         stored_bytes=sum(entry.size_bytes for entry in entries),
         newest=newest,
         newest_proven=last,
-        predicted_restore_s=predict_restore_s(history, newest.database_size_bytes),
+        predicted_restore_s=predict_restore_s(history, newest.source_size_bytes),
         rpo_now=now - (last.database_time or last.started_at) if last is not None else None,
     )

@@ -37,7 +37,7 @@ class PinReport:
         """Return the report's fields; stable names."""
         return {
             "backup_id": self.place.backup_id,
-            "database": self.place.database,
+            "subject": self.place.subject,
             "identity": str(self.place.identity),
             "pins": list(self.labels),
             "changed": self.changed,

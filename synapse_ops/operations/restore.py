@@ -61,6 +61,6 @@ def apply_restore(
 
 
 def _predict(repository: Repository, place: BackupPlace, record: BackupRecord) -> float | None:
-    entries = read_catalog(repository, database=place.database).backups
-    history = [(entry.database_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
+    entries = read_catalog(repository, subject=place.subject).backups
+    history = [(entry.source_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
     return predict_restore_s(history, record.source.database_size_bytes)

@@ -123,7 +123,7 @@ def prove_backup(
     """
     deadline = Deadline(timeout_s, "proof of restore")
     sweep_throwaways(work_dir)
-    entries = read_catalog(repository, database=place.database if place else database).backups
+    entries = read_catalog(repository, subject=place.subject if place else database).backups
     place = place or newest_unproven(entries)
     if place is None:
         return None
@@ -153,8 +153,8 @@ def newest_unproven(entries: Sequence[CatalogEntry]) -> BackupPlace | None:
 
 
 def _predict(entries: Sequence[CatalogEntry], place: BackupPlace) -> float | None:
-    history = [(entry.database_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
-    size_bytes = next((entry.database_size_bytes for entry in entries if entry.place == place), 0)
+    history = [(entry.source_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
+    size_bytes = next((entry.source_size_bytes for entry in entries if entry.place == place), 0)
     predicted = predict_restore_s(history, size_bytes)
     return round(predicted, 3) if predicted is not None else None
 

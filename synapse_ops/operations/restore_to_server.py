@@ -171,7 +171,7 @@ def apply(
         phase_s["read"] = round(time.monotonic() - begun, 3)
         current = plan(place, record, target, staged.globals_script, planned.predicted_s)  # it may have changed
         statements = read_database_statements(
-            current.tools, staged.archive, place.database, scratch_dir=scratch.scratch_dir, deadline=deadline
+            current.tools, staged.archive, place.subject, scratch_dir=scratch.scratch_dir, deadline=deadline
         )
         present = frozenset(current.roles_present)
         execute_statements(
@@ -179,7 +179,7 @@ def apply(
         )
         with _incomplete_database(target, place) as name:
             conninfo = make_conninfo(target.conninfo, dbname=name)
-            renamed = statements.renamed(place.database, name)
+            renamed = statements.renamed(place.subject, name)
             lacking = bool(current.tablespaces_missing)
             if lacking:
                 renamed = renamed.changed(without_tablespace)
@@ -228,7 +228,7 @@ def _say(target: ServerTarget, template: str, name: str) -> None:
 
 
 def _say_incomplete(target: ServerTarget, name: str, place: BackupPlace) -> None:
-    words = sql.Literal(f"incomplete: synapse-ops is restoring backup {place.backup_id} of {place.database} here")
+    words = sql.Literal(f"incomplete: synapse-ops is restoring backup {place.backup_id} of {place.subject} here")
     with connect(target.conninfo) as connection, postgres_errors(f"the comment of {name}"):
         connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), words))
 

@@ -82,7 +82,7 @@ def read_backup_document(repository: Repository, place: BackupPlace, log: ReadLo
         )
     source = record.source
     said = (record.backup_id, f"{source.system_identifier}-{source.generation}", source.database, record.kind)
-    lies = (place.backup_id, str(place.identity), place.database, place.kind)
+    lies = (place.backup_id, str(place.identity), place.subject, place.kind)
     if said != lies:
         raise WrongIdentity(
             f"{key} belongs to another backup: it says {' '.join(said)}",
@@ -119,7 +119,7 @@ def stage_backup(
         nonlocal done
         done += size
         deadline.remaining_s()
-        progress(Progress(f"reading {place.database}", done, total))
+        progress(Progress(f"reading {place.subject}", done, total))
 
     def read(role: str, sink: IO[bytes]) -> None:
         _read_object(repository, place, record, objects[role], identities, sink, count, log)

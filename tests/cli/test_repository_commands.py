@@ -95,7 +95,7 @@ def test_backup_list_shows_every_backup_and_left_over(shop: Shop) -> None:
 
     assert [row["backup_id"] for row in listed["backups"]] == [row.place.backup_id for row in reversed(shop.backups)]
     assert [row["is_proven"] for row in listed["backups"]] == [False, True, True, True, True]
-    assert listed["left_overs"][0]["database"] == "büro [alt]"
+    assert listed["left_overs"][0]["subject"] == "büro [alt]"
     assert all(backup.place.backup_id in table for backup in shop.backups)
     assert "NO: newest proof: unproven" in table
     assert "has no backup.json" in table

@@ -127,7 +127,7 @@ def test_a_backup_takes_at_most_a_kibibyte_of_memory() -> None:
             rows += [listed("pin-audit.json"), replace(listed("reading-a.json"), modified_at=NOON + timedelta(number))]
             parsed = parse_key(place.key("backup.json"))
             assert parsed is not None
-            facts = BackupFacts.from_json({**BACKUP_FACTS.as_json(), "row_count": 10**9 + number, "duration_s": 1 / 3})
+            facts = BackupFacts.from_json({**BACKUP_FACTS.as_json(), "item_count": 10**9 + number, "duration_s": 1 / 3})
             proof = ProofFacts.from_json(
                 {**PROOF_FACTS.as_json(), "verdict": "differs", "reason": f"table {number}: x"}
             )

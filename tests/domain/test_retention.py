@@ -51,8 +51,8 @@ def backup(
         listing_digest=f"{number:032x}",
         finished_at=known,
         database_time=known,
-        database_size_bytes=4000,
-        row_count=10,
+        source_size_bytes=4000,
+        item_count=10,
         duration_s=1.0,
         is_encrypted=False,
         proven_at=moment + timedelta(minutes=1) if proven and not unreadable else None,
@@ -103,7 +103,7 @@ def removed(entries: list[CatalogEntry], policy: RetentionPolicy, clocks: Clocks
 
 
 def group(entry: CatalogEntry) -> tuple[Identity, str]:
-    return entry.place.identity, entry.place.database
+    return entry.place.identity, entry.place.subject
 
 
 def only(entries: list[CatalogEntry], policy: RetentionPolicy, clocks: Clocks = SAME_CLOCKS) -> list[Decision]:
@@ -309,7 +309,7 @@ def test_a_ratio_is_exceeded_only_above_it(ratio: float, named: int) -> None:
 
     found = excesses([(row.entry.place, row.expires) for row in decisions], ratio)
 
-    assert [(row.place.database, row.expiring, row.total) for row in found] == [("synapse", 2, 4)] * named
+    assert [(row.place.subject, row.expiring, row.total) for row in found] == [("synapse", 2, 4)] * named
 
 
 @pytest.mark.parametrize(

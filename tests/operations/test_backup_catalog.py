@@ -62,8 +62,8 @@ def test_a_catalog_of_one_database_leaves_the_others_out(repository: Repository)
     store_backup(repository.store, NOON, database="synapse")
     other = store_backup(repository.store, NOON, database="büro.2")
 
-    assert [entry.place for entry in read_catalog(repository, database="büro.2").backups] == [other.place]
-    assert read_catalog(repository).databases() == ("büro.2", "synapse")
+    assert [entry.place for entry in read_catalog(repository, subject="büro.2").backups] == [other.place]
+    assert read_catalog(repository).subjects() == ("büro.2", "synapse")
 
 
 def test_a_newer_proof_that_differs_takes_the_proof_away(repository: Repository) -> None:

@@ -97,7 +97,7 @@ def test_the_page_restores_an_encrypted_backup_without_this_tool(
         "IDENTITY": str(folder / "key.txt"),
         "PGDATA": str(folder / "data"),
         "PGHOST": str(socket_dir),
-        "DATABASE": place.database,
+        "DATABASE": place.subject,
     }
     try:
         done = subprocess.run(

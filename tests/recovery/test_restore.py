@@ -88,7 +88,7 @@ def test_a_database_that_exists_is_refused_even_when_it_came_into_being_after_th
     """Neither the live source nor anything else is ever restored over."""
     place = backup.put(repository)
     with pytest.raises(TargetNotEmpty, match="already exists"):
-        plan_restore(repository, place, ServerTarget(postgres_server.conninfo(), place.database))
+        plan_restore(repository, place, ServerTarget(postgres_server.conninfo(), place.subject))
     plan = plan_restore(repository, place, ServerTarget(postgres_server.conninfo(), new_name))
     postgres_server.execute(f'create database "{new_name}"')
 
@@ -188,7 +188,7 @@ def test_a_backup_becomes_a_data_directory_that_starts(
     )
     server.start(30)
     try:
-        with psycopg.connect(server.conninfo(kept.place.database)) as connection:
+        with psycopg.connect(server.conninfo(kept.place.subject)) as connection:
             assert connection.execute("select count(*) from shop.orders").fetchone() == (3000,)
             assert connection.execute("show data_checksums").fetchone() == ("on",)
     finally:

@@ -178,7 +178,7 @@ def test_a_copy_that_is_not_equal_differs_and_says_in_what(
     """A dump that restores well but holds other rows than its fingerprint says is not proven."""
     before = take_backup()
     after = take_backup(
-        "delete from shop.orders where id = 1; select setval('shop.orders_id_seq', 9)", name=before.place.database
+        "delete from shop.orders where id = 1; select setval('shop.orders_id_seq', 9)", name=before.place.subject
     )
     before.with_objects(database_dump=after.objects["database.dump"]).put(repository)
 

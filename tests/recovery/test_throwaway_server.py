@@ -133,7 +133,7 @@ def test_a_hostile_backup_is_restored_inert_and_still_compared_exactly(
 ) -> None:
     """Event triggers do not fire, nothing is contacted, and settings of the source do not reach our sessions."""
     place = take_backup(HOSTILE).put(repository)
-    postgres_server.execute("drop subscription far_away", place.database)
+    postgres_server.execute("drop subscription far_away", place.subject)
 
     report = prove_backup(repository, work_dir=work_dir, timeout_s=90)
 
