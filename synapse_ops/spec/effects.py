@@ -8,6 +8,8 @@ from datetime import timedelta
 from synapse_ops.spec.document import Spec
 from synapse_ops.spec.units import format_duration
 
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
 
 def ignored_values(spec: Spec) -> dict[str, str]:
     """Return field path -> the reason why its value has no effect."""
@@ -20,6 +22,10 @@ def _ignored(spec: Spec) -> Iterator[tuple[str, str]]:
         yield "kubernetes.replicas", f"autoscaling keeps between {pods.min_replicas} and {pods.max_replicas} pods"
     if spec.object_store.ca_file is not None and not (spec.object_store.endpoint or "https:").startswith("https:"):
         yield "object_store.ca_file", "object_store.endpoint is http://, without certificates"
+    if spec.qdrant.ca_file is not None and not (
+        spec.qdrant.tls or any(url.startswith("https:") for url in spec.qdrant.nodes)
+    ):
+        yield "qdrant.ca_file", "qdrant.tls is false and no node is https://: there are no certificates"
     if spec.health_base_url is not None and all("://" in check.url for check in spec.health):
         yield "health_base_url", "every health.url is complete"
     failover = spec.failover
@@ -49,6 +55,9 @@ def _notes(spec: Spec) -> Iterator[str]:
             yield "backup.database.role_passwords is encrypted, and backups are not: dumps carry no role passwords"
     elif spec.encryption.identity is None:
         yield "encryption.identity is null: proofs need a key, so backups stay unproven unless one is given"
+    qdrant = spec.qdrant
+    if qdrant.api_key is not None and not qdrant.tls and qdrant.host not in _LOOPBACK:
+        yield f'qdrant.api_key is sent to "{qdrant.host}" in the clear: qdrant.tls is false'
     if spec.database.name not in spec.database.databases:
         yield f'database.databases does not list database.name "{spec.database.name}": it is not backed up'
     if spec.backup.database.wal_archiving == "off":

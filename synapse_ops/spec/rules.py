@@ -174,12 +174,24 @@ def _names(spec: Spec) -> Iterator[Conflict]:
     yield from _unique(("health",), [check.name for check in spec.health], "name", "name")
     yield from _unique(("alerts",), [alert.name for alert in spec.alerts], "name", "name")
     yield from _unique(("database", "databases"), spec.database.databases, "database")
+    yield from _unique(("qdrant", "nodes"), [url.rstrip("/") for url in spec.qdrant.nodes], "node")
     yield from _unique(("grafana", "dashboards"), spec.grafana.dashboards, "dashboard")
     yield from _unique(("logging", "elasticsearch"), spec.logging.elasticsearch, "node")
     yield from _unique(("encryption", "recipients"), spec.encryption.recipients, "recipient")
     yield from _unique(("cleanup", "cache_patterns"), spec.cleanup.cache_patterns, "pattern")
     pairs = [f"{source.table} -> {source.collection}" for source in spec.vectors.sources]
     yield from _unique(("vectors", "sources"), pairs, "pair of table and collection")
+
+
+def _vector_nodes(spec: Spec) -> Iterator[Conflict]:
+    """A node in `qdrant.nodes` by http:// where `qdrant.tls` is on and there is a `qdrant.api_key`: the key would be
+    sent in the clear.
+    """
+    qdrant = spec.qdrant
+    for index, url in enumerate(qdrant.nodes):
+        if qdrant.tls and qdrant.api_key is not None and not url.startswith("https://"):
+            found = f'"{url}" without TLS, where {{other}} is true and an api key is sent'
+            yield Conflict(("qdrant", "nodes", index), found, "https://", (("qdrant", "tls"), ("qdrant", "api_key")))
 
 
 def _destinations(spec: Spec) -> Iterator[Conflict]:
@@ -217,6 +229,7 @@ RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _ports,
     _firewall,
     _names,
+    _vector_nodes,
     _destinations,
     _cleanup_roots,
 )

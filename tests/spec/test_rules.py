@@ -40,6 +40,8 @@ REFUSED = [
     ("database: {databases: [synapse, synapse]}", "database.databases[1]"),
     ("grafana: {dashboards: [system, system]}", "grafana.dashboards[1]"),
     ("logging: {elasticsearch: ['a:1', 'a:1']}", "logging.elasticsearch[1]"),
+    ("qdrant: {nodes: ['http://a:6333', 'http://a:6333/']}", "qdrant.nodes[1]"),
+    ("qdrant: {tls: true, api_key: 'env:A', nodes: ['https://a:1', 'http://b:1']}", "qdrant.nodes[1]"),
     ("cleanup: {cache_patterns: ['a:*', 'a:*']}", "cleanup.cache_patterns[1]"),
     ("vectors: {sources: [{table: a, collection: b}, {table: a, collection: b}]}", "vectors.sources[1]"),
     ("backup: {destination: 's3://backups/database/'}", "backup.vectors.destination"),
@@ -60,6 +62,8 @@ ALLOWED = [
     "autoscaling: {min_replicas: 4, max_replicas: 4}",
     "backup: {database: {destination: 's3://abc/data'}, vectors: {destination: 's3://abc/data2'}}",
     "vectors: {sources: [{table: a, collection: b}, {table: a, collection: c}]}",
+    "qdrant: {tls: true, nodes: ['https://a:1', 'http://b:1']}",
+    "qdrant: {api_key: 'env:A', nodes: ['https://a:1', 'http://b:1']}",
     "cleanup: {log_roots: [/var/log/synapse], temp_roots: [/var/log/synapse2]}",
     "alerting: {actions: {'null': notify, 'true': none}}",
 ]

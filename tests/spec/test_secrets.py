@@ -69,7 +69,14 @@ def test_a_literal_secret_is_refused_wherever_it_stands_and_never_repeated(templ
 
 
 @pytest.mark.parametrize(
-    "field", ["database: {admin", "object_store: {credentials", "alerting: {webhook_token", "encryption: {identity"]
+    "field",
+    [
+        "database: {admin",
+        "object_store: {credentials",
+        "alerting: {webhook_token",
+        "encryption: {identity",
+        "qdrant: {api_key",
+    ],
 )
 def test_a_field_for_a_reference_shows_nothing_of_what_stands_there(field: str) -> None:
     """A plain password looks like any word; where a reference belongs, whatever else stands there is not shown."""

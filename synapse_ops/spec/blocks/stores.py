@@ -61,6 +61,16 @@ class Qdrant(Block):
 
     host: Host = Field("localhost", description="Host of Qdrant.")
     port: Port = Field(6333, description="Port of its REST API.")
+    tls: bool = Field(False, description="Whether `host` is spoken to over TLS; a node's own URL says it for itself.")
+    ca_file: AbsolutePath | None = Field(
+        None, description="CA certificates that Qdrant is checked against; null: those of the system."
+    )
+    api_key: Secret | None = Field(
+        None, description="Reference to a key that may manage the whole server; null: it asks for none."
+    )
+    nodes: tuple[HttpUrl, ...] = Field(
+        (), description="REST URL of each node of a cluster; a snapshot is one node's. Empty: `host` alone."
+    )
     collection: Name = Field("documents", description="Collection that the application searches.")
     vector_size: int = Field(768, ge=1, le=65536, description="Dimensions of a vector.")
     distance: Literal["Cosine", "Dot", "Euclid", "Manhattan"] = Field("Cosine", description="How near is measured.")
