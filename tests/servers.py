@@ -1,6 +1,7 @@
 """Real servers for tests: PostgreSQL 17 per xdist worker, one SeaweedFS for the whole run. Nothing outlives the run.
 
-Fixtures: `postgres_server`, `fresh_database`, `object_store_access`, `bucket_url`. All of them are made on first use.
+Fixtures: `postgres_server`, `fresh_database`, `object_store_access` (of `seaweedfs_access` and `versitygw_access`),
+`bucket_url`. All of them are made on first use.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from synapse_ops.errors import Unreachable
 from synapse_ops.systems.local_processes import free_ports, make_private_dir, server_identity
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from synapse_ops.systems.pg_server import PgServer, make_socket_dir
 from synapse_ops.systems.pg_tools import find_pg_tools, tools_for
 
 STORE_READY_TIMEOUT_S = 60.0
+GATEWAY_READY_TIMEOUT_S = 20.0
 POSTGRES_START_TIMEOUT_S = 60.0
 SUPERUSER = "postgres"
 PASSWORD = "tests-only"
@@ -119,7 +122,14 @@ def fresh_database(postgres_server: PostgresServer) -> Iterator[Callable[..., st
 
 
 @pytest.fixture(scope="session")
-def object_store_access(tmp_path_factory: pytest.TempPathFactory) -> StoreAccess:
+def object_store_access(request: pytest.FixtureRequest) -> StoreAccess:
+    """The store that repositories of tests lie in: SeaweedFS, or what SYNAPSE_TEST_STORE names."""
+    access: StoreAccess = request.getfixturevalue(os.environ.get("SYNAPSE_TEST_STORE", "seaweedfs") + "_access")
+    return access
+
+
+@pytest.fixture(scope="session")
+def seaweedfs_access(tmp_path_factory: pytest.TempPathFactory) -> StoreAccess:
     """The one SeaweedFS of this test run, all workers included; it ends with the run, even when that is killed."""
     in_worker = "PYTEST_XDIST_WORKER" in os.environ
     base = tmp_path_factory.getbasetemp()
@@ -149,6 +159,38 @@ def _start_store(description: Path, controller: int) -> None:
         if guard.poll() is not None or time.monotonic() > deadline:
             pytest.fail("SeaweedFS did not start:\n" + log.read_text()[-2000:])
         time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def versitygw_access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreAccess]:
+    """A versitygw of this worker's own; its gaps complement SeaweedFS's."""
+    binary = shutil.which("versitygw")
+    if binary is None:
+        pytest.skip("versitygw is not on PATH; `make test-stores` builds it")
+    folder = tmp_path_factory.mktemp("versitygw")
+    [port] = free_ports(1)
+    access = StoreAccess(endpoint=f"http://127.0.0.1:{port}", access_key="gateway", secret_key=secrets.token_hex(16))
+    environment = {**os.environ, "ROOT_ACCESS_KEY": "gateway", "ROOT_SECRET_KEY": str(access.secret_key)}
+    argv = [binary, "--port", f"127.0.0.1:{port}", "--quiet", "posix", str(folder)]
+    with (folder.parent / "versitygw.log").open("wb") as log:
+        server = subprocess.Popen(argv, env=environment, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + GATEWAY_READY_TIMEOUT_S
+        while not _answers(access):
+            assert time.monotonic() < deadline, "versitygw did not answer in time"
+            time.sleep(0.05)
+        yield access
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _answers(access: StoreAccess) -> bool:
+    try:
+        ObjectStore("s3://ready-probe/", access).create_bucket()
+    except Unreachable:
+        return False
+    return True
 
 
 @pytest.fixture

@@ -5,10 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import shutil
-import subprocess
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,47 +17,13 @@ from synapse_ops.systems.object_quick_read import QuickReader
 from synapse_ops.systems.object_store import ConditionFailed, ObjectStore, StoreAccess
 from synapse_ops.systems.object_streams import PART_BYTES
 
-GATEWAY_READY_TIMEOUT_S = 20.0
 ODD_KEYS = ["a b+c", "percent%41/%2e%2e", "quotes'\"&<>", "ümläut/日本語/🐘", "tilde~*!()", "a-b", "a/b", "a0"]
-
-
-@pytest.fixture(scope="session")
-def versitygw_access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreAccess]:
-    """A versitygw of this worker's own; its gaps complement SeaweedFS's."""
-    binary = shutil.which("versitygw")
-    if binary is None:
-        pytest.skip("versitygw is not on PATH (go install github.com/versity/versitygw/cmd/versitygw@v1.8.0)")
-    folder = tmp_path_factory.mktemp("versitygw")
-    [port] = free_ports(1)
-    access = StoreAccess(endpoint=f"http://127.0.0.1:{port}", access_key="gateway", secret_key=secrets.token_hex(16))
-    environment = {**os.environ, "ROOT_ACCESS_KEY": "gateway", "ROOT_SECRET_KEY": str(access.secret_key)}
-    argv = [binary, "--port", f"127.0.0.1:{port}", "--quiet", "posix", str(folder)]
-    with (folder.parent / "versitygw.log").open("wb") as log:
-        server = subprocess.Popen(argv, env=environment, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + GATEWAY_READY_TIMEOUT_S
-        while not _answers(access):
-            assert time.monotonic() < deadline, "versitygw did not answer in time"
-            time.sleep(0.05)
-        yield access
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
-def _answers(access: StoreAccess) -> bool:
-    try:
-        ObjectStore("s3://ready-probe/", access).create_bucket()
-    except Unreachable:
-        return False
-    return True
 
 
 @pytest.fixture(params=["seaweedfs", "versitygw"])
 def store(request: pytest.FixtureRequest) -> ObjectStore:
     """An empty prefix on each store in turn."""
-    name = "object_store_access" if request.param == "seaweedfs" else "versitygw_access"
-    access: StoreAccess = request.getfixturevalue(name)
+    access: StoreAccess = request.getfixturevalue(f"{request.param}_access")
     made = ObjectStore(f"s3://contract/{secrets.token_hex(8)}/some/prefix/", access)
     made.create_bucket()
     return made
