@@ -47,6 +47,7 @@ def api_server(
         "SYNAPSE_API_PORT": str(port),
         "SYNAPSE_API_DATABASE_FILE": str(layout.secrets / "synapse-api.conninfo"),
         "SYNAPSE_API_LEDGER": str(ledger / "acknowledged.jsonl"),
+        "TMPDIR": str(layout.temp),
     }
     return ProgramServer(
         name="api",

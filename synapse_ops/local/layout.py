@@ -6,6 +6,7 @@
                 secrets/              passwords and addresses, files of mode 0600, ours only
                 data/<server>/        one folder per server, owned by the identity that servers run as
                 logs/<server>.log
+                temp/                 temporary files of the stand-in application
                 programs/             copies of server programs, only where that identity cannot enter the originals
 
 As root, servers run under another identity. Where that one cannot enter the state directory (a home of mode 0700), the
@@ -43,6 +44,10 @@ class StackLayout:
     @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    @property
+    def temp(self) -> Path:
+        return self.root / "temp"
 
     @property
     def secrets(self) -> Path:
@@ -101,6 +106,7 @@ def make_layout(state_dir: Path) -> StackLayout:
     layout = StackLayout(named, named.resolve(), identity)
     layout.root.mkdir(mode=0o755, parents=True, exist_ok=True)
     layout.logs.mkdir(mode=0o755, exist_ok=True)
+    layout.temp.mkdir(mode=0o700, exist_ok=True)
     make_private_dir(layout.secrets, None)
     make_private_dir(layout.data, identity)
     return layout

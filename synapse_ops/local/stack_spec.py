@@ -70,6 +70,9 @@ def write_spec(layout: StackLayout, ports: Mapping[str, int]) -> None:
         ) from error
     for block, values in _addresses(layout, ports).items():
         _merge(document, block, values)
+    for name, root in {"log_roots": layout.logs, "temp_roots": layout.temp}.items():
+        if not document.get("cleanup", {}).get(name):
+            _merge(document, "cleanup", {name: [str(root)]})
     text = io.StringIO()
     yaml.dump(document, text)
     if not layout.spec_file.exists() or layout.spec_file.read_text(encoding="utf-8") != text.getvalue():
@@ -100,7 +103,11 @@ def _addresses(layout: StackLayout, ports: Mapping[str, int]) -> dict[str, Any]:
             "admin": f"file:{secrets / 'database-admin.url'}",
             "replication_user": REPLICATION_USER,
         },
-        "redis": {"host": "127.0.0.1", "port": ports["redis"]},
+        "redis": {
+            "host": "127.0.0.1",
+            "port": ports["redis"],
+            "password": f"file:{secrets / 'redis.password'}",
+        },
         "object_store": {
             "endpoint": f"http://127.0.0.1:{ports['s3.port']}",
             "credentials": f"file:{secrets / 'object-store.credentials'}",

@@ -54,6 +54,7 @@ class Redis(Block):
     db: int = Field(0, ge=0, le=15, description="Number of the logical database.")
     max_connections: Count = Field(10, le=1_000_000, description="Connections that the application may open in all.")
     timeout: Duration = Field(timedelta(seconds=5), description="Longest time for one command.")
+    password: Secret | None = Field(None, description="Reference to the password; null means that none is asked for.")
 
 
 class Qdrant(Block):
