@@ -102,7 +102,9 @@ def _addresses(layout: StackLayout, ports: Mapping[str, int]) -> dict[str, Any]:
             "user": APP_USER,
             "admin": f"file:{secrets / 'database-admin.url'}",
             "replication_user": REPLICATION_USER,
+            "nodes": {name: f"127.0.0.1:{ports[name]}" for name in ("db-primary", "db-standby")},
         },
+        "tls": {"cert_file": str(layout.authority), "key_file": str(layout.data / "tls" / "server.key")},
         "redis": {
             "host": "127.0.0.1",
             "port": ports["redis"],

@@ -151,6 +151,10 @@ Node = Annotated[
         r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?", "a node name: lower-case letters, digits, - and .", "db-primary"
     ),
 ]
+Address = Annotated[
+    str,
+    TextForm(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\]):[0-9]{{1,5}}", "host:port", "10.0.0.7:5432"),
+]
 Name = Annotated[
     str,
     TextForm(

@@ -21,6 +21,7 @@ from synapse_ops.spec.blocks.monitoring import (
     HealthCheck,
     Logging,
     Prometheus,
+    Watch,
 )
 from synapse_ops.spec.blocks.network import Firewall, Tls
 from synapse_ops.spec.blocks.stores import Database, ObjectStore, Qdrant, Redis, Vectors
@@ -61,6 +62,7 @@ class Spec(Block):
     health_base_url: HttpUrl | None = Field(
         None, description="What a relative `health.url` is below; null means the `server` block's own address."
     )
+    watch: Watch = Watch()
     alerts: tuple[Alert, ...] = Field(DEFAULT_ALERTS, description="Rules that fire while their condition holds.")
     alerting: Alerting = Alerting()
 

@@ -77,12 +77,15 @@ def _requests_above(key: str, value: str, limit: str, asked: FieldPath, allowed:
 
 
 def _times(spec: Spec) -> Iterator[Conflict]:
-    """A time that does not fit into another: `health[].timeout` into its `interval`, `updates.timeout` between two
+    """A time that does not fit into another: `health[].timeout` into its `interval`, `watch.timeout` into
+    `watch.interval` and `watch.store_interval`, `updates.timeout` between two
     windows, `failover.primary_start_timeout` into `failover.timeout`, and that into `objectives.rto`; a
     `retention.left_over_grace` under a minute, in which a running backup's heartbeat may be late.
     """
     for index, check in enumerate(spec.health):
         yield from _fits(("health", index, "timeout"), check.timeout, ("health", index, "interval"), check.interval)
+    for key in ("interval", "store_interval"):
+        yield from _fits(("watch", "timeout"), spec.watch.timeout, ("watch", key), getattr(spec.watch, key))
     failover, rto = spec.failover, spec.objectives.rto
     yield from _fits(("failover", "timeout"), failover.timeout, ("objectives", "rto"), rto)
     start: FieldPath = ("failover", "primary_start_timeout")
@@ -168,11 +171,12 @@ def _unique(path: FieldPath, values: Sequence[Hashable], what: str, key: str | N
 
 
 def _names(spec: Spec) -> Iterator[Conflict]:
-    """The same thing twice in a list: names in `health` and `alerts`, databases, dashboards, nodes, recipients, cache
-    patterns, pairs of `vectors.sources`.
+    """The same thing twice in a list: names in `health` and `alerts`, `watch.servers`, databases, dashboards, nodes,
+    recipients, cache patterns, pairs of `vectors.sources`.
     """
     yield from _unique(("health",), [check.name for check in spec.health], "name", "name")
     yield from _unique(("alerts",), [alert.name for alert in spec.alerts], "name", "name")
+    yield from _unique(("watch", "servers"), spec.watch.servers, "server")
     yield from _unique(("database", "databases"), spec.database.databases, "database")
     yield from _unique(("qdrant", "nodes"), [url.rstrip("/") for url in spec.qdrant.nodes], "node")
     yield from _unique(("grafana", "dashboards"), spec.grafana.dashboards, "dashboard")

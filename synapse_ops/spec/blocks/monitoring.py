@@ -7,7 +7,20 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from synapse_ops.spec.block import FORM, Block, Duration, DurationOrZero, Name, Port, Secret, Text, TextForm
+from synapse_ops.spec.block import (
+    FORM,
+    AbsolutePath,
+    Block,
+    Duration,
+    DurationOrZero,
+    Host,
+    Name,
+    Port,
+    Retention,
+    Secret,
+    Text,
+    TextForm,
+)
 from synapse_ops.spec.condition import CONDITION_FORM, Condition, parse_condition
 from synapse_ops.spec.secrets import SecretRef
 
@@ -68,6 +81,32 @@ class HealthCheck(Block):
     url: HealthUrl = Field(description="URL, or a path below `health_base_url`.")
     interval: Duration = Field(timedelta(seconds=30), description="Time between two probes.")
     timeout: Duration = Field(timedelta(seconds=5), description="A probe that takes longer has failed.")
+
+
+ProbedServer = Literal["nodes", "replication", "redis", "qdrant", "object_store", "certificates", "disk"]
+
+
+class Watch(Block):
+    """The prober: what it asks besides `health`, how often, and where it tells what it found."""
+
+    host: Host = Field("127.0.0.1", description="Address that its metrics are served on. Keep it private.")
+    port: Port | None = Field(None, description="Port of its metrics; null is a free one, told in watch/address.json.")
+    servers: tuple[ProbedServer, ...] = Field(
+        ("nodes", "replication", "redis", "qdrant", "object_store", "certificates", "disk"),
+        description="What is probed besides the endpoints. Leave out what this stack does not have.",
+    )
+    interval: Duration = Field(timedelta(seconds=15), description="Time between two probes of a server.")
+    timeout: Duration = Field(timedelta(seconds=5), description="A probe of a server that takes longer has failed.")
+    store_interval: Duration = Field(
+        timedelta(minutes=1), description="The same of the object store, where each puts, gets and deletes an object."
+    )
+    repository_interval: Duration = Field(
+        timedelta(minutes=5), description="Time between two readings of the age of the last backup and proof."
+    )
+    history: Retention = Field(timedelta(days=90), description="How long history is kept. A bare number is days.")
+    ca_file: AbsolutePath | None = Field(
+        None, description="Authorities that https endpoints are checked against; null: those of the system."
+    )
 
 
 class Alert(Block):

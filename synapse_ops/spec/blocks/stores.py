@@ -9,6 +9,7 @@ from pydantic import Field
 
 from synapse_ops.spec.block import (
     AbsolutePath,
+    Address,
     Block,
     Count,
     DatabaseName,
@@ -16,6 +17,7 @@ from synapse_ops.spec.block import (
     Host,
     HttpUrl,
     Name,
+    Node,
     Port,
     Secret,
     Text,
@@ -43,6 +45,11 @@ class Database(Block):
         default_factory=lambda valid: (valid.get("name", "synapse"),),
         json_schema_extra={"default": ["synapse"]},
         description="Databases to back up, each with its own proof and retention. Default: `name`.",
+    )
+    nodes: dict[Node, Address] = Field(
+        {},
+        description="Address of each node that `failover` names. One that is left out: the primary is where `admin` "
+        "points, another is the host of its name, on the same port.",
     )
 
 

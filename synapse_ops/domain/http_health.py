@@ -1,0 +1,158 @@
+"""What an HTTP answer says about the health of who gave it. A status of 200 is a claim; the body may say otherwise.
+
+Pure. Words are those of the conventions in use: the health+json draft (pass, warn, fail), Spring Boot (UP, DOWN,
+OUT_OF_SERVICE), ASP.NET (Healthy, Degraded, Unhealthy), Elasticsearch (green, yellow, red), and plain "ok" and "error".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from synapse_ops.domain.health import ProbeVerdict, State
+
+FAILED_WORDS = frozenset(
+    [
+        "error",
+        "fail",
+        "failed",
+        "failing",
+        "failure",
+        "down",
+        "unhealthy",
+        "critical",
+        "fatal",
+        "out_of_service",
+        "unavailable",
+        "red",
+        "ko",
+        "dead",
+    ]
+)
+DEGRADED_WORDS = frozenset(["degraded", "warn", "warning", "partial", "yellow", "unknown", "starting"])
+STATE_KEYS = ("status", "state", "health")
+CLAIM_KEYS = ("ok", "healthy", "success", "up")  # false in any of them is a failure
+ERROR_KEYS = ("error", "errors")  # anything but nothing in them is a failure
+SLOW_RATIO = 0.5  # of the timeout: half of the way to failing is worth a word
+CERTIFICATE_DAYS = 14  # certificates that renew themselves do so 30 days before the end: this one did not
+
+_TITLE = re.compile(r"<title[^>]{0,200}>([^<]{0,200})", re.IGNORECASE)
+_ERROR_TITLE = re.compile(r"\b(error|unavailable|bad gateway|not found|maintenance|forbidden)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    """One whole answer. body: its first bytes; is_cut: there were more. certificate_days: None without TLS."""
+
+    status: int
+    latency_s: float
+    content_type: str = ""
+    body: bytes = b""
+    is_cut: bool = False
+    certificate_days: float | None = None
+
+
+def judge_reply(reply: HttpReply, *, timeout_s: float) -> ProbeVerdict:
+    """Return the verdict on an answer that came in time."""
+    measurements = {"http_status": float(reply.status)}
+    if reply.certificate_days is not None:
+        measurements["certificate_days"] = reply.certificate_days
+    state, reason = _worst(
+        _of_status(reply), _of_body(reply), _of_certificate(reply.certificate_days), _of_latency(reply, timeout_s)
+    )
+    return ProbeVerdict(state, reason, reply.latency_s, measurements)
+
+
+Judged = tuple[State, str]
+GOOD: Judged = (State.HEALTHY, "")
+
+
+def _worst(*judged: Judged) -> Judged:
+    failed = [found for found in judged if found[0] is State.FAILED]
+    degraded = [found for found in judged if found[0] is State.DEGRADED]
+    return next(iter((*failed, *degraded)), GOOD)
+
+
+def _of_status(reply: HttpReply) -> Judged:
+    if 200 <= reply.status < 300:
+        return GOOD
+    if reply.status == 429:
+        return State.DEGRADED, "answered 429: it is asked more often than it allows"
+    return State.FAILED, f"answered {reply.status}{_quoted(reply)}"
+
+
+def _quoted(reply: HttpReply) -> str:
+    """Return the start of a short text body for the reason; a page is not quoted."""
+    if "html" in reply.content_type or not reply.body:
+        return ""
+    text = " ".join(reply.body[:200].decode("utf-8", errors="replace").split())
+    return f": {text[:160]}"
+
+
+def _of_body(reply: HttpReply) -> Judged:
+    if not 200 <= reply.status < 300 or not reply.body.strip():
+        return GOOD
+    text = reply.body.decode("utf-8", errors="replace")
+    kind = reply.content_type.lower()
+    if "html" in kind:
+        title = _TITLE.search(text)
+        if title is not None and _ERROR_TITLE.search(title[1]):
+            return State.FAILED, f'answered {reply.status} with a page titled "{title[1].strip()[:80]}"'
+        return GOOD
+    if "json" in kind or text.lstrip().startswith("{"):
+        return _of_json(reply, text)
+    word = re.split(r"[\s:,.;!]", text.strip(), maxsplit=1)[0].strip("\"'")
+    return _of_word(reply.status, word)
+
+
+def _of_json(reply: HttpReply, text: str) -> Judged:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        if reply.is_cut:
+            return GOOD
+        return State.FAILED, f"answered {reply.status} with a body that is not the JSON it claims to be"
+    if isinstance(document, str):
+        return _of_word(reply.status, document)
+    if not isinstance(document, dict):
+        return GOOD
+    lower: dict[str, Any] = {str(key).lower(): value for key, value in document.items()}
+    words = [_of_word(reply.status, lower[key]) for key in STATE_KEYS if isinstance(lower.get(key), str)]
+    claims: list[Judged] = [
+        (State.FAILED, f'answered {reply.status} with "{key}": false in the body')
+        for key in CLAIM_KEYS
+        if lower.get(key) is False
+    ]
+    errors: list[Judged] = [
+        (State.FAILED, f'answered {reply.status} with "{key}" in the body: {_short(lower[key])}')
+        for key in ERROR_KEYS
+        if lower.get(key)
+    ]
+    return _worst(*words, *claims, *errors)
+
+
+def _of_word(status: int, word: str) -> Judged:
+    plain = word.strip().lower().replace("-", "_").replace(" ", "_")
+    if plain in FAILED_WORDS:
+        return State.FAILED, f'answered {status} and says "{word.strip()[:40]}" in the body'
+    if plain in DEGRADED_WORDS:
+        return State.DEGRADED, f'answered {status} and says "{word.strip()[:40]}" in the body'
+    return GOOD
+
+
+def _short(value: object) -> str:
+    return " ".join(str(value).split())[:120]
+
+
+def _of_certificate(days: float | None) -> Judged:
+    if days is None or days >= CERTIFICATE_DAYS:
+        return GOOD
+    return State.DEGRADED, f"its certificate ends in {days:.0f} days, limit {CERTIFICATE_DAYS}"
+
+
+def _of_latency(reply: HttpReply, timeout_s: float) -> Judged:
+    if reply.latency_s <= SLOW_RATIO * timeout_s:
+        return GOOD
+    return State.DEGRADED, f"answered after {reply.latency_s:.1f} s, more than half of its timeout {timeout_s:g} s"
