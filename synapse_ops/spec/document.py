@@ -10,7 +10,7 @@ from synapse_ops.spec.block import Block, HttpUrl, StackName, TimeZone
 from synapse_ops.spec.blocks.application import Server, Worker
 from synapse_ops.spec.blocks.backup import Backup, Encryption, Objectives, Proof, RetentionRules
 from synapse_ops.spec.blocks.cleanup import Cleanup
-from synapse_ops.spec.blocks.deployment import Autoscaling, Docker, Kubernetes, Resources, Updates
+from synapse_ops.spec.blocks.deployment import Autoscaling, Docker, Kubernetes, Manifests, Resources, Updates
 from synapse_ops.spec.blocks.failover import Failover
 from synapse_ops.spec.blocks.monitoring import (
     DEFAULT_ALERTS,
@@ -45,6 +45,7 @@ class Spec(Block):
     kubernetes: Kubernetes = Kubernetes()
     autoscaling: Autoscaling | None = Autoscaling()
     resources: Resources = Resources()
+    manifests: Manifests = Manifests()
     prometheus: Prometheus = Prometheus()
     grafana: Grafana = Grafana()
     logging: Logging = Logging()

@@ -1,0 +1,118 @@
+"""What a stack consists of: its parts, their ports, where each lives, and how the others reach it.
+
+Every target asks here, so that a port or an address is decided once. Three places are rendered: `hosts` (as the spec
+says), `compose` (service names) and `kubernetes` (Service names). A store whose `host` is this machine is part of the
+stack; any other host is somebody else's server, which is reached and never started.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from typing import Literal, NamedTuple
+
+from synapse_ops.spec import Spec
+
+PlaceName = Literal["hosts", "compose", "kubernetes"]
+Store = Literal["database", "redis", "qdrant"]
+
+API = "api"
+WORKER = "worker"
+PRIMARY = "db-primary"
+STANDBY = "db-standby"
+REDIS = "redis"
+QDRANT = "qdrant"
+OPS = "synapse-ops"
+
+# Ports that the spec does not name: of exporters and of what watches, each the one its project registers.
+WORKER_METRICS_PORT = 9108
+OPS_METRICS_PORT = 9109
+POSTGRES_EXPORTER_PORT = 9187
+REDIS_EXPORTER_PORT = 9121
+NODE_EXPORTER_PORT = 9100
+BLACKBOX_PORT = 9115
+PROMETHEUS_PORT = 9090
+ALERTMANAGER_PORT = 9093
+GRAFANA_PORT = 3000
+KIBANA_PORT = 5601
+ELASTICSEARCH_PORT = 9200
+LOGSTASH_API_PORT = 9600
+QDRANT_GRPC_PORT = 6334
+HTTPS_PORT = 443
+
+LOCAL_HOSTS = frozenset({"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"})  # noqa: S104 - compared, never bound
+_LONGEST_NAME = 63  # of a Service and of a label's value
+
+
+class Address(NamedTuple):
+    """Where a client connects."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """Return host:port, an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def is_ours(spec: Spec, store: Store, place: PlaceName) -> bool:
+    """Return whether a store is part of the stack at a place, rather than somebody else's server."""
+    if place == "kubernetes":
+        chosen = getattr(spec.kubernetes.stores, store)
+        if chosen != "auto":
+            return bool(chosen == "cluster")
+    host = getattr(spec, store).host
+    return host in LOCAL_HOSTS or host.startswith("/")
+
+
+def object_name(spec: Spec, part: str = "", *, longest: int = _LONGEST_NAME) -> str:
+    """Return `<name>-<part>` as a DNS label. A longer one is cut and keeps 8 hex digits of the whole, so that two
+    parts never share a name.
+    """
+    whole = f"{spec.name}-{part}" if part else spec.name
+    label = whole.replace(".", "-").replace("_", "-").lower()
+    if len(label) <= longest and label == whole:
+        return label
+    mark = hashlib.sha256(whole.encode("utf-8")).hexdigest()[:8]
+    return f"{label[: longest - 9].rstrip('-')}-{mark}" if len(label) > longest else label
+
+
+def address_of(spec: Spec, part: str, place: PlaceName) -> Address:
+    """Return where a part is reached by the others. part: one of the constants of this module."""
+    if part == API:
+        host, port, ours = spec.server.host, spec.server.port, True
+    elif part == WORKER:
+        host, port, ours = "localhost", WORKER_METRICS_PORT, True
+    elif part == OPS:
+        host, port, ours = "localhost", OPS_METRICS_PORT, True
+    elif part in (PRIMARY, STANDBY):
+        host, port, ours = spec.database.host, spec.database.port, is_ours(spec, "database", place)
+    elif part == REDIS:
+        host, port, ours = spec.redis.host, spec.redis.port, is_ours(spec, "redis", place)
+    elif part == QDRANT:
+        host, port, ours = spec.qdrant.host, spec.qdrant.port, is_ours(spec, "qdrant", place)
+    else:
+        raise ValueError(part)
+    if ours and place != "hosts":
+        host = part if place == "compose" else object_name(spec, part)
+    return Address("localhost" if host in ("0.0.0.0", "::") else host, port)  # noqa: S104 - compared, never bound
+
+
+def database_nodes(spec: Spec, place: PlaceName) -> tuple[Address, ...]:
+    """Return where a client of the database tries to connect, in this order: ours are two nodes, of which one takes
+    writes; elsewhere it is `database.host`.
+    """
+    if not is_ours(spec, "database", place):
+        return (Address(spec.database.host, spec.database.port),)
+    if place == "hosts":
+        return tuple(Address(node, spec.database.port) for node in (spec.failover.primary, spec.failover.standby))
+    return (address_of(spec, PRIMARY, place), address_of(spec, STANDBY, place))
+
+
+def is_address(host: str) -> bool:
+    """Return whether a host is an IP address rather than a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
