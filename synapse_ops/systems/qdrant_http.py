@@ -1,0 +1,186 @@
+"""One HTTP connection pool to a Qdrant server: requests, streams, and the server's answers as our errors.
+
+Invariant: the api key travels in a header only, and stands in no error. Nothing is retried and no redirect is followed:
+who calls decides what is safe to repeat. Proxies of the environment are ignored: the server is one of our own.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
+
+from synapse_ops.errors import ConfigError, DeadlineExceeded, SynapseOpsError, Throttled, ToolFailed, Unreachable
+
+if TYPE_CHECKING:
+    import httpx
+
+TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 5.0
+BODY_SHOWN = 600  # characters of an answer that an error repeats
+
+
+class QdrantRefused(ToolFailed):
+    """Qdrant answered a request with an error of its own. status: HTTP; stderr_tail: what it said.
+
+    Its own messages are stable enough to show, not to parse.
+    """
+
+    def __init__(self, method: str, path: str, *, status: int, said: str) -> None:
+        super().__init__(["qdrant", method, path], status=status, stderr_tail=said)
+        self.message = f"qdrant answered {status} to {method} {path}"
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the thing asked for is not there."""
+        return self.status == 404
+
+
+class QdrantHttp:
+    """The connection. timeout_s: the longest silence of a request. Thread-safe; close it, or use `with`."""
+
+    def __init__(
+        self, url: str, api_key: str | None = None, ca_file: str | None = None, timeout_s: float = TIMEOUT_S
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self._api_key = api_key
+        self._ca_file = ca_file
+        self._client: httpx.Client | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    def close(self) -> None:
+        """Close the connections; the object can be used again."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        has_limit: bool = True,
+        **more: Any,
+    ) -> Any:
+        """Return what Qdrant answered: `result` of its JSON, or the text of a plain answer.
+
+        has_limit=False waits for ever (connecting is always limited). Raises ConfigError (401, 403), Throttled (429),
+        Unreachable (no answer, 502-504), DeadlineExceeded, QdrantRefused (anything else from 400 on).
+        """
+        with _mapped(self.url):
+            if body is not None:
+                more["json"] = body
+            response = self._http().request(
+                method, path, params=params, timeout=_limit(self.timeout_s if has_limit else None), **more
+            )
+        self._check(response, method, path)
+        if not response.headers.get("content-type", "").startswith("application/json"):
+            return response.text
+        answer = response.json()
+        return answer.get("result") if isinstance(answer, dict) and "status" in answer else answer
+
+    @contextmanager
+    def stream(self, path: str, *, silence_s: float | None = 60.0) -> Iterator[httpx.Response]:
+        """GET bytes as they are: never compressed on the way. silence_s: longest pause between two pieces."""
+        with (
+            _mapped(self.url),
+            self._http().stream(
+                "GET", path, headers={"accept-encoding": "identity"}, timeout=_limit(silence_s)
+            ) as response,
+        ):
+            if response.status_code >= 300:
+                response.read()
+            self._check(response, "GET", path)
+            yield response
+
+    def _http(self) -> httpx.Client:
+        import httpx
+
+        if self._client is None:
+            self._client = httpx.Client(
+                base_url=self.url,
+                headers={"api-key": self._api_key} if self._api_key else {},
+                verify=self._trust(),
+                trust_env=False,
+                follow_redirects=False,
+            )
+        return self._client
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        if not self.url.startswith("https:"):
+            return False
+        try:
+            return ssl.create_default_context(cafile=self._ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f'could not read the certificates "{self._ca_file}" that qdrant is checked against: {error}',
+                hint="Mend qdrant.ca_file.",
+            ) from error
+
+    def _check(self, response: httpx.Response, method: str, path: str) -> None:
+        status = response.status_code
+        if status < 300:
+            return
+        said = _said(response)
+        if status in (401, 403):
+            raise ConfigError(
+                f"qdrant at {self.url} does not allow {method} {path}: status {status}",
+                detail=said,
+                hint="qdrant.api_key refers to a key that may manage the whole server.",
+            )
+        if status == 429:
+            raise Throttled(f"qdrant at {self.url} asks to come back later", detail=said)
+        if status in (502, 503, 504):
+            raise Unreachable(f"qdrant at {self.url} is not ready: status {status}", detail=said)
+        raise QdrantRefused(method, path, status=status, said=said)
+
+
+def _limit(silence_s: float | None) -> httpx.Timeout:
+    import httpx
+
+    return httpx.Timeout(silence_s, connect=CONNECT_TIMEOUT_S)
+
+
+def _said(response: httpx.Response) -> str:
+    try:
+        status = response.json()["status"]
+        text = str(status["error"] if isinstance(status, dict) else status)
+    except (ValueError, KeyError, TypeError):
+        text = response.text
+    return text.strip()[:BODY_SHOWN]
+
+
+@contextmanager
+def _mapped(url: str) -> Iterator[None]:
+    """Turn what httpx raises into our errors. Source: httpx's exception hierarchy."""
+    import httpx
+
+    try:
+        yield
+    except httpx.TimeoutException as late:
+        what = "take a connection" if isinstance(late, httpx.ConnectTimeout | httpx.PoolTimeout) else "answer"
+        raise DeadlineExceeded(f"qdrant at {url} did not {what} in time", detail=str(late)) from late
+    except httpx.TransportError as error:
+        raise Unreachable(f"qdrant at {url} does not answer", detail=str(error) or type(error).__name__) from error
+    except (httpx.InvalidURL, httpx.DecodingError, ValueError) as error:
+        if isinstance(error, SynapseOpsError):
+            raise
+        raise QdrantRefused("GET", url, status=0, said=f"its answer could not be read: {error}") from error
+
+
+def segment(name: str | int) -> str:
+    """Return a name as one part of a path."""
+    return quote(str(name), safe="")
