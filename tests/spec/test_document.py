@@ -137,7 +137,7 @@ _alerts = st.builds(
     Alert,
     name=_names,
     condition=st.builds(
-        Condition, st.just("cpu"), st.sampled_from("<>"), st.integers(0, 100).map(Decimal), st.just("%")
+        Condition, st.just("cpu"), st.sampled_from("<>"), st.integers(1, 99).map(Decimal), st.just("%")
     ),
     duration=_durations,
     severity=st.sampled_from(["info", "warning", "critical"]),

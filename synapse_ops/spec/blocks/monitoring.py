@@ -5,15 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from synapse_ops.spec.block import (
     FORM,
     AbsolutePath,
+    Address,
     Block,
     Duration,
     DurationOrZero,
     Host,
+    HttpUrl,
     Name,
     Port,
     Retention,
@@ -22,10 +24,12 @@ from synapse_ops.spec.block import (
     TextForm,
 )
 from synapse_ops.spec.condition import CONDITION_FORM, Condition, parse_condition
+from synapse_ops.spec.measures import check_measure
 from synapse_ops.spec.secrets import SecretRef
 
 AlertCondition = Annotated[
     Condition,
+    AfterValidator(check_measure),
     BeforeValidator(parse_condition),
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", FORM: CONDITION_FORM, "examples": ["cpu > 80%"]}),
@@ -46,6 +50,7 @@ HealthUrl = Annotated[
         "/health",
     ),
 ]
+Job = Literal["api", "worker", "db", "redis", "qdrant", "node", "synapse_ops", "prometheus", "alertmanager"]
 Dashboard = Literal["system", "application", "database", "cache"]
 
 
@@ -54,6 +59,10 @@ class Prometheus(Block):
 
     scrape_interval: Duration = Field(timedelta(seconds=15), description="Time between two measurements.")
     evaluation_interval: Duration = Field(timedelta(seconds=15), description="Time between two evaluations of rules.")
+    targets: dict[Job, tuple[Address, ...]] = Field(
+        {},
+        description="What a job scrapes, where that is not what the spec says elsewhere; an empty list is nothing.",
+    )
 
 
 class Grafana(Block):
@@ -62,6 +71,7 @@ class Grafana(Block):
     dashboards: tuple[Dashboard, ...] = Field(
         ("system", "application", "database", "cache"), description="Dashboards that are rendered, each at most once."
     )
+    url: HttpUrl = Field("http://localhost:3000", description="Where Grafana is opened; alerts link to it.")
 
 
 class Logging(Block):
@@ -72,6 +82,9 @@ class Logging(Block):
         ("localhost:9200",), description="Elasticsearch nodes."
     )
     index: Text = Field("synapse-%{+YYYY.MM.dd}", description="Name of the index, with Logstash's date pattern.")
+    paths: tuple[AbsolutePath, ...] = Field(
+        ("/var/log/synapse/*.log",), description="Log files that Filebeat reads, with * as in a shell."
+    )
 
 
 class HealthCheck(Block):
@@ -127,6 +140,16 @@ class Alerting(Block):
     )
     webhook_token: Secret = Field(
         SecretRef("env", "SYNAPSE_WEBHOOK_TOKEN"), description="Reference to the token that Alertmanager's calls carry."
+    )
+    webhook_url: HttpUrl | None = Field(
+        None, description="What Alertmanager calls for each alert; null is Synapse Ops itself, at `watch.port`."
+    )
+    heartbeat_url: HttpUrl | None = Field(
+        None,
+        description="What is called every minute while alerts work: it must notice when that stops. null: nothing.",
+    )
+    runbook_url: HttpUrl | None = Field(
+        None, description="Where the pages of docs/runbooks are served; null: alerts name the page's path."
     )
 
 
