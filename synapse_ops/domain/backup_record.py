@@ -142,6 +142,18 @@ class BackupRecord(Document):
     def identity(self) -> Identity:
         return Identity(self.source.system_identifier, self.source.generation)
 
+    @property
+    def subject(self) -> str:
+        return self.source.database
+
+    @property
+    def source_size_bytes(self) -> int:
+        return self.source.database_size_bytes
+
+    @property
+    def item_count(self) -> int:
+        return self.row_count
+
 
 class Verdict(StrEnum):
     """What a proof found. Only `PROVEN` counts; everything else satisfies nothing."""
@@ -151,6 +163,27 @@ class Verdict(StrEnum):
     UNPROVEN = "unproven"  # could not be completed: time-out, missing key, an error line of pg_restore
 
 
+class SnapshotFindings(BaseModel):
+    """What a proof of a collection found in the copy; the counts are exact.
+
+    points_digest: sha256 over all points. still_points: held to what the live collection said, and equal where proven.
+    window_points: known points that moved while the snapshot was taken, held to nothing. passing_points: in the copy,
+    and in no reading of the live collection. recall_at_10: of the canary queries that were steady; None without any.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine_version: str
+    segment_versions: tuple[str, ...]
+    shard_points: dict[int, int]
+    points_digest: Sha256
+    scope: Literal["all", "sample"]
+    still_points: int = Field(ge=0)
+    window_points: int = Field(ge=0)
+    passing_points: int = Field(ge=0)
+    recall_at_10: float | None = Field(default=None, ge=0, le=1)
+
+
 class ProofRecord(Document):
     """`proof-<time>.json`: a restore that was carried out and compared.
 
@@ -158,7 +191,7 @@ class ProofRecord(Document):
     A proof is void when backup.json or the listing of any object differs from what it names.
     differences: first lines of what differed, "table public.documents: 11 rows, expected 12"; empty when proven.
     restore_s: from the first byte read to a server that answers, comparison excluded. predicted_restore_s: what was
-    predicted before it ran, None for the first of its size.
+    predicted before it ran, None for the first of its size. snapshot: of a collection only.
     """
 
     backup_id: str
@@ -172,6 +205,7 @@ class ProofRecord(Document):
     phase_s: dict[str, float] = Field(default_factory=dict)
     server_version: str | None = None
     amcheck_relations: int = Field(default=0, ge=0)
+    snapshot: SnapshotFindings | None = None
     reason: str = ""
     differences: tuple[str, ...] = ()
     correlation_id: str = ""

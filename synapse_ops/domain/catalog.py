@@ -15,8 +15,9 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from synapse_ops.domain.backup_record import BackupRecord, ObjectRecord, ProofRecord, Verdict
+from synapse_ops.domain.backup_record import ObjectRecord, ProofRecord, Verdict
 from synapse_ops.domain.repository_layout import BACKUP, HEARTBEAT, STARTED, BackupPlace, label_of_pin, started_at_of
+from synapse_ops.domain.snapshot_record import AnyBackup
 
 HOLD_GRACE = timedelta(minutes=10)  # 30 missed renewals of 20 s: the reader has died
 
@@ -117,15 +118,15 @@ class BackupFacts:
     unreadable_reason: str = ""
 
     @classmethod
-    def of(cls, record: BackupRecord, *, sha256: str) -> BackupFacts:
+    def of(cls, record: AnyBackup, *, sha256: str) -> BackupFacts:
         return cls(
             sha256=sha256,
             objects=tuple((one.name, one.size_bytes) for one in record.objects),
             started_at=record.started_at,
             finished_at=record.finished_at,
             database_time=record.database_time,
-            source_size_bytes=record.source.database_size_bytes,
-            item_count=record.row_count,
+            source_size_bytes=record.source_size_bytes,
+            item_count=record.item_count,
             duration_s=record.duration_s,
             is_encrypted=bool(record.encryption_recipients),
         )

@@ -29,6 +29,7 @@ from synapse_ops.domain.repository_layout import (
     parse_key,
     quote_segment,
 )
+from synapse_ops.domain.snapshot_record import AnyBackup, SnapshotRecord, parse_backup
 from synapse_ops.errors import ConfigError, DocumentUnreadable, IntegrityError, ObjectMissing, WrongIdentity
 from synapse_ops.operations.document_cache import DocumentCache
 from synapse_ops.operations.repository import Repository
@@ -227,7 +228,7 @@ def _read_backup_facts(reader: QuickReader, place: BackupPlace, row: ListedObjec
     key = place.key(row.name)
     try:
         data = reader.read(key, row.size_bytes, row.etag, max_bytes=MAX_DOCUMENT_BYTES)
-        record = BackupRecord.from_json(data, key=key)
+        record = parse_backup(data, key=key)
         _check_place(record, key)
     except (ObjectMissing, ConditionFailed):
         return BackupFacts(sha256="", unreadable_reason="it changed while the repository was listed"), False
@@ -254,9 +255,9 @@ def _doubtful(row: ListedObject, reason: str) -> ProofFacts:
     return ProofFacts(Verdict.UNPROVEN, row.modified_at, "", (), None, reason)
 
 
-def _check_place(record: BackupRecord, key: str) -> None:
+def _check_place(record: AnyBackup, key: str) -> None:
     """Refuse a backup.json that was written for another prefix: a copied or swapped one proves nothing here."""
-    place = BackupPlace(record.identity, record.kind, record.source.database, record.backup_id)
+    place = BackupPlace(record.identity, record.kind, record.subject, record.backup_id)
     if place.key(BACKUP) != key:
         raise WrongIdentity(
             f"{key} says it belongs to {place.prefix}", hint="Were objects copied or swapped between backups?"
@@ -264,9 +265,17 @@ def _check_place(record: BackupRecord, key: str) -> None:
 
 
 def read_backup(repository: Repository, place: BackupPlace) -> BackupRecord:
-    """Return `backup.json` of one backup. Raises ObjectMissing, DocumentUnreadable or WrongIdentity."""
+    """Return `backup.json` of one dump. Raises ObjectMissing, DocumentUnreadable or WrongIdentity."""
     key = place.key(BACKUP)
     record = BackupRecord.from_json(repository.store.read_bytes(key), key=key)
+    _check_place(record, key)
+    return record
+
+
+def read_snapshot(repository: Repository, place: BackupPlace) -> SnapshotRecord:
+    """Return `backup.json` of a collection's snapshots; raises as `read_backup` does."""
+    key = place.key(BACKUP)
+    record = SnapshotRecord.from_json(repository.store.read_bytes(key), key=key)
     _check_place(record, key)
     return record
 

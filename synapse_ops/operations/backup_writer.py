@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from synapse_ops.domain.backup_record import BackupRecord, ObjectRecord, StartedRecord
+from synapse_ops.domain.backup_record import Document, ObjectRecord
 from synapse_ops.domain.repository_layout import BACKUP, STARTED, BackupPlace
 from synapse_ops.errors import ChecksumMismatch
 from synapse_ops.systems.encryption import SUFFIX, ByteSource, encrypt_stream
@@ -30,7 +30,7 @@ class BackupWriter:
         self.place = place
         self.recipients = tuple(recipients)
 
-    def begin(self, started: StartedRecord) -> None:
+    def begin(self, started: Document) -> None:
         """Write `started.json`, before anything else of this backup exists."""
         self.store.put_bytes(self.place.key(STARTED), started.to_json())
 
@@ -82,7 +82,7 @@ class BackupWriter:
                 hint="The backup is not listed. Is the store or its disk damaged?",
             )
 
-    def seal(self, record: BackupRecord) -> None:
+    def seal(self, record: Document) -> None:
         """Write `backup.json` and read it back: from here the backup exists.
 
         Where the store honours conditional writes, a second `backup.json` of one backup is refused.

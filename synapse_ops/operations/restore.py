@@ -33,7 +33,7 @@ def plan_restore(
     Raises TargetNotEmpty or another Refused for a target that will not be touched, KeyMissing for a key that is not at
     hand, and IntegrityError for a damaged backup.json or globals.sql (the only objects read).
     """
-    record = read_backup_document(repository, place, ReadLog())
+    record = read_backup_document(repository, place, ReadLog(), BackupRecord)
     script = read_globals(repository, place, record, identities)
     predicted_s = _predict(repository, place, record)
     if isinstance(target, ServerTarget):

@@ -169,7 +169,7 @@ def _prove(
     outcome: _Outcome,
 ) -> None:
     begun = time.monotonic()
-    record = read_backup_document(repository, place, outcome.log)
+    record = read_backup_document(repository, place, outcome.log, BackupRecord)
     tools = find_pg_tools(record.source.server_version_num // 10000)
     size_bytes = record.source.database_size_bytes
     with (

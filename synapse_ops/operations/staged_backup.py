@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from synapse_ops.domain.backup_record import BackupRecord, ObjectRecord
 from synapse_ops.domain.fingerprint import Fingerprint
 from synapse_ops.domain.globals_script import GlobalsScript, parse_globals
 from synapse_ops.domain.progress import Progress, ReportProgress
 from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, reading_name
+from synapse_ops.domain.snapshot_record import AnyBackup, SnapshotRecord
 from synapse_ops.domain.structure import Structure
 from synapse_ops.errors import (
     ChecksumMismatch,
@@ -68,20 +69,22 @@ class ReadLog:
     objects: list[ObjectRecord] = field(default_factory=list)
 
 
-def read_backup_document(repository: Repository, place: BackupPlace, log: ReadLog) -> BackupRecord:
+AnyRecord = TypeVar("AnyRecord", BackupRecord, SnapshotRecord)
+
+
+def read_backup_document(repository: Repository, place: BackupPlace, log: ReadLog, model: type[AnyRecord]) -> AnyRecord:
     """Return `backup.json` of a place. Raises ObjectMissing, DocumentUnreadable, or WrongIdentity."""
     key = place.key(BACKUP)
     data = repository.store.read_bytes(key)
     log.backup_sha256 = hashlib.sha256(data).hexdigest()
-    record = BackupRecord.from_json(data, key=key)
+    record = model.from_json(data, key=key)
     if record.to_json() != data:
         raise DocumentUnreadable(
             f"{key} is not in its canonical form",
             detail=f"stored sha256 {log.backup_sha256}, canonical {record.digest()}",
             hint="Was it edited by hand?",
         )
-    source = record.source
-    said = (record.backup_id, f"{source.system_identifier}-{source.generation}", source.database, record.kind)
+    said = (record.backup_id, str(record.identity), record.subject, record.kind)
     lies = (place.backup_id, str(place.identity), place.subject, place.kind)
     if said != lies:
         raise WrongIdentity(
@@ -122,7 +125,7 @@ def stage_backup(
         progress(Progress(f"reading {place.subject}", done, total))
 
     def read(role: str, sink: IO[bytes]) -> None:
-        _read_object(repository, place, record, objects[role], identities, sink, count, log)
+        read_object(repository, place, record, objects[role], identities, sink, count, log)
 
     documents = {}
     for role in (GLOBALS, FINGERPRINT, STRUCTURE):
@@ -153,10 +156,10 @@ def _objects_by_role(place: BackupPlace, record: BackupRecord) -> dict[str, Obje
     return {wanted[item.name]: item for item in record.objects}
 
 
-def _read_object(
+def read_object(
     repository: Repository,
     place: BackupPlace,
-    record: BackupRecord,
+    record: AnyBackup,
     expected: ObjectRecord,
     identities: tuple[str, ...],
     sink: IO[bytes],
@@ -247,7 +250,7 @@ def read_globals(
     """Read and verify the roles and tablespaces of a backup alone; raises as `stage_backup` does."""
     buffer = io.BytesIO()
     expected = _objects_by_role(place, record)[GLOBALS]
-    _read_object(repository, place, record, expected, identities, buffer, lambda _: None, ReadLog())
+    read_object(repository, place, record, expected, identities, buffer, lambda _: None, ReadLog())
     return _parse_globals(place, buffer.getvalue())
 
 
