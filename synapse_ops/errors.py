@@ -20,6 +20,7 @@
     |   |-- KeyMissing                            no key at hand opens an encrypted object
     |-- ToolFailed                      exit 15   an external program failed; secrets are masked
     |-- DriftFound                      exit 16   live differs from rendered
+    |-- Unhealthy                       exit 17   something that is probed is degraded or failed
 
 Messages are one line, lower case, without a full stop: kind and name of the object, both values, the setting's name.
 "could not" may succeed next time, "cannot" will not. `detail` holds facts; `hint` is a full sentence with the command
@@ -179,3 +180,9 @@ class DriftFound(SynapseOpsError):
     """What is live differs from what was rendered."""
 
     exit_code = 16
+
+
+class Unhealthy(SynapseOpsError):
+    """Something that is probed is degraded or failed."""
+
+    exit_code = 17

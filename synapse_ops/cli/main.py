@@ -31,6 +31,7 @@ COMMANDS = {
     "pin": ("pin", "Exempt a backup from expiry."),
     "unpin": ("unpin", "Lift a pin."),
     "info": ("info", "Show what a repository protects."),
+    "health": ("health", "Show how everything that is probed is."),
     "ui": ("ui", "Serve the Dagster UI, daemon and code server."),
     "demo": ("demo", "Run the main job on the embedded stack and show what happened."),
 }

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 PIPE_WIDTH = 200  # a pipe has no width; a table folded at 80 cannot be searched with grep
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
     """Print a table on stdout. columns: a leading `>` puts the numbers of a column to the right."""
-    from rich.console import Console
+    console().print(table_of(columns, rows, title=title))
+
+
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, title: str = "") -> Table:
+    """Return a table as `show_table` prints it; a cell may be styled text."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for column in columns:
         table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: a name with [brackets] is not markup
-    console = Console(soft_wrap=False)
-    if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH)
-    console.print(table)
+    for row in rows:  # Text: a name with [brackets] is not markup
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    return table
+
+
+def console() -> Console:
+    """Return stdout: as wide as the terminal, or wide enough for grep in a pipe."""
+    from rich.console import Console
+
+    found = Console(soft_wrap=False)
+    return found if found.is_terminal else Console(width=PIPE_WIDTH)
 
 
 def format_bytes(size: int) -> str:

@@ -25,7 +25,7 @@ class Stack:
 
     def database_repository(self) -> Repository:
         """Return the repository of `backup.database.destination`. Raises ConfigError for missing credentials."""
-        return open_repository(self.spec.backup.database.destination, self._store_access(), state_dir=self.state_dir)
+        return open_repository(self.spec.backup.database.destination, self.store_access(), state_dir=self.state_dir)
 
     def vector_repository(self) -> Repository:
         """Return the repository of `backup.vectors.destination`. Raises ConfigError for missing credentials."""
@@ -44,7 +44,8 @@ class Stack:
         identity = self.spec.encryption.identity
         return () if identity is None else parse_age_identities(identity.resolve(), origin="encryption.identity")
 
-    def _store_access(self) -> StoreAccess:
+    def store_access(self) -> StoreAccess:
+        """Return how the object store is reached. Raises ConfigError for missing credentials."""
         store = self.spec.object_store
         access = _read_credentials(store.credentials)
         return replace(

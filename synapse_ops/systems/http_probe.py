@@ -112,6 +112,24 @@ class HttpProbe:
                 await response.aclose()
 
 
+class HttpClients:
+    """One HTTP client for each set of authorities; all are closed together."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str | None, HttpProbe] = {}
+
+    def of(self, ca_file: str | None) -> HttpProbe:
+        """Return the client that trusts `ca_file`, or the system's authorities. Raises ConfigError."""
+        if ca_file not in self._clients:
+            self._clients[ca_file] = HttpProbe(ca_file)
+        return self._clients[ca_file]
+
+    async def close(self) -> None:
+        for client in self._clients.values():
+            await client.close()
+        self._clients.clear()
+
+
 def _next_target(here: httpx.URL, response: httpx.Response) -> httpx.URL:
     location = response.headers.get("location", "")
     try:
@@ -178,7 +196,7 @@ class http_errors:  # noqa: N801 - used as a function, as s3_errors and postgres
             raise Unreachable(f"the name {self._url.host} is not known") from error
         refused = _cause(error, OSError)
         if isinstance(error, httpx.ConnectError):
-            what = refused.strerror if refused is not None and refused.strerror else "no connection"
+            what = (refused.strerror or str(refused)) if refused is not None else _shortly(error)
             raise Unreachable(f"nothing answers at {_place(self._url)}: {what}") from error
         raise Unreachable(f"the connection ended before a whole answer: {_shortly(error)}") from error
 

@@ -1,0 +1,159 @@
+"""How the stack is, now: from the prober's history, or asked here once where no prober runs. Needs no Dagster."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from synapse_ops.domain.health import (
+    BADNESS,
+    Condition,
+    State,
+    TimeInStates,
+    condition_now,
+    initial_condition,
+    next_condition,
+)
+from synapse_ops.errors import Refused
+from synapse_ops.operations.health_history import Change, HistoryReader, ProbeRow, history_file
+from synapse_ops.operations.health_probes import probes_of
+from synapse_ops.operations.probing import Asker, Probe
+from synapse_ops.operations.stack import Stack
+from synapse_ops.systems.http_probe import HttpClients
+
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthRow:
+    """One probed thing. condition: as it may be believed now. day: its last 24 hours; empty without a prober."""
+
+    probe: ProbeRow
+    condition: Condition
+    day: TimeInStates
+
+    @property
+    def is_healthy(self) -> bool:
+        return self.condition.state is State.HEALTHY
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """All probed things at one moment. is_watched: a prober runs; otherwise the verdicts are single ones, asked now.
+
+    changes: of the last day, the newest first. protection: what the prober read of the repository; None: not yet.
+    """
+
+    rows: tuple[HealthRow, ...]
+    read_at: datetime
+    is_watched: bool
+    changes: tuple[Change, ...] = ()
+    protection: Mapping[str, Any] | None = None
+
+    def of(self, state: State) -> tuple[HealthRow, ...]:
+        return tuple(row for row in self.rows if row.condition.state is state)
+
+    @property
+    def worst(self) -> State:
+        """The worst state of any row; unknown when there is none."""
+        return max((row.condition.state for row in self.rows), key=BADNESS.__getitem__, default=State.UNKNOWN)
+
+
+def read_health(state_dir: Path, now: datetime) -> HealthReport:
+    """Return what the prober of a state directory knows. Verdicts that are overdue read as unknown.
+
+    Raises Refused when no prober ever ran there.
+    """
+    try:
+        with HistoryReader(history_file(state_dir)) as history:
+            probes = history.probes()
+            days = history.spans(now - DAY, now + timedelta(minutes=5))
+            changes = history.changes(since=now - DAY)
+            protection = history.note("protection")
+    except FileNotFoundError:
+        raise Refused(
+            f"no prober ever ran for {state_dir}",
+            hint="`synapse-ops local up` and `synapse-ops ui` start one; docs/health.md shows it as a service.",
+        ) from None
+    rows = tuple(
+        HealthRow(probe, _believed(probe, now), days[probe.name].time if probe.name in days else TimeInStates())
+        for probe in probes
+    )
+    return HealthReport(rows, now, is_watched(state_dir), tuple(reversed(changes)), protection)
+
+
+def _believed(probe: ProbeRow, now: datetime) -> Condition:
+    interval, timeout = timedelta(seconds=probe.interval_s), timedelta(seconds=probe.timeout_s)
+    return condition_now(probe.condition, probe.at, interval=interval, timeout=timeout, now=now)
+
+
+def is_watched(state_dir: Path) -> bool:
+    """Say whether a prober holds the state directory's lock."""
+    try:
+        with (state_dir / "watch" / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def read_address(state_dir: Path) -> Mapping[str, Any] | None:
+    """Return what `watch/address.json` says of the running prober, None when there is none."""
+    try:
+        found = json.loads((state_dir / "watch" / "address.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and is_watched(state_dir) else None
+
+
+def ask_once(stack: Stack) -> HealthReport:
+    """Ask every probe of a stack once, all at the same time, and return what each said. Writes nothing here."""
+    return asyncio.run(_ask_all(stack))
+
+
+async def _ask_all(stack: Stack) -> HealthReport:
+    clients = HttpClients()
+    try:
+        probes = probes_of(stack, clients)
+        verdicts = await asyncio.gather(*(Asker(probe).ask() for probe in probes))
+    finally:
+        await clients.close()
+    now = datetime.now(UTC)
+    rows = []
+    for probe, verdict in zip(probes, verdicts, strict=True):
+        condition = next_condition(initial_condition(now), verdict, now)
+        row = replace(
+            _new_row(probe, condition),
+            at=now,
+            verdict=verdict.state,
+            verdict_reason=verdict.reason,
+            latency_s=verdict.latency_s,
+            measurements=verdict.measurements,
+        )
+        rows.append(HealthRow(row, condition, TimeInStates()))
+    return HealthReport(tuple(rows), now, is_watched=False)
+
+
+def _new_row(probe: Probe, condition: Condition) -> ProbeRow:
+    return ProbeRow(
+        probe.name, probe.kind, probe.target, probe.interval_s, probe.timeout_s, condition, None, None, "", None, {}
+    )
+
+
+def summary_of(rows: Sequence[HealthRow]) -> str:
+    """Return one line: `11 of 12 healthy; failed: server/redis`."""
+    bad = [
+        f"{state}: {', '.join(row.probe.name for row in rows if row.condition.state is state)}"
+        for state in sorted(State, key=BADNESS.__getitem__, reverse=True)
+        if state is not State.HEALTHY and any(row.condition.state is state for row in rows)
+    ]
+    healthy = sum(row.is_healthy for row in rows)
+    return "; ".join([f"{healthy} of {len(rows)} healthy", *bad])

@@ -1,0 +1,106 @@
+"""Asking one probe within its time, whatever the other side does.
+
+The verdict never waits for the end of the question: what does not answer is cancelled and left to end by itself, and as
+long as it lingers it is not asked again, so that a thing that hangs costs one connection, not one more each interval.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+
+from synapse_ops.domain.health import ProbeVerdict, State
+from synapse_ops.errors import SynapseOpsError
+from synapse_ops.systems.http_probe import Stage
+
+ENDPOINT = "endpoint"
+SERVER = "server"
+
+Question = Callable[[Stage], Awaitable[ProbeVerdict]]
+
+_OWN_TROUBLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question and when it is asked. kind: ENDPOINT or SERVER. target: what is asked, for people; no secret.
+
+    ask: answers with a verdict, raises ours or an OSError, may never return.
+    """
+
+    name: str
+    kind: str
+    target: str
+    interval_s: float
+    timeout_s: float
+    ask: Question = field(compare=False, repr=False)
+
+
+class Asker:
+    """Asks one probe again and again. `fault`: the last exception that was our own mistake, for the log."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.fault: Exception | None = None
+        self._lingering: asyncio.Task[ProbeVerdict] | None = None
+
+    async def ask(self) -> ProbeVerdict:
+        """Return a verdict within the probe's timeout; never raises but when cancelled."""
+        if self._lingering is not None and not self._lingering.done():
+            return ProbeVerdict(State.FAILED, "the probe before still hangs: it was cancelled and does not end")
+        stage = Stage()
+        began = time.monotonic()
+        task = asyncio.ensure_future(self.probe.ask(stage))
+        try:
+            await asyncio.wait({task}, timeout=self.probe.timeout_s)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        took_s = time.monotonic() - began
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_take_error)
+            self._lingering = task
+            return ProbeVerdict(State.FAILED, f"no verdict within {self.probe.timeout_s:g} s: {stage.words}")
+        return self._verdict_of(task, took_s)
+
+    def _verdict_of(self, task: asyncio.Task[ProbeVerdict], took_s: float) -> ProbeVerdict:
+        if task.cancelled():
+            return ProbeVerdict(State.UNKNOWN, "the probe was cancelled")
+        error = task.exception()
+        if error is None:
+            verdict = task.result()
+            if verdict.latency_s is not None:
+                return verdict
+            return ProbeVerdict(verdict.state, verdict.reason, took_s, verdict.measurements)
+        return self._verdict_of_error(error)
+
+    def _verdict_of_error(self, error: BaseException) -> ProbeVerdict:
+        own = next((found for found in _chain(error) if getattr(found, "errno", None) in _OWN_TROUBLE), None)
+        if own is not None:
+            return ProbeVerdict(State.UNKNOWN, f"the prober could not ask: {own}")
+        if isinstance(error, SynapseOpsError):
+            first = error.detail.splitlines()[0].strip() if error.detail else ""
+            return ProbeVerdict(State.FAILED, f"{error.message}: {first}"[:400] if first else error.message[:400])
+        if isinstance(error, OSError):
+            return ProbeVerdict(State.FAILED, error.strerror or type(error).__name__)
+        self.fault = error if isinstance(error, Exception) else None
+        return ProbeVerdict(State.UNKNOWN, f"the prober met a fault of its own: {type(error).__name__}")
+
+
+def _take_error(task: asyncio.Task[ProbeVerdict]) -> None:
+    """Take what a cancelled question raises in the end, so that the loop does not report it as lost."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    for _ in range(8):
+        if seen is None:
+            return
+        yield seen
+        seen = seen.__cause__ or seen.__context__

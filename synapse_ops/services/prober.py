@@ -1,0 +1,232 @@
+"""Asks every probe of the spec in force at its own time, and remembers what each said. Resident, without Dagster.
+
+Each probe has a task and a clock of its own, so that nothing that hangs delays anything else. A verdict is stored
+before whoever hung has let go. Time between verdicts is monotonic: a wall clock that jumps changes no interval.
+It needs nothing of what it probes: every server may be absent. A full disk costs history, not probing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from synapse_ops.domain.health import OVERDUE_GRACE, Condition, ProbeVerdict, initial_condition, next_condition
+from synapse_ops.errors import SynapseOpsError
+from synapse_ops.operations.health_history import (
+    HistoryReader,
+    HistoryWriter,
+    StoredVerdict,
+    history_file,
+    kept_conditions,
+)
+from synapse_ops.operations.health_probes import probes_of
+from synapse_ops.operations.probing import Asker, Probe
+from synapse_ops.operations.spec_in_force import read_spec_in_force
+from synapse_ops.operations.stack import Stack
+from synapse_ops.services.spec_watch import SpecWatch
+from synapse_ops.services.watch_protection import read_protection
+from synapse_ops.systems.http_probe import HttpClients
+
+FLUSH_S = 0.1  # verdicts of this long go into one transaction
+BEAT_S = 1.0
+PRUNE_EVERY_S = 3600.0
+FIRST_READING_S = 5.0  # of the repository: servers that start with us are given their turn
+SPREAD_S = 5.0  # first questions are spread over this long, so that 200 of them do not fall due at once for ever
+STOP_GRACE_S = 1.0
+MOST_UNSTORED = 20_000  # verdicts kept for a disk that is full: an hour of a large spec
+RESOLVER_THREADS = 256  # a name that does not resolve holds one; none of 200 may wait for another's
+
+log = structlog.get_logger()
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass
+class Watched:
+    """One probe, what is known of it, and its task. delay_s: from due time to verdict, of the last one."""
+
+    probe: Probe
+    condition: Condition
+    verdict: ProbeVerdict | None = None
+    at: datetime | None = None
+    at_s: float | None = None
+    delay_s: float = 0.0
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class Prober:
+    """Asks, remembers and tells. `run` blocks until `stop`; one per event loop."""
+
+    def __init__(self, spec_path: Path, state_dir: Path) -> None:
+        """Raises ConfigError when there never was a valid spec."""
+        self.state_dir = state_dir
+        self.spec_path = spec_path
+        self.watched: dict[str, Watched] = {}
+        self.beats = 0
+        self.unstored = 0
+        self.protection: Mapping[str, Any] | None = None
+        self._stack = Stack(read_spec_in_force(spec_path, state_dir).loaded, state_dir)
+        self._spec_watch = SpecWatch(spec_path, state_dir)
+        self._clients = HttpClients()
+        self._pending: list[StoredVerdict] = []
+        self._stopping = asyncio.Event()
+        self._has_news = asyncio.Event()
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="history")
+        self._history: HistoryWriter | None = None
+
+    @property
+    def stack_name(self) -> str:
+        return self._stack.spec.name
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where the spec wants metrics to be served; port 0 is a free one."""
+        return self._stack.spec.watch.host, self._stack.spec.watch.port or 0
+
+    def stop(self) -> None:
+        """Ask `run` to end."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Probe until told to stop."""
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="blocking"))
+        self._history = await loop.run_in_executor(self._disk, HistoryWriter, history_file(self.state_dir))
+        await self._take_probes()
+        tasks = [asyncio.create_task(work) for work in (self._beat(), self._keep(), self._look_at_repository())]
+        try:
+            await self._stopping.wait()
+        finally:
+            tasks += [watched.task for watched in self.watched.values() if watched.task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=STOP_GRACE_S)
+            await self._flush()
+
+    async def _take_probes(self) -> None:
+        """Make the probes of the spec in force the ones that are asked; what is the same goes on from its condition."""
+        loop = asyncio.get_running_loop()
+        kept = await loop.run_in_executor(self._disk, self._read_conditions)
+        for watched in self.watched.values():
+            kept[watched.probe.name, watched.probe.target] = watched.condition
+            if watched.task is not None:
+                watched.task.cancel()
+        old_clients, self._clients = self._clients, HttpClients()
+        probes = probes_of(self._stack, self._clients)
+        now = utc_now()
+        before, self.watched = self.watched, {}
+        for number, probe in enumerate(probes):
+            condition = kept.get((probe.name, probe.target)) or initial_condition(now)
+            watched = self.watched[probe.name] = Watched(probe, condition)
+            known = before.get(probe.name)
+            if known is not None and known.probe == probe:
+                watched.verdict, watched.at, watched.at_s = known.verdict, known.at, known.at_s
+            first_s = min(SPREAD_S, probe.interval_s) * number / max(len(probes), 1)
+            watched.task = asyncio.create_task(self._ask_for_ever(watched, loop.time() + first_s))
+        await self._on_disk(
+            lambda history: history.set_probes(probes, {n: w.condition for n, w in self.watched.items()})
+        )
+        await old_clients.close()
+        log.info("probing", probes=len(probes), spec=str(self.spec_path))
+
+    def _read_conditions(self) -> dict[tuple[str, str], Condition]:
+        try:
+            with HistoryReader(history_file(self.state_dir)) as history:
+                return kept_conditions(history.probes())
+        except (OSError, sqlite3.Error, ValueError):
+            return {}
+
+    async def _ask_for_ever(self, watched: Watched, due_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        asker = Asker(watched.probe)
+        interval_s = watched.probe.interval_s
+        while True:
+            await asyncio.sleep(max(0.0, due_s - loop.time()))
+            verdict = await asker.ask()
+            self._take_verdict(watched, verdict, due_s)
+            if asker.fault is not None:
+                log.error("a probe met a fault of ours", probe=watched.probe.name, exc_info=asker.fault)
+                asker.fault = None
+            due_s += interval_s * max(1, -(-(loop.time() - due_s) // interval_s))  # what was missed is not made up for
+
+    def _take_verdict(self, watched: Watched, verdict: ProbeVerdict, due_s: float) -> None:
+        now, now_s = utc_now(), asyncio.get_running_loop().time()
+        before = watched.condition
+        after = next_condition(before, verdict, now)
+        longest_s = watched.probe.interval_s + watched.probe.timeout_s + OVERDUE_GRACE.total_seconds()
+        elapsed_s = min(now_s - watched.at_s, longest_s) if watched.at_s is not None else 0.0
+        watched.condition, watched.verdict, watched.at, watched.at_s = after, verdict, now, now_s
+        watched.delay_s = now_s - due_s
+        self._pending.append(StoredVerdict(watched.probe.name, now, verdict, before, after, elapsed_s))
+        self._has_news.set()
+        if after.state is not before.state:
+            log.info("state changed", probe=watched.probe.name, old=before.state, new=after.state, reason=after.reason)
+
+    async def _keep(self) -> None:
+        """Write verdicts as they come, and remove history past its time."""
+        loop = asyncio.get_running_loop()
+        prune_at_s = loop.time()
+        while True:
+            await self._has_news.wait()
+            await asyncio.sleep(FLUSH_S)
+            self._has_news.clear()
+            await self._flush()
+            if loop.time() >= prune_at_s:
+                prune_at_s = loop.time() + PRUNE_EVERY_S
+                oldest = utc_now() - self._stack.spec.watch.history
+                await self._on_disk(lambda history, oldest=oldest: history.prune(oldest))
+
+    async def _flush(self) -> None:
+        if not self._pending:
+            return
+        batch, self._pending = self._pending, []
+        if not await self._on_disk(lambda history: history.store(batch)):
+            kept = [*batch, *self._pending][-MOST_UNSTORED:]
+            self.unstored += len(batch) + len(self._pending) - len(kept)
+            self._pending = kept
+            self._has_news.set()
+            await asyncio.sleep(BEAT_S)
+
+    async def _on_disk(self, work: Any) -> bool:
+        """Do something with the history in its own thread; False when the disk would not have it."""
+        history = self._history
+        if history is None:
+            return False
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._disk, work, history)
+        except (sqlite3.Error, OSError) as fault:
+            log.warning("history could not be written", fault=str(fault))
+            return False
+        return True
+
+    async def _beat(self) -> None:
+        """Count, so that whoever reads the count sees a prober that hangs; and take a new spec in force."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self.beats += 1
+            try:
+                changed = self._spec_watch.has_new_spec()
+                if changed:
+                    self._stack = Stack(read_spec_in_force(self.spec_path, self.state_dir).loaded, self.state_dir)
+                    await self._take_probes()
+            except (SynapseOpsError, OSError) as fault:
+                log.warning("the spec could not be read", fault=str(fault))
+
+    async def _look_at_repository(self) -> None:
+        await asyncio.sleep(FIRST_READING_S)
+        while True:
+            found = await read_protection(self.spec_path, self.state_dir)
+            if found is not None:
+                self.protection = found
+                await self._on_disk(lambda history, found=found: history.set_note("protection", found))
+            await asyncio.sleep(self._stack.spec.watch.repository_interval.total_seconds())
