@@ -25,7 +25,7 @@ from synapse_ops.operations.health_history import Change, HistoryReader, ProbeRo
 from synapse_ops.operations.health_probes import probes_of
 from synapse_ops.operations.probing import Asker, Probe
 from synapse_ops.operations.stack import Stack
-from synapse_ops.systems.http_probe import HttpClients
+from synapse_ops.systems.probe_clients import HttpClients
 
 DAY = timedelta(days=1)
 

@@ -29,7 +29,7 @@ class Stack:
 
     def vector_repository(self) -> Repository:
         """Return the repository of `backup.vectors.destination`. Raises ConfigError for missing credentials."""
-        return open_repository(self.spec.backup.vectors.destination, self._store_access(), state_dir=self.state_dir)
+        return open_repository(self.spec.backup.vectors.destination, self.store_access(), state_dir=self.state_dir)
 
     def admin_conninfo(self, database: str) -> str:
         """Return a libpq conninfo of the superuser for one database. It holds the password: never log it."""

@@ -33,7 +33,7 @@ from synapse_ops.operations.spec_in_force import read_spec_in_force
 from synapse_ops.operations.stack import Stack
 from synapse_ops.services.spec_watch import SpecWatch
 from synapse_ops.services.watch_protection import read_protection
-from synapse_ops.systems.http_probe import HttpClients
+from synapse_ops.systems.probe_clients import HttpClients
 
 FLUSH_S = 0.1  # verdicts of this long go into one transaction
 BEAT_S = 1.0

@@ -12,7 +12,6 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
@@ -22,6 +21,7 @@ import httpx
 from synapse_ops import __version__
 from synapse_ops.domain.http_health import HttpReply
 from synapse_ops.errors import ConfigError, IntegrityError, Unreachable
+from synapse_ops.systems.probe_clients import Stage
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_REDIRECTS = 5  # curl follows 50, browsers 20; a health endpoint that needs more than one is odd already
@@ -33,13 +33,6 @@ _STAGES = {
     "http11.receive_response_headers.started": "waiting for an answer",
     "http11.receive_response_body.started": "waiting for the end of the body",
 }
-
-
-@dataclass
-class Stage:
-    """How far a probe has come, in words for the reason of a time-out."""
-
-    words: str = "starting"
 
 
 class HttpProbe:
@@ -110,24 +103,6 @@ class HttpProbe:
                 return response.status_code, response.headers, reply.body
             finally:
                 await response.aclose()
-
-
-class HttpClients:
-    """One HTTP client for each set of authorities; all are closed together."""
-
-    def __init__(self) -> None:
-        self._clients: dict[str | None, HttpProbe] = {}
-
-    def of(self, ca_file: str | None) -> HttpProbe:
-        """Return the client that trusts `ca_file`, or the system's authorities. Raises ConfigError."""
-        if ca_file not in self._clients:
-            self._clients[ca_file] = HttpProbe(ca_file)
-        return self._clients[ca_file]
-
-    async def close(self) -> None:
-        for client in self._clients.values():
-            await client.close()
-        self._clients.clear()
 
 
 def _next_target(here: httpx.URL, response: httpx.Response) -> httpx.URL:

@@ -13,8 +13,8 @@ import socket
 from typing import Any
 
 from synapse_ops.domain.server_health import ServerFacts, Slot, WalPosition
-from synapse_ops.systems.http_probe import Stage
 from synapse_ops.systems.postgres import postgres_errors
+from synapse_ops.systems.probe_clients import Stage
 
 APPLICATION_NAME = "synapse-ops-watch"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from synapse_ops.errors import ConfigError, SynapseOpsError, Unreachable
-from synapse_ops.systems.http_probe import Stage
+from synapse_ops.systems.probe_clients import Stage
 
 
 async def read_info(host: str, port: int, *, password: str | None, timeout_s: float, stage: Stage) -> Mapping[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, Throttled, Unreachable
-from synapse_ops.systems.http_probe import HttpProbe, Stage
+from synapse_ops.systems.http_probe import HttpProbe
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.probe_clients import Stage
 
 
 @dataclass(frozen=True, slots=True)
