@@ -23,6 +23,7 @@ from synapse_ops.domain.repository_layout import (
     STARTED,
     BackupPlace,
     Identity,
+    attempt_name,
     new_backup_id,
     proof_name,
 )
@@ -146,5 +147,6 @@ def store_proof(
         finished_at=finished_at,
         restore_s=4.0,
     )
-    store.put_bytes(backup.place.key(proof_name(finished_at)), proof.to_json())
+    name_of = attempt_name if verdict is Verdict.NOT_ATTEMPTED else proof_name
+    store.put_bytes(backup.place.key(name_of(finished_at)), proof.to_json())
     return proof

@@ -158,6 +158,7 @@ def entry_as_json(entry: CatalogEntry) -> dict[str, Any]:
         "proven_at": entry.proven_at.isoformat() if entry.proven_at else None,
         "last_verdict": str(entry.last_verdict) if entry.last_verdict else None,
         "restore_s": entry.restore_s,
+        "not_attempted_at": entry.not_attempted_at.isoformat() if entry.not_attempted_at else None,
         "doubt": entry.doubt,
         "pins": list(entry.pins),
         "held_at": entry.held_at.isoformat() if entry.held_at else None,
@@ -165,6 +166,8 @@ def entry_as_json(entry: CatalogEntry) -> dict[str, Any]:
 
 
 def _show_record(url: str, entry: CatalogEntry, record: BackupRecord, proofs: tuple[ProofRecord, ...]) -> None:
+    from synapse_ops.domain.catalog import not_attempted
+
     source = record.source
     facts = (
         ("where", url),
@@ -178,6 +181,7 @@ def _show_record(url: str, entry: CatalogEntry, record: BackupRecord, proofs: tu
         ("took", f"{record.duration_s:.1f} s dump, {record.fingerprint_s:.1f} s fingerprint"),
         ("encryption", ", ".join(record.encryption_recipients) or "off: whoever reads the bucket reads the data"),
         ("proven", format_moment(entry.proven_at) if entry.proven_at else f"NO: {entry.doubt}"),
+        *([("warning", not_attempted(entry.not_attempted_at))] if entry.not_attempted_at else []),
         ("pins", ", ".join(entry.pins) or "none"),
     )
     show_table(("", f"backup {record.backup_id}"), facts)

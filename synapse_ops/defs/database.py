@@ -154,7 +154,8 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
                 CHECK_NAME,
                 asset=DUMP_KEY,
                 description="Red while the newest proof of any database is anything but a pass, or is older than "
-                "retention.proof_max_age. Judges all databases from the repository and lists the failing ones. "
+                "retention.proof_max_age; a warning while a later one could not be attempted. "
+                "Judges all databases from the repository and lists the failing ones. "
                 "Not evaluated: the newest backup has had no proof yet.",
             )
         ],
@@ -170,6 +171,7 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
             asset_key=DUMP_KEY,
             check_name=CHECK_NAME,
             passed=evaluation.passed,
+            severity=evaluation.severity,
             description=evaluation.description,
             metadata=evaluation.metadata,
         )

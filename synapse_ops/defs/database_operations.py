@@ -64,8 +64,8 @@ def prove(
         repository = opened.database_repository()
         place = find_backup(repository, backup_id) if backup_id else None
         catalog = read_catalog(repository, subject=place.subject if place is not None else database)
-        proven = {entry.place.backup_id for entry in catalog.backups if entry.last_verdict is not None}
-        if only_unproven and place is not None and place.backup_id in proven:
+        tried = {entry.place for entry in catalog.backups if entry.was_tried}
+        if only_unproven and place in tried:
             context.log.info(f"backup {place.backup_id} has a proof already")
             return None
         report = prove_backup(

@@ -117,7 +117,7 @@ def _report_unknown(
                     findings.is_complete = False  # its own run is about to report it
                     continue
                 findings.events.append(_backup_event(record, repository.store.full_url(entry.place.prefix), database))
-            if entry.last_verdict is not None:
+            if entry.was_tried:
                 _report_proofs(instance, repository, entry, known_proofs, read_proofs, findings)
         except SynapseOpsError as fault:
             findings.is_complete = False
@@ -147,7 +147,7 @@ def _report_proofs(
     findings: _Findings,
 ) -> None:
     """Add an event for each proof of a backup that no event tells of: a failed one is an observation."""
-    if entry.proven_at is not None and any(word.startswith(f"{entry.place.backup_id}@") for word in known):
+    if entry.proven_at is not None and entry.not_attempted_at is None:
         at = f"{entry.place.backup_id}@{entry.proven_at.isoformat(timespec='seconds')}"
         if at in known:
             return
@@ -211,7 +211,7 @@ def _proof_requests(instance: dg.DagsterInstance, catalog: "Catalog", databases:
     requests = []
     for database in databases:
         newest = catalog.of_subject(database)[0]
-        if newest.last_verdict is None and not newest.unreadable_reason:
+        if not newest.was_tried and not newest.unreadable_reason:
             backup_id = newest.place.backup_id
             config = {"ops": {"prove_chosen": {"config": {"backup_id": backup_id, "only_unproven": True}}}}
             tags = {TAG_TRIGGER: "sensor", TAG_BACKUP_ID: backup_id}

@@ -2,6 +2,7 @@
 
 Dagster keeps only the last evaluation of a check, so a verdict on one partition would let a green one hide a red one.
 Unknown is never good: an unproven, differing, void or aged proof is a failure, and so is a database without any backup.
+A proof that could not be attempted fails a backup that has no other, and is a warning beside one that passed.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from synapse_ops.defs.event_metadata import Metadata, table
+from synapse_ops.domain.catalog import not_attempted
 
 if TYPE_CHECKING:
     from synapse_ops.domain.catalog import CatalogEntry
@@ -23,24 +25,29 @@ CHECK_NAME = "restore_proven"
 
 @dataclass(frozen=True)
 class Judgement:
-    """failing: (database, reason). waiting: databases whose newest backup has had no proof yet.
+    """failing, warned: (database, reason). waiting: databases whose newest backup has had no proof yet.
 
     proven: (database, backup id, proven at) of the newest proven backup of each database.
     """
 
     failing: tuple[tuple[str, str], ...]
+    warned: tuple[tuple[str, str], ...]
     waiting: tuple[str, ...]
     proven: tuple[tuple[str, str, datetime], ...]
 
     @property
     def passed(self) -> bool:
-        return not self.failing
+        return not self.failing and not self.warned
+
+    @property
+    def severity(self) -> dg.AssetCheckSeverity:
+        return dg.AssetCheckSeverity.ERROR if self.failing or not self.warned else dg.AssetCheckSeverity.WARN
 
     @property
     def sentence(self) -> str:
         """The verdict in words: what fails, or how many databases are proven."""
-        failing = "; ".join(f"{name}: {reason}" for name, reason in self.failing)
-        return failing or "restored and compared equal: " + ", ".join(
+        faults = "; ".join(f"{name}: {reason}" for name, reason in (*self.failing, *self.warned))
+        return faults or "restored and compared equal: " + ", ".join(
             f"{name} ({found})" for name, found, _ in self.proven
         )
 
@@ -49,25 +56,32 @@ def judge_repository(
     catalog: "Catalog", databases: Sequence[str], proof_max_age: timedelta, now: datetime
 ) -> Judgement:
     """Return the verdict on every database of the spec."""
-    failing, waiting, proven = [], [], []
+    failing, warned, waiting, proven = [], [], [], []
     for database in databases:
         entries = catalog.of_subject(database)  # newest first
         reason = _fault(entries, proof_max_age, now)
         if reason:
             failing.append((database, reason))
-        if entries and entries[0].last_verdict is None:
+        tried = _newest_tried(entries)
+        if not reason and tried is not None and tried.not_attempted_at is not None:
+            warned.append((database, f"{tried.place.backup_id}: {not_attempted(tried.not_attempted_at)}"))
+        if entries and not entries[0].was_tried:
             waiting.append(database)
         newest = next((entry for entry in entries if entry.proven_at is not None), None)
         if newest is not None and newest.proven_at is not None:
             proven.append((database, newest.place.backup_id, newest.proven_at))
-    return Judgement(tuple(failing), tuple(waiting), tuple(proven))
+    return Judgement(tuple(failing), tuple(warned), tuple(waiting), tuple(proven))
+
+
+def _newest_tried(entries: Sequence["CatalogEntry"]) -> "CatalogEntry | None":
+    return next((entry for entry in entries if entry.was_tried), None)
 
 
 def _fault(entries: Sequence["CatalogEntry"], proof_max_age: timedelta, now: datetime) -> str:
     """Return why a database's backups do not count as restorable, or "". entries: newest first."""
     if not entries:
         return "there is no backup"
-    tried = next((entry for entry in entries if entry.last_verdict is not None), None)
+    tried = _newest_tried(entries)
     if tried is None:
         return f"{entries[0].place.backup_id}: {entries[0].doubt or 'not proven yet'}"
     if tried.proven_at is None:
@@ -90,6 +104,7 @@ def evaluation_of(
 ) -> dg.AssetCheckEvaluation:
     """Return the verdict as an event of `database_dump`, with the backup and run that led to it."""
     rows = [{"database": name, "verdict": "failing", "what": reason} for name, reason in judgement.failing]
+    rows += [{"database": name, "verdict": "warning", "what": reason} for name, reason in judgement.warned]
     rows += [
         {"database": name, "verdict": "proven", "what": f"{found} at {at.isoformat(timespec='seconds')}"}
         for name, found, at in judgement.proven
@@ -109,6 +124,7 @@ def evaluation_of(
         asset_key=DUMP_KEY,
         check_name=CHECK_NAME,
         passed=judgement.passed,
+        severity=judgement.severity,
         description=judgement.sentence,
         metadata=metadata,
         target_materialization_data=newest_as_target(instance, DUMP_KEY),

@@ -160,7 +160,8 @@ class Verdict(StrEnum):
 
     PROVEN = "proven"
     DIFFERS = "differs"  # restored, compared, and not equal
-    UNPROVEN = "unproven"  # could not be completed: time-out, missing key, an error line of pg_restore
+    UNPROVEN = "unproven"  # could not be completed: damage, time-out, an error line of pg_restore
+    NOT_ATTEMPTED = "not-attempted"  # says nothing of the backup: the host lacked a key, programs or room
 
 
 class SnapshotFindings(BaseModel):
@@ -185,7 +186,7 @@ class SnapshotFindings(BaseModel):
 
 
 class ProofRecord(Document):
-    """`proof-<time>.json`: a restore that was carried out and compared.
+    """`proof-<time>.json`: a restore that was carried out and compared. `attempt-<time>.json`: one that never began.
 
     backup_sha256: sha256 of the stored bytes of backup.json at that time; objects: as read, with size, ETag and sha256.
     A proof is void when backup.json or the listing of any object differs from what it names.

@@ -3,6 +3,8 @@
 Pure: `ListedBackup` gathers the keys of one prefix as they stream by, `judge` puts the documents' facts beside them.
 Memory matters (10,000 backups, 100,000 objects): a row keeps digests of its listing, not the listing.
 A backup is proven only by its newest proof: a later one that failed, or that a changed object made void, undoes it.
+One that could not be attempted (`attempt-*.json`: no key on that host, say) says nothing of the backup: it proves
+nothing and undoes nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +13,21 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
 from synapse_ops.domain.backup_record import ObjectRecord, ProofRecord, Verdict
-from synapse_ops.domain.repository_layout import BACKUP, HEARTBEAT, STARTED, BackupPlace, label_of_pin, started_at_of
+from synapse_ops.domain.repository_layout import (
+    BACKUP,
+    HEARTBEAT,
+    STARTED,
+    BackupPlace,
+    label_of_pin,
+    started_at_of,
+    time_of_attempt,
+)
 from synapse_ops.domain.snapshot_record import AnyBackup
 
 HOLD_GRACE = timedelta(minutes=10)  # 30 missed renewals of 20 s: the reader has died
@@ -24,6 +35,7 @@ HOLD_GRACE = timedelta(minutes=10)  # 30 missed renewals of 20 s: the reader has
 NOT_PROVEN_YET = "not proven yet"
 
 _PROOF = re.compile(r"proof-\d{8}T\d{6}Z\.json")
+_ATTEMPT = re.compile(r"attempt-\d{8}T\d{6}Z\.json")
 _PIN = re.compile(r"pin-[^/]+\.json")
 _READING = re.compile(r"reading-[^/]+\.json")
 
@@ -44,6 +56,7 @@ class ListedBackup:
 
     Markers that come and go (heartbeat, holds) are in neither, so that a plan survives them; pins are in `pins`.
     touched_at: the newest LastModified of any object; held_at: of any hold.
+    attempted_at: the newest time in the name of an attempt.
     """
 
     place: BackupPlace
@@ -54,6 +67,7 @@ class ListedBackup:
     backup_etag: str | None
     newest_proof: str | None
     newest_proof_etag: str | None
+    attempted_at: datetime | None
     pins: tuple[str, ...]
     held_at: datetime | None
     touched_at: datetime
@@ -62,7 +76,7 @@ class ListedBackup:
 def is_data(name: str) -> bool:
     """Whether an object holds what was backed up, and not a document or marker about it."""
     return name not in {STARTED, HEARTBEAT, BACKUP} and not any(
-        pattern.fullmatch(name) for pattern in (_PROOF, _PIN, _READING)
+        pattern.fullmatch(name) for pattern in (_PROOF, _ATTEMPT, _PIN, _READING)
     )
 
 
@@ -81,10 +95,20 @@ def gather(place: BackupPlace, objects: Iterable[ListedObject]) -> ListedBackup:
         backup_etag=next((row.etag for row in rows if row.name == BACKUP), None),
         newest_proof=proofs[-1].name if proofs else None,
         newest_proof_etag=proofs[-1].etag if proofs else None,
+        attempted_at=_newest_attempt(rows),
         pins=tuple(sys.intern(label_of_pin(row.name)) for row in rows if _PIN.fullmatch(row.name)),
         held_at=max(holds, default=None),
         touched_at=max(row.modified_at for row in rows),
     )
+
+
+def _newest_attempt(rows: Iterable[ListedObject]) -> datetime | None:
+    times = []
+    for row in rows:
+        if _ATTEMPT.fullmatch(row.name):
+            with suppress(ValueError):  # the 30th of February: nobody's clock wrote that
+                times.append(time_of_attempt(row.name))
+    return max(times, default=None)
 
 
 def digest_of_objects(objects: Iterable[ObjectRecord]) -> str:
@@ -195,6 +219,7 @@ class CatalogEntry:
 
     proven_at: when its newest proof finished, only if that proof passed and still matches every byte named; else None,
     and `doubt` says why. last_verdict is the newest proof's own word. held_at: the newest renewal of a reader's hold.
+    not_attempted_at: when a proof could not be attempted, if that was after the newest proof; a warning, no verdict.
     """
 
     place: BackupPlace
@@ -209,6 +234,7 @@ class CatalogEntry:
     proven_at: datetime | None
     last_verdict: Verdict | None
     restore_s: float | None
+    not_attempted_at: datetime | None
     doubt: str
     pins: tuple[str, ...]
     held_at: datetime | None
@@ -218,12 +244,20 @@ class CatalogEntry:
     def started_at(self) -> datetime:
         return started_at_of(self.place.backup_id)
 
+    @property
+    def was_tried(self) -> bool:
+        """Whether a proof judged it, or could not be attempted."""
+        return self.last_verdict is not None or self.not_attempted_at is not None
+
 
 def judge(
     listed: ListedBackup, objects: Mapping[str, ListedObject], backup: BackupFacts, proof: ProofFacts | None
 ) -> CatalogEntry:
     """Return the catalog's row of one backup. objects: the listing that `listed` was gathered from, by name."""
-    doubt = _doubt(objects, backup, proof)
+    attempted = listed.attempted_at
+    if attempted is not None and proof is not None and attempted < proof.finished_at.replace(microsecond=0):
+        attempted = None
+    doubt = _doubt(objects, backup, proof, attempted)
     return CatalogEntry(
         place=listed.place,
         size_bytes=listed.size_bytes,
@@ -237,6 +271,7 @@ def judge(
         proven_at=proof.finished_at if proof is not None and not doubt else None,
         last_verdict=proof.verdict if proof is not None else None,
         restore_s=proof.restore_s if proof is not None else None,
+        not_attempted_at=attempted,
         doubt=doubt,
         pins=listed.pins,
         held_at=listed.held_at,
@@ -244,7 +279,14 @@ def judge(
     )
 
 
-def _doubt(objects: Mapping[str, ListedObject], backup: BackupFacts, proof: ProofFacts | None) -> str:
+def not_attempted(at: datetime) -> str:
+    """Return the warning of a proof that could not be attempted then."""
+    return f"the proof of {at.isoformat(timespec='seconds')} could not be attempted"
+
+
+def _doubt(
+    objects: Mapping[str, ListedObject], backup: BackupFacts, proof: ProofFacts | None, attempted: datetime | None
+) -> str:
     """Return why this backup is not proven, or an empty string when it is."""
     if backup.unreadable_reason:
         return backup.unreadable_reason
@@ -252,7 +294,7 @@ def _doubt(objects: Mapping[str, ListedObject], backup: BackupFacts, proof: Proo
     if damage:
         return f"damaged: {damage}"
     if proof is None:
-        return NOT_PROVEN_YET
+        return NOT_PROVEN_YET if attempted is None else f"{NOT_PROVEN_YET}: {not_attempted(attempted)}"
     if proof.verdict is not Verdict.PROVEN:
         return f"newest proof: {proof.verdict}{': ' + proof.reason if proof.reason else ''}"
     void = find_void(proof, backup, objects)

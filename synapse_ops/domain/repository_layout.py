@@ -13,6 +13,7 @@
         collection.json[.age]  canaries.json[.age]       its configuration, payload schema and aliases; stored queries
         backup.json                                      written last: a backup exists when this exists
         proof-<time>.json                                one per completed proof, passed or failed
+        attempt-<time>.json                              a proof that never began: its host lacked a key, programs, room
         pin-<label>.json                                 exempts it from expiry
         reading-<reader>.json                            rewritten while a restore or proof reads it
 
@@ -44,11 +45,12 @@ _OWN_NAME = re.compile(
     r"started\.json|heartbeat\.json|backup\.json"
     r"|(?:database\.dump|globals\.sql|fingerprint\.json|structure\.json|collection\.json|canaries\.json)(?:\.age)?"
     r"|shard-\d{1,6}-of-\d{1,20}\.snapshot(?:\.zst)?(?:\.age)?"
-    r"|proof-\d{8}T\d{6}Z\.json|(?:pin|reading)-[A-Za-z0-9_%~-]+\.json"
+    r"|(?:proof|attempt)-\d{8}T\d{6}Z\.json|(?:pin|reading)-[A-Za-z0-9_%~-]+\.json",
+    re.ASCII,
 )
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
-_BACKUP_ID = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{6})")
-_IDENTITY = re.compile(r"(\d{1,20})-([0-9a-f]{8})")
+_BACKUP_ID = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{6})", re.ASCII)
+_IDENTITY = re.compile(r"(\d{1,20})-([0-9a-f]{8})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -82,13 +84,12 @@ def new_backup_id(now: datetime, entropy: bytes) -> str:
 
 def started_at_of(backup_id: str) -> datetime:
     """Return the start (aware UTC, whole seconds) that a backup id carries; raises ConfigError for another form."""
-    match = _BACKUP_ID.fullmatch(backup_id)
-    if match is None:
+    if not _is_backup_id(backup_id):
         raise ConfigError(
             f'backup id "{backup_id}" is not of the form 20261123T201726Z-3f9a1c',
             hint="`synapse-ops backup list` prints the ids that exist.",
         )
-    return parse_time(match[1])
+    return parse_time(backup_id.partition("-")[0])
 
 
 def format_time(moment: datetime) -> str:
@@ -145,13 +146,24 @@ def parse_key(key: str) -> BackupKey | None:
     if len(parts) != 5 or not is_own_name(parts[4]):
         return None
     identity_text, kind, subject, backup_id, name = parts
-    if _IDENTITY.fullmatch(identity_text) is None or kind not in KINDS or _BACKUP_ID.fullmatch(backup_id) is None:
+    if _IDENTITY.fullmatch(identity_text) is None or kind not in KINDS or not _is_backup_id(backup_id):
         return None
     # one object for equal identities and names: 10,000 backups share a handful of them
     place = BackupPlace(_shared_identity(identity_text), sys.intern(kind), sys.intern(unquote(subject)), backup_id)
     if place.key(name) != key:  # another spelling of the same name is not a key that we wrote
         return None
     return BackupKey(place, name)
+
+
+def _is_backup_id(text: str) -> bool:
+    """Tell whether a segment is a backup id: the form, and a moment that exists (20260230T... is foreign)."""
+    if _BACKUP_ID.fullmatch(text) is None:
+        return False
+    try:
+        datetime.fromisoformat(text[:16])
+    except ValueError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=256)
@@ -167,6 +179,16 @@ def is_own_name(name: str) -> bool:
 def proof_name(at: datetime) -> str:
     """Return the object name of a proof finished at `at`."""
     return f"proof-{format_time(at)}.json"
+
+
+def attempt_name(at: datetime) -> str:
+    """Return the object name of a proof that could not be attempted; `time_of_attempt` gives the time back."""
+    return f"attempt-{format_time(at)}.json"
+
+
+def time_of_attempt(name: str) -> datetime:
+    """Return the time (aware UTC, whole seconds) in the name of an attempt; raises ValueError for none that exists."""
+    return parse_time(name.removeprefix("attempt-").removesuffix(".json"))
 
 
 def pin_name(label: str) -> str:

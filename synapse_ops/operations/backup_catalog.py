@@ -281,16 +281,17 @@ def read_snapshot(repository: Repository, place: BackupPlace) -> SnapshotRecord:
 
 
 def read_proofs(repository: Repository, place: BackupPlace) -> tuple[ProofRecord, ...]:
-    """Return every readable proof of one backup, oldest first."""
+    """Return every readable proof of one backup, those that could not be attempted too, oldest first."""
     proofs = []
-    names = sorted(row.name for row in list_own_objects(repository.store, place) if row.name.startswith("proof-"))
-    for name in names:
-        key = place.key(name)
+    for row in list_own_objects(repository.store, place):
+        if not row.name.startswith(("proof-", "attempt-")):
+            continue
+        key = place.key(row.name)
         try:
             proofs.append(ProofRecord.from_json(repository.store.read_bytes(key), key=key))
         except (DocumentUnreadable, ObjectMissing):
             continue  # counted as doubt by the catalog, where it is the newest
-    return tuple(proofs)
+    return tuple(sorted(proofs, key=lambda proof: proof.finished_at))
 
 
 def find_backup(repository: Repository, backup_id: str) -> BackupPlace:

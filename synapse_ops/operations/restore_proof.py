@@ -1,10 +1,11 @@
 """Proves a backup: restores it into a throwaway server, compares it exactly, and writes down what came of it.
 
 Only a restore that was carried out and compared counts. Any doubt is written as UNPROVEN with its reason: a damaged or
-missing object, a key that is not at hand, an error or warning of pg_restore, a time-out, no room, no programs of the
-backup's major version, a fault of our own. A restored copy that is not equal is DIFFERS.
-`proof-<time>.json` is written whatever happens, as long as the backup's own `backup.json` could be read as bytes: a
-backup whose proof crashed is not a backup that nobody has looked at.
+missing object, an error or warning of pg_restore, a time-out, a fault of our own. A restored copy that is not equal is
+DIFFERS. What this host lacks (the key, programs of the backup's major version, room) and an interruption say nothing of
+the backup: NOT_ATTEMPTED, written as `attempt-<time>.json`, which proves nothing and undoes no earlier proof.
+One of the two is written whatever happens, as long as the backup's own `backup.json` could be read as bytes: a backup
+whose proof crashed is not a backup that nobody has looked at.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from synapse_ops.domain.backup_record import BackupRecord, ProofRecord, Verdict
 from synapse_ops.domain.catalog import CatalogEntry
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.domain.recovery import predict_restore_s
-from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, proof_name
-from synapse_ops.errors import IntegrityError, ObjectMissing, SynapseOpsError, Unproven
+from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, attempt_name, proof_name
+from synapse_ops.errors import IntegrityError, KeyMissing, ObjectMissing, SynapseOpsError, Unproven
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.repository import Repository
@@ -74,8 +75,9 @@ class ProofReport:
 
 @dataclass
 class _Outcome:
-    """What is known so far; unproven until the last step says otherwise."""
+    """What is known so far; unproven until the last step says otherwise. has_begun: this host had all it takes."""
 
+    has_begun: bool = False
     verdict: Verdict = Verdict.UNPROVEN
     reason: str = "not finished"
     error: SynapseOpsError | None = None
@@ -96,6 +98,9 @@ class _Outcome:
 
     def fail(self, error: SynapseOpsError) -> None:
         self.error = error
+        # every byte of an object is compared before its key is missed, so a missing key hides no damage
+        if isinstance(error, KeyMissing) or not (self.has_begun or isinstance(error, IntegrityError)):
+            self.verdict = Verdict.NOT_ATTEMPTED
         self.reason = "; ".join([f"{error.code}: {error.message}", *error.detail.splitlines()[:3]])
 
     def conclude(self, differences: Sequence[str]) -> None:
@@ -140,16 +145,18 @@ def prove_backup(
         outcome.fail(Unproven("could not restore on this host", detail=str(error)))
     except BaseException as fault:
         outcome.reason = f"the proof ended by {type(fault).__name__}"
+        if not isinstance(fault, Exception):  # Ctrl-C, or a run that was terminated: as little a verdict as kill -9
+            outcome.verdict = Verdict.NOT_ATTEMPTED
         _write(repository, place, outcome, started_at, predicted_s)
         raise
     return _write(repository, place, outcome, started_at, predicted_s)
 
 
 def newest_unproven(entries: Sequence[CatalogEntry]) -> BackupPlace | None:
-    """Return the newest backup that was never judged, else the newest that is not proven. entries: newest first."""
+    """Return the newest backup that nobody tried to prove, else the newest not proven. entries: newest first."""
     unproven = [entry for entry in entries if entry.proven_at is None]
-    never_judged = [entry for entry in unproven if entry.last_verdict is None]
-    return next((entry.place for entry in never_judged or unproven), None)
+    never_tried = [entry for entry in unproven if not entry.was_tried]
+    return next((entry.place for entry in never_tried or unproven), None)
 
 
 def _predict(entries: Sequence[CatalogEntry], place: BackupPlace) -> float | None:
@@ -176,6 +183,7 @@ def _prove(
         hold_for_reading(repository, place, "proof"),
         throwaway_directory(work_dir, database_size_bytes=size_bytes, scratch_bytes=record.stored_bytes) as directory,
     ):
+        outcome.has_begun = True
         with outcome.phase("read"):
             staged = deadline.run(
                 lambda: stage_backup(
@@ -248,7 +256,8 @@ def _write(
     if store.head(place.key(BACKUP)) is None:
         raise ObjectMissing(f"backup {place.backup_id} was removed while it was being proven")
     finished_at = datetime.now(UTC)
-    while store.head(place.key(proof_name(finished_at))) is not None:
+    name_of = attempt_name if outcome.verdict is Verdict.NOT_ATTEMPTED else proof_name
+    while store.head(place.key(name_of(finished_at))) is not None:
         finished_at += timedelta(seconds=1)
     record = ProofRecord(
         backup_id=place.backup_id,
@@ -266,5 +275,5 @@ def _write(
         differences=outcome.differences,
         correlation_id=current_correlation_id(),
     )
-    written = store.put_bytes(place.key(proof_name(finished_at)), record.to_json())
+    written = store.put_bytes(place.key(name_of(finished_at)), record.to_json())
     return ProofReport(record, place, store.full_url(written.key), outcome.error)

@@ -173,6 +173,31 @@ def test_failed_proof_is_an_observation_and_makes_nothing_fresh(repository: Repo
     assert len(repository.instance.fetch_observations(PROOF_KEY, limit=10).records) == 1
 
 
+def test_proof_that_could_not_be_attempted_warns_and_undoes_no_pass(repository: Repository) -> None:
+    """The check warns, by severity and in words; a backup that was never proven is red by it, and not tried again."""
+    old, new = NOW - timedelta(hours=5), NOW - timedelta(hours=2)
+    for number, name in enumerate(("synapse", "orders")):
+        store_proof(repository.store, store_backup(repository.store, old, database=name, number=number), old)
+    backup = store_backup(repository.store, new, number=2)
+    store_proof(repository.store, backup, new)
+    store_proof(repository.store, backup, NOW, verdict=Verdict.NOT_ATTEMPTED)
+
+    repository.tick()
+    warning = last_evaluation(repository.instance, DUMP_KEY, CHECK_NAME)
+    untried = store_backup(repository.store, NOW - timedelta(hours=1), number=3)
+    store_proof(repository.store, untried, NOW, verdict=Verdict.NOT_ATTEMPTED)
+    result = repository.tick()
+    failure = last_evaluation(repository.instance, DUMP_KEY, CHECK_NAME)
+
+    assert warning is not None
+    assert failure is not None
+    assert (warning.passed, warning.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "could not be attempted" in (warning.description or "")
+    assert (failure.passed, failure.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert result.run_requests == []
+    assert len(repository.instance.fetch_observations(PROOF_KEY, limit=10).records) == 2
+
+
 def test_idle_tick_reads_no_event_and_reports_nothing(repository: Repository) -> None:
     """The cursor makes a tick without news cheap."""
     backup = store_backup(repository.store, NOW - timedelta(hours=2))

@@ -92,6 +92,37 @@ def test_anything_else_is_doubt_with_its_reason(doubt: str, change: dict[str, ob
     assert entry.proven_at is None
 
 
+@pytest.mark.parametrize("proof", [None, PROOF_FACTS, replace(PROOF_FACTS, verdict=Verdict.DIFFERS)])
+def test_a_proof_that_could_not_be_attempted_changes_no_verdict(proof: ProofFacts | None) -> None:
+    """A host without the key says nothing of a backup: what was proven stays so, what was not does not become so."""
+    attempt = listed("attempt-20261103T120000Z.json")
+    rows = ROWS if proof is not None else ROWS[:-1]
+
+    before, after = judged(rows, proof=proof), judged([*rows, attempt], proof=proof)
+
+    assert (after.proven_at, after.last_verdict) == (before.proven_at, before.last_verdict)
+    assert after.doubt.startswith(before.doubt)
+    assert bool(after.doubt) == bool(before.doubt)
+    assert after.not_attempted_at == datetime(2026, 11, 3, 12, tzinfo=UTC)
+    assert after.was_tried
+
+
+def test_damage_after_a_pass_shows_behind_an_attempt_too() -> None:
+    """Only bytes that are stored as they were proven stay proven."""
+    attempt = listed("attempt-20261103T120000Z.json")
+
+    entry = judged([listed("database.dump", version="b"), *ROWS[1:], attempt])
+
+    assert entry.proven_at is None
+    assert "database.dump has changed since" in entry.doubt
+
+
+@pytest.mark.parametrize("name", ["attempt-20261101T120000Z.json", "attempt-20260230T120000Z.json"])
+def test_an_attempt_before_the_newest_proof_or_of_no_day_warns_of_nothing(name: str) -> None:
+    """The proof that followed is the newer word; a date that does not exist is nobody's."""
+    assert judged([*ROWS, listed(name)]).not_attempted_at is None
+
+
 @given(st.permutations(ROWS))
 def test_the_order_of_a_listing_does_not_matter(rows: list[ListedObject]) -> None:
     """Stores sort in their own ways; digests are over names in one order."""
@@ -117,7 +148,7 @@ def test_facts_come_back_from_a_cache_as_they_were() -> None:
 
 def test_a_backup_takes_at_most_a_kibibyte_of_memory() -> None:
     """10,000 backups fit into 10 MiB, pins and holds included."""
-    count = 1000
+    count = 4000  # what the interpreter keeps for reuse weighs little beside them
     tracemalloc.start()
     try:
         entries = []

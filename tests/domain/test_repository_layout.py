@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from synapse_ops.domain.repository_layout import (
     BackupPlace,
     Identity,
+    attempt_name,
     format_time,
     is_own_name,
     label_of_pin,
@@ -35,6 +36,7 @@ own_names = st.one_of(
     st.sampled_from(["started.json", "heartbeat.json", "backup.json", "database.dump", "database.dump.age"]),
     st.sampled_from(["globals.sql", "globals.sql.age", "fingerprint.json", "structure.json.age"]),
     st.builds(proof_name, moments),
+    st.builds(attempt_name, moments),
     st.builds(pin_name, names),
     st.builds(reading_name, names),
 )
@@ -85,6 +87,9 @@ PLACE = BackupPlace(Identity("7400000000000000001", "0a1b2c3d"), "dump", "synaps
         PLACE.key("database.dump.bak"),
         PLACE.key("backup.json/x"),
         PLACE.key("proof-today.json"),
+        PLACE.key("backup.json").replace("20261101T", "20260230T"),
+        PLACE.key("backup.json").replace("20261101T", "20261101t"),
+        PLACE.key("backup.json").replace("2026", "٢٠٢٦"),
         PLACE.key("pin-.json"),
         PLACE.key("pin-a.b.json"),
         PLACE.key("BACKUP.JSON"),

@@ -13,7 +13,8 @@ import psutil
 import pyrage
 import pytest
 
-from synapse_ops.domain.backup_record import ProofRecord, Verdict
+from synapse_ops.domain.backup_record import BackupRecord, ProofRecord, Verdict
+from synapse_ops.domain.progress import Progress
 from synapse_ops.errors import ObjectMissing
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.repository import Repository
@@ -204,10 +205,10 @@ def test_a_dump_of_another_database_is_refused_before_it_runs(
     assert "WrongIdentity" in report.record.reason
 
 
-def test_an_encrypted_backup_is_proven_with_its_key_and_unproven_without(
+def test_an_encrypted_backup_is_proven_with_its_key_and_not_without(
     take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path, key_pair: tuple[str, str]
 ) -> None:
-    """A missing or wrong key is unproven, never skipped, and the message names whom the backup was written for."""
+    """A missing or wrong key proves nothing, is written down, and the message names whom the backup was written for."""
     recipient, identity = key_pair
     take_backup(recipients=(recipient,)).put(repository)
     wrong = str(pyrage.x25519.Identity.generate())
@@ -216,10 +217,69 @@ def test_an_encrypted_backup_is_proven_with_its_key_and_unproven_without(
     proven = prove(repository, work_dir, wrong, identity)
 
     for report in (without, with_wrong):
-        assert report.record.verdict is Verdict.UNPROVEN
+        assert report.record.verdict is Verdict.NOT_ATTEMPTED
         assert report.exit_code == 14
         assert recipient in report.record.reason
     assert proven.record.verdict is Verdict.PROVEN
+
+
+def test_a_host_without_the_key_undoes_no_proof_and_damage_does(
+    take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path, key_pair: tuple[str, str]
+) -> None:
+    """What was proven stays proven while its bytes do, with a warning beside it; damage is seen without the key."""
+    recipient, identity = key_pair
+    kept = take_backup(recipients=(recipient,))
+    place = kept.put(repository)
+    proven = prove(repository, work_dir, identity)
+
+    without = prove_backup(repository, place=place, work_dir=work_dir)
+    [entry] = read_catalog(repository).backups
+    kept.put(repository, globals_sql_age=flip(kept.objects["globals.sql.age"], 60))
+    damaged = prove_backup(repository, place=place, work_dir=work_dir)
+
+    assert without is not None
+    assert (without.record.verdict, without.exit_code) == (Verdict.NOT_ATTEMPTED, 14)
+    assert (entry.proven_at, entry.doubt) == (proven.record.finished_at, "")
+    assert entry.not_attempted_at is not None
+    assert damaged is not None
+    assert (damaged.record.verdict, damaged.exit_code) == (Verdict.UNPROVEN, 13)
+    assert read_catalog(repository).backups[0].proven_at is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [("server_version_num", 990001, "PostgreSQL 99"), ("database_size_bytes", 1 << 60, "no room to restore")],
+)
+def test_a_host_without_the_programs_or_the_room_does_not_judge(
+    field: str, value: int, reason: str, backup: KeptBackup, repository: Repository, work_dir: Path
+) -> None:
+    """What the host lacks is named, and says nothing of the backup."""
+    record = BackupRecord.from_json(backup.objects["backup.json"], key="backup.json")
+    source = record.source.model_copy(update={field: value})
+    backup.put(repository, backup_json=record.model_copy(update={"source": source}).to_json())
+
+    report = prove(repository, work_dir)
+
+    assert (report.record.verdict, report.exit_code) == (Verdict.NOT_ATTEMPTED, 14)
+    assert reason in report.record.reason
+    [entry] = read_catalog(repository).backups
+    assert entry.doubt.startswith("not proven yet: the proof of ")
+
+
+def test_an_interrupted_proof_undoes_none(backup: KeptBackup, repository: Repository, work_dir: Path) -> None:
+    """Ctrl-C is as little a verdict as kill -9, which writes nothing."""
+    place = backup.put(repository)
+    proven = prove(repository, work_dir)
+
+    def interrupt(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prove_backup(repository, place=place, work_dir=work_dir, progress=interrupt)
+
+    [entry] = read_catalog(repository).backups
+    assert entry.proven_at == proven.record.finished_at
+    assert entry.not_attempted_at is not None
 
 
 def test_one_flipped_bit_in_an_encrypted_object_is_damage_and_not_a_missing_key(
