@@ -9,11 +9,13 @@ import dagster as dg
 from synapse_ops.defs.alarms import alarm_definitions
 from synapse_ops.defs.database import database_definitions
 from synapse_ops.defs.database_jobs import job_definitions
+from synapse_ops.defs.health import health_definitions
 from synapse_ops.defs.place import find_place
 from synapse_ops.defs.repository_sensor import repository_definitions
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec_assets import spec_definitions
 from synapse_ops.defs.spec_sensor import spec_sensor_definitions
+from synapse_ops.operations.stack import Stack
 
 
 def merged_definitions() -> dg.Definitions:
@@ -30,6 +32,7 @@ def merged_definitions() -> dg.Definitions:
         database_definitions(loaded.spec),
         jobs,
         repository_definitions(job_named(jobs, "prove_backup")),
+        health_definitions(loaded, Stack(loaded, place.state_dir)),
         alarm_definitions(loaded.spec.name),
     )
 

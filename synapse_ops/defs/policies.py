@@ -19,6 +19,7 @@ OWNERS = ["team:operations"]
 
 GROUP_SPEC = "spec"
 GROUP_DATABASE = "database"
+GROUP_HEALTH = "health"
 
 POOL_POSTGRES_IO = "postgres-io"  # one dump or restore at a time on a host
 POOL_REPOSITORY_DELETE = "repository-delete"  # one deletion at a time in a repository
