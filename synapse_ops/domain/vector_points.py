@@ -27,6 +27,11 @@ def order_of(point_id: PointId) -> tuple[int, int, str]:
     return (0, point_id, "") if isinstance(point_id, int) else (1, 0, point_id)
 
 
+def parse_id(text: str) -> PointId:
+    """Return the id that `str` wrote: a UUID has hyphens, so it is never taken for a number."""
+    return int(text) if text.isdecimal() else text
+
+
 def canonical_point(point_id: PointId, vectors: Any, payload: Mapping[str, Any] | None) -> bytes:
     """Return a point's canonical bytes.
 

@@ -93,13 +93,19 @@ class QdrantHttp:
         return answer.get("result") if isinstance(answer, dict) and "status" in answer else answer
 
     @contextmanager
-    def stream(self, path: str, *, silence_s: float | None = 60.0) -> Iterator[httpx.Response]:
-        """GET bytes as they are: never compressed on the way. silence_s: longest pause between two pieces."""
+    def stream(
+        self, path: str, *, silence_s: float | None = 60.0, byte_range: tuple[int, int] | None = None
+    ) -> Iterator[httpx.Response]:
+        """GET bytes as they are: never compressed on the way. silence_s: longest pause between two pieces.
+
+        byte_range: from the first to the last byte, both included; a server that knows no ranges sends everything.
+        """
+        headers = {"accept-encoding": "identity"}
+        if byte_range is not None:
+            headers["range"] = f"bytes={byte_range[0]}-{byte_range[1]}"
         with (
             _mapped(self.url),
-            self._http().stream(
-                "GET", path, headers={"accept-encoding": "identity"}, timeout=_limit(silence_s)
-            ) as response,
+            self._http().stream("GET", path, headers=headers, timeout=_limit(silence_s)) as response,
         ):
             if response.status_code >= 300:
                 response.read()

@@ -80,6 +80,17 @@ class QdrantSnapshots(QdrantHttp):
         with self._download(f"{_shard(collection, shard)}/{segment(name)}") as download:
             yield download
 
+    def read_shard_snapshot_range(self, collection: str, shard: int, name: str, start: int, size: int) -> bytes:
+        """Return at most `size` bytes from `start`; from a server that knows no ranges, those at the beginning."""
+        path = f"{_shard(collection, shard)}/{segment(name)}"
+        with self.stream(path, silence_s=SILENCE_S, byte_range=(start, start + size - 1)) as response:
+            found = b""
+            for piece in response.iter_bytes(size):
+                found += piece
+                if len(found) >= size:
+                    break
+        return found[:size]
+
     @contextmanager
     def download_collection_snapshot(self, collection: str, name: str) -> Iterator[Download]:
         with self._download(f"{_collection(collection)}/{segment(name)}") as download:

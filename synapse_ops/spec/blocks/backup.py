@@ -79,7 +79,14 @@ class VectorBackup(Block):
     schedule: Schedule = Field(Cron("0 0 * * *"), description="When every collection is snapshotted, in `time_zone`.")
     destination: BucketUrl = Field("s3://backups/vectors/", description="Where the repository lies.")
     retention: Retention = Field(timedelta(days=7), description="How long snapshots are kept. A bare number is days.")
-    compression: bool = Field(True, description="Whether snapshots are compressed with zstd.")
+    compression: bool = Field(
+        True, description="Whether snapshots are compressed with zstd, where a sample says it pays."
+    )
+    method: Literal["auto", "stored", "streamed"] = Field(
+        "auto",
+        description="How a shard leaves Qdrant: stored on its disk first, with a checksum; streamed, which needs none; "
+        "or auto: stored, and streamed when there is no room.",
+    )
 
 
 class Backup(Block):
