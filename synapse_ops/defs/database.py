@@ -5,8 +5,6 @@ Partitioned by what is backed up, always; never by time (a backfill of yesterday
 """
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -31,6 +29,7 @@ from synapse_ops.defs.policies import (
     TAG_TRIGGER,
     code_version,
     freshness_of,
+    longest_gap,
 )
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.restore_check import CHECK_NAME, DUMP_KEY, evaluation_of
@@ -79,7 +78,7 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
         owners=OWNERS,
         kinds={"postgres", "s3"},
         code_version=code_version("synapse_ops.operations.database_dump", "synapse_ops.operations.backup_writer"),
-        freshness_policy=freshness_of(_longest_gap(spec.backup.database.schedule, spec.time_zone)),
+        freshness_policy=freshness_of(longest_gap(spec.backup.database.schedule, spec.time_zone)),
         description="A whole logical backup of one database in the repository. Each materialization is one backup: "
         "`stored_bytes` is what lies in the bucket, `duration_s` what the dump took. It counts for retention only once "
         "it is proven: see the check restore_proven.",
@@ -98,7 +97,7 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
         kinds={"postgres", "s3"},
         output_required=False,
         code_version=code_version("synapse_ops.operations.restore_proof", "synapse_ops.domain.fingerprint"),
-        freshness_policy=freshness_of(_longest_gap(spec.proof.schedule, spec.time_zone)),
+        freshness_policy=freshness_of(longest_gap(spec.proof.schedule, spec.time_zone)),
         description="A backup restored into a throwaway server and compared exactly with what was backed up. "
         "`restore_s` is the time from the first byte read to a server that answers; `predicted_restore_s` is what was "
         "predicted before. Any doubt fails the run and the check restore_proven.",
@@ -122,7 +121,7 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
         owners=OWNERS,
         kinds={"s3"},
         code_version=code_version("synapse_ops.domain.retention", "synapse_ops.domain.expiry_plan"),
-        freshness_policy=freshness_of(_longest_gap(spec.proof.schedule, spec.time_zone)),
+        freshness_policy=freshness_of(longest_gap(spec.proof.schedule, spec.time_zone)),
         description="What an expiry would do: every backup, kept or expired, with the reason. Nothing is removed here. "
         "`plan_digest` names exactly this plan; expire_apply takes it.",
     )
@@ -189,18 +188,3 @@ def _plan_of_same_run(context: dg.AssetExecutionContext) -> str:
     if event is None or made is None or event.run_id != context.run.run_id:
         return ""
     return str(made.metadata["plan_digest"].value)
-
-
-def _longest_gap(cron: str, time_zone: str) -> timedelta:
-    """Return the longest time between two ticks of a schedule.
-
-    Looked at from a fixed day, so that definitions do not change from one load to the next.
-    """
-    from zoneinfo import ZoneInfo
-
-    from cronsim import CronSim
-
-    ticks = CronSim(cron, datetime(2026, 1, 1, tzinfo=ZoneInfo(time_zone)))
-    moments = [moment for _, moment in zip(range(60), ticks, strict=False)]
-    gaps = [later - earlier for earlier, later in pairwise(moments)]
-    return max(gaps, default=timedelta(days=366))
