@@ -28,6 +28,7 @@ COMMANDS = {
     "restore": ("restore", "Restore a backup into a new target."),
     "verify": ("verify", "Prove backups by restoring and comparing them."),
     "expire": ("expire", "Plan and apply retention."),
+    "cleanup": ("cleanup", "Plan and apply the cleanup of logs, temporary files, cache and run history."),
     "pin": ("pin", "Exempt a backup from expiry."),
     "unpin": ("unpin", "Lift a pin."),
     "info": ("info", "Show what a repository protects."),

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from synapse_ops.defs.alarms import alarm_definitions
+from synapse_ops.defs.cleanup import cleanup_definitions
 from synapse_ops.defs.database import database_definitions
 from synapse_ops.defs.database_jobs import job_definitions
 from synapse_ops.defs.health import health_definitions
@@ -33,6 +34,7 @@ def merged_definitions() -> dg.Definitions:
         jobs,
         repository_definitions(job_named(jobs, "prove_backup")),
         health_definitions(loaded, Stack(loaded, place.state_dir)),
+        cleanup_definitions(loaded.spec, place),
         alarm_definitions(loaded.spec.name),
     )
 

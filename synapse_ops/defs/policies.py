@@ -21,8 +21,10 @@ OWNERS = ["team:operations"]
 GROUP_SPEC = "spec"
 GROUP_DATABASE = "database"
 GROUP_HEALTH = "health"
+GROUP_CLEANUP = "cleanup"
 
 POOL_POSTGRES_IO = "postgres-io"  # one dump or restore at a time on a host
+POOL_CLEANUP = "cleanup"  # one cleanup at a time on a host
 POOL_REPOSITORY_DELETE = "repository-delete"  # one deletion at a time in a repository
 
 TAG_TRIGGER = "synapse/trigger"  # schedule, sensor, launchpad, demo
@@ -37,6 +39,9 @@ WITHOUT_FRESHNESS = {
     "infrastructure_file": "an operator edits it when there is a reason to, not on a schedule",
     "spec/*": "changes when the operator changes the file; spec_loaded_equals_file watches that it is loaded",
     "database_retention_set": "deletes only what a plan names, and a plan may rightly name nothing for months",
+    "log_retention_set": "removes only what a plan names, which may be nothing",
+    "temp_cleanup": "removes only what a plan names, which may be nothing",
+    "cache_cleanup": "removes only what a plan names, which may be nothing",
 }
 
 

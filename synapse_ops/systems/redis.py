@@ -1,0 +1,167 @@
+"""Redis: the only place that imports its client, and where its errors become ours.
+
+Idle keys are found inside the server: a Lua script takes one page of SCAN and asks OBJECT IDLETIME of each key, so that
+a million keys cost a thousand round trips, and no page holds up other clients for longer than about a millisecond.
+OBJECT IDLETIME does not count as use. A key goes only in the script that has just found it idle again.
+Source: redis.io, SCAN, OBJECT IDLETIME, UNLINK; the server runs one script at a time, between two commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops.errors import ConfigError, DeadlineExceeded, Refused, ToolFailed, Unreachable
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+PAGE_KEYS = 1000  # of one SCAN step; measured about 1 ms in the server, see docs/benchmarks.md
+UNLINK_KEYS = 500  # of one removing step: unlinking costs about twice as much as looking
+
+_PAGE_SCRIPT = """
+local page = redis.call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
+local least, idle = tonumber(ARGV[4]), {}
+for _, key in ipairs(page[2]) do
+  local seconds = redis.call('OBJECT', 'IDLETIME', key)
+  if seconds and seconds >= least then idle[#idle + 1] = key end
+end
+local sample = 0
+if #idle > 0 then sample = redis.call('MEMORY', 'USAGE', idle[1]) or 0 end
+return {page[1], #page[2], idle, sample}
+"""
+
+# one character a key: d deleted, g gone, u used since
+_UNLINK_SCRIPT = """
+local least, results = tonumber(ARGV[1]), {}
+for index, key in ipairs(KEYS) do
+  local seconds = redis.call('OBJECT', 'IDLETIME', key)
+  if not seconds then results[index] = 'g'
+  elseif seconds < least then results[index] = 'u'
+  else redis.call('UNLINK', key) results[index] = 'd' end
+end
+return table.concat(results)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class IdlePage:
+    """One page: how many keys matched, those that are idle, and the bytes of memory of the first idle one."""
+
+    matched: int
+    idle: tuple[bytes, ...]
+    sample_bytes: int
+
+
+class RedisServer:
+    """One Redis server and logical database. Connects when first asked; `close` ends that."""
+
+    def __init__(self, host: str, port: int, db: int, *, password: str | None, timeout_s: float) -> None:
+        self._at: Any = {"host": host, "port": port} if not host.startswith("/") else {"unix_socket_path": host}
+        self.address = f"{host}:{port}/{db}"
+        self._db = db
+        self._password = password
+        self._timeout_s = timeout_s
+        self._client: Redis | None = None
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def info(self) -> Mapping[str, Any]:
+        """Return INFO, all sections in one mapping. Raises Unreachable, ConfigError for a password not taken."""
+        with self._errors():
+            found: Mapping[str, Any] = self._connected().info("everything")
+        return found
+
+    def settings(self) -> Mapping[str, str]:
+        """Return CONFIG GET *; empty where the server does not let us, as managed ones do."""
+        from redis.exceptions import NoPermissionError, ResponseError
+
+        with self._errors():
+            try:
+                found: Mapping[Any, Any] = self._connected().config_get("*")
+            except (NoPermissionError, ResponseError):
+                return {}
+        return {_text(name): _text(value) for name, value in found.items()}
+
+    def idle_pages(self, pattern: str, least_idle_s: int) -> Iterator[IdlePage]:
+        """Yield every page of keys that match a glob pattern; a key may be met twice, as SCAN says."""
+        cursor: bytes = b"0"
+        while True:
+            with self._errors():
+                arguments = [cursor, pattern.encode("utf-8", "surrogateescape"), PAGE_KEYS, least_idle_s]
+                cursor, matched, idle, sample = self._run(_PAGE_SCRIPT, [], arguments)
+            yield IdlePage(int(matched), tuple(dict.fromkeys(idle)), int(sample))
+            if cursor in (b"0", 0):
+                return
+
+    def unlink_idle(self, keys: Sequence[bytes], least_idle_s: int) -> str:
+        """Remove those of some keys that are still idle, in one step; return a letter each: d, g (gone), u (used)."""
+        with self._errors():
+            found: bytes = self._run(_UNLINK_SCRIPT, keys, [least_idle_s])
+        return found.decode()
+
+    def _run(self, script: str, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
+        from hashlib import sha1
+
+        from redis.exceptions import NoScriptError
+
+        client: Any = self._connected()
+        digest = sha1(script.encode(), usedforsecurity=False).hexdigest()  # what EVALSHA goes by
+        try:
+            return client.execute_command("EVALSHA", digest, len(keys), *keys, *arguments)
+        except NoScriptError:
+            return client.execute_command("EVAL", script, len(keys), *keys, *arguments)
+
+    def _connected(self) -> Redis:
+        if self._client is None:
+            from redis import Redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
+
+            self._client = Redis(
+                **self._at,
+                db=self._db,
+                password=self._password,
+                socket_timeout=self._timeout_s,
+                socket_connect_timeout=self._timeout_s,
+                retry=Retry(NoBackoff(), 0),
+                client_name="synapse-ops",
+            )
+        return self._client
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn the client's errors into ours. The password never stands in one of them."""
+        from redis import exceptions
+
+        try:
+            yield
+        except exceptions.AuthenticationError as error:
+            raise ConfigError(
+                f"Redis {self.address} does not take our password: {error}",
+                hint="redis.password of the spec refers to it; null means that none is sent.",
+            ) from None
+        except exceptions.TimeoutError as error:
+            raise DeadlineExceeded(
+                f"Redis {self.address} did not answer within {self._timeout_s:g} s (redis.timeout)"
+            ) from error
+        except exceptions.BusyLoadingError as error:
+            raise Unreachable(f"Redis {self.address} is loading its data", hint="Try again when it has.") from error
+        except exceptions.ConnectionError as error:
+            raise Unreachable(f"could not reach Redis {self.address}: {error}", hint="Does it run there?") from error
+        except exceptions.NoPermissionError as error:
+            raise ConfigError(f"Redis {self.address} does not allow our user what it must do: {error}") from error
+        except exceptions.ReadOnlyError as error:
+            raise Refused(
+                f"Redis {self.address} is a replica: {error}", hint="Name the primary in redis.host."
+            ) from error
+        except exceptions.RedisError as error:
+            raise ToolFailed(["redis"], status=1, stderr_tail=f"{self.address}: {error}") from error
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
