@@ -12,8 +12,8 @@ from synapse_ops.cli.options import Place, repository_options
 from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
+    from synapse_ops.operations.proof import ProofReport
     from synapse_ops.operations.repository import Repository
-    from synapse_ops.operations.restore_proof import ProofReport
 
 
 @click.command()
@@ -98,7 +98,7 @@ def default_work_dir(place: Place) -> Path:
 
 def default_timeout_s(place: Place) -> float:
     """Return `proof.timeout` of the spec, or its default where the command works on a repository alone."""
-    from synapse_ops.operations.restore_proof import DEFAULT_TIMEOUT_S
+    from synapse_ops.operations.proof import DEFAULT_TIMEOUT_S
 
     if place.repository_url is not None and place.spec_path is None:
         return DEFAULT_TIMEOUT_S

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from synapse_ops.domain.expiry_plan import ExpiryPlan
     from synapse_ops.operations.backup_catalog import Catalog
     from synapse_ops.operations.expire import ExpiryReport
-    from synapse_ops.operations.restore_proof import ProofReport
+    from synapse_ops.operations.proof import ProofReport
     from synapse_ops.operations.stack import Stack
 
 EXPIRY_PLAN_KEY = dg.AssetKey("database_expiry_plan")

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from synapse_ops.domain.vector_config import ShardSchema
 from synapse_ops.errors import DocumentUnreadable
 
 FORMAT_VERSION = 1
@@ -152,7 +153,8 @@ def _parse(data: bytes, what: str) -> dict[str, Any]:
 class CopyFacts:
     """What the engine found in a copy. counts: exact, by shard. hashes: of the ids asked for that are there.
 
-    unlisted: points that nobody asked for. tops: the answers to the queries, in their order.
+    unlisted: points that nobody asked for. tops: the answers to the queries, in their order. open_s: until every shard
+    was unpacked and could answer.
     The digests are None when only counts were asked for.
     """
 
@@ -165,6 +167,8 @@ class CopyFacts:
     unlisted: int = 0
     unlisted_examples: tuple[str, ...] = ()
     tops: tuple[tuple[tuple[str, float], ...], ...] = ()
+    schemas: tuple[ShardSchema, ...] = ()
+    open_s: float = 0.0
 
     @property
     def count(self) -> int:
@@ -183,7 +187,14 @@ class CopyFacts:
             unlisted=int(body.get("unlisted", 0)),
             unlisted_examples=tuple(body.get("unlisted_examples", ())),
             tops=tuple(tuple((str(one), float(score)) for one, score in top) for top in body["queries"]),
+            schemas=tuple(_schema(row) for row in body["schemas"]),
+            open_s=float(body["open_s"]),
         )
+
+
+def _schema(row: Mapping[str, Any]) -> ShardSchema:
+    vectors = {name: (int(size), str(distance)) for name, (size, distance) in row["vectors"].items()}
+    return ShardSchema(int(row["shard_id"]), vectors, tuple(row["sparse"]), dict(row["indexes"]))
 
 
 @dataclass(frozen=True, slots=True)

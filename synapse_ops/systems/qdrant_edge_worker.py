@@ -11,6 +11,7 @@ import heapq
 import json
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -26,11 +27,14 @@ def main() -> None:
     """Do the one job on stdin."""
     job = json.load(sys.stdin)
     _limit(**job["limits"])
+    begun = time.monotonic()
     shards = [_open(one) for one in job["shards"]]
     say("opened", shards=len(shards))
     result = {
         "engine_version": metadata.version("qdrant-edge-py"),
         "counts": {one["shard_id"]: _count(shard) for one, shard in zip(job["shards"], shards, strict=True)},
+        "open_s": round(time.monotonic() - begun, 3),
+        "schemas": [_schema(one, shard) for one, shard in zip(job["shards"], shards, strict=True)],
         "segment_versions": sorted({version for one in job["shards"] for version in _segment_versions(one)}),
     }
     if job["wanted"] is not None:
@@ -74,6 +78,22 @@ def _count(shard: Any) -> int:
 def _segment_versions(one: dict[str, Any]) -> list[str]:
     files = Path(one["directory"]).glob("segments/*/version.info")
     return [file.read_text(encoding="utf-8").strip() for file in files]
+
+
+def _schema(one: dict[str, Any], shard: Any) -> dict[str, Any]:
+    """Return what a shard says of its vectors and payload indexes."""
+    config = json.loads(Path(one["directory"], "edge_config.json").read_text(encoding="utf-8"))
+    indexes = {field: str(entry.data_type).rpartition(".")[2].lower() for field, entry in _indexes(shard)}
+    return {
+        "shard_id": one["shard_id"],
+        "vectors": {name: [vector["size"], vector["distance"]] for name, vector in config["vectors"].items()},
+        "sparse": sorted(config.get("sparse_vectors") or {}),
+        "indexes": indexes,
+    }
+
+
+def _indexes(shard: Any) -> list[tuple[str, Any]]:
+    return sorted(shard.info().payload_schema.items())
 
 
 def _read_all(shards: list[Any], wanted_path: Path) -> dict[str, Any]:

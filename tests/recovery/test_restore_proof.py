@@ -17,8 +17,9 @@ from synapse_ops.domain.backup_record import BackupRecord, ProofRecord, Verdict
 from synapse_ops.domain.progress import Progress
 from synapse_ops.errors import ObjectMissing
 from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.proof import ProofReport
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.restore_proof import ProofReport, prove_backup
+from synapse_ops.operations.restore_proof import prove_backup
 from synapse_ops.systems.local_processes import processes_in
 from tests.recovery.backups import KeptBackup, flip
 

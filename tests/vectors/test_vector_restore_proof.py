@@ -1,0 +1,191 @@
+"""Only a copy that was opened and is equal to what the live collection said is proven."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyrage
+import pytest
+
+from synapse_ops.domain.backup_record import Verdict
+from synapse_ops.domain.snapshot_record import SnapshotRecord
+from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.proof import ProofReport
+from synapse_ops.operations.stack import Stack
+from synapse_ops.operations.vector_restore_proof import prove_snapshot
+from synapse_ops.operations.vector_snapshot import SnapshotReport, snapshot_collection
+from synapse_ops.systems.object_store import StoreAccess
+from synapse_ops.systems.qdrant import QdrantServer
+from tests.vectors.collections import (
+    fill,
+    make_vector_stack,
+    plain_config,
+    plain_points,
+    rich_config,
+    rich_points,
+)
+
+TIMEOUT_S = 60.0
+
+
+def prove(stack: Stack, report: SnapshotReport, **more: Any) -> ProofReport:
+    found = prove_snapshot(
+        stack.vector_repository(),
+        place=report.place,
+        work_dir=stack.state_dir / "proof",
+        timeout_s=TIMEOUT_S,
+        **more,
+    )
+    assert found is not None
+    return found
+
+
+@contextmanager
+def writer(server: QdrantServer, collection: str, *, beside: int) -> Iterator[list[int]]:
+    """Upsert new points and delete old ones, as fast as the server takes it, while the block runs."""
+    stop, written = threading.Event(), list[int]()
+
+    def write() -> None:
+        with QdrantServer(server.url) as mine:
+            number = beside
+            while not stop.is_set():
+                mine.upsert(collection, plain_points(5, first=number, seed=number))
+                mine.upsert(collection, plain_points(2, first=number % 100, seed=number))
+                mine.delete_points(collection, [number - 20])
+                number += 5
+                written.append(number)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield written
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_collection_of_every_kind_of_vector_is_proven_with_the_digest_of_all_points(
+    stack: Stack, server: QdrantServer, collection: str
+) -> None:
+    """Named, sparse, multi and quantised vectors, several shards, payload indexes, and every search found again."""
+    fill(server, collection, rich_config(shard_number=2), rich_points(400))
+    server.create_payload_index(collection, "n", "integer")
+    report = snapshot_collection(stack, collection)
+
+    found = prove(stack, report)
+
+    assert (found.record.verdict, found.record.reason) == (Verdict.PROVEN, "")
+    assert found.record.snapshot is not None
+    assert sum(found.record.snapshot.shard_points.values()) == 400
+    assert found.record.snapshot.points_digest == report.record.points_digest
+    assert found.record.snapshot.recall_at_10 == 1.0
+    assert read_catalog(stack.vector_repository()).backups[0].proven_at is not None
+
+
+def test_a_snapshot_cut_under_a_stream_of_writes_and_deletes_is_proven_and_its_window_counted(
+    stack: Stack, server: QdrantServer, collection: str
+) -> None:
+    """Points that stood still must be equal; those that moved are named as the window."""
+    fill(server, collection, plain_config(), plain_points(2000))
+
+    with writer(server, collection, beside=2000) as written:
+        report = snapshot_collection(stack, collection)
+    found = prove(stack, report)
+
+    assert written
+    assert report.record.window.changed
+    assert report.record.window.moved_points > 0
+    assert (found.record.verdict, found.record.differences) == (Verdict.PROVEN, ())
+    assert found.record.snapshot is not None
+    assert found.record.snapshot.still_points >= 1800
+
+
+def test_an_encrypted_backup_is_proven_with_its_key_and_not_without(
+    tmp_path: Path, server: QdrantServer, collection: str, bucket_url: str, object_store_access: StoreAccess
+) -> None:
+    key = pyrage.x25519.Identity.generate()
+    stack = make_vector_stack(
+        tmp_path, (server.url,), bucket_url, object_store_access, recipients=(str(key.to_public()),)
+    )
+    fill(server, collection, plain_config(), plain_points(50))
+    report = snapshot_collection(stack, collection)
+
+    assert prove(stack, report).record.verdict is Verdict.NOT_ATTEMPTED
+    assert prove(stack, report, identities=(str(key),)).is_proven
+
+
+def test_one_changed_byte_of_a_stored_snapshot_is_named_with_both_digests(
+    stack: Stack, server: QdrantServer, collection: str
+) -> None:
+    fill(server, collection, plain_config(), plain_points(50))
+    report = snapshot_collection(stack, collection)
+    store = stack.vector_repository().store
+    key = report.place.key(report.record.shards[0].object_name)
+    data = bytearray(store.read_bytes(key))
+    data[len(data) // 2] ^= 1
+    store.put_bytes(key, bytes(data))
+
+    found = prove(stack, report)
+
+    assert found.record.verdict is Verdict.UNPROVEN
+    assert "ChecksumMismatch" in found.record.reason
+    assert found.exit_code == 13
+
+
+@pytest.mark.parametrize(
+    ("config", "points", "word"),
+    [
+        (plain_config(), plain_points(60, seed=2), "points differ"),
+        ({"vectors": {"size": 4, "distance": "Dot"}}, [{"id": 1, "vector": [1, 2, 3, 4]}], "4 Dot, expected 16 Cosine"),
+    ],
+    ids=["another collection", "another dimension"],
+)
+def test_another_collections_snapshot_put_in_its_place_differs(
+    stack: Stack,
+    server: QdrantServer,
+    collection: str,
+    config: dict[str, Any],
+    points: list[dict[str, Any]],
+    word: str,
+) -> None:
+    """Even when every document was rewritten to agree with the bytes: the content is compared, not the checksum."""
+    fill(server, collection, plain_config(), plain_points(50))
+    good = snapshot_collection(stack, collection)
+    fill(server, collection, config, points)
+    other = snapshot_collection(stack, collection)
+    store = stack.vector_repository().store
+    name = good.record.shards[0].object_name
+    assert name == other.record.shards[0].object_name
+    written = store.put_bytes(good.place.key(name), store.read_bytes(other.place.key(name)))
+    objects = [one if one.name != name else other.record.objects[0] for one in good.record.objects]
+    assert objects[0].sha256 == written.sha256
+    forged: SnapshotRecord = good.record.model_copy(
+        update={
+            "shards": other.record.shards,
+            "objects": tuple(objects),
+            "stored_bytes": sum(one.size_bytes for one in objects),
+            "dumped_bytes": other.record.dumped_bytes,
+        }
+    )
+    store.put_bytes(good.place.key("backup.json"), forged.to_json())
+
+    found = prove(stack, good)
+
+    assert found.record.verdict is Verdict.DIFFERS
+    assert word in "\n".join(found.record.differences)
+
+
+def test_a_proof_that_has_no_time_left_is_unproven(stack: Stack, server: QdrantServer, collection: str) -> None:
+    fill(server, collection, plain_config(), plain_points(50))
+    report = snapshot_collection(stack, collection)
+
+    found = prove_snapshot(
+        stack.vector_repository(), place=report.place, work_dir=stack.state_dir / "proof", timeout_s=0.3
+    )
+
+    assert found is not None
+    assert not found.is_proven
