@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import BinaryIO
 
 from synapse_ops.errors import ObjectMissing, Unreachable
 from synapse_ops.systems.object_store import ConditionFailed, ObjectInfo, StoreFeatures, UploadInfo, WrittenObject
@@ -48,6 +50,10 @@ class MemoryStore:
         self.objects[key] = (data, self.now)
         return WrittenObject(key, len(data), _etag(data), hashlib.sha256(data).hexdigest())
 
+    def put_file(self, key: str, file: BinaryIO) -> None:
+        file.seek(0)
+        self.put_bytes(key, file.read())
+
     def read_bytes(self, key: str, *, etag: str | None = None, max_bytes: int = 1 << 26) -> bytes:
         found = self.objects.get(key)
         if found is None:
@@ -56,8 +62,9 @@ class MemoryStore:
             raise ConditionFailed(f"could not read {key}: it has changed")
         return found[0]
 
-    def quick_reader(self) -> MemoryStore:
-        return self
+    @contextmanager
+    def quick_reader(self) -> Iterator[MemoryStore]:
+        yield self
 
     def read(self, key: str, size_bytes: int, etag: str, *, max_bytes: int) -> bytes:
         return self.read_bytes(key, etag=etag, max_bytes=max(max_bytes, size_bytes))

@@ -76,7 +76,7 @@ def look_at_repository(context: dg.SensorEvaluationContext, stack: "Stack") -> d
     catalog = read_catalog(repository)
     databases = [name for name in catalog.subjects() if name in stack.spec.database.databases]
     cursor = json.loads(context.cursor or "{}")
-    seen = _digest(f"{entry.place.prefix} {entry.listing_digest}" for entry in catalog.backups)
+    seen = _digest(f"{entry.place.prefix} {entry.listing_digest.hex()}" for entry in catalog.backups)
     findings = _Findings()
     if cursor.get("repository") != seen:
         for database in databases:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
-from synapse_ops.domain.backup_record import ObjectRecord, ProofRecord, Verdict
+from synapse_ops.domain.backup_record import ProofRecord, Verdict
 from synapse_ops.domain.repository_layout import (
     BACKUP,
     HEARTBEAT,
@@ -34,10 +35,13 @@ HOLD_GRACE = timedelta(minutes=10)  # 30 missed renewals of 20 s: the reader has
 
 NOT_PROVEN_YET = "not proven yet"
 
-_PROOF = re.compile(r"proof-\d{8}T\d{6}Z\.json")
-_ATTEMPT = re.compile(r"attempt-\d{8}T\d{6}Z\.json")
-_PIN = re.compile(r"pin-[^/]+\.json")
-_READING = re.compile(r"reading-[^/]+\.json")
+# documents and markers about a backup; every other object is what was backed up
+_ROLE = re.compile(
+    rf"(?P<started>{re.escape(STARTED)})|(?P<heartbeat>{re.escape(HEARTBEAT)})|(?P<backup>{re.escape(BACKUP)})"
+    r"|(?P<proof>proof-\d{8}T\d{6}Z\.json)|(?P<attempt>attempt-\d{8}T\d{6}Z\.json)"
+    r"|(?P<pin>pin-[^/]+\.json)|(?P<reading>reading-[^/]+\.json)"
+)
+_FLEETING = frozenset({"heartbeat", "reading"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +56,9 @@ class ListedObject:
 
 @dataclass(frozen=True, slots=True)
 class ListedBackup:
-    """One prefix as a listing shows it. `data_digest` is over the data objects, `listing_digest` over every key.
+    """One prefix as a listing shows it. listing_digest: 16 bytes over every key with its size and ETag.
 
-    Markers that come and go (heartbeat, holds) are in neither, so that a plan survives them; pins are in `pins`.
+    Markers that come and go (heartbeat, holds) are not in it, so that a plan survives them; pins are in `pins`.
     touched_at: the newest LastModified of any object; held_at: of any hold.
     attempted_at: the newest time in the name of an attempt.
     """
@@ -62,65 +66,64 @@ class ListedBackup:
     place: BackupPlace
     size_bytes: int
     object_count: int
-    data_digest: str
-    listing_digest: str
-    backup_etag: str | None
+    listing_digest: bytes
+    has_backup: bool
+    has_data: bool
     newest_proof: str | None
-    newest_proof_etag: str | None
     attempted_at: datetime | None
     pins: tuple[str, ...]
     held_at: datetime | None
     touched_at: datetime
 
 
+@lru_cache(maxsize=1024)  # the same ten names again and again
+def _role(name: str) -> str:
+    match = _ROLE.fullmatch(name)
+    return str(match.lastgroup) if match else "data"
+
+
 def is_data(name: str) -> bool:
     """Whether an object holds what was backed up, and not a document or marker about it."""
-    return name not in {STARTED, HEARTBEAT, BACKUP} and not any(
-        pattern.fullmatch(name) for pattern in (_PROOF, _ATTEMPT, _PIN, _READING)
-    )
+    return _role(name) == "data"
 
 
 def gather(place: BackupPlace, objects: Iterable[ListedObject]) -> ListedBackup:
     """Return the row of one prefix. objects: at least one, any order."""
-    rows = sorted(objects, key=lambda row: row.name)
-    proofs = [row for row in rows if _PROOF.fullmatch(row.name)]
-    holds = [row.modified_at for row in rows if _READING.fullmatch(row.name)]
-    lasting = [row for row in rows if row.name != HEARTBEAT and not _READING.fullmatch(row.name)]
+    rows = sorted(objects, key=attrgetter("name"))
+    by_role: dict[str, list[ListedObject]] = {}
+    digest = hashlib.sha256()
+    for row in rows:
+        role = _role(row.name)
+        by_role.setdefault(role, []).append(row)
+        if role not in _FLEETING:
+            digest.update(f"{row.name}\0{row.size_bytes}\0{row.etag}\n".encode())
+    proofs = by_role.get("proof")
     return ListedBackup(
         place=place,
         size_bytes=sum(row.size_bytes for row in rows),
         object_count=len(rows),
-        data_digest=_digest((row.name, row.size_bytes, row.etag) for row in rows if is_data(row.name)),
-        listing_digest=_digest((row.name, row.size_bytes, row.etag) for row in lasting),
-        backup_etag=next((row.etag for row in rows if row.name == BACKUP), None),
+        listing_digest=digest.digest()[:16],
+        has_backup="backup" in by_role,
+        has_data="data" in by_role,
         newest_proof=proofs[-1].name if proofs else None,
-        newest_proof_etag=proofs[-1].etag if proofs else None,
-        attempted_at=_newest_attempt(rows),
-        pins=tuple(sys.intern(label_of_pin(row.name)) for row in rows if _PIN.fullmatch(row.name)),
-        held_at=max(holds, default=None),
+        attempted_at=_newest_attempt(by_role.get("attempt", ())),
+        pins=_labels(tuple(row.name for row in by_role.get("pin", ()))),
+        held_at=max((row.modified_at for row in by_role.get("reading", ())), default=None),
         touched_at=max(row.modified_at for row in rows),
     )
 
 
-def _newest_attempt(rows: Iterable[ListedObject]) -> datetime | None:
+@lru_cache(maxsize=256)  # one tuple for the thousands that an audit pins
+def _labels(pins: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(label_of_pin, pins))
+
+
+def _newest_attempt(attempts: Iterable[ListedObject]) -> datetime | None:
     times = []
-    for row in rows:
-        if _ATTEMPT.fullmatch(row.name):
-            with suppress(ValueError):  # the 30th of February: nobody's clock wrote that
-                times.append(time_of_attempt(row.name))
+    for row in attempts:
+        with suppress(ValueError):  # the 30th of February: nobody's clock wrote that
+            times.append(time_of_attempt(row.name))
     return max(times, default=None)
-
-
-def digest_of_objects(objects: Iterable[ObjectRecord]) -> str:
-    """Return the `data_digest` that a listing of exactly these objects has."""
-    return _digest(sorted((record.name, record.size_bytes, record.etag) for record in objects))
-
-
-def _digest(rows: Iterable[tuple[str, int, str]]) -> str:
-    lines = hashlib.sha256()
-    for name, size_bytes, etag in rows:
-        lines.update(f"{name}\0{size_bytes}\0{etag}\n".encode())
-    return lines.hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +227,7 @@ class CatalogEntry:
 
     place: BackupPlace
     size_bytes: int
-    listing_digest: str
+    listing_digest: bytes
     finished_at: datetime | None
     database_time: datetime | None
     source_size_bytes: int

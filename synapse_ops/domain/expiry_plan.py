@@ -48,7 +48,7 @@ class PlanEntry:
     rule: Rule
     reason: str
     size_bytes: int
-    listing_digest: str
+    listing_digest: bytes
     taken_at: datetime | None
     proven_at: datetime | None
     doubt: str
@@ -69,7 +69,7 @@ class PlanEntry:
             "rule": str(self.rule),
             "reason": self.reason,
             "size_bytes": self.size_bytes,
-            "listing_digest": self.listing_digest,
+            "listing_digest": self.listing_digest.hex(),
             "taken_at": self.taken_at.isoformat() if self.taken_at else None,
             "proven_at": self.proven_at.isoformat() if self.proven_at else None,
             "doubt": self.doubt,
@@ -84,7 +84,7 @@ class PlanEntry:
             rule=Rule(body["rule"]),
             reason=body["reason"],
             size_bytes=body["size_bytes"],
-            listing_digest=body["listing_digest"],
+            listing_digest=bytes.fromhex(body["listing_digest"]),
             taken_at=datetime.fromisoformat(body["taken_at"]) if body["taken_at"] else None,
             proven_at=datetime.fromisoformat(body["proven_at"]) if body["proven_at"] else None,
             doubt=body["doubt"],
@@ -117,7 +117,7 @@ class PlanEntry:
             rule=left_over.rule,
             reason=left_over.reason,
             size_bytes=listed.size_bytes if listed else 0,
-            listing_digest=listed.listing_digest if listed else "",
+            listing_digest=listed.listing_digest if listed else b"",
             taken_at=None,
             proven_at=None,
             doubt="no backup.json" if upload is None else "an upload that was never completed",

@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from synapse_ops.domain.catalog import ListedBackup, digest_of_objects
+from synapse_ops.domain.catalog import ListedBackup
 from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.domain.retention import LEAST_LEFT_OVER_GRACE, Clocks, RetentionPolicy, Rule, format_days
-
-_NO_DATA = digest_of_objects(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ def _judge_prefix(row: ListedBackup, policy: RetentionPolicy, clocks: Clocks) ->
         return decide(False, Rule.CLOCKS_DIFFER, "our clock and the store's differ by more than 5 min")
     if not is_past_grace(row.touched_at, policy, clocks):
         return decide(False, Rule.IN_GRACE, f"no backup.json; touched within the grace of {grace}, so work may go on")
-    if row.data_digest == _NO_DATA:
+    if not row.has_data:
         return decide(True, Rule.ONLY_MARKERS, f"no backup.json and no data; nothing touched it for {grace}")
     if row.pins:
         pins = ", ".join(row.pins)

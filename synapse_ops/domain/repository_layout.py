@@ -102,6 +102,7 @@ def parse_time(text: str) -> datetime:
     return datetime.strptime(text, _TIME_FORMAT).replace(tzinfo=UTC)
 
 
+@lru_cache(maxsize=256)
 def quote_segment(name: str) -> str:
     """Return a subject, pin or reader name as one key segment: percent-encoded UTF-8, never `.` or `..` or empty."""
     quoted = quote(name, safe="-_")  # a dot is encoded too: `.` and `..` are path segments to many stores

@@ -12,7 +12,7 @@ Source of the rules: docs/repository-format.md, "Retention".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -146,16 +146,16 @@ def taken_at(entry: CatalogEntry) -> datetime:
     return max(moment for moment in (entry.started_at, entry.database_time, entry.finished_at) if moment is not None)
 
 
-def plan_retention(entries: Iterable[CatalogEntry], policy: RetentionPolicy, clocks: Clocks) -> tuple[Decision, ...]:
-    """Return a decision for every backup, newest first within its group, groups in order of their place.
+def plan_retention(entries: Iterable[CatalogEntry], policy: RetentionPolicy, clocks: Clocks) -> Iterator[Decision]:
+    """Yield a decision for every backup, newest first within its group, groups in order of their place.
 
     entries: any order, any number of groups. The result depends on nothing else, not even on the order of `entries`.
     """
-    ordered = sorted(entries, key=lambda entry: (_group(entry.place), entry.place.backup_id))
-    decisions: list[Decision] = []
-    for _, group in groupby(ordered, key=lambda entry: _group(entry.place)):
-        decisions += _plan_group(list(group), policy, clocks)
-    return tuple(decisions)
+    groups: dict[tuple[str, ...], list[CatalogEntry]] = {}
+    for entry in entries:
+        groups.setdefault(_group(entry.place), []).append(entry)
+    for key in sorted(groups):
+        yield from _plan_group(groups[key], policy, clocks)
 
 
 def excesses(places: Sequence[tuple[BackupPlace, bool]], max_ratio: float) -> tuple[RatioExcess, ...]:
@@ -205,12 +205,13 @@ def _group(place: BackupPlace) -> tuple[str, str, str, str]:
     return (place.identity.system_identifier, place.identity.generation, place.kind, place.subject)
 
 
-def _plan_group(group: list[CatalogEntry], policy: RetentionPolicy, clocks: Clocks) -> list[Decision]:
+def _plan_group(group: list[CatalogEntry], policy: RetentionPolicy, clocks: Clocks) -> Iterator[Decision]:
     newest_first = sorted(map(_aged, group), reverse=True)
     proven = [one for one in newest_first if _counts_as_proven(one, clocks.earlier)]
     last = next(iter(proven), None)
     anchor = next((one for one in proven if _is_past_window(one, policy, clocks)), None)
-    return [_decide(one, policy, clocks, last, anchor) for one in newest_first]
+    for one in newest_first:
+        yield _decide(one, policy, clocks, last, anchor)
 
 
 def _is_past_window(one: _Aged, policy: RetentionPolicy, clocks: Clocks) -> bool:

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from synapse_ops.domain.backup_record import BackupRecord, ProofRecord, Verdict
@@ -73,18 +74,23 @@ def read_catalog(repository: Repository, *, subject: str | None = None) -> Catal
     prefixes = [""] if subject is None else _prefixes_of(repository, subject)
     with (
         DocumentCache(repository.cache_dir, repository.url) as cache,
+        repository.store.quick_reader() as reader,
         ThreadPoolExecutor(READERS, thread_name_prefix="catalog") as pool,
     ):
-        judging = _Judging(repository.store, cache, pool, reading)
+        judging = _Judging(reader, cache, pool, reading)
         for place, objects in _grouped((row for p in prefixes for row in repository.store.list_objects(p)), reading):
             judging.begin(place, objects)
         judging.finish_all()
         for place in sorted(reading.torn):
             judging.begin(place, list_own_objects(repository.store, place))
         judging.finish_all()
+    backups = [row for row in reading.rows.values() if isinstance(row, CatalogEntry)]
+    backups.sort(key=attrgetter("place"), reverse=True)  # two stable sorts: one with a tuple each takes 64 bytes a row
+    backups.sort(key=attrgetter("place.backup_id"), reverse=True)
+    left_overs = [row for row in reading.rows.values() if isinstance(row, ListedBackup)]
     return Catalog(
-        backups=tuple(sorted(reading.entries.values(), key=lambda row: (row.place.backup_id, row.place), reverse=True)),
-        left_overs=tuple(sorted(reading.left_overs.values(), key=lambda row: row.place)),
+        backups=tuple(backups),
+        left_overs=tuple(sorted(left_overs, key=attrgetter("place"))),
         foreign_count=reading.foreign_count,
         object_count=reading.object_count,
         read_at=read_at,
@@ -103,10 +109,12 @@ def list_own_objects(store: ObjectStore, place: BackupPlace) -> list[ListedObjec
 
 @dataclass(slots=True)
 class _Reading:
-    """What has been found so far. torn: places whose objects did not come together in the listing."""
+    """What has been found so far. rows: every place seen, None until it is judged.
 
-    entries: dict[BackupPlace, CatalogEntry] = field(default_factory=dict)
-    left_overs: dict[BackupPlace, ListedBackup] = field(default_factory=dict)
+    torn: places whose objects did not come together in the listing.
+    """
+
+    rows: dict[BackupPlace, CatalogEntry | ListedBackup | None] = field(default_factory=dict)
     torn: set[BackupPlace] = field(default_factory=set)
     object_count: int = 0
     foreign_count: int = 0
@@ -115,7 +123,6 @@ class _Reading:
 def _grouped(listing: Iterable[ObjectInfo], reading: _Reading) -> Iterator[tuple[BackupPlace, list[ListedObject]]]:
     """Yield each backup's own objects as long as they come together; counts what is not ours on the way."""
     prefix, place, rows = "\0", None, list[ListedObject]()
-    seen: set[BackupPlace] = set()
     for info in listing:
         reading.object_count += 1
         if place is not None and info.key.startswith(prefix):
@@ -132,9 +139,9 @@ def _grouped(listing: Iterable[ObjectInfo], reading: _Reading) -> Iterator[tuple
                 yield place, rows
             place, name, rows = parsed.place, parsed.name, []
             prefix = place.prefix
-            if place in seen:
+            if place in reading.rows:
                 reading.torn.add(place)
-            seen.add(place)
+            reading.rows.setdefault(place)
         rows.append(ListedObject(name, info.size_bytes, info.etag, info.modified_at))
     if place is not None and place not in reading.torn:
         yield place, rows
@@ -160,8 +167,8 @@ class _Pending:
 class _Judging:
     """Reads documents while the listing goes on, and turns backups into rows in the order they were begun."""
 
-    def __init__(self, store: ObjectStore, cache: DocumentCache, pool: ThreadPoolExecutor, reading: _Reading) -> None:
-        self._reader = store.quick_reader()
+    def __init__(self, reader: QuickReader, cache: DocumentCache, pool: ThreadPoolExecutor, reading: _Reading) -> None:
+        self._reader = reader
         self._cache = cache
         self._pool = pool
         self._reading = reading
@@ -169,13 +176,12 @@ class _Judging:
 
     def begin(self, place: BackupPlace, objects: list[ListedObject]) -> None:
         """Take one prefix; blocks while IN_FLIGHT backups wait for their documents."""
-        self._reading.entries.pop(place, None)
-        self._reading.left_overs.pop(place, None)
+        self._reading.rows[place] = None
         if not objects:
             return
         listed = gather(place, objects)
-        if listed.backup_etag is None:
-            self._reading.left_overs[place] = listed
+        if not listed.has_backup:
+            self._reading.rows[place] = listed
             return
         rows = {row.name: row for row in objects}
         proof = rows[listed.newest_proof] if listed.newest_proof is not None else None
@@ -213,7 +219,7 @@ class _Judging:
         proof = None
         if pending.proof is not None and pending.listed.newest_proof is not None:
             proof = self._settled(place, rows[pending.listed.newest_proof], pending.proof)
-        self._reading.entries[place] = judge(pending.listed, rows, backup, proof)
+        self._reading.rows[place] = judge(pending.listed, rows, backup, proof)
 
     def _settled(self, place: BackupPlace, row: ListedObject, facts: AnyFacts | Future[_Read[AnyFacts]]) -> AnyFacts:
         if not isinstance(facts, Future):

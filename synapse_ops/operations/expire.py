@@ -12,11 +12,11 @@ next plan names. Only keys that were listed a moment before are deleted.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,9 +89,9 @@ def make_expiry_plan(repository: Repository, policy: RetentionPolicy, now: datet
     now: our clock (aware UTC). Safe to repeat: an unchanged repository gives the same digest and a younger plan.
     """
     plan = _decide(repository, policy, now)
-    document = io.BytesIO()  # a join would hold every line twice: 8 MiB more for 10,000 backups
-    document.writelines(plan.to_jsonl())
-    repository.store.put_bytes(_plan_key(plan.digest), document.getvalue())
+    with tempfile.TemporaryFile() as document:  # in memory it would be as large again as the plan
+        document.writelines(plan.to_jsonl())
+        repository.store.put_file(_plan_key(plan.digest), document)
     return plan
 
 

@@ -12,12 +12,13 @@ import base64
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, SynapseOpsError, Unreachable
@@ -138,22 +139,30 @@ class ObjectStore:
         return self.url + key
 
     def list_objects(self, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
-        """Yield every object below `prefix`, page by page (1000 keys), in the store's own order.
+        """Yield every object below `prefix`, page by page (1000 keys, one asked for ahead), in the store's own order.
 
         Most stores sort by UTF-8; SeaweedFS sorts by directory. Never rely on the order: sort what must be sorted.
         """
-        arguments: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self._key(prefix)}
-        if start_after:
-            arguments["StartAfter"] = self._key(start_after)
+        position = {"StartAfter": self._key(start_after)} if start_after else {}
+        with ThreadPoolExecutor(1, thread_name_prefix="s3-list") as ahead:
+            rows, position = self._list_page(prefix, position)
+            while position:
+                following = ahead.submit(self._list_page, prefix, position)
+                yield from rows
+                rows, position = following.result()
+            yield from rows
+
+    def _list_page(self, prefix: str, position: Mapping[str, str]) -> tuple[list[ObjectInfo], dict[str, str]]:
+        """Return one page of a listing and what to ask for the next one with; empty at the end."""
+        with s3_errors(self.full_url(prefix)):
+            page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(prefix), **position)
         cut = len(self.prefix)
-        while True:
-            with s3_errors(self.full_url(prefix)):
-                page = self._client.list_objects_v2(**arguments)
-            for row in page.get("Contents", ()):
-                yield ObjectInfo(row["Key"][cut:], row["Size"], row["ETag"].strip('"'), row["LastModified"])
-            if not page.get("IsTruncated"):
-                return
-            arguments["ContinuationToken"] = page["NextContinuationToken"]
+        rows = [
+            # astimezone: the client makes a time zone object for every row
+            ObjectInfo(row["Key"][cut:], row["Size"], row["ETag"].strip('"'), row["LastModified"].astimezone(UTC))
+            for row in page.get("Contents", ())
+        ]
+        return rows, {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
 
     def list_prefixes(self, prefix: str = "") -> list[str]:
         """Return the next path segments below `prefix`, sorted, without slashes."""
@@ -252,6 +261,12 @@ class ObjectStore:
                 raise
             raise ConditionFailed(f"could not write {self.full_url(key)}: it was removed meanwhile") from missing
         return WrittenObject(key, len(data), reply["ETag"].strip('"'), hashlib.sha256(data).hexdigest())
+
+    def put_file(self, key: str, file: BinaryIO) -> None:
+        """Write a file from its beginning in one request (at most 5 GiB), without holding it; safe to repeat."""
+        file.seek(0)
+        with s3_errors(self.full_url(key)):
+            self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=file)
 
     def begin_upload(self, key: str) -> str:
         """Begin a multipart upload and return its id; nothing is visible until `complete_upload`."""

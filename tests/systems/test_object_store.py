@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -295,33 +297,56 @@ def test_a_store_that_is_down_may_come_back(object_store_access: StoreAccess) ->
 
 def test_quick_reads_give_the_listed_version_or_the_usual_error(store: ObjectStore) -> None:
     """The short way returns the same bytes; whatever goes wrong is told as the long way tells it."""
-    reader = QuickReader(store)
-    for key in ODD_KEYS:
-        written = store.put_bytes(key, key.encode())
-        assert reader.read(key, written.size_bytes, written.etag, max_bytes=100) == key.encode()
-    assert reader.is_usable
+    with store.quick_reader() as reader:
+        for key in ODD_KEYS:
+            written = store.put_bytes(key, key.encode())
+            assert reader.read(key, written.size_bytes, written.etag, max_bytes=100) == key.encode()
 
-    with pytest.raises(ConditionFailed):
-        reader.read("a0", 2, "0" * 32, max_bytes=100)
-    with pytest.raises(ObjectMissing):
-        reader.read("nothing", 2, "0" * 32, max_bytes=100)
-    with pytest.raises(IntegrityError, match="limit 1"):
-        reader.read("a0", 2, written.etag, max_bytes=1)
+        with pytest.raises(ConditionFailed):
+            reader.read("a0", 2, "0" * 32, max_bytes=100)
+        with pytest.raises(ObjectMissing):
+            reader.read("nothing", 2, "0" * 32, max_bytes=100)
+        with pytest.raises(IntegrityError, match="limit 1"):
+            reader.read("a0", 2, written.etag, max_bytes=1)
+        assert reader.is_usable
 
 
-class Misaddressed(ObjectStore):
-    """The real store, whose short way leads to a port where nobody listens."""
+class Elsewhere(ObjectStore):
+    """The real store, whose short way leads to another server."""
+
+    other = ""
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{free_ports(1)[0]}"
+        return self.other
+
+
+class _EndsEveryConnection(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nshort")
+
+
+def test_a_store_that_ends_connections_unasked_costs_a_new_one(store: ObjectStore) -> None:
+    """A kept connection that is gone says nothing about the store: that read goes the long way, the next is short."""
+    written = store.put_bytes("x", b"bytes")
+    elsewhere = Elsewhere(store.url, store.access)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _EndsEveryConnection) as server:
+        elsewhere.other = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with QuickReader(elsewhere) as reader:
+            found = [reader.read("x", 5, written.etag, max_bytes=100) for _ in range(4)]
+            assert reader.is_usable
+        server.shutdown()
+
+    assert found == [b"short", b"bytes", b"short", b"bytes"]
 
 
 def test_quick_reads_go_the_long_way_once_the_short_one_fails(store: ObjectStore) -> None:
     """A proxy's page or a redirect costs one request, not the catalog."""
     written = store.put_bytes("x", b"bytes")
-    reader = QuickReader(Misaddressed(store.url, store.access))
-
-    assert reader.read("x", 5, written.etag, max_bytes=100) == b"bytes"
-    assert not reader.is_usable
-    assert reader.read("x", 5, written.etag, max_bytes=100) == b"bytes"
+    elsewhere = Elsewhere(store.url, store.access)
+    elsewhere.other = f"http://127.0.0.1:{free_ports(1)[0]}"  # nobody listens
+    with QuickReader(elsewhere) as reader:
+        assert reader.read("x", 5, written.etag, max_bytes=100) == b"bytes"
+        assert not reader.is_usable
+        assert reader.read("x", 5, written.etag, max_bytes=100) == b"bytes"
