@@ -147,7 +147,7 @@ def _vectors(vector: Any) -> Any:
 
 
 def _query(shards: list[Any], query: dict[str, Any]) -> list[list[Any]]:
-    """Return the best points over all shards as [id, score], best first. lower_is_better: for distances."""
+    """Return the best points over all shards as [id, score], best first; none when the engine refuses the search."""
     from qdrant_edge import Query, QueryRequest, SearchParams, SparseVector
 
     vector = query["vector"]
@@ -155,7 +155,11 @@ def _query(shards: list[Any], query: dict[str, Any]) -> list[list[Any]]:
         vector = SparseVector(indices=vector["indices"], values=vector["values"])
     nearest = Query.Nearest(vector, using=query["using"] or None)
     request = QueryRequest(limit=query["limit"], query=nearest, params=SearchParams(exact=True))
-    found = [[str(_id(point.id)), point.score] for shard in shards for point in shard.query(request)]
+    try:
+        found = [[str(_id(point.id)), point.score] for shard in shards for point in shard.query(request)]
+    except Exception as refused:  # noqa: BLE001 - the engine's own; no answer is the finding: another size, say
+        say("query refused", reason=str(refused))
+        return []
     sign = 1 if query["lower_is_better"] else -1
     return sorted(found, key=lambda row: sign * row[1])[: query["limit"]]
 
