@@ -61,7 +61,7 @@ def format_path(path: FieldPath) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            text += ("." if text else "") + _masked(part)
+            text += ("." if text else "") + _masked(printable(part))
     return text
 
 
@@ -80,7 +80,12 @@ def describe_value(value: object) -> str:
     if holds_literal_secret(value):
         return NOT_SHOWN
     shown = value if len(value) <= _LONGEST_SHOWN else value[: _LONGEST_SHOWN - 3] + "..."
-    return '"' + shown.encode("unicode_escape").decode("ascii") + '"' if not shown.isprintable() else f'"{shown}"'
+    return f'"{printable(shown)}"'
+
+
+def printable(text: str) -> str:
+    """Return the text with what a terminal would obey, a line break included, as escapes; a fault is one line."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def _masked(text: str) -> str:

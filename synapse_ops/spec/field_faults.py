@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.spec.allowed import allowed_in_words, is_secret, known_keys, resolved, schema_at
-from synapse_ops.spec.faults import Fault, FieldPath, describe_value
+from synapse_ops.spec.faults import Fault, FieldPath, describe_value, printable
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -34,7 +34,7 @@ def fault_of(error: ErrorDetails, path: FieldPath) -> Fault:
 
 def _unknown_key(path: FieldPath) -> Fault:
     known = known_keys(path[:-1])
-    key = str(path[-1])
+    key = printable(str(path[-1]))
     if re.search(r"passw|secret|token|credential", key, re.IGNORECASE):
         allowed = f"{', '.join(known)}; a spec holds no secrets but refers to them"
         return Fault(path, None, f'the unknown key "{key}" (its value is not shown)', allowed, _nearest(key, known))
