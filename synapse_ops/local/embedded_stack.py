@@ -198,7 +198,7 @@ def reset_stack(state_dir: Path, *, progress: ReportProgress = ignore_progress) 
 def resettable(layout: StackLayout) -> list[Path]:
     """Return the entries that `reset_stack` removes where they exist."""
     own = [layout.data, layout.logs, layout.temp, layout.secrets, layout.programs, layout.root / "ledger"]
-    own += [layout.root / name for name in ("proof", "locks", "cache", "dagster", "spec", "plans")]
+    own += [layout.root / name for name in ("proof", "locks", "cache", "dagster", "spec", "plans", "watch")]
     own += [layout.state_file, layout.lock_file, layout.spec_file, layout.authority]
     if layout.state_dir.is_symlink():
         own.append(layout.root / "belongs-to")

@@ -1,8 +1,9 @@
 """The servers of the embedded stack as one thing: made from a layout, started side by side, stopped in order.
 
-Order of start: SeaweedFS, Redis, `ops` and the primary at once; the standby once the primary can be cloned or followed;
-the application once its database exists. Every process is launched from the calling (main) thread, because the kernel
-ends a child when the *thread* that forked it ends; only waiting happens in other threads.
+Order of start: SeaweedFS, Redis, `ops` and the primary at once; the standby once the primary can be cloned or
+followed; the application once its database exists; the prober at the end, when its spec is written. Every process is
+launched from the calling (main) thread, because the kernel ends a child when the *thread* that forked it ends; only
+waiting happens in other threads.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from synapse_ops.local.layout import StackLayout
 from synapse_ops.local.program_server import ProgramServer
 from synapse_ops.local.redis_server import find_redis, redis_server
 from synapse_ops.local.seaweed_server import LISTENERS, SeaweedServer, find_weed
+from synapse_ops.local.watch_server import watch_server
 from synapse_ops.systems.local_processes import (
     ProcessMark,
     copy_tree_once,
@@ -38,8 +40,8 @@ POSTGRES_MAJOR = 17
 BUCKET = "backups"
 S3_ACCESS_KEY = "synapse"
 TELL = Callable[[str], None]
-PORT_NAMES = ("db-primary", "db-standby", "ops", "redis", "api", *LISTENERS)
-SERVER_NAMES = ("db-primary", "db-standby", "ops", "redis", "s3", "api")
+PORT_NAMES = ("db-primary", "db-standby", "ops", "redis", "api", "watch", *LISTENERS)
+SERVER_NAMES = ("db-primary", "db-standby", "ops", "redis", "s3", "api", "watch")
 
 
 class MainThread:
@@ -79,6 +81,7 @@ class StackServers:
     store: SeaweedServer
     redis: ProgramServer
     api: ProgramServer | None
+    watch: ProgramServer
 
     def postgres(self) -> Mapping[str, PgServer]:
         databases = self.databases
@@ -91,6 +94,7 @@ class StackServers:
         found["s3"] = self.store.mark()
         if self.api is not None:
             found["api"] = self.api.mark()
+        found["watch"] = self.watch.mark()
         return found
 
     def logs(self) -> dict[str, Path]:
@@ -113,6 +117,13 @@ class StackServers:
                 futures.append(pool.submit(_told, "api", lambda: self._start_api(main, futures[3], alive["api"]), tell))
             main.serve(futures)
         _raise_first(futures)
+
+    def start_watch(self, tell: TELL) -> None:
+        """Start the prober, if it does not run: once the spec is written and all that it probes is up."""
+        with _telling("watch", tell):
+            if self.watch.mark() is None:
+                self.watch.begin_start()
+            self.watch.wait_ready()
 
     def _start_postgres(self, main: MainThread, server: PgServer) -> None:
         main.call(lambda: _launch(server))
@@ -157,6 +168,8 @@ class StackServers:
 
     def stop(self, tell: TELL) -> None:
         """Stop everything: clients first, the primary before its standby (it sends the last WAL). Safe to repeat."""
+        with _telling("watch", tell):
+            self.watch.stop()
         if self.api is not None:
             with _telling("api", tell):
                 self.api.stop()
@@ -247,7 +260,9 @@ def make_stack(layout: StackLayout, kept_ports: Mapping[str, int], known: Mappin
     api = api_server(layout, ports["api"], ports["db-primary"], ports["db-standby"], passwords.app)
     if api is not None:
         api.known = known.get("api")
-    return StackServers(layout, ports, databases, store, redis, api)
+    watch = watch_server(layout)
+    watch.known = known.get("watch")
+    return StackServers(layout, ports, databases, store, redis, api, watch)
 
 
 def _reachable_program(layout: StackLayout, program: Path, name: str) -> Path:

@@ -114,6 +114,7 @@ def _addresses(layout: StackLayout, ports: Mapping[str, int]) -> dict[str, Any]:
             "endpoint": f"http://127.0.0.1:{ports['s3.port']}",
             "credentials": f"file:{secrets / 'object-store.credentials'}",
         },
+        "watch": {"host": "127.0.0.1", "port": ports["watch"]},
         "health_base_url": f"http://127.0.0.1:{ports['api']}",
     }
 

@@ -115,6 +115,7 @@ class Supervisor:
         try:
             self.stack.start(tell)
             write_spec(self.layout, self.stack.ports)
+            self.stack.start_watch(tell)
         finally:
             self._write_state()
 
@@ -156,14 +157,14 @@ def _describe(stack: StackServers, *, missing: str) -> dict[str, ServerState]:
     found = {}
     for name, mark in stack.marks().items():
         fence = postgres[name].fence() if name in postgres else None
-        scheme = {"redis": "redis", "s3": "http", "api": "http"}.get(name, "postgresql")
+        scheme = {"redis": "redis", "s3": "http", "api": "http", "watch": "http"}.get(name, "postgresql")
         found[name] = ServerState(
             name=name,
             state="fenced" if fence is not None and mark is None else "running" if mark is not None else missing,
             address=f"{scheme}://127.0.0.1:{ports['s3.port' if name == 's3' else name]}",
             pid=mark.pid if mark is not None else None,
             started_s=mark.started_s if mark is not None else None,
-            data_dir=str(stack.layout.data / name) if name != "api" else "",
+            data_dir=str(stack.layout.data / name) if name not in {"api", "watch"} else "",
             log=str(stack.layout.log(name)),
             detail=(fence or "").strip(),
         )

@@ -1,4 +1,4 @@
-"""Code server, daemon and guarded webserver of one state directory, supervised together.
+"""Code server, daemon, guarded webserver and prober of one state directory, supervised together.
 
     start    one supervisor per state directory (a lock); what a killed one left behind is ended and its runs are failed
     run      a crash is answered by a restart; a new valid spec by a new code server (runs in progress go on)
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from synapse_ops.errors import ConfigError, Refused, Unreachable
+from synapse_ops.operations.health import is_watched
 from synapse_ops.operations.spec_in_force import read_spec_in_force
 from synapse_ops.services import webserver
 from synapse_ops.services.dagster_home import (
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 CODE_SERVER = "code-server"
 DAEMON = "daemon"
 WEBSERVER = "webserver"
+WATCH = "watch"
 
 START_TIMEOUT_S = 180.0  # 3 s when quiet; 90 s were not enough on two cores at a load of 39
 _LEFT_OVER_GRACE_S = 4.0
@@ -64,6 +66,7 @@ class DagsterService:
         self.environment = dagster_environment(self.home, code_port=self.code_port)
         self.port = _unused(port) if port else free_port()
         self._serve_ui = serve_ui
+        self._spec_path = spec_path.absolute()
         self._session_secret = secrets.token_urlsafe(32)
         self._watch = SpecWatch(spec_path, self.home.state_dir)
         self.supervisor = Supervisor(self._programs(), on_tick=self._restarts)
@@ -125,7 +128,15 @@ class DagsterService:
                 webserver.ONE_TIME_FILE_VARIABLE: str(self.token_file),
             }
             programs.append(self._program(WEBSERVER, argv, self._webserver_answers, more))
+            if not is_watched(self.home.state_dir):
+                programs.append(self._watch_program(python))
         return programs
+
+    def _watch_program(self, python: str) -> Program:
+        """Return the prober; it goes on when Dagster's own processes are restarted, and nobody waits for it."""
+        argv = [python, "-m", "synapse_ops.services.watch", "--wait"]
+        argv += ["--spec", str(self._spec_path), "--state-dir", str(self.home.state_dir)]
+        return self._program(WATCH, argv, lambda: True)
 
     def _program(
         self, name: str, argv: Sequence[str], is_ready: Callable[[], bool], more: Mapping[str, str] | None = None

@@ -53,7 +53,7 @@ def utc_now() -> datetime:
 
 @dataclass
 class Watched:
-    """One probe, what is known of it, and its task. delay_s: from due time to verdict, of the last one."""
+    """One probe, what is known of it, and its task. delay_s: from due time to stored verdict, of the last one."""
 
     probe: Probe
     condition: Condition
@@ -78,7 +78,7 @@ class Prober:
         self._stack = Stack(read_spec_in_force(spec_path, state_dir).loaded, state_dir)
         self._spec_watch = SpecWatch(spec_path, state_dir)
         self._clients = HttpClients()
-        self._pending: list[StoredVerdict] = []
+        self._pending: list[tuple[StoredVerdict, float]] = []  # with its due time, monotonic
         self._stopping = asyncio.Event()
         self._has_news = asyncio.Event()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="history")
@@ -166,8 +166,7 @@ class Prober:
         longest_s = watched.probe.interval_s + watched.probe.timeout_s + OVERDUE_GRACE.total_seconds()
         elapsed_s = min(now_s - watched.at_s, longest_s) if watched.at_s is not None else 0.0
         watched.condition, watched.verdict, watched.at, watched.at_s = after, verdict, now, now_s
-        watched.delay_s = now_s - due_s
-        self._pending.append(StoredVerdict(watched.probe.name, now, verdict, before, after, elapsed_s))
+        self._pending.append((StoredVerdict(watched.probe.name, now, verdict, before, after, elapsed_s), due_s))
         self._has_news.set()
         if after.state is not before.state:
             log.info("state changed", probe=watched.probe.name, old=before.state, new=after.state, reason=after.reason)
@@ -190,12 +189,18 @@ class Prober:
         if not self._pending:
             return
         batch, self._pending = self._pending, []
-        if not await self._on_disk(lambda history: history.store(batch)):
-            kept = [*batch, *self._pending][-MOST_UNSTORED:]
-            self.unstored += len(batch) + len(self._pending) - len(kept)
-            self._pending = kept
-            self._has_news.set()
-            await asyncio.sleep(BEAT_S)
+        verdicts = [stored for stored, _ in batch]
+        if await self._on_disk(lambda history: history.store(verdicts)):
+            now_s = asyncio.get_running_loop().time()
+            for stored, due_s in batch:
+                if stored.probe in self.watched:
+                    self.watched[stored.probe].delay_s = now_s - due_s
+            return
+        kept = [*batch, *self._pending][-MOST_UNSTORED:]
+        self.unstored += len(batch) + len(self._pending) - len(kept)
+        self._pending = kept
+        self._has_news.set()
+        await asyncio.sleep(BEAT_S)
 
     async def _on_disk(self, work: Any) -> bool:
         """Do something with the history in its own thread; False when the disk would not have it."""

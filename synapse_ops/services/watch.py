@@ -17,6 +17,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -27,22 +28,37 @@ from synapse_ops.errors import ConfigError, Refused, SynapseOpsError
 from synapse_ops.services.prober import Prober, utc_now
 from synapse_ops.services.watch_metrics import MetricsApp
 
+LOCK_WAIT_S = 1.0
+LOCK_POLL_S = 0.1
+
 log = structlog.get_logger()
 
 
 @contextlib.contextmanager
-def only_prober(state_dir: Path) -> Iterator[IO[bytes]]:
-    """Hold the state directory's lock; the kernel lets go of it however we end. Raises Refused when it is held."""
+def only_prober(state_dir: Path, *, wait: bool) -> Iterator[IO[bytes]]:
+    """Hold the state directory's lock; the kernel lets go of it however we end.
+
+    wait: for another prober to end, however long. Otherwise raises Refused when there is one.
+    """
     folder = state_dir / "watch"
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     with (folder / "lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(
-                f"another prober watches for {state_dir}", hint="`synapse-ops health` shows what it finds."
-            ) from None
+        deadline_s = time.monotonic() + LOCK_WAIT_S  # who asks whether we run holds it for a moment
+        while not _is_taken(lock):
+            if not wait and time.monotonic() > deadline_s:
+                raise Refused(
+                    f"another prober watches for {state_dir}", hint="`synapse-ops health` shows what it finds."
+                )
+            time.sleep(LOCK_POLL_S)
         yield lock
+
+
+def _is_taken(lock: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -146,13 +162,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="synapse_ops.services.watch", description="Probe a stack until told to stop.")
     parser.add_argument("--spec", type=Path, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--wait", action="store_true", help="Wait for another prober of the state directory to end.")
     given = parser.parse_args(arguments)
     configure_logging()
     raise_file_limit()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # who started us decides, not a terminal that closes
     state_dir = given.state_dir.absolute()
     try:
-        with only_prober(state_dir):
+        with only_prober(state_dir, wait=given.wait):
             loop = asyncio.new_event_loop()
             loop.run_until_complete(serve(given.spec.absolute(), state_dir))
     except SynapseOpsError as error:

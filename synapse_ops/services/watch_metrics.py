@@ -50,7 +50,9 @@ def _families(prober: Prober, now: datetime) -> Iterator[Metric]:
     last = GaugeMetricFamily("synapse_probe_verdict_seconds", "When the last verdict was given.", labels=["probe"])
     latency = GaugeMetricFamily("synapse_probe_latency_seconds", "Time of the last answer.", labels=["probe"])
     late = GaugeMetricFamily(
-        "synapse_probe_verdict_delay_seconds", "From the due time of the last probe to its verdict.", labels=["probe"]
+        "synapse_probe_verdict_delay_seconds",
+        "From due time to stored verdict, the last one.",
+        labels=["probe"],
     )
     measured = GaugeMetricFamily(
         "synapse_probe_measurement",

@@ -77,7 +77,7 @@ class HttpProbe:
             with http_errors(target):
                 response = await self._client.send(request, stream=True)
                 try:
-                    if not response.is_redirect:
+                    if not response.has_redirect_location:
                         return await _read(response, began)
                     target = _next_target(target, response)
                 finally:

@@ -1,0 +1,184 @@
+"""Each way in which an endpoint can misbehave gets the right verdict in time, from a real server that does so."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synapse_ops.domain.health import ProbeVerdict, State
+from synapse_ops.domain.http_health import judge_reply
+from synapse_ops.operations.probing import ENDPOINT, Asker, Probe
+from synapse_ops.systems.http_probe import HttpProbe
+from synapse_ops.systems.probe_clients import Stage
+from tests.misbehaving import MisbehavingServer, make_certificate, misbehaving
+
+TIMEOUT_S = 0.7
+LATEST_S = TIMEOUT_S + 1.0  # the promise: no verdict later than its timeout and a second
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[MisbehavingServer]:
+    with misbehaving() as running:
+        yield running
+
+
+def ask(url: str, ca_file: Path | None = None, times: int = 1) -> list[ProbeVerdict]:
+    """Return the verdicts of one probe, asked one after the other by a client of its own."""
+
+    async def run() -> list[ProbeVerdict]:
+        http = HttpProbe(str(ca_file) if ca_file else None)
+
+        async def question(stage: Stage) -> ProbeVerdict:
+            return judge_reply(await http.get(url, stage), timeout_s=TIMEOUT_S)
+
+        asker = Asker(Probe("it", ENDPOINT, url, 1.0, TIMEOUT_S, question))
+        try:
+            return [await asker.ask() for _ in range(times)]
+        finally:
+            await http.close()
+
+    return asyncio.run(run())
+
+
+def ask_in_time(url: str, ca_file: Path | None = None) -> ProbeVerdict:
+    began = time.monotonic()
+    [verdict] = ask(url, ca_file)
+    assert time.monotonic() - began <= LATEST_S
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("path", "state", "words"),
+    [
+        ("/ok", State.HEALTHY, ""),
+        ("/redirect-once", State.HEALTHY, ""),
+        ("/degraded-body", State.DEGRADED, "degraded"),
+        ("/slow", State.DEGRADED, "more than half of its timeout"),
+        ("/hang", State.FAILED, "no verdict within 0.7 s: waiting for an answer"),
+        ("/drip-body", State.FAILED, "no verdict within 0.7 s: waiting for the end of the body"),
+        ("/drip-headers", State.FAILED, "no verdict within 0.7 s: waiting for an answer"),
+        ("/redirect-loop", State.FAILED, "redirects without end"),
+        ("/redirect-to-file", State.FAILED, "neither http nor https"),
+        ("/redirect-nowhere", State.FAILED, "302"),
+        ("/error-body", State.FAILED, 'says "error" in the body'),
+        ("/down", State.FAILED, "answered 503: no database"),
+        ("/cut", State.FAILED, "ended before a whole answer"),
+        ("/garbage", State.FAILED, "ended before a whole answer"),
+        ("/nothing", State.FAILED, "ended before a whole answer"),
+        ("/endless-body", State.HEALTHY, ""),
+    ],
+)
+def test_each_misbehaviour_gets_its_state_and_reason_in_time(
+    server: MisbehavingServer, path: str, state: State, words: str
+) -> None:
+    """A body without end is read to our limit and believed; whatever takes too long says where it stood."""
+    verdict = ask_in_time(server.url(path))
+
+    assert verdict.state is state, verdict
+    assert words in verdict.reason
+
+
+def test_a_redirect_loop_ends_after_a_few_requests(server: MisbehavingServer) -> None:
+    """We do not become the load."""
+    before = server.asked.get("/redirect-loop", 0)
+
+    ask(server.url("/redirect-loop"))
+
+    assert server.asked["/redirect-loop"] - before == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "days", "trusted", "state", "words"),
+    [
+        ("127.0.0.1", 100, True, State.HEALTHY, ""),
+        ("127.0.0.1", 5, True, State.DEGRADED, "its certificate ends in 5 days"),
+        ("127.0.0.1", 100, False, State.FAILED, "its certificate is wrong: self-signed certificate"),
+        ("127.0.0.1", -1, True, State.FAILED, "its certificate is wrong: certificate has expired"),
+        ("example.org", 100, True, State.FAILED, "its certificate is wrong: IP address mismatch"),
+    ],
+)
+def test_a_wrong_certificate_is_a_failure_that_says_what_is_wrong(
+    tmp_path: Path, name: str, days: float, trusted: bool, state: State, words: str
+) -> None:
+    """Unknown authority, ended, of another host: each is named; one that ends soon is a warning."""
+    with misbehaving(make_certificate(tmp_path, name=name, days=days)) as tls:
+        verdict = ask_in_time(tls.url("/ok"), tmp_path / f"{name}.crt" if trusted else None)
+
+    assert verdict.state is state, verdict
+    assert words in verdict.reason
+
+
+def test_a_port_where_nothing_listens_is_a_failure_at_once() -> None:
+    """No time-out is waited for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        verdict = ask_in_time(f"http://127.0.0.1:{free.getsockname()[1]}/")
+
+    assert verdict.state is State.FAILED
+    assert "nothing answers at" in verdict.reason
+
+
+def test_a_server_that_never_accepts_tls_says_where_it_hangs(server: MisbehavingServer) -> None:
+    """An https probe of a plain port waits for the handshake."""
+    verdict = ask_in_time(server.url("/ok").replace("http://", "https://"))
+
+    assert verdict.state is State.FAILED
+    assert "TLS" in verdict.reason
+
+
+def test_a_question_that_does_not_end_when_cancelled_is_asked_again_only_after_it_has() -> None:
+    """A thing that hangs costs one question, not one more each interval; the verdict does not wait for it."""
+
+    async def run() -> tuple[list[ProbeVerdict], int]:
+        asked = 0
+        let_go = asyncio.Event()
+
+        async def stubborn(stage: Stage) -> ProbeVerdict:
+            nonlocal asked
+            asked += 1
+            stage.words = "not listening"
+            while not let_go.is_set():
+                try:
+                    await let_go.wait()
+                except asyncio.CancelledError:
+                    continue
+            return ProbeVerdict(State.HEALTHY)
+
+        asker = Asker(Probe("it", ENDPOINT, "", 1.0, 0.05, stubborn))
+        verdicts = [await asker.ask(), await asker.ask()]
+        let_go.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return [*verdicts, await asker.ask()], asked
+
+    verdicts, asked = asyncio.run(run())
+
+    assert [verdict.state for verdict in verdicts] == [State.FAILED, State.FAILED, State.HEALTHY]
+    assert "not listening" in verdicts[0].reason
+    assert "the probe before still hangs" in verdicts[1].reason
+    assert asked == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (OSError(24, "Too many open files"), State.UNKNOWN),
+        (ZeroDivisionError("ours"), State.UNKNOWN),
+        (OSError(113, "No route to host"), State.FAILED),
+    ],
+)
+def test_our_own_trouble_is_unknown_and_theirs_is_failed(error: Exception, state: State) -> None:
+    """An endpoint is never blamed for what the prober could not do."""
+
+    async def broken(stage: Stage) -> ProbeVerdict:
+        raise error
+
+    verdict = asyncio.run(Asker(Probe("it", ENDPOINT, "", 1.0, 1.0, broken)).ask())
+
+    assert verdict.state is state
+    assert verdict.reason
