@@ -1,0 +1,210 @@
+"""Renders prometheus.yml: what is scraped, how often, which rules are evaluated, and where alerts go.
+
+Two places, the same jobs: `hosts` with the addresses of the spec, `compose` with service names. Targets are static, so
+that the file alone says what is watched; `prometheus.targets` replaces those of a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Literal
+from urllib.parse import urlsplit
+
+from synapse_ops.manifests import parts
+from synapse_ops.manifests.alert_catalog import HEARTBEAT
+from synapse_ops.manifests.document import Document, yaml_document
+from synapse_ops.manifests.parts import Address, address_of
+from synapse_ops.manifests.secret_files import secret_file
+from synapse_ops.spec import Spec
+from synapse_ops.spec.blocks.monitoring import HealthCheck
+from synapse_ops.spec.units import format_duration
+
+Place = Literal["hosts", "compose"]
+
+PATHS: dict[Place, str] = {"hosts": "prometheus/prometheus.yml", "compose": "prometheus/compose.yml"}
+BLACKBOX_PATH = "prometheus/blackbox.yml"
+READS = frozenset(
+    ["alerting", "database", "health", "health_base_url", "name", "prometheus", "qdrant", "redis", "server", "watch"]
+)
+_LONGEST_SCRAPE = timedelta(seconds=10)
+
+
+def render_prometheus(spec: Spec) -> tuple[Document, ...]:
+    return (
+        *(yaml_document(PATHS[place], prometheus_yml(spec, place), reads=READS) for place in PATHS),
+        yaml_document(BLACKBOX_PATH, _blackbox(spec), reads=frozenset(["health"])),
+    )
+
+
+def prometheus_yml(spec: Spec, place: Place) -> dict[str, object]:
+    """Return the file's content for a place."""
+    settings = spec.prometheus
+    return {
+        "global": {
+            "scrape_interval": format_duration(settings.scrape_interval),
+            "scrape_timeout": format_duration(min(settings.scrape_interval, _LONGEST_SCRAPE)),
+            "evaluation_interval": format_duration(settings.evaluation_interval),
+            "external_labels": {"stack": spec.name},
+        },
+        "rule_files": ["rules/*.yml"],
+        "alerting": {
+            "alert_relabel_configs": _told_to_nobody(spec),
+            "alertmanagers": [{"static_configs": [{"targets": _targets(spec, "alertmanager", place)}]}],
+        },
+        "scrape_configs": [*_jobs(spec, place), *(_health_job(spec, check, place) for check in spec.health)],
+    }
+
+
+def _told_to_nobody(spec: Spec) -> list[dict[str, object]]:
+    """Return what keeps alerts here that nobody is to be told of; they still show as firing."""
+    rules: list[dict[str, object]] = [{"source_labels": ["action"], "regex": "none", "action": "drop"}]
+    if spec.alerting.heartbeat_url is None:
+        rules.append({"source_labels": ["alertname"], "regex": HEARTBEAT, "action": "drop"})
+    return rules
+
+
+def _jobs(spec: Spec, place: Place) -> Iterator[dict[str, object]]:
+    for job in ("api", "worker", "db", "redis", "qdrant", "node", "synapse_ops", "prometheus", "alertmanager"):
+        targets = _targets(spec, job, place)
+        settings: dict[str, object] = {"job_name": job}
+        if job == "api" and place == "hosts" and _base(spec).startswith("https:"):
+            settings["scheme"] = "https"
+        if job == "qdrant":
+            settings |= _qdrant_access(spec, place)
+        if targets:
+            yield settings | {"static_configs": [{"targets": targets}]}
+
+
+def _targets(spec: Spec, job: str, place: Place) -> list[str]:
+    chosen = {str(name): addresses for name, addresses in spec.prometheus.targets.items()}.get(job)
+    if chosen is not None and place == "hosts":
+        return list(chosen)
+    return [str(address) for address in (_in_compose if place == "compose" else _on_hosts)(spec, job)]
+
+
+def _in_compose(spec: Spec, job: str) -> list[Address]:
+    """Return the service names. An exporter shares the network of its store: one that is not ours has none."""
+    if job == "db":
+        ours = parts.is_ours(spec, "database", "compose")
+        return [Address(node, parts.POSTGRES_EXPORTER_PORT) for node in (parts.PRIMARY, parts.STANDBY) if ours]
+    if job == "redis":
+        ours = parts.is_ours(spec, "redis", "compose")
+        return [Address(parts.REDIS, parts.REDIS_EXPORTER_PORT)] if ours else []
+    if job == "qdrant" and not parts.is_ours(spec, "qdrant", "compose"):
+        return _qdrant_nodes(spec)
+    services = {"api": parts.API, "worker": parts.WORKER, "qdrant": parts.QDRANT, "synapse_ops": parts.OPS}
+    if job in services:
+        return [address_of(spec, services[job], "compose")]
+    return [_WATCHERS_IN_COMPOSE[job]]
+
+
+def _on_hosts(spec: Spec, job: str) -> list[Address]:
+    """Return where a job finds its targets by what the spec says elsewhere; exporters run beside what they export."""
+    nodes = [_split(address).host for address in spec.database.nodes.values()] or [_host(spec.database.host)]
+    redis, qdrant = _host(spec.redis.host), _qdrant_nodes(spec)
+    if job == "api":
+        return [_authority(_base(spec))]
+    if job == "db":
+        return [Address(host, parts.POSTGRES_EXPORTER_PORT) for host in dict.fromkeys(nodes)]
+    if job == "redis":
+        return [Address(redis, parts.REDIS_EXPORTER_PORT)]
+    if job == "qdrant":
+        return qdrant
+    if job == "node":
+        hosts = ["localhost", *nodes, redis, *(_host(address.host) for address in qdrant)]
+        return [Address(host, parts.NODE_EXPORTER_PORT) for host in dict.fromkeys(hosts)]
+    if job == "synapse_ops":
+        return [Address("localhost", spec.watch.port or parts.OPS_METRICS_PORT)]
+    return [_WATCHERS_ON_HOSTS[job]]
+
+
+_WATCHERS_ON_HOSTS = {
+    "worker": Address("localhost", parts.WORKER_METRICS_PORT),
+    "prometheus": Address("localhost", parts.PROMETHEUS_PORT),
+    "alertmanager": Address("localhost", parts.ALERTMANAGER_PORT),
+}
+_WATCHERS_IN_COMPOSE = {
+    "node": Address("node-exporter", parts.NODE_EXPORTER_PORT),
+    "prometheus": Address("localhost", parts.PROMETHEUS_PORT),
+    "alertmanager": Address("alertmanager", parts.ALERTMANAGER_PORT),
+}
+
+
+def _qdrant_nodes(spec: Spec) -> list[Address]:
+    return [_authority(url) for url in spec.qdrant.nodes] or [address_of(spec, parts.QDRANT, "hosts")]
+
+
+def _host(host: str) -> str:
+    """Return the host that exporters of a store run on; a socket's directory or a wildcard is this machine."""
+    return "localhost" if host in parts.LOCAL_HOSTS or host.startswith("/") else host
+
+
+def _base(spec: Spec) -> str:
+    """Return the URL below which relative health paths lie, without a slash at its end."""
+    if spec.health_base_url is not None:
+        return spec.health_base_url.rstrip("/")
+    return f"http://{address_of(spec, parts.API, 'hosts')}"
+
+
+def _authority(url: str) -> Address:
+    """Return where a URL leads, with the port of its scheme where it names none."""
+    found = urlsplit(url)
+    return Address(found.hostname or "", found.port or (443 if found.scheme == "https" else 80))
+
+
+def _split(address: str) -> Address:
+    """Return host and port of `host:port`, without an IPv6 address's brackets."""
+    host, _, port = address.rpartition(":")
+    return Address(host.strip("[]"), int(port))
+
+
+def _qdrant_access(spec: Spec, place: Place) -> dict[str, object]:
+    qdrant, access = spec.qdrant, dict[str, object]()
+    urls = qdrant.nodes or (f"{'https' if qdrant.tls else 'http'}://",)
+    if any(url.startswith("https:") for url in urls):
+        access["scheme"] = "https"
+        if qdrant.ca_file is not None:
+            access["tls_config"] = {"ca_file": qdrant.ca_file}
+    if qdrant.api_key is not None:
+        path = secret_file(qdrant.api_key, "qdrant-api-key", place)
+        access["authorization"] = {"type": "Bearer", "credentials_file": path}
+    return access
+
+
+def _health_job(spec: Spec, check: HealthCheck, place: Place) -> dict[str, object]:
+    """Return the job that has the blackbox exporter ask one `health` entry, at its own interval and time limit."""
+    base = _base(spec) if place == "hosts" else f"http://{address_of(spec, parts.API, place)}"
+    host = "localhost" if place == "hosts" else "blackbox-exporter"
+    return {
+        "job_name": f"health_{check.name}",
+        "scrape_interval": format_duration(check.interval),
+        "scrape_timeout": format_duration(check.timeout),
+        "metrics_path": "/probe",
+        "params": {"module": ["http_2xx"]},
+        "static_configs": [
+            {
+                "targets": [check.url if "://" in check.url else f"{base}{check.url}"],
+                "labels": {"check": check.name},
+            }
+        ],
+        "relabel_configs": [
+            {"source_labels": ["__address__"], "target_label": "__param_target"},
+            {"source_labels": ["__param_target"], "target_label": "instance"},
+            {"target_label": "__address__", "replacement": f"{host}:{parts.BLACKBOX_PORT}"},
+        ],
+    }
+
+
+def _blackbox(spec: Spec) -> dict[str, object]:
+    """Return the exporter's file. Its own limit is the longest; the shorter one of a job comes with each scrape."""
+    longest = max((check.timeout for check in spec.health), default=timedelta(seconds=5))
+    return {
+        "modules": {
+            "http_2xx": {
+                "prober": "http",
+                "timeout": format_duration(longest),
+                "http": {"follow_redirects": False, "preferred_ip_protocol": "ip4"},
+            }
+        }
+    }
