@@ -30,17 +30,16 @@ _FIVE = timedelta(minutes=5)
 
 def own_alerts(spec: Spec) -> tuple[AlertRule, ...]:
     """Return the alerts, each name once, in a fixed order."""
-    return tuple(
-        [
-            *_protection(spec, "database", spec.database.databases, spec.backup.database.schedule),
-            *_protection(spec, "vectors", (spec.qdrant.collection,), spec.backup.vectors.schedule),
-            *_repository(),
-            *_failover(spec),
-            *_postgres(),
-            *_hosts(),
-            *_probes(spec),
-            *_watching(spec),
-        ]
+    return (
+        *_protection(spec, "database", spec.database.databases, spec.backup.database.schedule),
+        *_protection(spec, "vectors", (spec.qdrant.collection,), spec.backup.vectors.schedule),
+        *_repository(),
+        *_failover(spec),
+        *_postgres(),
+        *_cache(),
+        *_hosts(),
+        *_probes(spec),
+        *_watching(spec),
     )
 
 
@@ -212,6 +211,21 @@ def _postgres() -> Iterator[AlertRule]:
         page="transaction-ids-wrap-around",
         dashboard="database",
         proof=Proof(bad=(Series(xids + node, XID_AGE + 1),), good=(Series(xids + node, XID_AGE),)),
+    )
+
+
+def _cache() -> Iterator[AlertRule]:
+    used, most = "synapse_ops_redis_memory_bytes", "synapse_ops_redis_max_memory_bytes"
+    yield AlertRule(
+        name="RedisNearlyFull",
+        expr=f"sum({used}) / sum({most}) > 0.9",
+        hold=timedelta(minutes=10),
+        severity="warning",
+        summary="Redis uses {{ $value | humanizePercentage }} of its memory",
+        description="At maxmemory it drops keys or refuses writes, by its policy.",
+        page="redis-nearly-full",
+        dashboard="cache",
+        proof=Proof(bad=(Series(used, 95), Series(most, 100)), good=(Series(used, 80), Series(most, 100))),
     )
 
 

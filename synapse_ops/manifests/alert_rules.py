@@ -14,10 +14,8 @@ from synapse_ops.spec.units import format_duration
 RECORDING_PATH = "prometheus/rules/recording.yml"
 ALERTS_PATH = "prometheus/rules/alerts.yml"
 TESTS_PATH = "prometheus/tests/alerts.yml"
-READS = frozenset(
-    ["alerting", "alerts", "backup", "database", "failover", "grafana", "health", "prometheus", "proof", "qdrant"]
-    + ["time_zone"]
-)
+_OF_THE_STACK = ("database", "failover", "grafana", "health", "prometheus", "qdrant", "time_zone")
+READS = frozenset(["alerting", "alerts", "backup", "proof", *_OF_THE_STACK])
 
 
 def all_alerts(spec: Spec) -> tuple[AlertRule, ...]:
@@ -31,12 +29,12 @@ def render_alert_rules(spec: Spec) -> tuple[Document, ...]:
     alerts = all_alerts(spec)
     chosen = {alert.name for alert in spec.alerts}
     recorded = recording_groups(spec)
-    groups = [
+    groups: list[dict[str, list[dict[str, object]] | str]] = [
         {"name": name, "rules": [_rule(spec, alert) for alert in alerts if (alert.name in chosen) == is_chosen]}
         for name, is_chosen in (("synapse-spec", True), ("synapse-own", False))
     ]
     alerting = [group for group in groups if group["rules"]]
-    order = [str(group["name"]) for group in [*recorded, *alerting]]
+    order = [str(group["name"]) for group in recorded] + [str(group["name"]) for group in alerting]
     return (
         yaml_document(RECORDING_PATH, {"groups": recorded}, reads=frozenset(["prometheus"])),
         yaml_document(ALERTS_PATH, {"groups": alerting}, reads=READS),

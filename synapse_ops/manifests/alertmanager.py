@@ -1,15 +1,15 @@
 """Renders alertmanager.yml: who is told what, how soon, and what is not told because something worse explains it.
 
-Every alert carries `action` (alerting.actions): `failover` goes out at once, ungrouped, and to people as well; all others
-are grouped. What always fires (the dead-man's switch) goes to the heartbeat and nowhere else. Alerts that nobody is to be
-told of (`none`; the switch without a heartbeat) do not come here: Prometheus drops them on the way (prometheus.py).
+Every alert carries `action` (alerting.actions): `failover` goes out at once, ungrouped, and to people as well; all
+others are grouped. What always fires (the dead-man's switch) goes to the heartbeat and nowhere else. Alerts that nobody
+is to be told of (`none`; the switch without a heartbeat) do not come here: Prometheus drops them (prometheus.py).
 """
 
 from __future__ import annotations
 
 from synapse_ops.manifests import parts
 from synapse_ops.manifests.alert_catalog import HEARTBEAT
-from synapse_ops.manifests.document import Document, yaml_document
+from synapse_ops.manifests.document import Document, text_document, yaml_document
 from synapse_ops.manifests.prometheus import Place
 from synapse_ops.manifests.secret_files import secret_file
 from synapse_ops.spec import Spec
@@ -48,7 +48,7 @@ def alertmanager_yml(spec: Spec, place: Place) -> dict[str, object]:
 
 
 def _routes(spec: Spec) -> list[dict[str, object]]:
-    heart = {
+    heart: dict[str, object] = {
         "matchers": [f'alertname="{HEARTBEAT}"'],
         "receiver": _HEART,
         "group_wait": "0s",
@@ -153,8 +153,6 @@ def route_table(spec: Spec) -> tuple[tuple[dict[str, str], tuple[str, ...]], ...
 
 
 def _routes_document(spec: Spec) -> Document:
-    from synapse_ops.manifests.document import text_document
-
     lines = [f"{','.join(receivers)}\t{_labels(labels)}" for labels, receivers in route_table(spec)]
     head = "# receivers<TAB>labels: amtool config routes test --config.file=... --verify.receivers=RECEIVERS LABELS"
     return text_document(ROUTES_PATH, "\n".join([head, *lines]), frozenset(["alerting"]))

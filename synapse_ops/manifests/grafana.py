@@ -22,7 +22,7 @@ from synapse_ops.spec import Spec
 if TYPE_CHECKING:
     from grafana_foundation_sdk.builders.dashboard import Dashboard as Builder
 
-READS = ALERT_READS | {"name"}
+READS = (ALERT_READS - {"alerting"}) | {"name"}
 DATASOURCE = "${datasource}"
 FOLDER = "Synapse"
 IN_CONTAINER = "/var/lib/grafana/dashboards"

@@ -18,7 +18,7 @@ WINDOW = "$window"
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """queries: (expression, legend). unit: Grafana's id of a unit. most: what the axis ends at, such as 1 for a part."""
+    """queries: (expression, legend). unit: Grafana's id of a unit. most: where the axis ends, such as 1 for a part."""
 
     title: str
     about: str
@@ -43,6 +43,8 @@ def _one(
 _AT = "{{instance}}"
 _NODE = "{{node}}"
 _SUBJECT = "{{repository}} {{subject}}"
+_HIT = f"sum by (datname) (rate(pg_stat_database_blks_hit[{WINDOW}]))"
+_READ = f"sum by (datname) (rate(pg_stat_database_blks_read[{WINDOW}]))"
 _AGE = "time() - max by (repository, subject)"
 
 SYSTEM = (
@@ -293,8 +295,7 @@ DATABASE = (
                 "Reads from memory",
                 "Part of the blocks found in shared buffers.",
                 "percentunit",
-                f"sum by (datname) (rate(pg_stat_database_blks_hit[{WINDOW}])) / (sum by (datname) "
-                f"(rate(pg_stat_database_blks_hit[{WINDOW}])) + sum by (datname) (rate(pg_stat_database_blks_read[{WINDOW}])) > 0)",
+                f"{_HIT} / ({_HIT} + {_READ} > 0)",
                 "{{datname}}",
                 most=1,
             ),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from synapse_ops.manifests.document import Document
+from synapse_ops.manifests.monitoring_targets import MONITORING
 from synapse_ops.spec import Spec
 
 
@@ -23,4 +24,4 @@ class Target:
     description: str
 
 
-TARGETS: tuple[Target, ...] = ()
+TARGETS: tuple[Target, ...] = (*(Target(*row) for row in MONITORING),)

@@ -20,7 +20,6 @@ from synapse_ops.spec.block import (
     Port,
     Retention,
     Secret,
-    Text,
     TextForm,
 )
 from synapse_ops.spec.condition import CONDITION_FORM, Condition, parse_condition
@@ -40,6 +39,14 @@ Endpoint = Annotated[
         r"(?:https?://)?[A-Za-z0-9._-]+(?::[0-9]{1,5})?",
         "host:port, with http:// or https:// or without",
         "localhost:9200",
+    ),
+]
+IndexName = Annotated[
+    str,
+    TextForm(
+        r"[a-z0-9][a-z0-9._-]*(?:%\{\+[A-Za-z._-]+\})?[a-z0-9._-]*",
+        "a name of an index: lower-case letters, digits, . _ and -, with at most one date such as %{+YYYY.MM.dd}",
+        "synapse-%{+YYYY.MM.dd}",
     ),
 ]
 HealthUrl = Annotated[
@@ -81,7 +88,10 @@ class Logging(Block):
     elasticsearch: Annotated[tuple[Endpoint, ...], Field(min_length=1)] = Field(
         ("localhost:9200",), description="Elasticsearch nodes."
     )
-    index: Text = Field("synapse-%{+YYYY.MM.dd}", description="Name of the index, with Logstash's date pattern.")
+    index: IndexName = Field("synapse-%{+YYYY.MM.dd}", description="Name of the index, with Logstash's date pattern.")
+    api_key: Secret | None = Field(
+        None, description="Reference to an API key of Elasticsearch; Logstash finds it as ELASTICSEARCH_API_KEY."
+    )
     paths: tuple[AbsolutePath, ...] = Field(
         ("/var/log/synapse/*.log",), description="Log files that Filebeat reads, with * as in a shell."
     )

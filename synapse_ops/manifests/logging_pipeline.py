@@ -1,0 +1,240 @@
+"""Renders the way of log lines: Filebeat on each host, Logstash, Elasticsearch with its template and age limit.
+
+Two places: on `hosts` Filebeat and Logstash speak TLS with the stack's certificate; in `compose` they share a private
+network. Fields are named after the Elastic Common Schema. What Elasticsearch refuses goes to the dead letter queue.
+"""
+
+from __future__ import annotations
+
+import re
+
+from synapse_ops.manifests import parts
+from synapse_ops.manifests.document import Document, json_document, text_document, yaml_document
+from synapse_ops.manifests.prometheus import Place
+from synapse_ops.manifests.units import whole_seconds
+from synapse_ops.spec import Spec
+
+PIPELINE_PATHS: dict[Place, str] = {"hosts": "logging/logstash.conf", "compose": "logging/compose/logstash.conf"}
+FILEBEAT_PATHS: dict[Place, str] = {"hosts": "logging/filebeat.yml", "compose": "logging/compose/filebeat.yml"}
+POLICY = "synapse-logs"
+PIPELINE_READS = frozenset(["logging", "tls"])
+FILEBEAT_READS = frozenset(["logging", "name", "tls"])
+TEMPLATE_READS = frozenset(["cleanup", "logging"])
+_WARM_AFTER_DAYS = 2
+_DAY_S = 86_400
+
+
+def render_logstash(spec: Spec) -> tuple[Document, ...]:
+    pipelines = tuple(
+        text_document(PIPELINE_PATHS[place], _pipeline(spec, place), PIPELINE_READS) for place in PIPELINE_PATHS
+    )
+    return (
+        *pipelines,
+        yaml_document("logging/logstash.yml", _logstash_yml("127.0.0.1"), reads=frozenset()),
+        yaml_document("logging/pipelines.yml", _pipelines_yml("/etc/logstash/conf.d/logstash.conf"), reads=frozenset()),
+        yaml_document("logging/compose/logstash.yml", _logstash_yml("0.0.0.0"), reads=frozenset()),  # noqa: S104
+        yaml_document(
+            "logging/compose/pipelines.yml",
+            _pipelines_yml("/usr/share/logstash/pipeline/logstash.conf"),
+            reads=frozenset(),
+        ),
+    )
+
+
+def _logstash_yml(host: str) -> dict[str, object]:
+    return {
+        "api.http.host": host,
+        "api.http.port": parts.LOGSTASH_API_PORT,
+        "pipeline.ecs_compatibility": "v8",
+        "queue.type": "persisted",
+        "queue.max_bytes": "1gb",
+        "dead_letter_queue.enable": True,
+        "dead_letter_queue.max_bytes": "512mb",
+        "log.format": "json",
+        "config.reload.automatic": True,
+    }
+
+
+def _pipelines_yml(path: str) -> list[dict[str, object]]:
+    return [{"pipeline.id": "synapse", "path.config": path}]
+
+
+def _pipeline(spec: Spec, place: Place) -> str:
+    return f"{_input(spec, place)}\n{_FILTER}\n{_output(spec, place)}"
+
+
+def _input(spec: Spec, place: Place) -> str:
+    options = [f"port => {spec.logging.beats_port}"]
+    tls = spec.tls
+    if place == "hosts":
+        oldest = ["TLSv1.2", "TLSv1.3"] if tls.min_version == "TLSv1.2" else ["TLSv1.3"]
+        options += [
+            "ssl_enabled => true",
+            f"ssl_certificate => {_quoted(tls.cert_file)}",
+            f"ssl_key => {_quoted(tls.key_file)}",
+            f"ssl_supported_protocols => {_list(oldest)}",
+        ]
+    return _block("input", "beats", options)
+
+
+# lines of JSON become fields; whatever else a line is stays whole in `message`
+_FILTER = """filter {
+  if [message] =~ /^\\s*\\{/ {
+    json {
+      source => "message"
+      target => "synapse"
+      skip_on_invalid_json => true
+    }
+  }
+  if [synapse][timestamp] {
+    date {
+      match => ["[synapse][timestamp]", "ISO8601", "UNIX", "UNIX_MS"]
+      remove_field => ["[synapse][timestamp]"]
+    }
+  }
+  if [synapse][level] {
+    mutate {
+      rename => { "[synapse][level]" => "[log][level]" }
+      lowercase => ["[log][level]"]
+    }
+  }
+  if [synapse][event] {
+    mutate {
+      replace => { "message" => "%{[synapse][event]}" }
+      remove_field => ["[synapse][event]"]
+    }
+  }
+  fingerprint {
+    source => ["[host][name]", "[log][file][path]", "[log][offset]", "message"]
+    concatenate_sources => true
+    method => "SHA256"
+    target => "[@metadata][id]"
+  }
+}
+"""
+
+
+def _output(spec: Spec, place: Place) -> str:
+    logging = spec.logging
+    urls = [_url(node, place) for node in logging.elasticsearch]
+    options = [
+        f"hosts => {_list(urls)}",
+        f"index => {_quoted(logging.index)}",
+        'document_id => "%{[@metadata][id]}"',
+        'action => "create"',
+        "manage_template => false",
+        "ilm_enabled => false",
+    ]
+    if any(url.startswith("https:") for url in urls):
+        options += ["ssl_enabled => true", 'ssl_verification_mode => "full"']
+    if logging.api_key is not None:
+        options.append('api_key => "${ELASTICSEARCH_API_KEY}"')
+    return _block("output", "elasticsearch", options)
+
+
+def _url(node: str, place: Place) -> str:
+    """Return a node's URL; in compose this machine is the service that stands in for it."""
+    scheme, _, rest = node.rpartition("://")
+    host, _, port = rest.partition(":")
+    if place == "compose" and host in parts.LOCAL_HOSTS:
+        host = "elasticsearch"
+    return f"{scheme or 'http'}://{host}:{port or parts.ELASTICSEARCH_PORT}"
+
+
+def _block(kind: str, plugin: str, options: list[str]) -> str:
+    lines = "".join(f"    {option}\n" for option in options)
+    return f"{kind} {{\n  {plugin} {{\n{lines}  }}\n}}\n"
+
+
+def _list(values: list[str]) -> str:
+    return f"[{', '.join(map(_quoted, values))}]"
+
+
+def _quoted(text: str) -> str:
+    """Return a string of Logstash's language. It knows no escapes, so it is the quote that the text does not hold."""
+    mark = "'" if '"' in text else '"'
+    return f"{mark}{text}{mark}"
+
+
+def render_filebeat(spec: Spec) -> tuple[Document, ...]:
+    return tuple(
+        yaml_document(FILEBEAT_PATHS[place], _filebeat(spec, place), reads=FILEBEAT_READS) for place in FILEBEAT_PATHS
+    )
+
+
+def _filebeat(spec: Spec, place: Place) -> dict[str, object]:
+    host = "localhost" if place == "hosts" else "logstash"
+    output: dict[str, object] = {"hosts": [f"{host}:{spec.logging.beats_port}"], "loadbalance": True}
+    if place == "hosts":
+        versions = ["TLSv1.2", "TLSv1.3"] if spec.tls.min_version == "TLSv1.2" else ["TLSv1.3"]
+        output |= {
+            "ssl.enabled": True,
+            "ssl.certificate_authorities": [spec.tls.cert_file],
+            "ssl.supported_protocols": versions,
+            "ssl.verification_mode": "full",
+        }
+    return {
+        "filebeat.inputs": [
+            {
+                "type": "filestream",
+                "id": "synapse-logs",
+                "enabled": True,
+                "paths": list(spec.logging.paths),
+                "prospector.scanner.fingerprint.enabled": True,
+                "file_identity.fingerprint": None,
+                "fields_under_root": True,
+                "fields": {"service.name": spec.name},
+            }
+        ],
+        "processors": [{"add_host_metadata": {"when.not.contains.tags": "forwarded"}}],
+        "queue.mem": {"events": 4096, "flush.min_events": 512, "flush.timeout": "1s"},
+        "output.logstash": output,
+        "logging.to_files": True,
+        "logging.level": "info",
+    }
+
+
+def render_index_template(spec: Spec) -> tuple[Document, ...]:
+    """Return the index template and the policy that deletes an index `cleanup.logs.retention` after its day."""
+    pattern = re.sub(r"%\{[^}]*\}", "*", spec.logging.index)
+    days = max(1, whole_seconds(spec.cleanup.logs.retention) // _DAY_S)
+    template = {
+        "index_patterns": [pattern],
+        "priority": 200,
+        "template": {
+            "settings": {
+                "index.lifecycle.name": POLICY,
+                "index.number_of_shards": 1,
+                "index.number_of_replicas": 1,
+                "index.codec": "best_compression",
+                "index.mapping.total_fields.limit": 2000,
+            },
+            "mappings": {
+                "dynamic_templates": [
+                    {"texts": {"match_mapping_type": "string", "mapping": {"type": "keyword", "ignore_above": 1024}}}
+                ],
+                "properties": {
+                    "@timestamp": {"type": "date"},
+                    "message": {"type": "match_only_text"},
+                    "log": {"properties": {"level": {"type": "keyword"}}},
+                    "host": {"properties": {"name": {"type": "keyword"}}},
+                    "service": {"properties": {"name": {"type": "keyword"}}},
+                    "synapse": {"type": "object", "dynamic": True},
+                },
+            },
+        },
+        "_meta": {"managed_by": "synapse-ops"},
+    }
+    return (
+        json_document("logging/index-template.json", template, TEMPLATE_READS),
+        json_document("logging/ilm-policy.json", _policy(days), frozenset(["cleanup"])),
+    )
+
+
+def _policy(days: int) -> dict[str, object]:
+    phases: dict[str, object] = {"hot": {"min_age": "0ms", "actions": {"set_priority": {"priority": 100}}}}
+    if days > _WARM_AFTER_DAYS:
+        merged = {"set_priority": {"priority": 50}, "readonly": {}, "forcemerge": {"max_num_segments": 1}}
+        phases["warm"] = {"min_age": f"{_WARM_AFTER_DAYS}d", "actions": merged}
+    phases["delete"] = {"min_age": f"{days}d", "actions": {"delete": {}}}
+    return {"policy": {"phases": phases, "_meta": {"managed_by": "synapse-ops"}}}
