@@ -52,3 +52,33 @@ def _compare(kind: str, expected: Mapping[str, Any], actual: Mapping[str, Any]) 
 
 def _words(value: Any) -> str:
     return "none" if value is None else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+OWN_METADATA = "synapse_ops"  # whose life a collection is; a restored one is another life
+_RENAMED = {"optimizer_config": "optimizers_config"}
+_NOT_AT_CREATION = {"read_fan_out_factor", "read_fan_out_delay_ms"}  # of params; set by an update
+
+
+def creation_body(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body that makes an empty collection of this configuration. config: as Qdrant tells it."""
+    params = {key: value for key, value in config["params"].items() if key not in _NOT_AT_CREATION}
+    rest = {_RENAMED.get(key, key): value for key, value in config.items() if key not in {"params", "metadata"}}
+    metadata = {key: value for key, value in (config.get("metadata") or {}).items() if key != OWN_METADATA}
+    body = {**params, **rest, "metadata": metadata}
+    return {key: value for key, value in body.items() if value not in (None, {})}
+
+
+def update_body(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be set once the collection exists; empty when there is nothing."""
+    late = {key: config["params"][key] for key in sorted(_NOT_AT_CREATION) if config["params"].get(key) is not None}
+    return {"params": late} if late else {}
+
+
+def index_schema(entry: Mapping[str, Any]) -> str | dict[str, Any]:
+    """Return how a payload index is asked for, from how Qdrant tells of one."""
+    return dict(entry["params"]) if entry.get("params") else str(entry["data_type"])
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """Return the numbers of `1.18.3` or `0.6.0`, so that versions compare; raises ValueError for another form."""
+    return tuple(int(part) for part in text.split("-")[0].split("."))

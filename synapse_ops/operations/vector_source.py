@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from synapse_ops.domain.repository_layout import Identity
+from synapse_ops.domain.vector_config import OWN_METADATA
 from synapse_ops.domain.vector_placement import NodeView, Placement, place_shards
 from synapse_ops.errors import ConfigError, Refused, Unreachable
 from synapse_ops.systems.qdrant import CollectionInfo, QdrantRefused, QdrantServer, qdrant_nodes
@@ -24,7 +25,6 @@ from synapse_ops.systems.qdrant import CollectionInfo, QdrantRefused, QdrantServ
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
 
-METADATA_KEY = "synapse_ops"
 METADATA_SINCE = (1, 16)
 _GENERATION = re.compile(r"[0-9a-f]{8}")
 
@@ -143,13 +143,13 @@ def ensure_identity(nodes: CollectionNodes) -> Identity:
         return _derived(nodes, smallest)
     fresh = Identity(smallest, os.urandom(4).hex())
     body = {"system_identifier": fresh.system_identifier, "generation": fresh.generation}
-    nodes.control.update_collection(nodes.name, {"metadata": {METADATA_KEY: body}})
+    nodes.control.update_collection(nodes.name, {"metadata": {OWN_METADATA: body}})
     stored = _stored(nodes.control.collection(nodes.name))
     return stored if stored is not None and stored.system_identifier in all_peers else _derived(nodes, smallest)
 
 
 def _stored(info: CollectionInfo) -> Identity | None:
-    body = info.metadata.get(METADATA_KEY)
+    body = info.metadata.get(OWN_METADATA)
     if not isinstance(body, dict):
         return None
     system, generation = str(body.get("system_identifier")), str(body.get("generation"))

@@ -30,6 +30,7 @@ LEAST_FILE_BYTES = 2**30  # the engine preallocates chunks of 32 MiB and more, w
 _MODULE = "synapse_ops.systems.qdrant_edge_worker"
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR")  # no secrets
 _STDERR_CHARS = 2000
+_VERSION_DEPTH = 2  # snapshot/files/version.info; deeper ones belong to parts of a segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +184,22 @@ def split_collection(snapshot: Path, into: Path) -> tuple[ShardFile, ...]:
         for one in found.values():
             one.close()
     return tuple(ShardFile(number, into / f"shard-{number}.snapshot") for number in sorted(with_segments))
+
+
+def segment_versions(snapshot: Path) -> tuple[str, ...]:
+    """Return the versions of the segments in a shard's snapshot, without opening it. Raises Unproven for no archive."""
+    found: set[str] = set()
+    try:
+        with tarfile.open(snapshot) as archive:
+            for member in archive:
+                inner = archive.extractfile(member) if member.name.startswith("segments/") else None
+                if inner is None:
+                    continue
+                with tarfile.open(fileobj=inner) as segment:
+                    for part in segment:
+                        data = segment.extractfile(part) if part.name.endswith("/version.info") else None
+                        if data is not None and part.name.count("/") == _VERSION_DEPTH:
+                            found.add(data.read(64).decode().strip())
+    except (tarfile.TarError, EOFError, UnicodeDecodeError) as fault:
+        raise Unproven(f"{snapshot.name} is no snapshot of a shard: {fault}") from fault
+    return tuple(sorted(found))
