@@ -25,7 +25,7 @@ from typing import IO, Any
 import structlog
 
 from synapse_ops.errors import ConfigError, Refused, SynapseOpsError
-from synapse_ops.services.prober import Prober, utc_now
+from synapse_ops.services.prober import Prober
 from synapse_ops.services.watch_metrics import MetricsApp
 
 LOCK_WAIT_S = 1.0
@@ -102,7 +102,7 @@ def write_address(state_dir: Path, listener: socket.socket) -> None:
 def _metrics_server(prober: Prober, listener: socket.socket) -> Any:
     import uvicorn
 
-    app = MetricsApp(prober, utc_now)
+    app = MetricsApp(prober)
     port = listener.getsockname()[1]
     names = {prober.address[0], "127.0.0.1", "localhost", "[::1]", socket.gethostname()}
     app.hosts = frozenset(f"{name}:{port}" for name in names)
