@@ -15,7 +15,6 @@ from synapse_ops.defs.database_operations import (
     PROOF_KEY,
     apply_plan,
     dump,
-    judge,
     plan_expiry,
     proof_events,
     prove,
@@ -32,8 +31,9 @@ from synapse_ops.defs.policies import (
     longest_gap,
 )
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.defs.restore_check import CHECK_NAME, DUMP_KEY, evaluation_of
+from synapse_ops.defs.restore_check import CHECK_NAME, DUMP_KEY, evaluation_of, judge_now
 from synapse_ops.defs.spec_assets import spec_key
+from synapse_ops.defs.subject_kind import DATABASES, SubjectKind
 
 if TYPE_CHECKING:
     from synapse_ops.spec import Spec
@@ -105,7 +105,7 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
     def database_restore_proof(
         context: dg.AssetExecutionContext, config: ProofConfig, stack: StackResource
     ) -> Iterator[dg.MaterializeResult[None]]:
-        report = prove(context, stack, database=context.partition_key, backup_id=config.backup_id)
+        report = prove(context, stack, subject=context.partition_key, backup_id=config.backup_id)
         if report is None:
             return
         if not report.is_proven:
@@ -143,7 +143,7 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
     def database_retention_set(
         context: dg.AssetExecutionContext, config: ExpiryConfig, stack: StackResource
     ) -> dg.MaterializeResult[None]:
-        digest = config.plan_digest or _plan_of_same_run(context)
+        digest = config.plan_digest or plan_of_same_run(context, DATABASES)
         return dg.MaterializeResult(metadata=apply_plan(context, stack, digest))
 
     @dg.multi_asset_check(
@@ -161,7 +161,7 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
         can_subset=True,
     )
     def restore_proven(context: dg.AssetCheckExecutionContext, stack: StackResource) -> Iterator[dg.AssetCheckResult]:
-        judgement = judge(stack.open())
+        judgement = judge_now(DATABASES, stack.open(), context.instance)
         if judgement.waiting:
             context.log.info(f"not proven yet: {', '.join(judgement.waiting)}")
             return
@@ -179,11 +179,11 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
     return dg.Definitions(assets=assets, asset_checks=[restore_proven])
 
 
-def _plan_of_same_run(context: dg.AssetExecutionContext) -> str:
+def plan_of_same_run(context: dg.AssetExecutionContext, kind: SubjectKind) -> str:
     """Return the digest of the plan made in this very run, when a schedule or sensor started it; else ""."""
     if context.run.tags.get(TAG_TRIGGER) not in AUTOMATIC:
         return ""
-    event = context.instance.get_latest_materialization_event(EXPIRY_PLAN_KEY)
+    event = context.instance.get_latest_materialization_event(kind.plan_key)
     made = event.asset_materialization if event is not None else None
     if event is None or made is None or event.run_id != context.run.run_id:
         return ""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DUMP_LIMIT = timedelta(hours=12)
 EXPIRY_LIMIT = timedelta(hours=4)
 RESTORE_LIMIT = timedelta(hours=24)
-_PROOF_MARGIN = timedelta(minutes=15)  # after its own deadline a proof removes the throwaway and writes its document
+PROOF_MARGIN = timedelta(minutes=15)  # after its own deadline a proof removes the throwaway and writes its document
 
 
 class ChosenBackup(dg.Config):
@@ -61,7 +61,7 @@ class RestoreConfig(dg.Config):
 
 def job_definitions(spec: "Spec", place: "Place") -> dg.Definitions:
     """Return the launchpad's jobs and the schedules of a spec."""
-    proof_limit = spec.proof.timeout + _PROOF_MARGIN
+    proof_limit = spec.proof.timeout + PROOF_MARGIN
     dump_databases = dg.define_asset_job(
         "dump_databases",
         selection=dg.AssetSelection.assets(DUMP_KEY).without_checks(),
@@ -97,7 +97,7 @@ def job_definitions(spec: "Spec", place: "Place") -> dg.Definitions:
     schedules = [
         _partition_schedule("database_dump_schedule", dump_databases, spec.backup.database.schedule, spec),
         _partition_schedule("database_proof_schedule", prove_databases, spec.proof.schedule, spec),
-        _expiry_schedule(expire, spec, is_running=place.is_embedded),
+        expiry_schedule("database_expiry_schedule", expire, spec, is_running=place.is_embedded),
     ]
     return dg.Definitions(jobs=jobs, schedules=schedules)
 
@@ -136,7 +136,7 @@ def _backup_now(spec: "Spec") -> Any:
 def _prove_backup(limit: timedelta) -> Any:
     @dg.op(pool=POOL_POSTGRES_IO, out=dg.Out(dg.Nothing), description="Restore a backup, compare it, write the proof.")
     def prove_chosen(context: dg.OpExecutionContext, config: ChosenBackup, stack: StackResource) -> None:
-        report = prove(context, stack, database=None, backup_id=config.backup_id, only_unproven=config.only_unproven)
+        report = prove(context, stack, subject=None, backup_id=config.backup_id, only_unproven=config.only_unproven)
         if report is None:
             return
         database, metadata = report.place.subject, proof_events(report)
@@ -189,7 +189,7 @@ def _partition_schedule(name: str, job: Any, cron: str, spec: "Spec") -> dg.Sche
     )
 
 
-def _expiry_schedule(job: Any, spec: "Spec", *, is_running: bool) -> dg.ScheduleDefinition:
+def expiry_schedule(name: str, job: Any, spec: "Spec", *, is_running: bool) -> dg.ScheduleDefinition:
     """Return the schedule that deletes: running on the embedded stack, elsewhere once an operator switched it on."""
 
     def requests(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
@@ -198,7 +198,7 @@ def _expiry_schedule(job: Any, spec: "Spec", *, is_running: bool) -> dg.Schedule
 
     status = dg.DefaultScheduleStatus.RUNNING if is_running else dg.DefaultScheduleStatus.STOPPED
     return dg.ScheduleDefinition(
-        name="database_expiry_schedule",
+        name=name,
         job=job,
         cron_schedule=str(spec.proof.schedule),
         execution_timezone=spec.time_zone,

@@ -18,18 +18,17 @@ from synapse_ops.defs.event_metadata import (
 from synapse_ops.defs.in_run import operation_of, progress_into, tag_run
 from synapse_ops.defs.policies import TAG_BACKUP_ID, TAG_SET_ID
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.defs.restore_check import Judgement, evaluation_of, judge_repository
+from synapse_ops.defs.restore_check import evaluation_of, judge_now
+from synapse_ops.defs.subject_kind import DATABASES, SubjectKind
 from synapse_ops.errors import Refused
 
 if TYPE_CHECKING:
     from synapse_ops.domain.expiry_plan import ExpiryPlan
-    from synapse_ops.operations.backup_catalog import Catalog
     from synapse_ops.operations.expire import ExpiryReport
     from synapse_ops.operations.proof import ProofReport
-    from synapse_ops.operations.stack import Stack
 
-EXPIRY_PLAN_KEY = dg.AssetKey("database_expiry_plan")
-PROOF_KEY = dg.AssetKey("database_restore_proof")
+EXPIRY_PLAN_KEY = DATABASES.plan_key
+PROOF_KEY = DATABASES.proof_key
 
 
 def dump(context: Any, stack: StackResource, database: str, *, set_id: str | None = None) -> tuple[str, Metadata]:
@@ -49,29 +48,34 @@ def dump(context: Any, stack: StackResource, database: str, *, set_id: str | Non
 
 
 def prove(
-    context: Any, stack: StackResource, *, database: str | None, backup_id: str, only_unproven: bool = False
+    context: Any,
+    stack: StackResource,
+    *,
+    kind: SubjectKind = DATABASES,
+    subject: str | None,
+    backup_id: str,
+    only_unproven: bool = False,
 ) -> "ProofReport | None":
-    """Prove a backup, the newest unproven one where no id is given, and report the verdict on all databases.
+    """Prove a backup, the newest unproven one where no id is given, and report the verdict on all of its kind.
 
     Returns None when there is nothing to prove. The proof is written and reported whatever its verdict; the caller
     fails the run afterwards.
     """
     with operation_of(context.run.run_id, context.instance):
         from synapse_ops.operations.backup_catalog import find_backup, read_catalog
-        from synapse_ops.operations.restore_proof import prove_backup
 
         opened = stack.open()
-        repository = opened.database_repository()
+        repository = kind.repository(opened)
         place = find_backup(repository, backup_id) if backup_id else None
-        catalog = read_catalog(repository, subject=place.subject if place is not None else database)
+        catalog = read_catalog(repository, subject=place.subject if place is not None else subject)
         tried = {entry.place for entry in catalog.backups if entry.was_tried}
         if only_unproven and place in tried:
             context.log.info(f"backup {place.backup_id} has a proof already")
             return None
-        report = prove_backup(
+        report: ProofReport | None = kind.prove(
             repository,
             place=place,
-            database=database,
+            subject=subject,
             identities=opened.age_identities(),
             work_dir=opened.state_dir / "proof",
             timeout_s=opened.spec.proof.timeout.total_seconds(),
@@ -81,22 +85,16 @@ def prove(
             context.log.info("every backup is proven")
             return None
         tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: report.record.backup_id})
-        judgement = judge(opened)
+        judgement = judge_now(kind, opened, context.instance)
         evaluation = evaluation_of(
-            judgement, instance=context.instance, backup_id=report.record.backup_id, run_id=context.run.run_id
+            judgement,
+            kind=kind,
+            instance=context.instance,
+            backup_id=report.record.backup_id,
+            run_id=context.run.run_id,
         )
         context.instance.report_runless_asset_event(evaluation)
     return report
-
-
-def judge(stack: "Stack", catalog: "Catalog | None" = None) -> Judgement:
-    """Return the verdict of `restore_proven` over all databases of the spec, read from the repository now."""
-    from synapse_ops.operations.backup_catalog import read_catalog
-
-    catalog = catalog or read_catalog(stack.database_repository())
-    return judge_repository(
-        catalog, stack.spec.database.databases, stack.spec.retention.proof_max_age, datetime.now(UTC)
-    )
 
 
 def refuse_unless_proven(report: "ProofReport") -> None:
@@ -111,29 +109,29 @@ def refuse_unless_proven(report: "ProofReport") -> None:
         )
 
 
-def plan_expiry(context: Any, stack: StackResource) -> tuple[str, Metadata]:
+def plan_expiry(context: Any, stack: StackResource, kind: SubjectKind = DATABASES) -> tuple[str, Metadata]:
     """Make an expiry plan; return its digest, and totals and first entries with reasons for the asset page."""
     with operation_of(context.run.run_id, context.instance):
-        from synapse_ops.operations.expire import RetentionPolicy, make_expiry_plan
+        from synapse_ops.operations.expire import make_expiry_plan
 
         opened = stack.open()
-        policy = RetentionPolicy.of_databases(opened.spec)
-        plan = make_expiry_plan(opened.database_repository(), policy, datetime.now(UTC))
-    return plan.digest, plan_metadata(plan)
+        plan = make_expiry_plan(kind.repository(opened), kind.policy(opened), datetime.now(UTC))
+    return plan.digest, plan_metadata(plan, kind)
 
 
-def apply_plan(context: Any, stack: StackResource, plan_digest: str) -> Metadata:
+def apply_plan(context: Any, stack: StackResource, plan_digest: str, kind: SubjectKind = DATABASES) -> Metadata:
     """Do exactly the plan of that digest. Each entry is checked again by the operation."""
     with operation_of(context.run.run_id, context.instance):
         if not plan_digest:
+            plan_name = kind.plan_key.to_user_string()
             raise Refused(
                 "an expiry needs the digest of the plan that it carries out",
-                detail=_last_plan(context.instance),
-                hint="Read the plan on the page of database_expiry_plan, then start expire_apply with its plan_digest.",
+                detail=_last_plan(context.instance, kind),
+                hint=f"Read the plan on the page of {plan_name}, then start {kind.apply_job} with its plan_digest.",
             )
         from synapse_ops.operations.expire import apply_expiry
 
-        report = apply_expiry(stack.open().database_repository(), plan_digest, datetime.now(UTC))
+        report = apply_expiry(kind.repository(stack.open()), plan_digest, datetime.now(UTC))
     return report_metadata(report)
 
 
@@ -177,13 +175,13 @@ def proof_events(report: "ProofReport") -> Metadata:
     return proof_metadata(report.record, report.url)
 
 
-def plan_metadata(plan: "ExpiryPlan") -> Metadata:
+def plan_metadata(plan: "ExpiryPlan", kind: SubjectKind = DATABASES) -> Metadata:
     """Return totals and first entries of an expiry plan, each with its reason; what it removes comes first."""
     entries = sorted(plan.entries, key=lambda entry: not entry.removes)  # stable: the plan's own order within each
     rows = (
         {
             "action": str(entry.action),
-            "database": entry.place.subject,
+            kind.noun: entry.place.subject,
             "backup": entry.place.backup_id,
             "reason": entry.reason,
             "size_bytes": entry.size_bytes,
@@ -192,7 +190,7 @@ def plan_metadata(plan: "ExpiryPlan") -> Metadata:
         }
         for entry in entries
     )
-    columns = dict.fromkeys(("action", "database", "backup", "reason"), "string")
+    columns = dict.fromkeys(("action", kind.noun, "backup", "reason"), "string")
     columns |= {"size_bytes": "int", "taken_at": "string", "proven_at": "string"}
     return {
         "plan_digest": plan.digest,
@@ -228,9 +226,9 @@ def _time(moment: datetime | None) -> str:
     return moment.isoformat(timespec="seconds") if moment is not None else ""
 
 
-def _last_plan(instance: dg.DagsterInstance) -> str:
+def _last_plan(instance: dg.DagsterInstance, kind: SubjectKind) -> str:
     """Return one line that names the newest plan and when it was made."""
-    event = instance.get_latest_materialization_event(EXPIRY_PLAN_KEY)
+    event = instance.get_latest_materialization_event(kind.plan_key)
     made = event.asset_materialization if event is not None else None
     if event is None or made is None:
         return "no plan has been made yet"

@@ -16,6 +16,8 @@ from synapse_ops.defs.repository_sensor import repository_definitions
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec_assets import spec_definitions
 from synapse_ops.defs.spec_sensor import spec_sensor_definitions
+from synapse_ops.defs.vector_jobs import vector_job_definitions
+from synapse_ops.defs.vectors import vector_definitions
 from synapse_ops.operations.stack import Stack
 
 
@@ -26,13 +28,16 @@ def merged_definitions() -> dg.Definitions:
     stack = StackResource(spec_path=str(loaded.path), state_dir=str(place.state_dir))
     shared = dg.Definitions(resources={"stack": stack}, executor=dg.in_process_executor)
     spec, jobs = spec_definitions(place, loaded), job_definitions(loaded.spec, place)
+    vector_jobs = vector_job_definitions(loaded.spec, place)
     return dg.Definitions.merge(
         shared,
         spec,
         spec_sensor_definitions(place, loaded, job_named(spec, "record_spec")),
         database_definitions(loaded.spec),
         jobs,
-        repository_definitions(job_named(jobs, "prove_backup")),
+        vector_definitions(loaded.spec),
+        vector_jobs,
+        repository_definitions(job_named(jobs, "prove_backup"), job_named(vector_jobs, "prove_snapshot")),
         health_definitions(loaded, Stack(loaded, place.state_dir)),
         cleanup_definitions(loaded.spec, place),
         alarm_definitions(loaded.spec.name),

@@ -20,10 +20,12 @@ OWNERS = ["team:operations"]
 
 GROUP_SPEC = "spec"
 GROUP_DATABASE = "database"
+GROUP_VECTORS = "vectors"
 GROUP_HEALTH = "health"
 GROUP_CLEANUP = "cleanup"
 
 POOL_POSTGRES_IO = "postgres-io"  # one dump or restore at a time on a host
+POOL_QDRANT_IO = "qdrant-io"  # one snapshot, proof or restore of vectors at a time on a host
 POOL_CLEANUP = "cleanup"  # one cleanup at a time on a host
 POOL_REPOSITORY_DELETE = "repository-delete"  # one deletion at a time in a repository
 
@@ -39,6 +41,7 @@ WITHOUT_FRESHNESS = {
     "infrastructure_file": "an operator edits it when there is a reason to, not on a schedule",
     "spec/*": "changes when the operator changes the file; spec_loaded_equals_file watches that it is loaded",
     "database_retention_set": "deletes only what a plan names, and a plan may rightly name nothing for months",
+    "vector_retention_set": "deletes only what a plan names, and a plan may rightly name nothing for months",
     "log_retention_set": "removes only what a plan names, which may be nothing",
     "temp_cleanup": "removes only what a plan names, which may be nothing",
     "cache_cleanup": "removes only what a plan names, which may be nothing",

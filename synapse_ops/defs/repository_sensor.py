@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from synapse_ops.defs.database_operations import PROOF_KEY, judge
-from synapse_ops.defs.event_metadata import BACKUP_ID, PROOF_ID, backup_metadata, proof_id, proof_metadata
+from synapse_ops.defs.event_metadata import BACKUP_ID, PROOF_ID, proof_id, proof_metadata
 from synapse_ops.defs.policies import TAG_BACKUP_ID, TAG_TRIGGER
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.defs.restore_check import CHECK_NAME, DUMP_KEY, Judgement, evaluation_of
+from synapse_ops.defs.restore_check import CHECK_NAME, Judgement, evaluation_of, judge_now
+from synapse_ops.defs.subject_kind import COLLECTIONS, DATABASES, SubjectKind
 from synapse_ops.errors import SynapseOpsError
 
 if TYPE_CHECKING:
-    from synapse_ops.domain.backup_record import BackupRecord
     from synapse_ops.domain.catalog import CatalogEntry
     from synapse_ops.operations.backup_catalog import Catalog
     from synapse_ops.operations.repository import Repository
@@ -37,7 +36,6 @@ _UNFINISHED = (
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
 )
-_PROOF_JOBS = ("prove_backup", "prove_databases")
 
 
 @dataclass
@@ -52,94 +50,113 @@ class _Findings:
         return len(self.events) >= EVENTS_PER_TICK
 
 
-def repository_definitions(prove_backup: Any) -> dg.Definitions:
-    """Return the sensor. prove_backup: the job that it starts."""
+def repository_definitions(prove_backup: Any, prove_snapshot: Any) -> dg.Definitions:
+    """Return the sensors, one a repository. prove_backup, prove_snapshot: the jobs that they start."""
+    sensors = [
+        _repository_sensor("repository_sensor", DATABASES, prove_backup),
+        _repository_sensor("vector_repository_sensor", COLLECTIONS, prove_snapshot),
+    ]
+    return dg.Definitions(sensors=sensors)
 
+
+def _repository_sensor(name: str, kind: SubjectKind, job: Any) -> dg.SensorDefinition:
     @dg.sensor(
-        name="repository_sensor",
-        job=prove_backup,
+        name=name,
+        job=job,
         minimum_interval_seconds=INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Reports every backup and proof of the repository that Dagster does not know, and proves new ones.",
+        description=f"Reports every backup and proof of a {kind.noun} that Dagster does not know, and proves new ones.",
     )
     def repository_sensor(context: dg.SensorEvaluationContext, stack: StackResource) -> dg.SensorResult:
-        return look_at_repository(context, stack.open())
+        return look_at_repository(context, stack.open(), kind)
 
-    return dg.Definitions(sensors=[repository_sensor])
+    return repository_sensor
 
 
-def look_at_repository(context: dg.SensorEvaluationContext, stack: "Stack") -> dg.SensorResult:
+def look_at_repository(
+    context: dg.SensorEvaluationContext, stack: "Stack", kind: SubjectKind = DATABASES
+) -> dg.SensorResult:
     """Return one tick's events, runs and cursor. Safe to repeat: what is known is not reported again."""
     from synapse_ops.operations.backup_catalog import read_catalog
 
-    repository = stack.database_repository()
+    repository = kind.repository(stack)
     catalog = read_catalog(repository)
-    databases = [name for name in catalog.subjects() if name in stack.spec.database.databases]
+    wanted = kind.subjects(stack, context.instance)
+    subjects = [name for name in catalog.subjects() if name in wanted]
     cursor = json.loads(context.cursor or "{}")
     seen = _digest(f"{entry.place.prefix} {entry.listing_digest.hex()}" for entry in catalog.backups)
     findings = _Findings()
     if cursor.get("repository") != seen:
-        for database in databases:
-            _report_unknown(context.instance, repository, catalog.of_subject(database), findings)
-    judgement = judge(stack, catalog)
+        for subject in subjects:
+            _report_unknown(context.instance, kind, repository, catalog.of_subject(subject), findings)
+    judgement = judge_now(kind, stack, context.instance, catalog)
     verdict = _digest([judgement.sentence, *(f"{backup_id} {at.isoformat()}" for _, backup_id, at in judgement.proven)])
     if findings.is_complete and not judgement.waiting and cursor.get("verdict") != verdict:
-        if _says_otherwise(context.instance, judgement):
-            findings.events.append(evaluation_of(judgement, instance=context.instance))
+        if _says_otherwise(context.instance, kind, judgement):
+            findings.events.append(evaluation_of(judgement, kind=kind, instance=context.instance))
         cursor["verdict"] = verdict
     if findings.is_complete:
         cursor["repository"] = seen
-    requests = _proof_requests(context.instance, catalog, databases) if findings.is_complete else []
+    requests = _proof_requests(context.instance, kind, catalog, subjects) if findings.is_complete else []
     return dg.SensorResult(
         asset_events=findings.events, run_requests=requests, cursor=json.dumps(cursor, sort_keys=True)
     )
 
 
 def _report_unknown(
-    instance: dg.DagsterInstance, repository: "Repository", entries: Sequence["CatalogEntry"], findings: _Findings
+    instance: dg.DagsterInstance,
+    kind: SubjectKind,
+    repository: "Repository",
+    entries: Sequence["CatalogEntry"],
+    findings: _Findings,
 ) -> None:
-    """Add events for the backups and proofs of one database that no event tells of, the oldest first."""
-    from synapse_ops.operations.backup_catalog import read_backup, read_proofs
+    """Add events for the backups and proofs of one subject that no event tells of, the oldest first."""
+    from synapse_ops.operations.backup_catalog import read_proofs
 
     if not entries:
         return
-    database = entries[0].place.subject
-    known_backups = _known(instance, DUMP_KEY, database, BACKUP_ID)
-    known_proofs = _known(instance, PROOF_KEY, database, PROOF_ID)
+    subject = entries[0].place.subject
+    known_backups = _known(instance, kind.backup_key, subject, BACKUP_ID)
+    known_proofs = _known(instance, kind.proof_key, subject, PROOF_ID)
     for entry in reversed(entries):
         if findings.is_full:
             findings.is_complete = False
             return
         try:
             if entry.place.backup_id not in known_backups and not entry.unreadable_reason:
-                record = read_backup(repository, entry.place)
+                record = kind.read_record(repository, entry)
                 if _is_in_progress(instance, record.correlation_id):
                     findings.is_complete = False  # its own run is about to report it
                     continue
-                findings.events.append(_backup_event(record, repository.store.full_url(entry.place.prefix), database))
+                findings.events.append(
+                    _backup_event(kind, record, repository.store.full_url(entry.place.prefix), subject)
+                )
             if entry.was_tried:
-                _report_proofs(instance, repository, entry, known_proofs, read_proofs, findings)
+                _report_proofs(instance, kind, repository, entry, known_proofs, read_proofs, findings)
         except SynapseOpsError as fault:
             findings.is_complete = False
             findings.events.append(
                 dg.AssetObservation(
-                    DUMP_KEY, partition=database, metadata={BACKUP_ID: entry.place.backup_id, "fault": fault.render()}
+                    kind.backup_key,
+                    partition=subject,
+                    metadata={BACKUP_ID: entry.place.backup_id, "fault": fault.render()},
                 )
             )
 
 
-def _backup_event(record: "BackupRecord", url: str, database: str) -> dg.AssetMaterialization:
+def _backup_event(kind: SubjectKind, record: Any, url: str, subject: str) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
-        DUMP_KEY,
-        partition=database,
+        kind.backup_key,
+        partition=subject,
         description="found in the repository",
-        metadata=backup_metadata(record, url),
+        metadata=kind.metadata(record, url),
         tags={"dagster/data_version": record.backup_id},
     )
 
 
 def _report_proofs(
     instance: dg.DagsterInstance,
+    kind: SubjectKind,
     repository: "Repository",
     entry: "CatalogEntry",
     known: set[str],
@@ -157,11 +174,11 @@ def _report_proofs(
         if _is_in_progress(instance, record.correlation_id):
             findings.is_complete = False
             continue
-        kind = dg.AssetMaterialization if str(record.verdict) == "proven" else dg.AssetObservation
+        event = dg.AssetMaterialization if str(record.verdict) == "proven" else dg.AssetObservation
         url = repository.store.full_url(entry.place.prefix)
         findings.events.append(
-            kind(
-                PROOF_KEY,
+            event(
+                kind.proof_key,
                 partition=entry.place.subject,
                 description="found in the repository",
                 metadata=proof_metadata(record, url),
@@ -169,9 +186,9 @@ def _report_proofs(
         )
 
 
-def _known(instance: dg.DagsterInstance, key: dg.AssetKey, database: str, name: str) -> set[str]:
+def _known(instance: dg.DagsterInstance, key: dg.AssetKey, subject: str, name: str) -> set[str]:
     """Return the ids that the events of one partition tell of, failed proofs (observations) included."""
-    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[database])
+    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[subject])
     known: set[str] = set()
     for fetch in (instance.fetch_materializations, instance.fetch_observations):
         cursor, more = None, True
@@ -192,28 +209,30 @@ def _is_in_progress(instance: dg.DagsterInstance, run_id: str) -> bool:
     return run is not None and not run.is_finished
 
 
-def _says_otherwise(instance: dg.DagsterInstance, judgement: Judgement) -> bool:
+def _says_otherwise(instance: dg.DagsterInstance, kind: SubjectKind, judgement: Judgement) -> bool:
     """Say whether the check's last evaluation differs, so that a restarted sensor does not repeat it."""
     from synapse_ops.systems.dagster_storage import last_evaluation
 
-    last = last_evaluation(instance, DUMP_KEY, CHECK_NAME)
+    last = last_evaluation(instance, kind.backup_key, CHECK_NAME)
     return last is None or last.passed != judgement.passed or last.description != judgement.sentence
 
 
-def _proof_requests(instance: dg.DagsterInstance, catalog: "Catalog", databases: Sequence[str]) -> list[dg.RunRequest]:
-    """Return one proof for the newest backup of each database that no proof has judged, unless a proof is running.
+def _proof_requests(
+    instance: dg.DagsterInstance, kind: SubjectKind, catalog: "Catalog", subjects: Sequence[str]
+) -> list[dg.RunRequest]:
+    """Return one proof for the newest backup of each subject that no proof has judged, unless a proof is running.
 
     One try a backup: what fails here is tried again by the schedule, not at every tick.
     """
     running = instance.get_runs(filters=dg.RunsFilter(statuses=list(_UNFINISHED)))
-    if any(run.job_name in _PROOF_JOBS for run in running):
+    if any(run.job_name in kind.proof_jobs for run in running):
         return []
     requests = []
-    for database in databases:
-        newest = catalog.of_subject(database)[0]
+    for subject in subjects:
+        newest = catalog.of_subject(subject)[0]
         if not newest.was_tried and not newest.unreadable_reason:
             backup_id = newest.place.backup_id
-            config = {"ops": {"prove_chosen": {"config": {"backup_id": backup_id, "only_unproven": True}}}}
+            config = {"ops": {kind.proof_op: {"config": {"backup_id": backup_id, "only_unproven": True}}}}
             tags = {TAG_TRIGGER: "sensor", TAG_BACKUP_ID: backup_id}
             requests.append(dg.RunRequest(run_key=f"proof-{backup_id}", run_config=config, tags=tags))
     return requests

@@ -1,4 +1,4 @@
-"""`restore_proven`: can what was backed up be restored? Judged over all databases, from the repository alone.
+"""`restore_proven`: can what was backed up be restored? Judged over all subjects of a kind, from the repository alone.
 
 Dagster keeps only the last evaluation of a check, so a verdict on one partition would let a green one hide a red one.
 Unknown is never good: an unproven, differing, void or aged proof is a failure, and so is a database without any backup.
@@ -7,19 +7,21 @@ A proof that could not be attempted fails a backup that has no other, and is a w
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from synapse_ops.defs.event_metadata import Metadata, table
+from synapse_ops.defs.subject_kind import DATABASES, SubjectKind
 from synapse_ops.domain.catalog import not_attempted
 
 if TYPE_CHECKING:
     from synapse_ops.domain.catalog import CatalogEntry
     from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.stack import Stack
 
-DUMP_KEY = dg.AssetKey("database_dump")
+DUMP_KEY = DATABASES.backup_key
 CHECK_NAME = "restore_proven"
 
 
@@ -73,6 +75,14 @@ def judge_repository(
     return Judgement(tuple(failing), tuple(warned), tuple(waiting), tuple(proven))
 
 
+def judge_now(
+    kind: SubjectKind, stack: "Stack", instance: dg.DagsterInstance, catalog: "Catalog | None" = None
+) -> Judgement:
+    """Return the verdict over all subjects of a kind, read from the repository now."""
+    catalog = catalog or kind.catalog(stack)
+    return judge_repository(catalog, kind.subjects(stack, instance), kind.proof_max_age(stack), datetime.now(UTC))
+
+
 def _newest_tried(entries: Sequence["CatalogEntry"]) -> "CatalogEntry | None":
     return next((entry for entry in entries if entry.was_tried), None)
 
@@ -98,34 +108,35 @@ def _fault(entries: Sequence["CatalogEntry"], proof_max_age: timedelta, now: dat
 def evaluation_of(
     judgement: Judgement,
     *,
+    kind: SubjectKind = DATABASES,
     instance: dg.DagsterInstance,
     backup_id: str | None = None,
     run_id: str | None = None,
 ) -> dg.AssetCheckEvaluation:
-    """Return the verdict as an event of `database_dump`, with the backup and run that led to it."""
-    rows = [{"database": name, "verdict": "failing", "what": reason} for name, reason in judgement.failing]
-    rows += [{"database": name, "verdict": "warning", "what": reason} for name, reason in judgement.warned]
+    """Return the verdict as an event of the asset that was backed up, with the backup and run that led to it."""
+    rows = [{kind.noun: name, "verdict": "failing", "what": reason} for name, reason in judgement.failing]
+    rows += [{kind.noun: name, "verdict": "warning", "what": reason} for name, reason in judgement.warned]
     rows += [
-        {"database": name, "verdict": "proven", "what": f"{found} at {at.isoformat(timespec='seconds')}"}
+        {kind.noun: name, "verdict": "proven", "what": f"{found} at {at.isoformat(timespec='seconds')}"}
         for name, found, at in judgement.proven
     ]
     from synapse_ops.systems.dagster_storage import newest_as_target
 
     metadata: Metadata = {
-        "failing_databases": len(judgement.failing),
-        "proven_databases": len(judgement.proven),
-        "databases": table(rows, {"database": "string", "verdict": "string", "what": "string"}),
+        f"failing_{kind.noun}s": len(judgement.failing),
+        f"proven_{kind.noun}s": len(judgement.proven),
+        f"{kind.noun}s": table(rows, {kind.noun: "string", "verdict": "string", "what": "string"}),
     }
     if backup_id is not None:
         metadata["backup_id"] = backup_id
     if run_id is not None:
         metadata["run"] = dg.MetadataValue.dagster_run(run_id)
     return dg.AssetCheckEvaluation(
-        asset_key=DUMP_KEY,
+        asset_key=kind.backup_key,
         check_name=CHECK_NAME,
         passed=judgement.passed,
         severity=judgement.severity,
         description=judgement.sentence,
         metadata=metadata,
-        target_materialization_data=newest_as_target(instance, DUMP_KEY),
+        target_materialization_data=newest_as_target(instance, kind.backup_key),
     )
