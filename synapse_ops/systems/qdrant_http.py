@@ -29,8 +29,8 @@ class QdrantRefused(ToolFailed):
     """
 
     def __init__(self, method: str, path: str, *, status: int, said: str) -> None:
-        super().__init__(["qdrant", method, path], status=status, stderr_tail=said)
-        self.message = f"qdrant answered {status} to {method} {path}"
+        SynapseOpsError.__init__(self, f"qdrant answered {status} to {method} {path}", detail=said)
+        self.argv, self.status, self.stderr_tail = ("qdrant", method, path), status, said
 
     @property
     def is_missing(self) -> bool:
