@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from synapse_ops.cli.options import Place, repository_options
+from synapse_ops.cli.options import Place, any_repository_options
 from synapse_ops.cli.tables import format_age, format_bytes, format_moment, show_table
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup_record import BackupRecord, ProofRecord
     from synapse_ops.domain.catalog import CatalogEntry
+    from synapse_ops.domain.snapshot_record import AnyBackup, SnapshotRecord
 
 
 class _BackupCommands(click.Group):
@@ -45,7 +46,7 @@ def command() -> None:
 @command.command("list")
 @click.option("--database", help="Only this database's backups.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/backup-list.schema.json).")
-@repository_options
+@any_repository_options
 def list_backups(database: str | None, place: Place, *, as_json: bool) -> None:
     """List what the repository holds, newest first: backups, whether each is proven, and left-overs."""
     from synapse_ops.operations.backup_catalog import read_catalog
@@ -105,11 +106,11 @@ def list_backups(database: str | None, place: Place, *, as_json: bool) -> None:
 @command.command()
 @click.argument("backup_id")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/backup-show.schema.json).")
-@repository_options
+@any_repository_options
 def show(backup_id: str, place: Place, *, as_json: bool) -> None:
     """Show one backup: what it was taken from, its objects, its proofs and its pins."""
     from synapse_ops.errors import ConfigError, IntegrityError
-    from synapse_ops.operations.backup_catalog import find_backup, read_backup, read_catalog, read_proofs
+    from synapse_ops.operations.backup_catalog import find_backup, read_catalog, read_proofs, read_record
 
     repository = place.repository()
     found = find_backup(repository, backup_id)
@@ -119,7 +120,7 @@ def show(backup_id: str, place: Place, *, as_json: bool) -> None:
         raise ConfigError(f"backup {backup_id} was removed while it was read")
     proofs = read_proofs(repository, found)
     try:
-        record = read_backup(repository, found)
+        record = read_record(repository, found)
     except IntegrityError:
         if not as_json:
             raise
@@ -165,20 +166,13 @@ def entry_as_json(entry: CatalogEntry) -> dict[str, Any]:
     }
 
 
-def _show_record(url: str, entry: CatalogEntry, record: BackupRecord, proofs: tuple[ProofRecord, ...]) -> None:
+def _show_record(url: str, entry: CatalogEntry, record: AnyBackup, proofs: tuple[ProofRecord, ...]) -> None:
     from synapse_ops.domain.catalog import not_attempted
+    from synapse_ops.domain.snapshot_record import SnapshotRecord
 
-    source = record.source
     facts = (
         ("where", url),
-        (
-            "source",
-            f"{source.database} on {source.node}, PostgreSQL {source.server_version}, identity {record.identity}",
-        ),
-        ("restores to", f"{format_moment(record.database_time)}, LSN {record.start_lsn}, timeline {record.timeline}"),
-        ("size", f"{format_bytes(source.database_size_bytes)} -> {format_bytes(record.stored_bytes)} stored"),
-        ("content", f"{record.table_count} tables, {record.row_count:,} rows"),
-        ("took", f"{record.duration_s:.1f} s dump, {record.fingerprint_s:.1f} s fingerprint"),
+        *(_snapshot_facts(record) if isinstance(record, SnapshotRecord) else _dump_facts(record)),
         ("encryption", ", ".join(record.encryption_recipients) or "off: whoever reads the bucket reads the data"),
         ("proven", format_moment(entry.proven_at) if entry.proven_at else f"NO: {entry.doubt}"),
         *([("warning", not_attempted(entry.not_attempted_at))] if entry.not_attempted_at else []),
@@ -203,6 +197,32 @@ def _show_record(url: str, entry: CatalogEntry, record: BackupRecord, proofs: tu
                 for proof in proofs
             ),
         )
+
+
+def _dump_facts(record: BackupRecord) -> tuple[tuple[str, str], ...]:
+    source = record.source
+    server = f"PostgreSQL {source.server_version}, identity {record.identity}"
+    return (
+        ("source", f"{source.database} on {source.node}, {server}"),
+        ("restores to", f"{format_moment(record.database_time)}, LSN {record.start_lsn}, timeline {record.timeline}"),
+        ("size", f"{format_bytes(source.database_size_bytes)} -> {format_bytes(record.stored_bytes)} stored"),
+        ("content", f"{record.table_count} tables, {record.row_count:,} rows"),
+        ("took", f"{record.duration_s:.1f} s dump, {record.fingerprint_s:.1f} s fingerprint"),
+    )
+
+
+def _snapshot_facts(record: SnapshotRecord) -> tuple[tuple[str, str], ...]:
+    source, window = record.source, record.window
+    server = f"Qdrant {source.server_version}, identity {record.identity}"
+    lsn = f", LSN {window.start_lsn} to {window.stop_lsn}" if window.start_lsn else ""
+    return (
+        ("source", f"{source.collection} on {', '.join(source.nodes.values())}, {server}"),
+        ("restores to", f"{format_moment(window.opened_at)} to {format_moment(window.closed_at)}{lsn}"),
+        ("size", f"{format_bytes(record.dumped_bytes)} -> {format_bytes(record.stored_bytes)} stored"),
+        ("content", f"{window.points_after:,} points in {len(record.shards)} shards"),
+        ("window", f"{window.moved_points} of {window.read_points} compared points moved ({window.scope})"),
+        ("took", f"{record.duration_s:.1f} s"),
+    )
 
 
 def _seconds(value: float | None) -> str:

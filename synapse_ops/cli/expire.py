@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from synapse_ops.cli.options import Place, repository_options
+from synapse_ops.cli.options import Place, any_repository_options
 from synapse_ops.cli.tables import format_bytes, format_moment, show_table
 from synapse_ops.errors import ConfigError
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Print one JSON document (docs/json/expire-plan.schema.json, expire-apply.schema.json).",
 )
-@repository_options
+@any_repository_options
 def command(
     *,
     wants_plan: bool,
@@ -90,7 +90,8 @@ def _policy(place: Place, retention: str | None) -> RetentionPolicy:
                 hint="Name the window with --retention 30d, or the spec with --spec.",
             )
         return RetentionPolicy(window)
-    policy = RetentionPolicy.of_databases(place.stack().spec)
+    spec = place.stack().spec
+    policy = RetentionPolicy.of_vectors(spec) if place.of_vectors else RetentionPolicy.of_databases(spec)
     return policy if window is None else replace(policy, window=window)
 
 

@@ -50,6 +50,10 @@ _repository_options = (
     ),
 )
 
+_vectors_option = click.option(
+    "--vectors", "of_vectors", is_flag=True, help="The spec's repository of collections, not that of databases."
+)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -61,6 +65,7 @@ class Place:
     endpoint: str | None = None
     region: str | None = None
     ca_file: Path | None = None
+    of_vectors: bool = False
 
     def stack(self) -> Stack:
         """Open the spec. Raises ConfigError when there is none, or for its faults."""
@@ -81,9 +86,10 @@ class Place:
         )
 
     def repository(self) -> Repository:
-        """Open the repository that the options or the spec name."""
+        """Open the repository that the options or the spec name: the databases', or with --vectors that of vectors."""
         if self.repository_url is None:
-            return self.stack().database_repository()
+            stack = self.stack()
+            return stack.vector_repository() if self.of_vectors else stack.database_repository()
         from synapse_ops.operations.repository import open_repository
         from synapse_ops.systems.object_store import StoreAccess
 
@@ -95,6 +101,10 @@ class Place:
             ca_file=self.ca_file or access.ca_file,
         )
         return open_repository(self.repository_url, access, state_dir=self.state_dir.absolute())
+
+    def vector_repository(self) -> Repository:
+        """Open the repository that the options name, else that of backup.vectors.destination."""
+        return replace(self, of_vectors=True).repository()
 
     def age_identities(self) -> tuple[str, ...]:
         """Return the age secret keys at hand: SYNAPSE_AGE_IDENTITY_FILE, or what the spec refers to; may be empty."""
@@ -121,12 +131,17 @@ def repository_options(command: Command) -> Command:
     return _with_place(command, (_spec_option, _state_dir_option, *_repository_options))
 
 
+def any_repository_options(command: Command) -> Command:
+    """Add what `repository_options` adds, and --vectors: the command works on backups of either kind."""
+    return _with_place(command, (_spec_option, _state_dir_option, *_repository_options, _vectors_option))
+
+
 def _with_place(command: Command, options: tuple[Callable[[Any], Any], ...]) -> Command:
     from functools import wraps
 
     @wraps(command)
     def with_place(*args: Any, spec_path: Path | None, state_dir: Path, **rest: Any) -> Any:
-        names = ("repository_url", "endpoint", "region", "ca_file")
+        names = ("repository_url", "endpoint", "region", "ca_file", "of_vectors")
         chosen = {name: rest.pop(name) for name in names if name in rest}
         return command(*args, place=Place(spec_path, state_dir, **chosen), **rest)
 

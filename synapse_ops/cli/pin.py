@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import click
 
-from synapse_ops.cli.options import Place, repository_options
+from synapse_ops.cli.options import Place, any_repository_options
 
 
 @click.command(epilog="Example:  synapse-ops pin 20261123T201726Z-3f9a1c audit-2026 --reason 'annual audit'")
@@ -15,7 +15,7 @@ from synapse_ops.cli.options import Place, repository_options
 @click.argument("label")
 @click.option("--reason", default="", help="Why, for whoever finds the pin in a year.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/pin.schema.json).")
-@repository_options
+@any_repository_options
 def command(backup_id: str, label: str, reason: str, place: Place, *, as_json: bool) -> None:
     """Exempt a backup from expiry until it is unpinned. LABEL says why: audit-2026."""
     from synapse_ops.operations.backup_catalog import find_backup

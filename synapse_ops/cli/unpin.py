@@ -6,7 +6,7 @@ import json
 
 import click
 
-from synapse_ops.cli.options import Place, repository_options
+from synapse_ops.cli.options import Place, any_repository_options
 
 
 @click.command(epilog="Example:  synapse-ops unpin 20261123T201726Z-3f9a1c audit-2026")
@@ -14,7 +14,7 @@ from synapse_ops.cli.options import Place, repository_options
 @click.argument("label", required=False)
 @click.option("--all", "wants_all", is_flag=True, help="Lift every pin of this backup.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/pin.schema.json).")
-@repository_options
+@any_repository_options
 def command(backup_id: str, label: str | None, place: Place, *, wants_all: bool, as_json: bool) -> None:
     """Lift the pin LABEL of a backup. It then expires by the same rules as every other."""
     from synapse_ops.operations.backup_catalog import find_backup

@@ -278,6 +278,14 @@ def read_backup(repository: Repository, place: BackupPlace) -> BackupRecord:
     return record
 
 
+def read_record(repository: Repository, place: BackupPlace) -> AnyBackup:
+    """Return `backup.json` of either kind; raises as `read_backup` does."""
+    key = place.key(BACKUP)
+    record = parse_backup(repository.store.read_bytes(key), key=key)
+    _check_place(record, key)
+    return record
+
+
 def read_snapshot(repository: Repository, place: BackupPlace) -> SnapshotRecord:
     """Return `backup.json` of a collection's snapshots; raises as `read_backup` does."""
     key = place.key(BACKUP)
