@@ -28,23 +28,19 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """bad, good: the same selectors in the same order. bad begins at time 0, and the condition holds `onset` later.
+    """bad begins at time 0, and the condition holds from then on. A series of only one of the two is missing else.
 
-    is_rate: rates are in it, so one more sample is needed at first, and the whole range has to pass for it to resolve.
+    is_rate: rates are in it, so a whole range has to pass until the condition surely holds, or surely does not.
     """
 
     bad: tuple[Series, ...]
     good: tuple[Series, ...]
-    onset: timedelta = timedelta(0)
     is_rate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AlertRule:
-    """hold: how long `expr` must be true. page: the runbook's name below docs/runbooks, without .md.
-
-    fails_safe: it is true of missing series too (absent), so that nobody's silence is taken for good news.
-    """
+    """hold: how long `expr` must be true. page: the runbook's name below docs/runbooks, without .md."""
 
     name: str
     expr: str

@@ -36,12 +36,14 @@ def alert_tests(spec: Spec, alerts: Sequence[AlertRule], groups: Sequence[str]) 
 
 def _test(spec: Spec, alert: AlertRule, step: timedelta) -> dict[str, object]:
     proof = alert.proof
-    first = _steps(proof.onset, step) + (1 if proof.is_rate else 0)
-    fires = first + _steps(alert.hold, step)
-    resolved = fires + 2 + (_steps(rate_range(spec), step) + 1 if proof.is_rate else 0)
+    hold = _steps(alert.hold, step)
+    # a rate over a range that is not full yet is too small: somewhere in the first range its condition begins to hold
+    settles = _steps(rate_range(spec), step) + 1 if proof.is_rate else 0
+    fires = settles + hold
+    resolved = fires + 2 + settles
     checks = []
-    if fires > 0:
-        checks.append(_check(alert, fires - 1, step, firing=False))
+    if hold > 0:
+        checks.append(_check(alert, hold - 1, step, firing=False))
     checks.append(_check(alert, fires, step, firing=True))
     if proof.good:
         checks.append(_check(alert, resolved, step, firing=False))
@@ -65,9 +67,14 @@ def _check(alert: AlertRule, at: int, step: timedelta, *, firing: bool) -> dict[
 
 def _inputs(proof: Proof, fires: int, resolved: int, step: timedelta) -> Iterator[dict[str, str]]:
     """Yield the series: bad at the steps 0..fires, good after them."""
-    for bad, good in zip(proof.bad, proof.good, strict=True):
-        phases = [_values(bad, 0, fires + 1, step), _values(good, fires + 1, resolved - fires, step)]
-        yield {"series": bad.selector, "values": " ".join(phases)}
+    bad, good = ({series.selector: series for series in phase} for phase in (proof.bad, proof.good))
+    for selector in dict.fromkeys([*bad, *good]):
+        missing = Series(selector, None)
+        phases = [
+            _values(bad.get(selector, missing), 0, fires + 1, step),
+            _values(good.get(selector, missing), fires + 1, resolved - fires, step),
+        ]
+        yield {"series": selector, "values": " ".join(phases)}
 
 
 def _values(series: Series, first: int, count: int, step: timedelta) -> str:

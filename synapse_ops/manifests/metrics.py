@@ -23,7 +23,6 @@ _SERVED: Mapping[str, tuple[str, ...]] = {
         "synapse_ops_watch_heartbeats_total",
         "synapse_ops_probe_state",
         "synapse_ops_probe_up",
-        "synapse_ops_probe_verdict_timestamp_seconds",
         "synapse_ops_probe_latency_seconds",
         "synapse_ops_replication_primaries",
         "synapse_ops_replication_standbys",
@@ -67,7 +66,6 @@ _SERVED: Mapping[str, tuple[str, ...]] = {
         "node_disk_io_time_seconds_total",
     ),
     "postgres-exporter": (
-        "pg_up",
         "pg_stat_database_xact_commit",
         "pg_stat_database_xact_rollback",
         "pg_stat_database_blks_hit",
@@ -76,7 +74,6 @@ _SERVED: Mapping[str, tuple[str, ...]] = {
         "pg_database_size_bytes",
     ),
     "redis-exporter": (
-        "redis_up",
         "redis_keyspace_hits_total",
         "redis_keyspace_misses_total",
         "redis_commands_processed_total",
