@@ -1,6 +1,6 @@
 """The servers of the embedded stack as one thing: made from a layout, started side by side, stopped in order.
 
-Order of start: SeaweedFS, Redis, `ops` and the primary at once; the standby once the primary can be cloned or
+Order of start: SeaweedFS, Redis, Qdrant, `ops` and the primary at once; the standby once the primary can be cloned or
 followed; the application once its database exists; the prober at the end, when its spec is written. Every process is
 launched from the calling (main) thread, because the kernel ends a child when the *thread* that forked it ends; only
 waiting happens in other threads.
@@ -24,6 +24,7 @@ from synapse_ops.local.layout import StackLayout
 from synapse_ops.local.program_server import ProgramServer
 from synapse_ops.local.redis_server import find_redis, redis_server
 from synapse_ops.local.seaweed_server import LISTENERS, SeaweedServer, find_weed
+from synapse_ops.local.vector_server import vector_server
 from synapse_ops.local.watch_server import watch_server
 from synapse_ops.systems.local_processes import (
     ProcessMark,
@@ -40,8 +41,8 @@ POSTGRES_MAJOR = 17
 BUCKET = "backups"
 S3_ACCESS_KEY = "synapse"
 TELL = Callable[[str], None]
-PORT_NAMES = ("db-primary", "db-standby", "ops", "redis", "api", "watch", *LISTENERS)
-SERVER_NAMES = ("db-primary", "db-standby", "ops", "redis", "s3", "api", "watch")
+PORT_NAMES = ("db-primary", "db-standby", "ops", "redis", "qdrant", "api", "watch", *LISTENERS)
+SERVER_NAMES = ("db-primary", "db-standby", "ops", "redis", "qdrant", "s3", "api", "watch")
 
 
 class MainThread:
@@ -80,6 +81,7 @@ class StackServers:
     databases: DatabaseServers
     store: SeaweedServer
     redis: ProgramServer
+    qdrant: ProgramServer
     api: ProgramServer | None
     watch: ProgramServer
 
@@ -91,6 +93,7 @@ class StackServers:
         """Return the living main process of each server, by name, in the order of SERVER_NAMES."""
         found: dict[str, ProcessMark | None] = {name: server.mark() for name, server in self.postgres().items()}
         found["redis"] = self.redis.mark()
+        found["qdrant"] = self.qdrant.mark()
         found["s3"] = self.store.mark()
         if self.api is not None:
             found["api"] = self.api.mark()
@@ -104,13 +107,14 @@ class StackServers:
         """Start what does not run, and return when all of it is ready. Raises the first error of any server."""
         main, alive = MainThread(), self.marks()
         cloned = threading.Event()
-        with ThreadPoolExecutor(6, thread_name_prefix="start") as pool:
+        with ThreadPoolExecutor(7, thread_name_prefix="start") as pool:
             steps: dict[str, Callable[[], None]] = {
                 "s3": lambda: self._start_store(main, alive["s3"]),
                 "redis": lambda: self._start_program(main, self.redis, alive["redis"]),
                 "ops": lambda: self._start_ops(main),
                 "db-primary": lambda: self._start_primary(main, cloned),
                 "db-standby": lambda: self._start_standby(main, cloned),
+                "qdrant": lambda: self._start_program(main, self.qdrant, alive["qdrant"]),
             }
             futures = [pool.submit(_told, name, step, tell) for name, step in steps.items()]
             if self.api is not None:
@@ -173,11 +177,12 @@ class StackServers:
         if self.api is not None:
             with _telling("api", tell):
                 self.api.stop()
-        with ThreadPoolExecutor(4, thread_name_prefix="stop") as pool:
+        with ThreadPoolExecutor(5, thread_name_prefix="stop") as pool:
             steps: dict[str, Callable[[], None]] = {
                 "databases": self._stop_replicated,
                 "ops": self.databases.ops.stop,
                 "redis": self.redis.stop,
+                "qdrant": self.qdrant.stop,
                 "s3": self.store.stop,
             }
             futures = [pool.submit(_told, name, step, tell) for name, step in steps.items()]
@@ -256,13 +261,15 @@ def make_stack(layout: StackLayout, kept_ports: Mapping[str, int], known: Mappin
         password=secret("redis.password"),
     )
     redis.known = known.get("redis")
+    qdrant = vector_server(layout, ports["qdrant"])
+    qdrant.known = known.get("qdrant")
     databases = database_servers(layout, tools, ports, passwords)
     api = api_server(layout, ports["api"], ports["db-primary"], ports["db-standby"], passwords.app)
     if api is not None:
         api.known = known.get("api")
     watch = watch_server(layout)
     watch.known = known.get("watch")
-    return StackServers(layout, ports, databases, store, redis, api, watch)
+    return StackServers(layout, ports, databases, store, redis, qdrant, api, watch)
 
 
 def _reachable_program(layout: StackLayout, program: Path, name: str) -> Path:

@@ -23,6 +23,7 @@ from synapse_ops.local.database_servers import (
     SUPERUSER,
 )
 from synapse_ops.local.layout import StackLayout
+from synapse_ops.local.vector_server import vector_key_file
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "synapse" / "infrastructure.yaml"
 
@@ -109,6 +110,13 @@ def _addresses(layout: StackLayout, ports: Mapping[str, int]) -> dict[str, Any]:
             "host": "127.0.0.1",
             "port": ports["redis"],
             "password": f"file:{secrets / 'redis.password'}",
+        },
+        "qdrant": {
+            "host": "127.0.0.1",
+            "port": ports["qdrant"],
+            "tls": False,
+            "api_key": f"file:{vector_key_file(layout)}",
+            "nodes": [],
         },
         "object_store": {
             "endpoint": f"http://127.0.0.1:{ports['s3.port']}",

@@ -157,7 +157,9 @@ def _describe(stack: StackServers, *, missing: str) -> dict[str, ServerState]:
     found = {}
     for name, mark in stack.marks().items():
         fence = postgres[name].fence() if name in postgres else None
-        scheme = {"redis": "redis", "s3": "http", "api": "http", "watch": "http"}.get(name, "postgresql")
+        scheme = {"redis": "redis", "s3": "http", "api": "http", "watch": "http", "qdrant": "http"}.get(
+            name, "postgresql"
+        )
         found[name] = ServerState(
             name=name,
             state="fenced" if fence is not None and mark is None else "running" if mark is not None else missing,

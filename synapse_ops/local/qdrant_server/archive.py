@@ -24,6 +24,7 @@ BLOCK = 512
 PIECE_BYTES = 1024 * 1024
 SEGMENT_FILES = "snapshot/files/"
 STATE_FILES = ("replica_state.json", "shard_config.json")
+_STREAMED = re.compile(r"^((?:\d+/)?segments/[^/]+)/files/")  # segments of a streamed snapshot are no tars
 _SEGMENT = re.compile(r"(segments/[0-9A-Za-z-]+)\.tar")
 
 
@@ -142,7 +143,7 @@ def _unpack_members(opened: tarfile.TarFile, target: Path) -> None:
         if member.name.startswith("/") or ".." in parts:
             raise Fault(f"File IO error: strange name in the archive: `{member.name}`")
         content = opened.extractfile(member) if member.isfile() else None
-        place = target / member.name
+        place = target / _STREAMED.sub(r"\1/", member.name)
         if content is None:
             if not member.isdir():
                 raise Fault(f"File IO error: `{member.name}` is neither a file nor a folder")
