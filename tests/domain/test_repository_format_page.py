@@ -12,15 +12,38 @@ from synapse_ops.domain.backup_record import (
     BackupRecord,
     ObjectRecord,
     ProofRecord,
+    SnapshotFindings,
     SourceRecord,
     StartedRecord,
     Verdict,
+)
+from synapse_ops.domain.snapshot_record import (
+    CollectionSource,
+    ShardRecord,
+    SnapshotRecord,
+    SnapshotStartedRecord,
+    SnapshotWindow,
 )
 
 PAGE = (Path(__file__).parents[2] / "docs" / "repository-format.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("model", [StartedRecord, BackupRecord, SourceRecord, ObjectRecord, ProofRecord])
+@pytest.mark.parametrize(
+    "model",
+    [
+        StartedRecord,
+        BackupRecord,
+        SourceRecord,
+        ObjectRecord,
+        ProofRecord,
+        SnapshotFindings,
+        SnapshotStartedRecord,
+        SnapshotRecord,
+        CollectionSource,
+        ShardRecord,
+        SnapshotWindow,
+    ],
+)
 def test_every_field_of_every_document_is_specified(model: type[BaseModel]) -> None:
     """A field that a stranger cannot look up is a field that he will guess at."""
     missing = [name for name in model.model_fields if f"`{name}`" not in PAGE and name != "collation_version"]

@@ -76,11 +76,10 @@ def test_a_restore_that_fails_takes_its_new_collection_with_it(
     data = bytearray(store.read_bytes(key))
     data[100] ^= 1
     store.put_bytes(key, bytes(data))
-    before = server.collections()
 
     with pytest.raises(IntegrityError):
         restore(stack, server, report, f"{collection}_restored")
-    assert server.collections() == before
+    assert f"{collection}_restored" not in server.collections()
 
 
 def test_an_alias_is_switched_in_one_step_and_says_what_it_stood_for(server: QdrantServer, collection: str) -> None:
@@ -110,8 +109,7 @@ def test_a_newer_segment_is_refused_before_it_is_sent(
     fill(server, collection, plain_config(), plain_points(20))
     report = snapshot_collection(stack, collection)
     monkeypatch.setattr(vector_restore, "segment_versions", lambda _: ("0.5.9",))
-    before = server.collections()
 
     with pytest.raises(Refused, match="segments of version"):
         restore(stack, server, report, f"{collection}_restored")
-    assert server.collections() == before
+    assert f"{collection}_restored" not in server.collections()

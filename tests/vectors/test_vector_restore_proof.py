@@ -184,7 +184,7 @@ def test_a_proof_that_has_no_time_left_is_unproven(stack: Stack, server: QdrantS
     report = snapshot_collection(stack, collection)
 
     found = prove_snapshot(
-        stack.vector_repository(), place=report.place, work_dir=stack.state_dir / "proof", timeout_s=0.3
+        stack.vector_repository(), place=report.place, work_dir=stack.state_dir / "proof", timeout_s=0.05
     )
 
     assert found is not None
