@@ -3,12 +3,17 @@
 GET /health          the process answers
 GET /health/db       PostgreSQL answers a query, on a server that takes writes
 GET /metrics         Prometheus text
-POST /generate       {"prompt": ...} writes a document, and only then acknowledges it
+GET /health/vectors  Qdrant answers a count
+POST /generate       {"prompt": ...} writes a document and its vector, and only then acknowledges it
 GET /documents/{id}  reads one back
+GET /search?q=       the documents nearest to a text
 
 Every acknowledged write stands in the ledger, one JSON line, fsynced before the reply is sent: what a client was told
 is kept must be there after any failure, and the ledger is how that is checked.
-Settings: SYNAPSE_API_PORT, SYNAPSE_API_DATABASE_FILE (holds a libpq conninfo), SYNAPSE_API_LEDGER.
+A document and its vector are written together: the vector inside the transaction, so that neither is acknowledged
+without the other; a crash between the two may leave a vector whose document never was.
+Settings: SYNAPSE_API_PORT, SYNAPSE_API_DATABASE_FILE (holds a libpq conninfo), SYNAPSE_API_LEDGER; and for vectors
+SYNAPSE_API_QDRANT_URL, SYNAPSE_API_QDRANT_KEY_FILE, SYNAPSE_API_QDRANT_COLLECTION. Without the URL there are none.
 """
 
 from __future__ import annotations
@@ -27,10 +32,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel, Field
+from vectors import VectorStore, point_id, point_of
 
 POOL_SIZE = 5
 STATEMENT_TIMEOUT_MS = 10_000
@@ -139,8 +146,8 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-def make_app(conninfo_file: Path, ledger_file: Path) -> FastAPI:
-    """Return the application; it starts whether or not the database answers."""
+def make_app(conninfo_file: Path, ledger_file: Path, vectors: VectorStore | None = None) -> FastAPI:
+    """Return the application; it starts whether or not the database and the vector store answer."""
     app = FastAPI(title="Synapse stand-in")
     database, ledger, metrics = Database(conninfo_file), Ledger(ledger_file), Metrics()
 
@@ -159,6 +166,12 @@ def make_app(conninfo_file: Path, ledger_file: Path) -> FastAPI:
         body = {"status": "down", "cause": type(error).__name__, "sqlstate": getattr(error, "sqlstate", None)}
         return Response(json.dumps(body), status_code=503, media_type="application/json")
 
+    @app.exception_handler(httpx.HTTPError)
+    async def no_vectors(request: Request, error: httpx.HTTPError) -> Response:
+        del request
+        body = {"status": "down", "store": "qdrant", "cause": type(error).__name__}
+        return Response(json.dumps(body), status_code=503, media_type="application/json")
+
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"status": "ok"}
@@ -169,6 +182,15 @@ def make_app(conninfo_file: Path, ledger_file: Path) -> FastAPI:
             [is_standby, lsn] = _row(connection, "select pg_is_in_recovery(), pg_current_wal_lsn()::text")
         metrics.database_up = 1
         return {"status": "ok", "takes_writes": not is_standby, "lsn": lsn}
+
+    @app.get("/health/vectors")
+    def health_vectors() -> dict[str, Any]:
+        return {"status": "ok", "points": vectors.count()} if vectors is not None else {"status": "none"}
+
+    @app.get("/search")
+    def search(q: str) -> dict[str, Any]:
+        found = vectors.search(q) if vectors is not None else []
+        return {"found": [{"score": point["score"], "payload": point.get("payload")} for point in found]}
 
     @app.get("/metrics")
     def show_metrics() -> Response:
@@ -181,9 +203,11 @@ def make_app(conninfo_file: Path, ledger_file: Path) -> FastAPI:
         with database.connection() as connection:
             database.ensure_table(connection)
             statement = "insert into documents (prompt, body, sha256) values (%s, %s, %s) returning id"
-            [number] = _row(
-                connection, statement, [prompt.prompt, body, bytes.fromhex(digest)]
-            )  # committed when it returns
+            with connection.transaction():
+                [number] = _row(connection, statement, [prompt.prompt, body, bytes.fromhex(digest)])
+                if vectors is not None:
+                    payload = {"document": number, "title": prompt.prompt[:80], "state": "draft", "sha256": digest}
+                    vectors.upsert([point_of(point_id(number), body, payload, vectors.size)])
         metrics.database_up = 1
         ledger.append({"id": number, "sha256": digest, "acknowledged_at": datetime.now(UTC).isoformat()})
         metrics.acknowledged += 1
@@ -213,9 +237,17 @@ def _row(connection: psycopg.Connection[Any], statement: str, values: list[Any] 
     return connection.execute(statement, values).fetchone()  # type: ignore[arg-type]
 
 
+def _vectors() -> VectorStore | None:
+    url, key_file = os.environ.get("SYNAPSE_API_QDRANT_URL"), os.environ.get("SYNAPSE_API_QDRANT_KEY_FILE")
+    if not url:
+        return None
+    key = Path(key_file).read_text(encoding="utf-8").strip() if key_file else None
+    return VectorStore(url, key, os.environ.get("SYNAPSE_API_QDRANT_COLLECTION", "documents"))
+
+
 if __name__ == "__main__":
     uvicorn.run(
-        make_app(Path(os.environ["SYNAPSE_API_DATABASE_FILE"]), Path(os.environ["SYNAPSE_API_LEDGER"])),
+        make_app(Path(os.environ["SYNAPSE_API_DATABASE_FILE"]), Path(os.environ["SYNAPSE_API_LEDGER"]), _vectors()),
         host="127.0.0.1",
         port=int(os.environ["SYNAPSE_API_PORT"]),
         log_level="warning",

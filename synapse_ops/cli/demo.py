@@ -91,11 +91,14 @@ def _short(path: Path) -> Path:
 
 
 def _fill(stack: Stack, size_bytes: int) -> None:
-    from synapse_ops.local.example_data import load_example_data
+    from synapse_ops.local.example_data import VECTORS, load_example_data, load_example_vectors
 
     with _step(f"example data in {', '.join(stack.spec.database.databases)}: {size_bytes / 2**20:.0f} MiB"):
         for database in stack.spec.database.databases:
             load_example_data(stack.admin_conninfo(database), size=size_bytes)
+    qdrant = stack.spec.qdrant
+    with _step(f"example vectors in {qdrant.collection}: {VECTORS} points of {qdrant.vector_size} dimensions"):
+        load_example_vectors(stack.admin_conninfo(stack.spec.database.databases[0]), qdrant)
 
 
 def _run_main_job(stack: Stack, spec_path: Path) -> None:

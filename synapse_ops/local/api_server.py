@@ -11,13 +11,14 @@ from synapse_ops.local.credentials import write_secret
 from synapse_ops.local.database_servers import APP_DATABASE, APP_USER
 from synapse_ops.local.layout import StackLayout
 from synapse_ops.local.program_server import ProgramServer
+from synapse_ops.local.vector_server import vector_key_file
 
 PROBE_TIMEOUT_S = 2.0
 EXAMPLE = Path(__file__).parents[2] / "examples" / "synapse" / "app.py"
 
 
 def api_server(
-    layout: StackLayout, port: int, primary_port: int, standby_port: int, password: str
+    layout: StackLayout, port: int, primary_port: int, standby_port: int, vector_port: int, password: str
 ) -> ProgramServer | None:
     """Return the stand-in; None where the examples are not installed beside the package.
 
@@ -46,6 +47,8 @@ def api_server(
     environment = dict(os.environ) | {
         "SYNAPSE_API_PORT": str(port),
         "SYNAPSE_API_DATABASE_FILE": str(layout.secrets / "synapse-api.conninfo"),
+        "SYNAPSE_API_QDRANT_URL": f"http://127.0.0.1:{vector_port}",
+        "SYNAPSE_API_QDRANT_KEY_FILE": str(vector_key_file(layout)),
         "SYNAPSE_API_LEDGER": str(ledger / "acknowledged.jsonl"),
         "TMPDIR": str(layout.temp),
     }

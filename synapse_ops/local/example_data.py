@@ -1,4 +1,4 @@
-"""Realistic seeded data for the embedded stack: the loader of examples/synapse, called with our own progress."""
+"""Realistic seeded data for the embedded stack: the loaders of examples/synapse, called with our own progress."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import ConfigError
+from synapse_ops.spec.blocks.stores import Qdrant
+from synapse_ops.systems.qdrant import open_qdrant
 
-LOADER = Path(__file__).parents[2] / "examples" / "synapse" / "load.py"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "synapse"
+VECTORS = 2000  # points of the demo
 
 
 def load_example_data(
@@ -21,17 +24,40 @@ def load_example_data(
     size: stored bytes, or text such as "100MB". Returns the loader's report: did_load, size_bytes, documents, took_s.
     Raises ConfigError when the examples are not installed beside the package.
     """
-    if not LOADER.is_file():
-        raise ConfigError(f"the example data's loader {LOADER} is not installed", hint="Use a checkout of the project.")
-    name = "synapse_ops_example_load"
-    spec = importlib.util.spec_from_file_location(name, LOADER)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"cannot load {LOADER}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
 
     def report(stage: str, done: int, total: int) -> None:
         progress(Progress(stage, done, total, "rows"))
 
-    return module.load_example_data(conninfo, size, seed, report)
+    return _module("load").load_example_data(conninfo, size, seed, report)
+
+
+def load_example_vectors(
+    conninfo: str, qdrant: Qdrant, most: int = VECTORS, progress: ReportProgress = ignore_progress
+) -> Any:
+    """Write vectors of the documents that load_example_data made into `qdrant.collection`, unless they are there.
+
+    The collection gets payload indexes and an alias, `<collection>-live`. Returns did_load, points, took_s.
+    """
+    module = _module("vectors")
+    server = open_qdrant(qdrant)
+    key = qdrant.api_key.resolve() if qdrant.api_key else None
+    store = module.VectorStore(server.url, key, qdrant.collection, qdrant.vector_size, qdrant.distance)
+
+    def report(stage: str, done: int, total: int) -> None:
+        progress(Progress(stage, done, total, "points"))
+
+    return module.load_example_vectors(conninfo, store, most, report)
+
+
+def _module(name: str) -> Any:
+    path = EXAMPLES / f"{name}.py"
+    if not path.is_file():
+        raise ConfigError(f"the example data's loader {path} is not installed", hint="Use a checkout of the project.")
+    full_name = f"synapse_ops_example_{name}"
+    spec = importlib.util.spec_from_file_location(full_name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"cannot load {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[full_name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -264,7 +264,7 @@ def make_stack(layout: StackLayout, kept_ports: Mapping[str, int], known: Mappin
     qdrant = vector_server(layout, ports["qdrant"])
     qdrant.known = known.get("qdrant")
     databases = database_servers(layout, tools, ports, passwords)
-    api = api_server(layout, ports["api"], ports["db-primary"], ports["db-standby"], passwords.app)
+    api = api_server(layout, ports["api"], ports["db-primary"], ports["db-standby"], ports["qdrant"], passwords.app)
     if api is not None:
         api.known = known.get("api")
     watch = watch_server(layout)
