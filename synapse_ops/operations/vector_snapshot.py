@@ -15,14 +15,14 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops import __version__
 from synapse_ops.domain.backup_record import ObjectRecord
-from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
+from synapse_ops.domain.progress import ReportProgress, ignore_progress
 from synapse_ops.domain.repository_layout import HEARTBEAT, KIND_SNAPSHOT, BackupPlace, new_backup_id, quote_segment
 from synapse_ops.domain.snapshot_record import (
     CollectionSource,
@@ -31,22 +31,21 @@ from synapse_ops.domain.snapshot_record import (
     SnapshotStartedRecord,
     SnapshotWindow,
 )
-from synapse_ops.domain.vector_fingerprint import CanaryQuery, VectorFingerprint, canaries_to_json
+from synapse_ops.domain.vector_fingerprint import canaries_to_json
 from synapse_ops.errors import SynapseOpsError, Unproven, Unreachable
 from synapse_ops.operations.backup_writer import BackupWriter
-from synapse_ops.operations.heartbeat import Heartbeat, keep_heartbeat
-from synapse_ops.operations.lease import hold_lease
+from synapse_ops.operations.heartbeat import keep_heartbeat
+from synapse_ops.operations.lease import Lease, hold_lease
+from synapse_ops.operations.repository import Repository
+from synapse_ops.operations.vector_cut import CutCollection, SnapshotRun, cut_collection, remove_from_nodes
 from synapse_ops.operations.vector_left_overs import find_left_overs
-from synapse_ops.operations.vector_reading import Readout, answer_queries, canary_queries, read_points, scope_of
-from synapse_ops.operations.vector_shards import CutShard, create_on_node, is_out_of_space, send_shard
+from synapse_ops.operations.vector_shards import CutShard, send_shard
 from synapse_ops.operations.vector_source import CollectionNodes, ensure_identity, look_at, open_collection
 from synapse_ops.systems.encryption import check_recipients
 from synapse_ops.systems.log_output import current_correlation_id
-from synapse_ops.systems.qdrant import QdrantRefused
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
-    from synapse_ops.systems.postgres_identity import ServerMoment
 
 FINGERPRINT, COLLECTION, CANARIES = "fingerprint.json", "collection.json", "canaries.json"
 
@@ -65,28 +64,6 @@ class SnapshotReport:
     left_overs: tuple[str, ...]
 
 
-@dataclass
-class _Run:
-    """One snapshot being taken."""
-
-    stack: Stack
-    nodes: CollectionNodes
-    writer: BackupWriter
-    heartbeat: Heartbeat
-    progress: ReportProgress
-    warnings: list[str] = field(default_factory=list)
-    phase_s: dict[str, float] = field(default_factory=dict)
-    on_nodes: list[CutShard] = field(default_factory=list)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phase_s[name] = round(self.phase_s.get(name, 0.0) + time.monotonic() - begun, 3)
-
-
 def snapshot_collection(
     stack: Stack, collection: str, *, set_id: str | None = None, progress: ReportProgress = ignore_progress
 ) -> SnapshotReport:
@@ -100,10 +77,33 @@ def snapshot_collection(
     check_recipients(recipients)
     repository = stack.vector_repository()
     owner = f"snapshot on {socket.gethostname()}, pid {os.getpid()}"
-    with (
-        hold_lease(repository, f"snapshot-{quote_segment(collection)}", owner=owner) as lease,
-        open_collection(stack, collection) as nodes,
-    ):
+    with hold_lease(repository, f"snapshot-{quote_segment(collection)}", owner=owner) as lease:
+        try:
+            return _attempt(stack, repository, lease, collection, set_id, progress)
+        except Unreachable as lost:
+            if not _others_can(stack, collection):
+                raise
+            # what was cut on the lost node is gone, and a shard cut anew would be later than what was read
+            again = _attempt(stack, repository, lease, collection, set_id, progress)
+            return replace(again, warnings=(f"taken again, a node was lost: {lost.message}", *again.warnings))
+
+
+def _others_can(stack: Stack, collection: str) -> bool:
+    """Tell whether every shard has an active replica on a node that still answers, when one node does not."""
+    with suppress(SynapseOpsError), open_collection(stack, collection) as nodes:
+        return bool(nodes.silent) and not nodes.placement.faults
+    return False
+
+
+def _attempt(
+    stack: Stack,
+    repository: Repository,
+    lease: Lease,
+    collection: str,
+    set_id: str | None,
+    progress: ReportProgress,
+) -> SnapshotReport:
+    with open_collection(stack, collection) as nodes:
         _refuse_void(nodes)
         identity = ensure_identity(nodes)
         left_overs = find_left_overs(repository, identity, nodes)
@@ -119,18 +119,18 @@ def snapshot_collection(
             pid=os.getpid(),
             correlation_id=current_correlation_id(),
         )
-        writer = BackupWriter(repository.store, place, recipients)
+        writer = BackupWriter(repository.store, place, stack.spec.encryption.recipients)
         writer.begin(started)
         body = {"backup_id": place.backup_id, "host": started.host, "pid": started.pid}
         with keep_heartbeat(repository.store, place.key(HEARTBEAT), body=body) as heartbeat:
-            run = _Run(stack, nodes, writer, heartbeat, progress, warnings=[*lease.warnings])
+            run = SnapshotRun(stack, nodes, writer, heartbeat, progress, warnings=[*lease.warnings])
             try:
                 record = _take(run, started, set_id)
                 heartbeat.raise_if_lost()
                 lease.check()
                 writer.seal(record)
             finally:
-                _remove_from_nodes(run)
+                remove_from_nodes(run)
     warnings = (*run.warnings, *_warnings(run, record, left_overs))
     return SnapshotReport(record, place, repository.store.full_url(place.prefix), warnings, left_overs)
 
@@ -146,20 +146,9 @@ def _refuse_void(nodes: CollectionNodes) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """Everything that was read and cut, before a byte of it was sent."""
-
-    shards: tuple[CutShard, ...]
-    fingerprint: VectorFingerprint
-    canaries: tuple[CanaryQuery, ...]
-    opened: tuple[datetime, ServerMoment | None]
-    closed: tuple[datetime, ServerMoment | None]
-
-
-def _take(run: _Run, started: SnapshotStartedRecord, set_id: str | None) -> SnapshotRecord:
+def _take(run: SnapshotRun, started: SnapshotStartedRecord, set_id: str | None) -> SnapshotRecord:
     begun = time.monotonic()
-    cut = _cut(run, seed=started.backup_id)
+    cut = cut_collection(run, seed=started.backup_id)
     document = _collection_document(run)
     rows: list[tuple[ObjectRecord, ShardRecord]] = []
     for shard in cut.shards:
@@ -168,7 +157,7 @@ def _take(run: _Run, started: SnapshotStartedRecord, set_id: str | None) -> Snap
                 run.writer, shard, may_compress=run.stack.spec.backup.vectors.compression, progress=run.progress
             )
         rows.append((stored, row.model_copy(update={"points_after": _points_now(run, shard)})))
-        _remove_from_nodes(run, only=shard)
+        remove_from_nodes(run, only=shard)
         run.heartbeat.raise_if_lost()
     documents = {FINGERPRINT: cut.fingerprint.to_json(), COLLECTION: document, CANARIES: canaries_to_json(cut.canaries)}
     objects = [stored for stored, _ in rows]
@@ -209,117 +198,7 @@ def _take(run: _Run, started: SnapshotStartedRecord, set_id: str | None) -> Snap
     )
 
 
-def _cut(run: _Run, *, seed: str) -> _Cut:
-    """Read, cut every shard, and read again; between the two readings lies the window."""
-    before = _read(run, seed, None)
-    queries = canary_queries(run.nodes.info, before.examples)
-    first = answer_queries(run.nodes.control, run.nodes.name, queries)
-    opened = (datetime.now(UTC), _database_moment(run))
-    with run.phase("create"):
-        shards = tuple(_cut_shard(run, shard, peers) for shard, peers in run.nodes.placement.candidates.items())
-    closed = (datetime.now(UTC), _database_moment(run))
-    after = _read(run, seed, before)
-    second = answer_queries(run.nodes.control, run.nodes.name, queries)
-    if first is None or second is None:
-        run.warnings.append("no canary queries: the collection's strict mode refuses exact searches")
-        queries, first, second = (), (), ()
-    canaries = tuple(
-        CanaryQuery(query.using, query.vector, query.lower_is_better, top=then, is_steady=then == now)
-        for query, then, now in zip(queries, first, second, strict=True)
-    )
-    scope = scope_of(before.reading.count) if before.reading.points_digest is None else "all"
-    return _Cut(shards, VectorFingerprint.of(scope, seed, before.reading, after.reading), canaries, opened, closed)
-
-
-def _read(run: _Run, seed: str, earlier: Readout | None) -> Readout:
-    """Read the live points; again the same ones, and in the same scope, when there was an earlier reading."""
-    nodes = run.nodes
-    if earlier is None:
-        scope = scope_of(nodes.control.count(nodes.name, exact=True))
-    else:
-        scope = "sample" if earlier.reading.points_digest is None else "all"
-    with run.phase("fingerprint"):
-        return read_points(
-            nodes.control,
-            nodes.info,
-            scope=scope,
-            seed=seed,
-            sample_points=run.stack.spec.proof.sample_points,
-            ids=None if earlier is None or scope == "all" else tuple(earlier.reading.hashes),
-            progress=run.progress,
-        )
-
-
-def _cut_shard(run: _Run, shard: int, peers: tuple[int, ...]) -> CutShard:
-    """Have a shard's snapshot made on the first of its nodes that can; a node that is lost leaves it to the next."""
-    lost: list[str] = []
-    for peer in peers:
-        server = run.nodes.by_peer[peer]
-        run.progress(Progress(f"snapshotting shard {shard} of {run.nodes.name}", 0))
-        begun, at = time.monotonic(), datetime.now(UTC)
-        method = run.stack.spec.backup.vectors.method
-        run.heartbeat.tell(cutting={"node": server.url, "shard_id": shard, "since": at.isoformat()})
-        made = None
-        try:
-            if method != "streamed":
-                made = create_on_node(server, run.nodes.name, shard)
-        except Unreachable as error:
-            lost.append(f"shard {shard} on {server.url}: {error.message}")
-            run.warnings.append(f"{lost[-1]}; asked the next replica")
-            continue
-        except QdrantRefused as refused:
-            if method != "auto" or not is_out_of_space(refused):
-                raise
-            run.warnings.append(f"{server.url} has no room for the snapshot of shard {shard}: streamed instead")
-        spent_s = time.monotonic() - begun
-        points = run.nodes.points_of(peer, shard)
-        cut = CutShard(shard, peer, server, run.nodes.name, made, at, spent_s, points)
-        if made is not None:
-            run.on_nodes.append(cut)
-            run.heartbeat.tell(cutting=None, on_nodes=[_where(one) for one in run.on_nodes])
-        return cut
-    raise Unreachable(
-        f'could not snapshot collection "{run.nodes.name}": shard {shard} was lost on every node that has it',
-        detail="\n".join(lost),
-    )
-
-
-def _where(cut: CutShard) -> dict[str, Any]:
-    return {"node": cut.server.url, "shard_id": cut.shard_id, "name": cut.made.name if cut.made is not None else ""}
-
-
-def _remove_from_nodes(run: _Run, *, only: CutShard | None = None) -> None:
-    """Remove our files from the nodes; one that cannot be removed stays named in the heartbeat, and is a warning."""
-    for cut in [only] if only is not None else list(run.on_nodes):
-        if cut not in run.on_nodes or cut.made is None:
-            continue
-        try:
-            cut.server.delete_shard_snapshot(cut.collection, cut.shard_id, cut.made.name)
-        except SynapseOpsError as error:
-            if only is None:
-                run.warnings.append(f"{cut.made.name} stays on {cut.server.url}: {error.message}")
-            continue
-        run.on_nodes.remove(cut)
-    with suppress(SynapseOpsError):
-        run.heartbeat.tell(cutting=None, on_nodes=[_where(one) for one in run.on_nodes])
-
-
-def _database_moment(run: _Run) -> ServerMoment | None:
-    """Return the database's clock and WAL position; None, with a warning, when it does not answer."""
-    from synapse_ops.systems.postgres import connect
-    from synapse_ops.systems.postgres_identity import read_moment
-
-    try:
-        with connect(run.stack.admin_conninfo(run.stack.spec.database.name)) as connection:
-            return read_moment(connection)
-    except SynapseOpsError as error:
-        warning = f"the window has no database time and no LSN: {error.message}"
-        if warning not in run.warnings:
-            run.warnings.append(warning)
-        return None
-
-
-def _window(cut: _Cut) -> SnapshotWindow:
+def _window(cut: CutCollection) -> SnapshotWindow:
     (our_start, start), (our_end, end) = cut.opened, cut.closed
     both = start is not None and end is not None
     return SnapshotWindow(
@@ -337,13 +216,13 @@ def _window(cut: _Cut) -> SnapshotWindow:
     )
 
 
-def _points_now(run: _Run, cut: CutShard) -> int | None:
+def _points_now(run: SnapshotRun, cut: CutShard) -> int | None:
     with suppress(SynapseOpsError):
         return next((one.points for one in cut.server.shards(cut.collection) if one.shard == cut.shard_id), None)
     return None
 
 
-def _collection_document(run: _Run) -> bytes:
+def _collection_document(run: SnapshotRun) -> bytes:
     """Return what a shard's snapshot does not hold: configuration, payload schema and aliases, unchanged meanwhile."""
     now = look_at([run.nodes.control], run.nodes.name)
     then = run.nodes
@@ -373,7 +252,7 @@ def _fixed(nodes: CollectionNodes) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, schema
 
 
-def _warnings(run: _Run, record: SnapshotRecord, left_overs: tuple[str, ...]) -> Iterator[str]:
+def _warnings(run: SnapshotRun, record: SnapshotRecord, left_overs: tuple[str, ...]) -> Iterator[str]:
     if not record.encryption_recipients:
         yield "not encrypted: encryption.recipients is empty"
     for url, reason in run.nodes.silent:

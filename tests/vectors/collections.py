@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.qdrant import QdrantServer
 
 DIMENSIONS = 16
+SHARDS = 2 if "QDRANT_URL" in os.environ else 1  # the embedded server has one shard a collection
 NO_DATABASE = "host=127.0.0.1 port=1 dbname=nowhere user=nobody"
 
 

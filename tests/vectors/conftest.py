@@ -4,22 +4,69 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from synapse_ops.errors import Unreachable
 from synapse_ops.operations.stack import Stack
+from synapse_ops.systems.local_processes import free_ports
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.qdrant import QdrantServer
 from tests.vectors.collections import make_vector_stack
 
+READY_TIMEOUT_S, STOP_TIMEOUT_S = 30.0, 20.0
+
+
+@pytest.fixture(scope="session")
+def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of QDRANT_URL, a real server; else of an embedded one of this worker's own."""
+    if "QDRANT_URL" in os.environ:
+        yield os.environ["QDRANT_URL"]
+        return
+    folder = tmp_path_factory.mktemp("qdrant")
+    [port] = free_ports(1)
+    argv = [
+        sys.executable,
+        "-m",
+        "synapse_ops.local.qdrant_server",
+        "--data",
+        str(folder / "data"),
+        "--port",
+        str(port),
+    ]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _await_ready(url, process, folder / "log")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=STOP_TIMEOUT_S)
+
+
+def _await_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    with QdrantServer(url) as server:
+        while True:
+            try:
+                server.version()
+            except Unreachable:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail("Qdrant did not start:\n" + log.read_text()[-2000:])
+                time.sleep(0.05)
+            else:
+                return
+
 
 @pytest.fixture
-def server() -> Iterator[QdrantServer]:
-    if "QDRANT_URL" not in os.environ:
-        pytest.skip("QDRANT_URL names no server")
-    with QdrantServer(os.environ["QDRANT_URL"]) as found:
+def server(qdrant_url: str) -> Iterator[QdrantServer]:
+    with QdrantServer(qdrant_url) as found:
         yield found
 
 

@@ -17,7 +17,7 @@ from synapse_ops.operations.vector_restore import (
 )
 from synapse_ops.operations.vector_snapshot import SnapshotReport, snapshot_collection
 from synapse_ops.systems.qdrant import QdrantServer
-from tests.vectors.collections import fill, plain_config, plain_points, rich_config, rich_points
+from tests.vectors.collections import SHARDS, fill, plain_config, plain_points, rich_config, rich_points
 
 TIMEOUT_S = 60.0
 
@@ -36,7 +36,7 @@ def test_a_restored_collection_equals_the_one_that_was_backed_up_and_nothing_sta
     stack: Stack, server: QdrantServer, collection: str
 ) -> None:
     """Configuration, payload indexes and every point; no upload is left in the server's snapshot folder."""
-    fill(server, collection, rich_config(shard_number=2), rich_points(300))
+    fill(server, collection, rich_config(shard_number=SHARDS), rich_points(300))
     server.create_payload_index(collection, "n", "integer")
     report = snapshot_collection(stack, collection)
     new = f"{collection}_restored"
@@ -49,7 +49,7 @@ def test_a_restored_collection_equals_the_one_that_was_backed_up_and_nothing_sta
         assert restored.config["params"] == old.config["params"]
         assert restored.payload_schema.keys() == {"n"}
         assert "synapse_ops" not in restored.metadata
-        assert [server.list_shard_snapshots(new, shard) for shard in (0, 1)] == [(), ()]
+        assert [server.list_shard_snapshots(new, shard) for shard in range(SHARDS)] == [()] * SHARDS
     finally:
         server.delete_collection(new)
 

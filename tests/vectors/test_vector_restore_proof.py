@@ -21,6 +21,7 @@ from synapse_ops.operations.vector_snapshot import SnapshotReport, snapshot_coll
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.qdrant import QdrantServer
 from tests.vectors.collections import (
+    SHARDS,
     fill,
     make_vector_stack,
     plain_config,
@@ -72,7 +73,7 @@ def test_a_collection_of_every_kind_of_vector_is_proven_with_the_digest_of_all_p
     stack: Stack, server: QdrantServer, collection: str
 ) -> None:
     """Named, sparse, multi and quantised vectors, several shards, payload indexes, and every search found again."""
-    fill(server, collection, rich_config(shard_number=2), rich_points(400))
+    fill(server, collection, rich_config(shard_number=SHARDS), rich_points(400))
     server.create_payload_index(collection, "n", "integer")
     report = snapshot_collection(stack, collection)
 
