@@ -3,6 +3,7 @@
     <destination>/                                       s3://backups/database/, the spec's backup.database.destination
       leases/<name>.json                                 one writer at a time (docs/repository-format.md, "Leases")
       plans/<kind>-<digest>.jsonl                        a plan that may be applied by its digest
+      probes/<host>-<8 hex>.json                         put, read and removed by a prober of the store
       <identity>/dump/<database>/<backup id>/            a logical dump of one database
       <identity>/snapshot/<collection>/<backup id>/      the Qdrant snapshots of one collection
         started.json                                     written first

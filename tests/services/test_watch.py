@@ -1,0 +1,236 @@
+"""The prober as a process: in time beside whatever hangs, alone in its state directory, and gone at once when told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from synapse_ops.domain.health import State
+from synapse_ops.errors import Refused
+from synapse_ops.operations.health import is_watched, read_address, read_health
+from synapse_ops.operations.health_history import history_file
+from tests.misbehaving import MisbehavingServer, misbehaving
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 3.0
+TIMEOUT_S = 1.0
+ENDPOINTS, HANGING = 200, 20
+WAIT_S = 25.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[MisbehavingServer]:
+    with misbehaving() as running:
+        yield running
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = WAIT_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.05)
+
+
+def write_spec(folder: Path, entries: list[dict[str, str]], more: str = "watch: {servers: []}") -> Path:
+    path = folder / "infrastructure.yaml"
+    making = folder / "making.yaml"
+    making.write_text(f"name: watched\n{more}\nhealth: {json.dumps(entries)}\n")
+    making.replace(path)
+    return path
+
+
+def entry(name: str, url: str, interval: str = "1s") -> dict[str, str]:
+    return {"name": name, "url": url, "interval": interval, "timeout": f"{TIMEOUT_S:g}s"}
+
+
+@contextmanager
+def prober(spec: Path, state_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
+    argv = [sys.executable, "-m", "synapse_ops.services.watch", "--spec", str(spec), "--state-dir", str(state_dir)]
+    with (state_dir / "watch.log").open("ab") as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: read_address(state_dir) is not None or process.poll() is not None, START_TIMEOUT_S)
+        assert process.poll() is None, (state_dir / "watch.log").read_text()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def states(state_dir: Path) -> dict[str, State]:
+    """Return the state of each probe; empty until the prober has written its first."""
+    try:
+        return {row.probe.name: row.condition.state for row in read_health(state_dir, datetime.now(UTC)).rows}
+    except (sqlite3.Error, Refused):
+        return {}
+
+
+def metrics(state_dir: Path) -> dict[str, dict[str, float]]:
+    """Return each metric's values by probe, as Prometheus reads them."""
+    address = read_address(state_dir)
+    assert address is not None
+    found: dict[str, dict[str, float]] = {}
+    for family in text_string_to_metric_families(httpx.get(f"{address['url']}/metrics", timeout=10).text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[sample.labels.get("probe", "")] = sample.value
+    return found
+
+
+def test_twenty_of_two_hundred_that_hang_delay_nobody(server: MisbehavingServer, tmp_path: Path) -> None:
+    """From due time to stored verdict: at most the timeout and a second, for each of 200 probes."""
+    entries = [
+        entry(f"e{number}", server.url("/hang" if number % 10 == 0 else "/ok"), "3s") for number in range(ENDPOINTS)
+    ]
+    with prober(write_spec(tmp_path, entries), tmp_path):
+        wait_for(
+            lambda: list(states(tmp_path).values()).count(State.UNKNOWN) == 0 and len(states(tmp_path)) == ENDPOINTS
+        )
+        found = states(tmp_path)
+        rounds = [metrics(tmp_path)["synapse_probe_verdict_delay_seconds"]]
+        beats = metrics(tmp_path)["synapse_watch_heartbeat_total"][""]
+        wait_for(lambda: metrics(tmp_path)["synapse_watch_heartbeat_total"][""] >= beats + 4)
+        rounds.append(metrics(tmp_path)["synapse_probe_verdict_delay_seconds"])
+
+    assert list(found.values()).count(State.FAILED) == HANGING
+    assert list(found.values()).count(State.HEALTHY) == ENDPOINTS - HANGING
+    assert all(len(delays) == ENDPOINTS for delays in rounds)
+    assert max(delay for delays in rounds for delay in delays.values()) <= TIMEOUT_S + 1.0
+
+
+def test_a_second_prober_of_a_state_directory_is_refused(server: MisbehavingServer, tmp_path: Path) -> None:
+    """One writer of one history; the second says who is in its way."""
+    spec = write_spec(tmp_path, [entry("api", server.url("/ok"))])
+    with prober(spec, tmp_path):
+        argv = [sys.executable, "-m", "synapse_ops.services.watch", "--spec", str(spec), "--state-dir", str(tmp_path)]
+        second = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+
+    assert second.returncode == 10
+    assert "another prober watches" in second.stderr
+
+
+def test_sigterm_ends_it_at_once_while_questions_hang(server: MisbehavingServer, tmp_path: Path) -> None:
+    """It waits for nobody, takes its address away, and its verdicts are kept."""
+    entries = [{"name": "hangs", "url": server.url("/hang"), "interval": "1h", "timeout": "1h"}]
+    entries.append(entry("api", server.url("/ok")))
+    with prober(write_spec(tmp_path, entries), tmp_path) as process:
+        wait_for(lambda: states(tmp_path).get("api") is State.HEALTHY)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(STOP_TIMEOUT_S + 5)
+        took_s = time.monotonic() - began
+
+    assert status == 0
+    assert took_s < STOP_TIMEOUT_S
+    assert not is_watched(tmp_path)
+    assert not (tmp_path / "watch" / "address.json").exists()
+    assert states(tmp_path)["api"] is State.HEALTHY
+
+
+def test_a_new_valid_spec_is_taken_and_a_broken_one_changes_nothing(server: MisbehavingServer, tmp_path: Path) -> None:
+    """What stays keeps its state; what went is shown no more."""
+    spec = write_spec(tmp_path, [entry("kept", server.url("/ok")), entry("gone", server.url("/ok"))])
+    with prober(spec, tmp_path) as process:
+        wait_for(lambda: states(tmp_path) == {"kept": State.HEALTHY, "gone": State.HEALTHY})
+        since = {row.probe.name: row.condition.since for row in read_health(tmp_path, datetime.now(UTC)).rows}
+        spec.write_text("health: [{name: kept,\n")
+        wait_for(lambda: "not valid" in (tmp_path / "watch.log").read_text())
+        during = set(states(tmp_path))
+        write_spec(tmp_path, [entry("kept", server.url("/ok")), entry("new", server.url("/down"))])
+        wait_for(lambda: states(tmp_path) == {"kept": State.HEALTHY, "new": State.FAILED})
+        rows = {row.probe.name: row for row in read_health(tmp_path, datetime.now(UTC)).rows}
+        assert process.poll() is None
+
+    assert during == {"kept", "gone"}
+    assert rows["kept"].condition.since == since["kept"]
+
+
+def test_every_probed_system_may_be_absent(tmp_path: Path) -> None:
+    """The default servers, none of which is there: each failed with its reason, and the prober lives."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        more = f"""
+database: {{host: 127.0.0.1, port: {port}, admin: "env:NOT_SET_ANYWHERE"}}
+redis: {{host: 127.0.0.2, port: {port}}}
+qdrant: {{nodes: ["http://127.0.0.3:{port}"]}}
+object_store: {{endpoint: "http://127.0.0.4:{port}", credentials: "env:NOT_SET_ANYWHERE"}}
+watch: {{interval: 2s, timeout: 2s, store_interval: 2s}}"""
+        spec = write_spec(tmp_path, [entry("api", f"http://127.0.0.1:{port}/")], more)
+        with prober(spec, tmp_path) as process:
+            wait_for(lambda: list(states(tmp_path).values()).count(State.FAILED) >= 8)
+            rows = {row.probe.name: row for row in read_health(tmp_path, datetime.now(UTC)).rows}
+            assert process.poll() is None
+
+    bad = {name for name, row in rows.items() if row.condition.state is State.FAILED}
+    assert {"api", "server/db-primary", "server/db-standby", "server/replication", "server/redis"} <= bad
+    assert {"server/qdrant", "server/object-store", "server/certificates"} <= bad
+    assert all(row.condition.reason for name, row in rows.items() if name in bad)
+    assert "NOT_SET_ANYWHERE" in rows["server/db-primary"].condition.reason
+
+
+def test_a_killed_probers_good_news_is_not_believed_for_long(server: MisbehavingServer, tmp_path: Path) -> None:
+    """Its last verdicts read as unknown once the next ones are overdue, and its successor goes on from its states."""
+    spec = write_spec(tmp_path, [entry("api", server.url("/ok"))])
+    with prober(spec, tmp_path) as process:
+        wait_for(lambda: states(tmp_path).get("api") is State.HEALTHY)
+        process.kill()
+        process.wait()
+    later = datetime.fromtimestamp(time.time() + 60, UTC)
+    [row] = read_health(tmp_path, later).rows
+    assert row.condition.state is State.UNKNOWN
+    with prober(spec, tmp_path):
+        wait_for(lambda: states(tmp_path).get("api") is State.HEALTHY)
+        [after] = read_health(tmp_path, datetime.now(UTC)).rows
+
+    assert after.condition.since < datetime.fromtimestamp(later.timestamp() - 60, UTC)
+
+
+def test_a_damaged_history_is_set_aside(server: MisbehavingServer, tmp_path: Path) -> None:
+    """History may be lost, probing may not stop."""
+    (tmp_path / "watch").mkdir()
+    history_file(tmp_path).write_bytes(b"this is no database" * 1000)
+
+    with prober(write_spec(tmp_path, [entry("api", server.url("/ok"))]), tmp_path):
+        wait_for(lambda: states(tmp_path).get("api") is State.HEALTHY)
+
+    assert history_file(tmp_path).with_suffix(".damaged").exists()
+
+
+def test_metrics_are_for_this_host_alone(server: MisbehavingServer, tmp_path: Path) -> None:
+    """A web page that points its own name here is refused, and nothing can be changed."""
+    with prober(write_spec(tmp_path, [entry("api", server.url("/ok"))]), tmp_path):
+        address = read_address(tmp_path)
+        assert address is not None
+        url = address["url"]
+        assert httpx.get(f"{url}/healthz").text == "ok\n"
+        assert httpx.get(f"{url}/metrics", headers={"Host": "evil.example"}).status_code == 421
+        assert httpx.post(f"{url}/metrics").status_code == 405
+        assert httpx.get(f"{url}/nothing").status_code == 404
+        wait_for(lambda: httpx.get(f"{url}/health.json").json()["probes"]["api"]["state"] == "healthy")
+
+
+def test_the_prober_imports_no_dagster(tmp_path: Path) -> None:
+    """It works while Dagster is down or being upgraded, and costs a fraction of its memory."""
+    code = (
+        "import sys, synapse_ops.services.watch, synapse_ops.services.watch_metrics, httpx, psycopg, redis.asyncio;"
+        "print([name for name in sys.modules if name.split('.')[0] in ('dagster', 'boto3', 'sqlalchemy')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=dict(os.environ)
+    )
+
+    assert done.stdout.strip() == "[]"
