@@ -52,7 +52,10 @@ def prometheus_yml(spec: Spec, place: Place) -> dict[str, object]:
             "alert_relabel_configs": _told_to_nobody(spec),
             "alertmanagers": [{"static_configs": [{"targets": _targets(spec, "alertmanager", place)}]}],
         },
-        "scrape_configs": [*_jobs(spec, place), *(_health_job(spec, check, place) for check in spec.health)],
+        "scrape_configs": [
+            *_jobs(spec, place),
+            *(_health_job(spec, check, place) for check in spec.health if _targets(spec, "blackbox", place)),
+        ],
     }
 
 
@@ -123,11 +126,13 @@ _WATCHERS_ON_HOSTS = {
     "worker": Address("localhost", parts.WORKER_METRICS_PORT),
     "prometheus": Address("localhost", parts.PROMETHEUS_PORT),
     "alertmanager": Address("localhost", parts.ALERTMANAGER_PORT),
+    "blackbox": Address("localhost", parts.BLACKBOX_PORT),
 }
 _WATCHERS_IN_COMPOSE = {
     "node": Address("node-exporter", parts.NODE_EXPORTER_PORT),
     "prometheus": Address("localhost", parts.PROMETHEUS_PORT),
     "alertmanager": Address("alertmanager", parts.ALERTMANAGER_PORT),
+    "blackbox": Address("blackbox-exporter", parts.BLACKBOX_PORT),
 }
 
 
@@ -172,10 +177,14 @@ def _qdrant_access(spec: Spec, place: Place) -> dict[str, object]:
     return access
 
 
+def _health_jobs(spec: Spec, place: Place) -> list[dict[str, object]]:
+    return [_health_job(spec, check, place) for check in spec.health if _targets(spec, "blackbox", place)]
+
+
 def _health_job(spec: Spec, check: HealthCheck, place: Place) -> dict[str, object]:
     """Return the job that has the blackbox exporter ask one `health` entry, at its own interval and time limit."""
     base = _base(spec) if place == "hosts" else f"http://{address_of(spec, parts.API, place)}"
-    host = "localhost" if place == "hosts" else "blackbox-exporter"
+    exporter = _targets(spec, "blackbox", place)[0]
     return {
         "job_name": f"health_{check.name}",
         "scrape_interval": format_duration(check.interval),
@@ -191,7 +200,7 @@ def _health_job(spec: Spec, check: HealthCheck, place: Place) -> dict[str, objec
         "relabel_configs": [
             {"source_labels": ["__address__"], "target_label": "__param_target"},
             {"source_labels": ["__param_target"], "target_label": "instance"},
-            {"target_label": "__address__", "replacement": f"{host}:{parts.BLACKBOX_PORT}"},
+            {"target_label": "__address__", "replacement": exporter},
         ],
     }
 

@@ -57,7 +57,7 @@ HealthUrl = Annotated[
         "/health",
     ),
 ]
-Job = Literal["api", "worker", "db", "redis", "qdrant", "node", "synapse_ops", "prometheus", "alertmanager"]
+Job = Literal["api", "worker", "db", "redis", "qdrant", "node", "synapse_ops", "prometheus", "alertmanager", "blackbox"]
 Dashboard = Literal["system", "application", "database", "cache"]
 
 

@@ -1,0 +1,302 @@
+"""The rendered files at work: a real Prometheus and Alertmanager watch the embedded stack; what fails is told.
+
+Run by `make prove-monitoring`. It needs Debian's prometheus, prometheus-alertmanager and the exporters; without the two
+first it is skipped, without an exporter what needs it is left out and named.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from ruamel.yaml import YAML
+
+from synapse_ops.local.embedded_stack import reset_stack, stack_status, start_stack, stop_stack
+from synapse_ops.local.stack import SERVER_NAMES
+from synapse_ops.manifests.metrics import METRICS, needs_exporter
+from synapse_ops.manifests.monitoring_gates import expressions
+from synapse_ops.manifests.monitoring_targets import MONITORING
+from synapse_ops.manifests.promql import selectors
+from synapse_ops.spec import load_spec
+from synapse_ops.systems.local_processes import ProcessMark, free_ports
+from tests.servers import servers_dir
+
+pytestmark = pytest.mark.skipif("SYNAPSE_PROVE" not in os.environ, reason="run by make prove-monitoring")
+
+READY_TIMEOUT_S = 60.0
+DATA_TIMEOUT_S = 90.0
+ALERT_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 180.0
+TOKEN = "the-token-of-this-test"
+
+# selectors that have no series on a stack that is well, and why
+QUIET = {
+    r'synapse_requests_total\{status=~"5\.\."\}': "no request failed",
+    r"^ALERTS\{": "no alert that leads to this dashboard fires",
+    r"synapse_ops_(backup|proof)_timestamp_seconds\{repository=\"vectors\"": "no collection was snapshotted",
+    r"synapse_ops_redis_max_memory_bytes": "the embedded Redis has no maxmemory",
+}
+if "qdrant" not in SERVER_NAMES:
+    QUIET |= {name: "the embedded stack has no Qdrant" for name, source in METRICS.items() if source == "qdrant"}
+EXPORTERS = {"node": "prometheus-node-exporter", "redis": "prometheus-redis-exporter"}
+EXPORTERS |= {"db": "prometheus-postgres-exporter", "blackbox": "prometheus-blackbox-exporter"}
+
+
+class Webhook:
+    """Takes Alertmanager's calls, those with the right token."""
+
+    def __init__(self) -> None:
+        calls: list[dict[str, Any]] = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                allowed = self.headers["Authorization"] == f"Bearer {TOKEN}"
+                if allowed:
+                    calls.append(json.loads(body))
+                self.send_response(200 if allowed else 401)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self.calls = calls
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/alerts"
+
+    def alerts(self) -> list[dict[str, Any]]:
+        return [alert for call in list(self.calls) for alert in call["alerts"]]
+
+    def told_of_api(self, status: str) -> bool:
+        wanted = {"alertname": "service_down", "job": "api"}
+        return any(wanted.items() <= alert["labels"].items() and alert["status"] == status for alert in self.alerts())
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return condition()
+
+
+def get(url: str) -> Any:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return json.load(answer)
+    except (OSError, ValueError):
+        return None
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def running(log: Path, *argv: str, environment: dict[str, str] | None = None) -> Iterator[None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, stdout=output, stderr=output, env=os.environ | (environment or {}))
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+class Chain:
+    """The stack, Prometheus, Alertmanager, the webhook."""
+
+    def __init__(self, state_dir: Path, ports: dict[str, int], release: Path, exporters: set[str]) -> None:
+        self.state_dir = state_dir
+        self.ports = ports
+        self.release = release
+        self.exporters = exporters
+        self.webhook = Webhook()
+
+    def query(self, expr: str) -> list[Any]:
+        url = f"http://127.0.0.1:{self.ports['prometheus']}/api/v1/query?{urllib.parse.urlencode({'query': expr})}"
+        answer = get(url)
+        return list(answer["data"]["result"]) if answer else []
+
+
+@pytest.fixture(scope="module")
+def chain() -> Iterator[Chain]:
+    for program in ("prometheus", "prometheus-alertmanager"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed: apt-get install prometheus prometheus-alertmanager")
+    folder = servers_dir("chain")
+    folder.chmod(0o755)
+    state_dir = folder / "state"
+    exporters = {job for job, program in EXPORTERS.items() if shutil.which(program)}
+    names = ("prometheus", "alertmanager", *EXPORTERS)
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    try:
+        _stack_with_a_proven_backup(state_dir)
+        made = Chain(state_dir, ports, folder / "release", exporters)
+        _render(made)
+        with ExitStack() as programs:
+            _start(made, folder, programs)
+            yield made
+    finally:
+        reset_stack(state_dir)
+        shutil.rmtree(folder)
+
+
+def _stack_with_a_proven_backup(state_dir: Path) -> None:
+    owner = ProcessMark.of(os.getpid())
+    start_stack(state_dir, until=owner)
+    for command in (["backup", "now"], ["verify"]):
+        argv = [str(Path(sys.executable).parent / "synapse-ops"), *command, "--state-dir", str(state_dir)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+        assert done.returncode == 0, done.stderr
+    stop_stack(state_dir)  # the prober reads the repository when it starts
+    start_stack(state_dir, until=owner)
+
+
+def _render(chain: Chain) -> None:
+    """Render for this stack, with short intervals, and the addresses of this test's programs."""
+    document = YAML(typ="safe").load((chain.state_dir / "infrastructure.yaml").read_text())
+    addresses = {name: [f"127.0.0.1:{port}"] for name, port in chain.ports.items()}
+    unused = {job: [] for job in EXPORTERS if job not in chain.exporters}
+    token = chain.state_dir / "secrets" / "webhook-token"
+    token.write_text(TOKEN)
+    document["prometheus"] = {
+        "scrape_interval": "1s",
+        "evaluation_interval": "1s",
+        "targets": addresses | unused | {"worker": []},
+    }
+    document["alerting"] = {"webhook_url": chain.webhook.url, "webhook_token": f"file:{token}"}
+    document["alerts"] = [{"name": "service_down", "condition": "up == 0", "duration": "2s", "severity": "critical"}]
+    for check in document["health"]:
+        check["interval"] = check["timeout"] = "2s"
+    path = chain.release.parent / "infrastructure.yaml"
+    path.write_text(json.dumps(document))
+    spec = load_spec(path).spec
+    for _, render, *_ in MONITORING:
+        for rendered in render(spec):
+            target = chain.release / rendered.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(rendered.data)
+    routes = chain.release / "alertmanager/alertmanager.yml"
+    routes.write_text(re.sub(r'(group_wait|group_interval): "\w+"', r'\1: "1s"', routes.read_text()))
+
+
+def _start(chain: Chain, folder: Path, programs: ExitStack) -> None:
+    ports = chain.ports
+    programs.enter_context(
+        running(
+            folder / "prometheus.log",
+            "prometheus",
+            f"--config.file={chain.release / 'prometheus/prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'tsdb'}",
+            f"--web.listen-address=127.0.0.1:{ports['prometheus']}",
+        )
+    )
+    programs.enter_context(
+        running(
+            folder / "alertmanager.log",
+            "prometheus-alertmanager",
+            f"--config.file={chain.release / 'alertmanager/alertmanager.yml'}",
+            f"--storage.path={folder / 'alertmanager'}",
+            f"--web.listen-address=127.0.0.1:{ports['alertmanager']}",
+            "--cluster.listen-address=",
+        )
+    )
+    spec = load_spec(chain.release.parent / "infrastructure.yaml").spec
+    password = spec.redis.password.resolve() if spec.redis.password is not None else ""
+    settings = {
+        "node": ({}, []),
+        "redis": ({"REDIS_ADDR": f"redis://{spec.redis.host}:{spec.redis.port}", "REDIS_PASSWORD": password}, []),
+        "db": ({"DATA_SOURCE_NAME": spec.database.admin.resolve()}, []),
+        "blackbox": ({}, [f"--config.file={chain.release / 'prometheus/blackbox.yml'}"]),
+    }
+    for job in sorted(chain.exporters):
+        environment, arguments = settings[job]
+        listen = f"--web.listen-address=127.0.0.1:{ports[job]}"
+        log = folder / f"{job}.log"
+        programs.enter_context(running(log, EXPORTERS[job], listen, *arguments, environment=environment))
+    for name in ("prometheus", "alertmanager"):
+        assert wait_for(lambda name=name: answers(f"http://127.0.0.1:{ports[name]}/-/ready"), READY_TIMEOUT_S), name
+
+
+def test_every_selector_of_every_rule_and_panel_returns_data(chain: Chain) -> None:
+    """A panel without data and an alert on a metric that nobody serves look like calm. Each selector, its comparison
+    removed, is asked of the running Prometheus; what may be silent stands in QUIET with the reason.
+    """
+    spec = load_spec(chain.release.parent / "infrastructure.yaml").spec
+    request = urllib.request.Request(
+        f"{spec.health_base_url}/generate",
+        data=b'{"prompt": "what a panel shows"}',
+        headers={"Content-Type": "application/json"},
+    )
+    texts = {
+        str(path.relative_to(chain.release)): path.read_text() for path in chain.release.rglob("*") if path.is_file()
+    }
+    wanted = {found for _, expr in expressions(texts) for found in selectors(expr)}
+    missing = {"node-exporter": "node", "redis-exporter": "redis"}
+    missing |= {"postgres-exporter": "db", "blackbox-exporter": "blackbox"}
+    left_out = {name for name, job in missing.items() if job not in chain.exporters}
+    asked = {
+        selector
+        for metric, selector in wanted
+        if needs_exporter(metric) not in left_out and not any(re.search(quiet, selector) for quiet in QUIET)
+    }
+    silent = set(asked)
+
+    password = spec.redis.password.resolve() if spec.redis.password is not None else None
+    cache = redis.Redis(host=spec.redis.host, port=spec.redis.port, password=password)
+
+    def all_answer() -> bool:
+        cache.get("a panel")
+        urllib.request.urlopen(request, timeout=5).close()
+        silent.difference_update([selector for selector in silent if chain.query(selector)])
+        return not silent
+
+    assert wait_for(all_answer, DATA_TIMEOUT_S), f"no data: {sorted(silent)}"
+    print(f"{len(asked)} of {len(wanted)} selectors return data; needs {sorted(left_out) or 'no more exporters'}")
+
+
+def test_a_killed_api_is_told_and_its_return_too(chain: Chain) -> None:
+    """From the process to the person: Prometheus sees it gone, the rule waits, Alertmanager calls with the token."""
+    assert wait_for(lambda: bool(chain.query('up{job="api"} == 1')), READY_TIMEOUT_S)
+    api = stack_status(chain.state_dir).servers["api"].pid
+    assert api is not None
+
+    began = time.monotonic()
+    os.kill(api, signal.SIGKILL)
+    assert wait_for(lambda: chain.webhook.told_of_api("firing"), ALERT_TIMEOUT_S)
+    fired_s = time.monotonic() - began
+    start_stack(chain.state_dir, until=ProcessMark.of(os.getpid()))
+    assert wait_for(lambda: chain.webhook.told_of_api("resolved"), ALERT_TIMEOUT_S)
+
+    told = [alert for alert in chain.webhook.alerts() if alert["labels"].get("job") == "api"]
+    assert {alert["labels"]["stack"] for alert in told} == {"synapse"}
+    assert {alert["annotations"]["runbook_url"] for alert in told} == {"docs/runbooks/measure-up.md"}
+    assert "Watchdog" not in {alert["labels"]["alertname"] for alert in chain.webhook.alerts()}
+    print(f"told after {fired_s:.1f} s, untold after {time.monotonic() - began:.1f} s")
