@@ -156,11 +156,11 @@ def _query_batch(call: Call) -> list[dict[str, Any]]:
 
 def _search(collection: Collection, body: Mapping[str, Any]) -> list[dict[str, Any]]:
     _limit(body, "query_request")
+    if isinstance(body.get("query"), int | str):  # a point is not its own neighbour
+        own = {"has_id": [body["query"]]}
+        body = {**body, "filter": {"must": body.get("filter") or [], "must_not": own}}
     asked = parse_query(body, collection.vector_of)
     found = collection.read(lambda shard: shard.query(asked))
-    named = body.get("query")
-    if isinstance(named, int | str):  # a point is not its own neighbour
-        found = [point for point in found if id_json(point.id) != named]
     return [record_json(point, body.get("with_payload") not in (None, False)) for point in found]
 
 
