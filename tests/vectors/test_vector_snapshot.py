@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
+import pytest
 import zstandard
 
+from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.domain.vector_fingerprint import VectorFingerprint, canaries_from_json
+from synapse_ops.errors import ConfigError, LeaseHeld
 from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.lease import hold_lease
 from synapse_ops.operations.stack import Stack
+from synapse_ops.operations.vector_restore_proof import prove_snapshot
 from synapse_ops.operations.vector_snapshot import snapshot_collection
+from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.qdrant import QdrantServer
-from tests.vectors.collections import fill, plain_config, plain_points
+from tests.vectors.collections import fill, make_vector_stack, plain_config, plain_points
 
 
 def test_a_backup_names_the_servers_own_archive_and_what_it_must_hold(
@@ -40,3 +47,61 @@ def test_a_backup_names_the_servers_own_archive_and_what_it_must_hold(
     assert config["params"]["vectors"]["size"] == 16
     assert [entry.place for entry in read_catalog(stack.vector_repository()).backups] == [report.place]
     assert server.list_shard_snapshots(collection, 0) == ()
+
+
+def test_a_streamed_shard_needs_no_file_on_the_server_and_is_proven_all_the_same(
+    tmp_path: Path, server: QdrantServer, collection: str, bucket_url: str, object_store_access: StoreAccess
+) -> None:
+    """It has no checksum of the server's own: that it is whole is what the proof finds out."""
+    stack = make_vector_stack(
+        tmp_path, (server.url,), bucket_url, object_store_access, extra=", method: streamed, compression: false"
+    )
+    fill(server, collection, plain_config(), plain_points(100))
+
+    report = snapshot_collection(stack, collection)
+    proof = prove_snapshot(stack.vector_repository(), place=report.place, work_dir=tmp_path / "proof")
+
+    [shard] = report.record.shards
+    assert (shard.method, shard.server_checksum, shard.compression) == ("streamed", None, "none")
+    assert proof is not None
+    assert proof.is_proven
+
+
+def test_what_a_killed_run_left_on_a_node_is_named_by_the_next_one_and_not_touched(
+    stack: Stack, server: QdrantServer, collection: str
+) -> None:
+    """Its heartbeat says what lies where; Qdrant's own names do not say whose they are."""
+    fill(server, collection, plain_config(), plain_points(20))
+    first = snapshot_collection(stack, collection)
+    left = server.create_shard_snapshot(collection, 0)
+    assert left is not None
+    store = stack.vector_repository().store
+    killed = BackupPlace(first.place.identity, "snapshot", collection, "20260101T000000Z-0a0b0c")
+    on_nodes = [{"node": server.url, "shard_id": 0, "name": left.name}]
+    store.put_bytes(killed.key("heartbeat.json"), json.dumps({"on_nodes": on_nodes}).encode())
+
+    report = snapshot_collection(stack, collection)
+
+    assert [url.rpartition("/")[2] for url in report.left_overs] == [left.name]
+    assert [one.name for one in server.list_shard_snapshots(collection, 0)] == [left.name]
+    server.delete_shard_snapshot(collection, 0, left.name)
+
+
+def test_an_alias_is_no_collection(stack: Stack, server: QdrantServer, collection: str) -> None:
+    """Qdrant answers for it, but its backups would change their subject with the next switch."""
+    fill(server, collection, plain_config(), plain_points(5))
+    server.switch_alias(f"{collection}-live", collection)
+
+    with pytest.raises(ConfigError, match="is an alias of"):
+        snapshot_collection(stack, f"{collection}-live")
+
+
+def test_one_collection_is_snapshotted_by_one_at_a_time(stack: Stack, server: QdrantServer, collection: str) -> None:
+    """Two files of one second would have one name on the server."""
+    fill(server, collection, plain_config(), plain_points(5))
+
+    with (
+        hold_lease(stack.vector_repository(), f"snapshot-{collection}", owner="somebody"),
+        pytest.raises(LeaseHeld, match="somebody"),
+    ):
+        snapshot_collection(stack, collection)
