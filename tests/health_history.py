@@ -1,0 +1,53 @@
+"""A prober's history as it would have written it, for tests of those who read it."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from synapse_ops.domain.health import Condition, ProbeVerdict, State, initial_condition, next_condition
+from synapse_ops.operations.health_history import HistoryWriter, StoredVerdict, history_file
+from synapse_ops.operations.probing import ENDPOINT, Probe
+from synapse_ops.systems.probe_clients import Stage
+
+INTERVAL = timedelta(seconds=30)
+
+
+async def _never_asked(stage: Stage) -> ProbeVerdict:
+    raise AssertionError(stage)
+
+
+class WrittenHistory:
+    """Probes by name, each asked every 30 s from `since` on."""
+
+    def __init__(self, state_dir: Path, names: Sequence[str], since: datetime) -> None:
+        history_file(state_dir).parent.mkdir(exist_ok=True)
+        self._writer = HistoryWriter(history_file(state_dir))
+        self._conditions: dict[str, Condition] = {name: initial_condition(since) for name in names}
+        probes = [Probe(name, ENDPOINT, f"http://{name}", 30.0, 5.0, _never_asked) for name in names]
+        self._writer.set_probes(probes, self._conditions)
+        self._at = dict.fromkeys(names, since)
+
+    def add(self, name: str, *states: State, reason: str = "it said no") -> datetime:
+        """Store verdicts of one probe, one every 30 s; return when the last was given."""
+        for state in states:
+            before, at = self._conditions[name], self._at[name] + INTERVAL
+            verdict = ProbeVerdict(state, "" if state is State.HEALTHY else reason, 0.02, {"http_status": 200.0})
+            after = next_condition(before, verdict, at)
+            self._writer.store([StoredVerdict(name, at, verdict, before, after, INTERVAL.total_seconds())])
+            self._conditions[name], self._at[name] = after, at
+        return self._at[name]
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@contextmanager
+def watched(state_dir: Path) -> Iterator[None]:
+    """Hold the lock that says that a prober runs."""
+    with (state_dir / "watch" / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
