@@ -77,7 +77,7 @@ class MisbehavingServer:
         self._loop.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError, ssl.SSLError):
+        with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             request = await reader.readuntil(b"\r\n\r\n")
             path = request.split(b" ")[1].decode().partition("?")[0]
             self.asked[path] = self.asked.get(path, 0) + 1

@@ -96,9 +96,7 @@ def test_twenty_of_two_hundred_that_hang_delay_nobody(server: MisbehavingServer,
         entry(f"e{number}", server.url("/hang" if number % 10 == 0 else "/ok"), "3s") for number in range(ENDPOINTS)
     ]
     with prober(write_spec(tmp_path, entries), tmp_path):
-        wait_for(
-            lambda: list(states(tmp_path).values()).count(State.UNKNOWN) == 0 and len(states(tmp_path)) == ENDPOINTS
-        )
+        wait_for(lambda: (seen := states(tmp_path)) and State.UNKNOWN not in seen.values())
         found = states(tmp_path)
         rounds = [metrics(tmp_path)["synapse_probe_verdict_delay_seconds"]]
         beats = metrics(tmp_path)["synapse_watch_heartbeat_total"][""]
