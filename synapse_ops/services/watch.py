@@ -28,6 +28,7 @@ from synapse_ops.errors import ConfigError, Refused, SynapseOpsError
 from synapse_ops.services.prober import Prober
 from synapse_ops.services.watch_metrics import MetricsApp
 
+USUAL_PORT = 9109  # where rendered Prometheus files look when watch.port is null (manifests/parts.py)
 LOCK_WAIT_S = 1.0
 LOCK_POLL_S = 0.1
 
@@ -63,7 +64,10 @@ def _is_taken(lock: IO[bytes]) -> bool:
 
 @contextlib.contextmanager
 def listening(address: tuple[str, int]) -> Iterator[socket.socket]:
-    """Yield a socket that listens on host and port (0: a free one). Raises ConfigError when it is taken."""
+    """Yield a socket that listens on host and port; 0 is the usual port, or a free one where that is taken.
+
+    Raises ConfigError when a port that was named is taken.
+    """
     host, port = address
     try:
         [(family, kind, protocol, _, found), *_] = socket.getaddrinfo(
@@ -75,7 +79,7 @@ def listening(address: tuple[str, int]) -> Iterator[socket.socket]:
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(found)
+            _bind(listener, found, usual=port == 0)
         except OSError as fault:
             raise ConfigError(
                 f"could not serve metrics on {host}:{port}: {fault.strerror}",
@@ -83,6 +87,13 @@ def listening(address: tuple[str, int]) -> Iterator[socket.socket]:
             ) from fault
         listener.listen(64)
         yield listener
+
+
+def _bind(listener: socket.socket, found: tuple[Any, ...], *, usual: bool) -> None:
+    if usual:
+        with contextlib.suppress(OSError):
+            return listener.bind((found[0], USUAL_PORT, *found[2:]))
+    return listener.bind(found)
 
 
 def write_address(state_dir: Path, listener: socket.socket) -> None:

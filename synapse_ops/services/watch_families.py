@@ -104,13 +104,18 @@ def _probes(prober: Prober) -> Iterator[Metric]:
 
 def _measurements(prober: Prober) -> Iterator[Metric]:
     found = {name: _gauge(told.metric, told.help, *(["node"] if told.of_node else [])) for name, told in _TOLD.items()}
+    least: dict[str, float] = {}  # several https endpoints measure one thing: the first certificate that ends
     for probe, watched in prober.watched.items():
         for name, value in watched.verdict.measurements.items() if watched.verdict is not None else ():
             told = _TOLD.get(name)
             if told is None or (told.is_unknown_at_0 and not value):
                 continue
-            labels = [probe.removeprefix(_NODE_PREFIX)] if told.of_node else []
-            found[name].add_metric(labels, value * told.scale)
+            if told.of_node:
+                found[name].add_metric([probe.removeprefix(_NODE_PREFIX)], value * told.scale)
+            else:
+                least[name] = min(value, least.get(name, value))
+    for name, value in least.items():
+        found[name].add_metric([], value * _TOLD[name].scale)
     yield from found.values()
 
 

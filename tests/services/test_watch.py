@@ -98,10 +98,10 @@ def test_twenty_of_two_hundred_that_hang_delay_nobody(server: MisbehavingServer,
     with prober(write_spec(tmp_path, entries), tmp_path):
         wait_for(lambda: (seen := states(tmp_path)) and State.UNKNOWN not in seen.values())
         found = states(tmp_path)
-        rounds = [metrics(tmp_path)["synapse_probe_verdict_delay_seconds"]]
-        beats = metrics(tmp_path)["synapse_watch_heartbeat_total"][""]
-        wait_for(lambda: metrics(tmp_path)["synapse_watch_heartbeat_total"][""] >= beats + 4)
-        rounds.append(metrics(tmp_path)["synapse_probe_verdict_delay_seconds"])
+        rounds = [metrics(tmp_path)["synapse_ops_probe_verdict_delay_seconds"]]
+        beats = metrics(tmp_path)["synapse_ops_watch_heartbeats_total"][""]
+        wait_for(lambda: metrics(tmp_path)["synapse_ops_watch_heartbeats_total"][""] >= beats + 4)
+        rounds.append(metrics(tmp_path)["synapse_ops_probe_verdict_delay_seconds"])
 
     assert list(found.values()).count(State.FAILED) == HANGING
     assert list(found.values()).count(State.HEALTHY) == ENDPOINTS - HANGING

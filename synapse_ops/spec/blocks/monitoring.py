@@ -113,7 +113,9 @@ class Watch(Block):
     """The prober: what it asks besides `health`, how often, and where it tells what it found."""
 
     host: Host = Field("127.0.0.1", description="Address that its metrics are served on. Keep it private.")
-    port: Port | None = Field(None, description="Port of its metrics; null is a free one, told in watch/address.json.")
+    port: Port | None = Field(
+        None, description="Port of its metrics; null is 9109, or a free one told in watch/address.json."
+    )
     servers: tuple[ProbedServer, ...] = Field(
         ("nodes", "replication", "redis", "qdrant", "object_store", "certificates", "disk"),
         description="What is probed besides the endpoints. Leave out what this stack does not have.",
