@@ -108,6 +108,17 @@ def _verbs(place: Place, kind: str) -> Iterator[Verbs]:
             lambda progress: make_cache_plan(spec, state_dir, now, progress=progress),
             lambda digest, progress: apply_cache_plan(digest, spec, state_dir, now, progress=progress),
         )
+    elif kind == "history":
+        from synapse_ops.operations.run_history_cleanup import apply_history_plan, make_history_plan
+        from synapse_ops.services.dagster_home import dagster_environment, prepare_home
+        from synapse_ops.services.dagster_service import dagster_instance
+
+        home = prepare_home(state_dir, place.found_spec())
+        with dagster_instance(dagster_environment(home, code_port=0)) as instance:
+            yield (
+                lambda progress: make_history_plan(stack, instance, now, progress=progress),
+                lambda digest, progress: apply_history_plan(digest, stack, instance, now, progress=progress),
+            )
     else:
         from synapse_ops.operations.cleanup_files import apply_cleanup, make_cleanup_plan
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 CLEANUP_LIMIT = timedelta(hours=6)
 AUTOMATIC = {"schedule"}  # triggers that an operator switched on: the plan of their own run is approved by that
+HISTORY = "run_history_cleanup"
 REDIS_CHECK = "redis_fits_spec"
 
 
@@ -102,14 +103,25 @@ class CleanupConfig(dg.Config):
     )
 
 
+class HistoryConfig(dg.Config):
+    """Which plan is carried out, if any."""
+
+    plan_digest: str = Field(
+        "",
+        description="The plan_digest that an earlier run printed: the approval of exactly that plan. Empty: a plan is "
+        "made and nothing is removed, except in a run of the cleanup schedule, which carries its own plan out.",
+    )
+
+
 def cleanup_definitions(spec: "Spec", place: "Place") -> dg.Definitions:
     """Return the group's assets, check, jobs and schedules."""
     freshness = freshness_of(longest_gap(str(spec.cleanup.schedule), spec.time_zone))
-    assets = [asset for group in GROUPS for asset in _pair(group, freshness)]
+    assets = [_history(freshness), *(asset for group in GROUPS for asset in _pair(group, freshness))]
     plans, applies = [group.plan for group in GROUPS], [group.apply for group in GROUPS]
     look = _job("cleanup_plan", plans, "Say what a cleanup would do, and why. Changes nothing; prints the digests.")
-    whole = _job("cleanup", [*plans, *applies], "Plan, and carry out those plans: what the schedule starts.")
+    whole = _job("cleanup", [*plans, *applies, HISTORY], "Plan, and carry out those plans: what the schedule starts.")
     jobs = [look, whole]
+    jobs.append(_job("run_history_cleanup_job", [HISTORY], "Plan what of Dagster's history goes, or carry a plan out."))
     jobs += [_job(f"{name}_apply", [name], "Carry out exactly the plan whose digest you give.") for name in applies]
     schedules = [
         _schedule("cleanup_plan_schedule", look, spec, is_running=not place.is_embedded),
@@ -152,6 +164,37 @@ def _pair(group: Group, freshness: dg.FreshnessPolicy) -> list[Any]:
     return [plan, apply]
 
 
+def _history(freshness: dg.FreshnessPolicy) -> Any:
+    @dg.asset(
+        name=HISTORY,
+        deps=[spec_key("cleanup")],
+        pool=POOL_CLEANUP,
+        group_name=GROUP_CLEANUP,
+        owners=OWNERS,
+        kinds={"dagster"},
+        code_version=code_version("synapse_ops.operations.run_history_cleanup", "synapse_ops.systems.dagster_storage"),
+        freshness_policy=freshness,
+        description="Dagster's own runs, output, ticks and events outside of runs by age. The newest event of each "
+        "asset, partition and check, failover records and what tells of an existing backup stay. Without the digest "
+        "of a plan it makes one and removes nothing, except in the schedule's run.",
+    )
+    def run_history_cleanup(
+        context: dg.AssetExecutionContext, config: HistoryConfig, stack: StackResource
+    ) -> dg.MaterializeResult[None]:
+        digest, metadata = config.plan_digest, {}
+        if not digest:
+            plan = make_plan(context, stack, "history")
+            metadata = plan_metadata(plan)
+            if context.run.tags.get(TAG_TRIGGER) not in AUTOMATIC:
+                return dg.MaterializeResult(metadata=metadata)
+            digest = plan.digest
+        with operation_of(context.run.run_id, context.instance):
+            outcome = _verbs(stack.open(), "history", context)[1](digest)
+        return dg.MaterializeResult(metadata={**metadata, **outcome_metadata(digest, outcome)})
+
+    return run_history_cleanup
+
+
 def make_plan(context: Any, stack: StackResource, kind: str) -> "StoredPlan":
     """Make the plan of one kind; its warnings stand in the log."""
     with operation_of(context.run.run_id, context.instance):
@@ -181,6 +224,13 @@ def _verbs(stack: "Stack", kind: str, context: Any) -> "tuple[Callable[[], Store
         return (
             lambda: make_cache_plan(spec, state_dir, now, progress=progress),
             lambda digest: apply_cache_plan(digest, spec, state_dir, now, progress=progress),
+        )
+    if kind == "history":
+        from synapse_ops.operations.run_history_cleanup import apply_history_plan, make_history_plan
+
+        return (
+            lambda: make_history_plan(stack, context.instance, now, progress=progress),
+            lambda digest: apply_history_plan(digest, stack, context.instance, now, progress=progress),
         )
     from synapse_ops.operations.cleanup_files import apply_cleanup, make_cleanup_plan
 

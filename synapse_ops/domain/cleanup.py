@@ -98,7 +98,8 @@ class Decision:
 class Entry:
     """One line of a plan. root: position in the plan's roots. path: below it. inode: of the file or directory.
 
-    size_bytes, modified_ns: as seen. links: how many names the file has; its bytes are freed with the last of them.
+    size_bytes, modified_ns: as seen. changed_ns: ctime, which tells a new file that was given an old inode and time.
+    links: how many names the file has; its bytes are freed with the last of them.
     """
 
     action: Action
@@ -110,6 +111,7 @@ class Entry:
     directory_inode: int
     size_bytes: int = 0
     modified_ns: int = 0
+    changed_ns: int = 0
     links: int = 1
 
     def as_json(self) -> dict[str, Any]:
@@ -123,6 +125,7 @@ class Entry:
             "directory_inode": self.directory_inode,
             "size_bytes": self.size_bytes,
             "modified_ns": self.modified_ns,
+            "changed_ns": self.changed_ns,
             "links": self.links,
         }
 
@@ -139,7 +142,17 @@ class Entry:
         return self.path.rpartition("/")[0]
 
 
-_ENTRY_FIELDS = ("reason", "root", "path", "inode", "directory_inode", "size_bytes", "modified_ns", "links")
+_ENTRY_FIELDS = (
+    "reason",
+    "root",
+    "path",
+    "inode",
+    "directory_inode",
+    "size_bytes",
+    "modified_ns",
+    "changed_ns",
+    "links",
+)
 
 
 class FileRules:

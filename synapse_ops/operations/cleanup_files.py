@@ -275,6 +275,7 @@ class _Scan:
             directory_inode,
             status.st_size,
             status.st_mtime_ns,
+            status.st_ctime_ns,
             status.st_nlink,
         )
         self.draft.writer.add(entry.as_json(), acts=decision.action is not Action.KEEP)
@@ -344,6 +345,8 @@ class _Run:
             return 0
         if (status.st_size, status.st_mtime_ns) != (entry.size_bytes, entry.modified_ns):
             raise EntryChanged("it was written since")
+        if entry.links == 1 and status.st_ctime_ns != entry.changed_ns:  # removing another name of a file changes it
+            raise EntryChanged("it was replaced or changed since")
         objection = self.open_files.objection(directory.fd, name, status)
         if objection:
             raise EntryChanged(objection)

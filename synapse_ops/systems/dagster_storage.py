@@ -1,18 +1,28 @@
 """The only place that imports Dagster's private modules; a contract test names each of them.
 
 They are: the workspace (to serve it, and to start runs through the code server as the UI does), the GraphQL schema in
-process, and the slots of pools.
+process, the slots of pools, and the tables of events and checks.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from synapse_ops.errors import IntegrityError, Refused
 
 if TYPE_CHECKING:
     from dagster import AssetCheckEvaluation, AssetKey, DagsterInstance
+
+Instance: TypeAlias = "DagsterInstance"  # for operations, which may not import Dagster
+
+_RUN_ID = re.compile(r"[0-9a-zA-Z-]{8,64}")
 
 
 @contextmanager
@@ -124,3 +134,224 @@ def fail_abandoned_runs(instance: DagsterInstance, reason: str) -> Sequence[str]
         instance.report_run_failed(run, reason)
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return [run.run_id for run in runs]
+
+
+# What of the history may go. Dagster has no call by age for events outside of runs, so one statement does it; it holds
+# on SQLite and PostgreSQL, and tests/systems/test_dagster_history.py pins it on both.
+_SUPERSEDED = """
+run_id = '' AND timestamp < :before AND (
+  (asset_key IS NOT NULL AND asset_key NOT IN :kept_keys AND EXISTS (
+    SELECT 1 FROM event_logs newer
+    WHERE newer.asset_key = event_logs.asset_key AND newer.dagster_event_type = event_logs.dagster_event_type
+      AND COALESCE(newer.partition, '') = COALESCE(event_logs.partition, '') AND newer.id > event_logs.id))
+  OR (dagster_event_type = 'ASSET_CHECK_EVALUATION' AND EXISTS (
+    SELECT 1 FROM asset_check_executions mine JOIN asset_check_executions newer
+      ON newer.asset_key = mine.asset_key AND newer.check_name = mine.check_name
+      AND COALESCE(newer.partition, '') = COALESCE(mine.partition, '') AND newer.id > mine.id
+      AND newer.execution_status IN ('SUCCEEDED', 'FAILED')
+    WHERE mine.evaluation_event_storage_id = event_logs.id AND mine.asset_key NOT IN :kept_keys)))
+"""
+_NEWEST_HOLDERS = """
+SELECT DISTINCT run_id FROM event_logs WHERE run_id <> '' AND (asset_key IN :kept_keys OR id IN (
+  SELECT MAX(id) FROM event_logs WHERE asset_key IS NOT NULL GROUP BY asset_key, partition, dagster_event_type))
+UNION SELECT run_id FROM asset_check_executions WHERE run_id <> '' AND id IN (
+  SELECT MAX(id) FROM asset_check_executions WHERE execution_status IN ('SUCCEEDED', 'FAILED')
+  GROUP BY asset_key, check_name, partition)
+"""
+_EVENT_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A run that has ended; `ended_at` is aware UTC."""
+
+    run_id: str
+    job: str
+    status: str
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class OldEvent:
+    """An event outside of any run that a newer one of its kind has superseded. about: its asset, and its partition."""
+
+    event_id: int
+    kind: str
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class OldTicks:
+    """A schedule or sensor with ticks before a moment; `before_s` is in seconds since the epoch, exclusive."""
+
+    name: str
+    origin_id: str
+    selector_id: str
+    before_s: float
+
+
+def finished_runs_before(instance: DagsterInstance, before: datetime) -> Iterator[FinishedRun]:
+    """Yield the runs that ended before a moment, the oldest first, page by page."""
+    from dagster import DagsterRunStatus, RunsFilter
+
+    finished = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+    wanted = RunsFilter(statuses=finished, created_before=before)
+    cursor: str | None = None
+    while records := instance.get_run_records(wanted, limit=500, cursor=cursor, ascending=True):
+        for record in records:
+            ended_s = record.end_time or record.update_timestamp.timestamp()
+            if ended_s < before.timestamp():
+                run = record.dagster_run
+                ended_at = datetime.fromtimestamp(ended_s, UTC)
+                yield FinishedRun(run.run_id, run.job_name, run.status.value, ended_at)
+        cursor = records[-1].dagster_run.run_id
+
+
+def is_finished(instance: DagsterInstance, run_id: str) -> bool | None:
+    """Say whether a run has ended; None when there is no such run."""
+    run = instance.get_run_by_id(run_id)
+    return None if run is None else bool(run.is_finished)
+
+
+def runs_with_newest_events(instance: DagsterInstance, kept_keys: Sequence[str]) -> frozenset[str]:
+    """Return the runs that hold the newest event of an asset, a partition or a check, or any event of `kept_keys`."""
+    import sqlalchemy as db
+
+    statement = db.text(_NEWEST_HOLDERS).bindparams(db.bindparam("kept_keys", expanding=True))
+    with _event_log(instance).index_connection() as connection:
+        rows = connection.execute(statement, {"kept_keys": _stored_keys(kept_keys)}).fetchall()
+    return frozenset(row[0] for row in rows)
+
+
+def materialized_values(instance: DagsterInstance, run_id: str, name: str) -> frozenset[str]:
+    """Return the values of one metadata field in the materializations and observations of a run."""
+    from dagster import DagsterEventType
+
+    found = set()
+    for kind in (DagsterEventType.ASSET_MATERIALIZATION, DagsterEventType.ASSET_OBSERVATION):
+        for entry in instance.all_logs(run_id, of_type=kind):
+            data = entry.asset_materialization or entry.asset_observation
+            if data is not None and name in data.metadata:
+                found.add(str(data.metadata[name].value))
+    return frozenset(found)
+
+
+def superseded_events(instance: DagsterInstance, before: datetime, kept_keys: Sequence[str]) -> Iterator[OldEvent]:
+    """Yield the events outside of runs that are older than `before` and not the newest of their kind, by id."""
+    columns = "event_logs.id, dagster_event_type, asset_key, partition"
+    last = 0
+    while True:
+        query = f"SELECT {columns} FROM event_logs WHERE event_logs.id > :last AND {_SUPERSEDED}"  # noqa: S608 - ours
+        query += " ORDER BY event_logs.id LIMIT :page"
+        with _event_log(instance).index_connection() as connection:
+            parameters = {"last": last, "page": _EVENT_PAGE}
+            rows = connection.execute(*_superseded(query, before, kept_keys, parameters)).fetchall()
+        for event_id, kind, asset_key, partition in rows:
+            about = "/".join(json.loads(asset_key)) if asset_key else "a check"
+            yield OldEvent(event_id, str(kind), f"{about} [{partition}]" if partition else about)
+        if len(rows) < _EVENT_PAGE:
+            return
+        last = rows[-1][0]
+
+
+def delete_superseded_events(
+    instance: DagsterInstance, event_ids: Sequence[int], before: datetime, kept_keys: Sequence[str]
+) -> frozenset[int]:
+    """Delete those of some events that are still superseded, with their tags and check rows; return what is left.
+
+    At most 1,000 ids at a time. What was deleted before is not left, so the call is safe to repeat.
+    """
+    import sqlalchemy as db
+
+    ids = {"ids": list(event_ids)}
+    of_ids: Any = db.bindparam("ids", expanding=True)
+    with _event_log(instance).index_transaction() as connection:
+        statement, parameters = _superseded(
+            f"DELETE FROM event_logs WHERE id IN :ids AND {_SUPERSEDED}",  # noqa: S608 - our own text
+            before,
+            kept_keys,
+            ids,
+        )
+        connection.execute(statement.bindparams(of_ids), parameters)
+        for table, column in (
+            ("asset_event_tags", "event_id"),
+            ("asset_check_executions", "evaluation_event_storage_id"),
+        ):
+            alone = f"NOT EXISTS (SELECT 1 FROM event_logs WHERE event_logs.id = {table}.{column})"  # noqa: S608
+            orphans = f"DELETE FROM {table} WHERE {column} IN :ids AND {alone}"  # noqa: S608
+            connection.execute(db.text(orphans).bindparams(of_ids), ids)
+        left = connection.execute(db.text("SELECT id FROM event_logs WHERE id IN :ids").bindparams(of_ids), ids)
+        return frozenset(row[0] for row in left.fetchall())
+
+
+def _superseded(query: str, before: datetime, kept_keys: Sequence[str], more: Mapping[str, Any]) -> tuple[Any, Any]:
+    import sqlalchemy as db
+
+    moment = db.bindparam("before", type_=db.types.TIMESTAMP())
+    statement = db.text(query).bindparams(moment, db.bindparam("kept_keys", expanding=True))
+    naive = before.astimezone(UTC).replace(tzinfo=None)  # as Dagster stores it
+    return statement, {"before": naive, "kept_keys": _stored_keys(kept_keys), **more}
+
+
+def _stored_keys(keys: Sequence[str]) -> list[str]:
+    from dagster import AssetKey
+
+    return [AssetKey(key.split("/")).to_string() for key in keys]
+
+
+def _event_log(instance: DagsterInstance) -> Any:
+    """Return the storage as one that speaks SQL. Raises Refused for one that does not."""
+    from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
+
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqlEventLogStorage):
+        raise Refused(f"cannot clean up the history in {type(storage).__name__}: it is no SQL database")
+    return storage
+
+
+def ticks_before(instance: DagsterInstance, before: datetime) -> Iterator[OldTicks]:
+    """Yield each schedule and sensor that has ticks older than a moment, besides its newest tick, which stays."""
+    for state in sorted(instance.all_instigator_state(), key=lambda one: one.instigator_name):
+        origin, selector = state.instigator_origin_id, state.selector_id
+        newest = instance.get_ticks(origin, selector, limit=1)
+        if not newest:
+            continue
+        limit_s = min(before.timestamp(), newest[0].timestamp)
+        past = instance.get_ticks(origin, selector, before=limit_s, limit=1)
+        if past:
+            yield OldTicks(state.instigator_name, origin, selector, min(limit_s, past[0].timestamp + 0.001))
+
+
+def purge_ticks(instance: DagsterInstance, ticks: OldTicks) -> None:
+    instance.purge_ticks(ticks.origin_id, ticks.selector_id, before=ticks.before_s)
+
+
+def delete_run(instance: DagsterInstance, run_id: str) -> None:
+    """Delete a run with its events and its output; safe to repeat. The caller has made sure that it has ended."""
+    delete_compute_logs(instance, run_id)
+    instance.delete_run(run_id)
+
+
+def has_compute_logs(instance: DagsterInstance, run_id: str) -> bool:
+    """Say whether the output of a run is kept; a manager that cannot tell is asked to delete in any case."""
+    from dagster._core.storage.compute_log_manager import ComputeIOType
+
+    manager = instance.compute_log_manager
+    prefix = [_checked(run_id), "compute_logs"]
+    try:
+        return any(manager.get_log_keys_for_log_key_prefix(prefix, kind) for kind in ComputeIOType)
+    except FileNotFoundError:
+        return False
+    except NotImplementedError:
+        return True
+
+
+def delete_compute_logs(instance: DagsterInstance, run_id: str) -> None:
+    instance.compute_log_manager.delete_logs(prefix=[_checked(run_id)])
+
+
+def _checked(run_id: str) -> str:
+    """Return a run's id that cannot be a path: deleting output removes a directory of that name."""
+    if _RUN_ID.fullmatch(run_id) is None:
+        raise IntegrityError(f'"{run_id}" is not the id of a run')
+    return run_id
