@@ -159,4 +159,7 @@ def compile_pattern(pattern: str) -> re.Pattern[bytes]:
             at = end + 1
         else:
             out += re.escape(sign)
-    return re.compile(out, re.DOTALL)
+    try:
+        return re.compile(out, re.DOTALL)
+    except re.error:  # a range the wrong way round: it matches nothing here, so a key may be listed twice
+        return re.compile(b"(?!)")
