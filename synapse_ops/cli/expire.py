@@ -148,4 +148,6 @@ def _show_report(report: ExpiryReport, *, as_json: bool) -> None:
     rows += [("kept", row.entry.place.backup_id, row.entry.place.subject, row.reason) for row in report.skipped]
     if rows:
         show_table(("done", "backup", "database", "because"), rows)
+    for key in report.old_plans_removed:
+        click.echo(f"removed {key}: it could no longer be applied")
     click.echo(f"{report}; {format_bytes(report.freed_bytes)} freed")

@@ -1,7 +1,4 @@
-"""Makes an expiry plan, stores it under its digest, and does exactly that plan.
-
-    plans/expiry-<digest>.jsonl           the plan: header line, then one line per entry
-    plans/expiry-<digest>.applied.json    written when all of it was done; the digest then does nothing a second time
+"""Makes an expiry plan, stores it under its digest (operations/expiry_plans.py), and does exactly that plan.
 
 Applying decides again, from a fresh listing and with the plan's own policy, and removes only what both decisions name
 and what still has the listing that the plan saw. So a pin, a hold, a void proof or a moved clock that came after the
@@ -12,11 +9,8 @@ next plan names. Only keys that were listed a moment before are deleted.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import socket
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,8 +22,9 @@ from synapse_ops.domain.left_overs import DanglingUpload, is_past_grace, plan_le
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, parse_key
 from synapse_ops.domain.retention import CLOCK_TOLERANCE, Clocks, RetentionPolicy, is_held, plan_retention
-from synapse_ops.errors import ConfigError, ObjectMissing, PlanChanged, Refused, Unreachable
+from synapse_ops.errors import PlanChanged, Refused, Unreachable
 from synapse_ops.operations.backup_catalog import list_own_objects, read_catalog
+from synapse_ops.operations.expiry_plans import mark_applied, read_applied_at, read_plan, remove_old_plans, store_plan
 from synapse_ops.operations.lease import Lease, hold_lease
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.object_store import UploadInfo
@@ -38,7 +33,6 @@ __all__ = ["ExpiryPlan", "ExpiryReport", "RetentionPolicy", "Skipped", "apply_ex
 
 LEASE = "expiry"
 BATCH = 50  # backups listed again and then removed together: 500 keys, about a second from re-check to removal
-_DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +45,17 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class ExpiryReport:
-    """What one apply did. applied_at: when this digest had been applied before; then nothing was done now."""
+    """What one apply did. applied_at: when this digest had been applied before; then nothing was done now.
+
+    old_plans_removed: keys of plans that can no longer be applied (operations/expiry_plans.py).
+    """
 
     digest: str
     removed: tuple[PlanEntry, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     applied_at: datetime | None = None
     warnings: tuple[str, ...] = ()
+    old_plans_removed: tuple[str, ...] = ()
 
     @property
     def freed_bytes(self) -> int:
@@ -67,8 +65,8 @@ class ExpiryReport:
         if self.applied_at is not None:
             return f"plan {self.digest} was applied at {self.applied_at.isoformat(timespec='seconds')}; nothing to do"
         return (
-            f"plan {self.digest}: removed {len(self.removed)} entries of {self.freed_bytes} bytes, "
-            f"kept {len(self.skipped)} that changed since"
+            f"plan {self.digest}: removed {len(self.removed)} of its entries, {self.freed_bytes} bytes; "
+            f"kept {len(self.skipped)} that changed since; removed {len(self.old_plans_removed)} old plans"
         )
 
     def as_json(self) -> dict[str, object]:
@@ -79,8 +77,13 @@ class ExpiryReport:
             "removed": [entry.as_json() for entry in self.removed],
             "skipped": [{**row.entry.as_json(), "skipped_because": row.reason} for row in self.skipped],
             "freed_bytes": self.freed_bytes,
+            "old_plans_removed": list(self.old_plans_removed),
             "warnings": list(self.warnings),
         }
+
+    def counts(self) -> dict[str, int]:
+        """Return what the marker of an applied plan keeps."""
+        return {"removed": len(self.removed), "skipped": len(self.skipped), "freed_bytes": self.freed_bytes}
 
 
 def make_expiry_plan(repository: Repository, policy: RetentionPolicy, now: datetime) -> ExpiryPlan:
@@ -89,29 +92,7 @@ def make_expiry_plan(repository: Repository, policy: RetentionPolicy, now: datet
     now: our clock (aware UTC). Safe to repeat: an unchanged repository gives the same digest and a younger plan.
     """
     plan = _decide(repository, policy, now)
-    with tempfile.TemporaryFile() as document:  # in memory it would be as large again as the plan
-        document.writelines(plan.to_jsonl())
-        repository.store.put_file(_plan_key(plan.digest), document)
-    return plan
-
-
-def read_plan(repository: Repository, digest: str) -> ExpiryPlan:
-    """Return the stored plan of a digest. Raises PlanChanged when there is none, DocumentUnreadable for a torn one."""
-    if _DIGEST.fullmatch(digest) is None:
-        raise ConfigError(
-            f'"{digest}" is not the digest of a plan: 16 hex digits',
-            hint="`synapse-ops expire --plan` prints the digest.",
-        )
-    key = _plan_key(digest)
-    try:
-        plan = ExpiryPlan.from_jsonl(repository.store.read_bytes(key), key=key)
-    except ObjectMissing:
-        raise PlanChanged(
-            f"there is no plan {digest} in {repository.url}",
-            hint="`synapse-ops expire --plan` makes one and prints its digest.",
-        ) from None
-    if plan.digest != digest:
-        raise PlanChanged(f"the plan stored as {digest} has digest {plan.digest}", hint="Was it edited? Plan again.")
+    store_plan(repository, plan)
     return plan
 
 
@@ -130,27 +111,30 @@ def apply_expiry(
     LeaseLost, Unreachable (some deletes did not succeed; applying again goes on).
     """
     began = time.monotonic()
+    used_at = read_applied_at(repository, digest)
+    if used_at is not None:
+        return ExpiryReport(digest, applied_at=used_at)
     plan = read_plan(repository, digest)
-    applied_at = _applied_at(repository, digest)
-    if applied_at is not None:
-        return ExpiryReport(digest, applied_at=applied_at)
     clocks = Clocks(now, repository.store.server_time())
     _refuse_wrong_clocks(clocks)
     _refuse_old_plan(plan, clocks)
     _refuse_ratio(plan, accept_ratio)
     owner = f"expire of {socket.gethostname()}, pid {os.getpid()}"
     with hold_lease(repository, LEASE, owner=owner) as lease:
-        applied_at = _applied_at(repository, digest)  # by the one for whom we may have waited
-        if applied_at is not None:
-            return ExpiryReport(digest, applied_at=applied_at)
+        used_at = read_applied_at(repository, digest)  # by the one for whom we may have waited
+        if used_at is not None:
+            return ExpiryReport(digest, applied_at=used_at)
         fresh = _decide(repository, plan.policy, now + timedelta(seconds=time.monotonic() - began))
         _refuse_wrong_clocks(Clocks(fresh.made_at, fresh.store_time))
         run = _Run(repository, lease, fresh)
         run.apply([entry for entry in plan.entries if entry.removes], progress)
-        report = ExpiryReport(digest, tuple(run.removed), tuple(run.skipped), warnings=lease.warnings)
         _refuse_failed(run, repository)
         lease.check()
-        _mark_applied(repository, report, now)
+        old_plans = remove_old_plans(repository, fresh.store_time, keep=digest)
+        report = ExpiryReport(
+            digest, tuple(run.removed), tuple(run.skipped), warnings=lease.warnings, old_plans_removed=old_plans
+        )
+        mark_applied(repository, digest, report.counts(), now)
     return report
 
 
@@ -180,31 +164,6 @@ def _dangling_uploads(repository: Repository) -> list[DanglingUpload]:
         if parsed is not None:
             found.append(DanglingUpload(parsed.place, parsed.name, upload.upload_id, upload.initiated_at))
     return found
-
-
-def _plan_key(digest: str) -> str:
-    return f"plans/expiry-{digest}.jsonl"
-
-
-def _applied_key(digest: str) -> str:
-    return f"plans/expiry-{digest}.applied.json"
-
-
-def _applied_at(repository: Repository, digest: str) -> datetime | None:
-    found = repository.store.head(_applied_key(digest))
-    return found.modified_at if found is not None else None
-
-
-def _mark_applied(repository: Repository, report: ExpiryReport, now: datetime) -> None:
-    body = {
-        "format_version": 1,
-        "digest": report.digest,
-        "applied_at": now.isoformat(),
-        "removed": len(report.removed),
-        "skipped": len(report.skipped),
-        "freed_bytes": report.freed_bytes,
-    }
-    repository.store.put_bytes(_applied_key(report.digest), (json.dumps(body, sort_keys=True) + "\n").encode())
 
 
 def _refuse_wrong_clocks(clocks: Clocks) -> None:

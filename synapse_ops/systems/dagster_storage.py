@@ -87,7 +87,7 @@ def check_evaluations_after(
 
     wanted = EventRecordsFilter(event_type=DagsterEventType.ASSET_CHECK_EVALUATION, after_cursor=storage_id)
     found = []
-    for record in instance.get_event_records(wanted, limit=limit, ascending=True):
+    for record in instance.event_log_storage.get_event_records(wanted, limit=limit, ascending=True):
         event = record.event_log_entry.dagster_event
         data = event.event_specific_data if event is not None else None
         if isinstance(data, AssetCheckEvaluation):

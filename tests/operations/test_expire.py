@@ -3,59 +3,25 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synapse_ops.domain.expiry_plan import Action, ExpiryPlan
+from synapse_ops.domain.expiry_plan import Action
 from synapse_ops.domain.repository_layout import BACKUP, HEARTBEAT, pin_name, reading_name
 from synapse_ops.domain.retention import RetentionPolicy, Rule
-from synapse_ops.errors import ConfigError, DocumentUnreadable, LeaseHeld, PlanChanged, Refused, Unreachable
+from synapse_ops.errors import LeaseHeld, Refused, Unreachable
 from synapse_ops.operations.backup_catalog import read_catalog
-from synapse_ops.operations.expire import apply_expiry, make_expiry_plan, read_plan
+from synapse_ops.operations.expire import apply_expiry, make_expiry_plan
 from synapse_ops.operations.lease import hold_lease
 from synapse_ops.operations.pins import pin_backup
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from tests.memory_store import MemoryStore
-from tests.stored_backups import StoredBackup, store_backup, store_proof
-
-NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-DAY = timedelta(days=1)
-POLICY = RetentionPolicy(window=10 * DAY, max_expiry_ratio=1.0)
-
-
-def stored(store: MemoryStore, *ages_days: int, proven: bool = True, database: str = "synapse") -> list[StoredBackup]:
-    """Store backups of these ages, with the store's clock standing at each one's time; then set it to NOW."""
-    backups = []
-    for age in ages_days:
-        store.now = NOW - age * DAY
-        backup = store_backup(store, store.now, database=database)
-        if proven:
-            store_proof(store, backup, store.now + timedelta(minutes=5))
-        backups.append(backup)
-    store.now = NOW
-    return backups
-
-
-def ids(repository: Repository) -> list[str]:
-    return [entry.place.backup_id for entry in read_catalog(repository).backups]
-
-
-def kept_by(plan: ExpiryPlan) -> list[str]:
-    return [entry.place.backup_id for entry in plan.entries if entry.action is Action.KEEP]
-
-
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore(NOW)
-
-
-@pytest.fixture
-def repository(store: MemoryStore) -> Repository:
-    return Repository(store)
+from tests.operations.expiry import DAY, NOW, POLICY, ids, kept_by, stored
+from tests.stored_backups import store_backup, store_proof
 
 
 def test_applying_removes_exactly_what_the_plan_named(repository: Repository, store: MemoryStore) -> None:
@@ -71,74 +37,6 @@ def test_applying_removes_exactly_what_the_plan_named(repository: Repository, st
         backups[0].place.backup_id,
     ]
     assert not [key for key in store.objects if key.startswith((backups[0].place.prefix, backups[1].place.prefix))]
-
-
-def test_every_entry_of_a_plan_has_a_reason_in_one_line(repository: Repository, store: MemoryStore) -> None:
-    """Kept or removed: no entry is without its rule and a line a person can read."""
-    stored(store, 40, 30, 20, 5, 1)
-    stored(store, 3, proven=False, database="other")
-
-    plan = make_expiry_plan(repository, POLICY, NOW)
-
-    assert all(entry.reason and "\n" not in entry.reason and entry.rule in Rule for entry in plan.entries)
-
-
-def test_a_digest_names_content_and_not_the_moment(repository: Repository, store: MemoryStore) -> None:
-    """Planning again without a change gives the same digest; a new proof or pin gives another."""
-    backups = stored(store, 40, 20, 1)
-    first = make_expiry_plan(repository, POLICY, NOW)
-
-    store.now = NOW + timedelta(minutes=30)
-    again = make_expiry_plan(repository, POLICY, store.now)
-    store.put_bytes(backups[0].place.key(pin_name("audit")), b"{}")
-    pinned = make_expiry_plan(repository, POLICY, store.now)
-
-    assert first.digest == again.digest
-    assert pinned.digest != first.digest
-
-
-def test_a_stored_plan_is_read_back_as_it_was_made(repository: Repository, store: MemoryStore) -> None:
-    """The JSONL under plans/ is the plan; a torn or edited one is refused."""
-    stored(store, 40, 20, 1)
-    plan = make_expiry_plan(repository, POLICY, NOW)
-    key = f"plans/expiry-{plan.digest}.jsonl"
-
-    assert read_plan(repository, plan.digest) == plan
-    store.objects[key] = (store.objects[key][0].replace(b'"keep"', b'"expire"'), NOW)
-    with pytest.raises(DocumentUnreadable, match="digest"):
-        read_plan(repository, plan.digest)
-
-
-def test_a_used_digest_does_nothing_a_second_time(repository: Repository, store: MemoryStore) -> None:
-    """An approval is spent: re-executing the run of yesterday removes nothing."""
-    stored(store, 40, 20, 1)
-    plan = make_expiry_plan(repository, POLICY, NOW)
-    apply_expiry(repository, plan.digest, NOW)
-    before = len(store.delete_calls)
-
-    report = apply_expiry(repository, plan.digest, NOW)
-
-    assert (report.removed, report.applied_at) == ((), NOW)
-    assert len(store.delete_calls) == before
-
-
-def test_a_plan_older_than_a_day_is_refused(repository: Repository, store: MemoryStore) -> None:
-    """An approval is for the repository of today."""
-    stored(store, 40, 20, 1)
-    plan = make_expiry_plan(repository, POLICY, NOW)
-    store.now = NOW + timedelta(hours=25)
-
-    with pytest.raises(PlanChanged, match=r"25\.0 h ago, limit 24 h"):
-        apply_expiry(repository, plan.digest, store.now)
-
-
-@pytest.mark.parametrize(
-    ("digest", "error"), [("0" * 16, PlanChanged), ("nonsense", ConfigError), ("../x", ConfigError)]
-)
-def test_a_digest_without_a_plan_is_refused(repository: Repository, digest: str, error: type[Exception]) -> None:
-    """Nothing is applied that was not planned."""
-    with pytest.raises(error):
-        apply_expiry(repository, digest, NOW)
 
 
 def test_too_large_a_part_is_refused_until_it_is_accepted(repository: Repository, store: MemoryStore) -> None:
@@ -380,16 +278,6 @@ def test_two_applies_exclude_one_another(repository: Repository, store: MemorySt
         apply_expiry(repository, plan.digest, NOW)
 
     assert len(ids(repository)) == 3
-
-
-def test_the_order_of_a_listing_does_not_matter(repository: Repository, store: MemoryStore) -> None:
-    """Stores list by byte order, by directory, or backwards; the plan is the same."""
-    stored(store, 60, 40, 20, 1)
-    stored(store, 50, 15, 2, database="datenbänke")
-    forwards = make_expiry_plan(repository, POLICY, NOW)
-    store.reverse_listing = True
-
-    assert make_expiry_plan(repository, POLICY, NOW).digest == forwards.digest
 
 
 class LaterStore(ObjectStore):
