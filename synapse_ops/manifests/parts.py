@@ -84,7 +84,7 @@ def address_of(spec: Spec, part: str, place: PlaceName) -> Address:
     elif part == WORKER:
         host, port, ours = "localhost", WORKER_METRICS_PORT, True
     elif part == OPS:
-        host, port, ours = "localhost", OPS_METRICS_PORT, True
+        host, port, ours = spec.watch.host, spec.watch.port or OPS_METRICS_PORT, True
     elif part in (PRIMARY, STANDBY):
         host, port, ours = spec.database.host, spec.database.port, is_ours(spec, "database", place)
     elif part == REDIS:
@@ -105,8 +105,17 @@ def database_nodes(spec: Spec, place: PlaceName) -> tuple[Address, ...]:
     if not is_ours(spec, "database", place):
         return (Address(spec.database.host, spec.database.port),)
     if place == "hosts":
-        return tuple(Address(node, spec.database.port) for node in (spec.failover.primary, spec.failover.standby))
+        return tuple(_node(spec, node) for node in (spec.failover.primary, spec.failover.standby))
     return (address_of(spec, PRIMARY, place), address_of(spec, STANDBY, place))
+
+
+def _node(spec: Spec, node: str) -> Address:
+    """Return a node's address as `database.nodes` gives it, else the host of its name on the common port."""
+    given = spec.database.nodes.get(node)
+    if given is None:
+        return Address(node, spec.database.port)
+    host, _, port = given.rpartition(":")
+    return Address(host.strip("[]"), int(port))
 
 
 def is_address(host: str) -> bool:

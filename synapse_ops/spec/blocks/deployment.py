@@ -51,7 +51,7 @@ class Images(Block):
 
     postgres: ImageName = Field("postgres:17.10-bookworm", description="PostgreSQL, primary and standby.")
     redis: ImageName = Field("redis:8.2-bookworm", description="Redis.")
-    qdrant: ImageName = Field("qdrant/qdrant:v1.18.3", description="Qdrant.")
+    qdrant: ImageName = Field("qdrant/qdrant:v1.18.3-unprivileged", description="Qdrant.")
     synapse_ops: ImageName = Field("synapse-ops:latest", description="This tool's own image.")
     nginx: ImageName = Field("nginx:1.28-bookworm", description="What ends TLS in front of the application.")
     prometheus: ImageName = Field("prom/prometheus:v3.5.0", description="Prometheus.")

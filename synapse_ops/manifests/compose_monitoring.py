@@ -1,0 +1,190 @@
+"""Prometheus, Alertmanager, Grafana, the exporters and the ELK chain in the compose file.
+
+They mount the files of the targets that render them; none can be reached from outside but Grafana, on loopback.
+"""
+
+from __future__ import annotations
+
+from synapse_ops.manifests.application import SECRETS_DIR
+from synapse_ops.manifests.compose_service import (
+    INTERNAL,
+    LARGE,
+    MIDDLE,
+    OUTSIDE,
+    SMALL,
+    Service,
+    check,
+    healthy,
+    helper_resources,
+    http_check,
+    mounted,
+    service,
+)
+from synapse_ops.manifests.parts import (
+    ALERTMANAGER_PORT,
+    BLACKBOX_PORT,
+    ELASTICSEARCH_PORT,
+    GRAFANA_PORT,
+    KIBANA_PORT,
+    LOGSTASH_API_PORT,
+    NODE_EXPORTER_PORT,
+    PROMETHEUS_PORT,
+)
+from synapse_ops.spec import Spec
+
+WEBHOOK_TOKEN = "webhook-token"  # noqa: S105 - names of secrets, not secrets
+GRAFANA_PASSWORD = "grafana-password"  # noqa: S105
+_NOBODY = "65534:65534"
+
+
+def monitoring_services(spec: Spec) -> dict[str, Service]:
+    """Return the services that watch the stack."""
+    return {**_metrics(spec), "grafana": _grafana(spec), **_logs(spec)}
+
+
+def _metrics(spec: Spec) -> dict[str, Service]:
+    images = spec.docker.images
+    return {
+        "prometheus": service(
+            images.prometheus,
+            user=_NOBODY,
+            resources=helper_resources(LARGE),
+            healthcheck=http_check(PROMETHEUS_PORT, "/-/healthy"),
+            command=[
+                "--config.file=/etc/prometheus/prometheus.yml",
+                "--storage.tsdb.path=/prometheus",
+                "--storage.tsdb.retention.time=30d",
+                f"--web.listen-address=:{PROMETHEUS_PORT}",
+            ],
+            volumes=[
+                mounted("../prometheus/compose.yml", "/etc/prometheus/prometheus.yml"),
+                mounted("../prometheus/rules", "/etc/prometheus/rules"),
+                {"type": "volume", "source": "prometheus-data", "target": "/prometheus"},
+            ],
+            depends_on=healthy("alertmanager"),
+        ),
+        "alertmanager": service(
+            images.alertmanager,
+            user=_NOBODY,
+            resources=helper_resources(SMALL),
+            healthcheck=http_check(ALERTMANAGER_PORT, "/-/healthy"),
+            command=[
+                "--config.file=/etc/alertmanager/alertmanager.yml",
+                "--storage.path=/alertmanager",
+                f"--web.listen-address=:{ALERTMANAGER_PORT}",
+            ],
+            volumes=[
+                mounted("../alertmanager/compose.yml", "/etc/alertmanager/alertmanager.yml"),
+                {"type": "volume", "source": "alertmanager-data", "target": "/alertmanager"},
+            ],
+            secrets=[WEBHOOK_TOKEN],
+        ),
+        "blackbox-exporter": service(
+            images.blackbox_exporter,
+            user=_NOBODY,
+            resources=helper_resources(SMALL),
+            healthcheck=http_check(BLACKBOX_PORT, "/-/healthy"),
+            command=["--config.file=/etc/blackbox/blackbox.yml", f"--web.listen-address=:{BLACKBOX_PORT}"],
+            volumes=[mounted("../prometheus/blackbox.yml", "/etc/blackbox/blackbox.yml")],
+        ),
+        "node-exporter": service(
+            images.node_exporter,
+            user=_NOBODY,
+            resources=helper_resources(SMALL),
+            healthcheck=http_check(NODE_EXPORTER_PORT, "/"),
+            command=["--path.rootfs=/host", f"--web.listen-address=:{NODE_EXPORTER_PORT}"],
+            volumes=[mounted("/", "/host")],
+            pid="host",
+        ),
+    }
+
+
+def _grafana(spec: Spec) -> Service:
+    return service(
+        spec.docker.images.grafana,
+        user="472:472",
+        resources=helper_resources(MIDDLE),
+        healthcheck=http_check(GRAFANA_PORT, "/api/health"),
+        networks=(INTERNAL, OUTSIDE),
+        ports=[f"127.0.0.1:{GRAFANA_PORT}:{GRAFANA_PORT}"],
+        environment={
+            "GF_SECURITY_ADMIN_PASSWORD__FILE": f"{SECRETS_DIR}/{GRAFANA_PASSWORD}",
+            "GF_ANALYTICS_REPORTING_ENABLED": "false",
+            "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
+            "GF_SERVER_HTTP_PORT": str(GRAFANA_PORT),
+            "GF_USERS_ALLOW_SIGN_UP": "false",
+        },
+        volumes=[
+            mounted(
+                "../grafana/provisioning/datasources/synapse.yml", "/etc/grafana/provisioning/datasources/synapse.yml"
+            ),
+            mounted(
+                "../grafana/provisioning/dashboards/synapse.yml", "/etc/grafana/provisioning/dashboards/synapse.yml"
+            ),
+            mounted("../grafana/dashboards", "/var/lib/grafana/dashboards"),
+            {"type": "volume", "source": "grafana-data", "target": "/var/lib/grafana"},
+        ],
+        secrets=[GRAFANA_PASSWORD],
+        depends_on=healthy("prometheus"),
+    )
+
+
+def _logs(spec: Spec) -> dict[str, Service]:
+    images = spec.docker.images
+    ask = ("CMD", "curl", "--silent", "--fail", "--output", "/dev/null")
+    return {
+        "elasticsearch": service(
+            images.elasticsearch,
+            user="1000:0",
+            resources=helper_resources(LARGE),
+            healthcheck=check((*ask, f"http://127.0.0.1:{ELASTICSEARCH_PORT}/_cluster/health"), start_s=120),
+            read_only=False,  # its start script writes its keystore beside its configuration
+            environment={
+                "discovery.type": "single-node",
+                "http.port": str(ELASTICSEARCH_PORT),
+                "xpack.security.enabled": "false",
+                "ES_JAVA_OPTS": "-Xms1g -Xmx1g",
+            },
+            volumes=[{"type": "volume", "source": "elasticsearch-data", "target": "/usr/share/elasticsearch/data"}],
+        ),
+        "logstash": service(
+            images.logstash,
+            user="1000:1000",
+            resources=helper_resources(LARGE),
+            healthcheck=check((*ask, f"http://127.0.0.1:{LOGSTASH_API_PORT}/"), start_s=120),
+            read_only=False,  # its start script edits its own settings
+            environment={"LS_JAVA_OPTS": "-Xms1g -Xmx1g"},
+            volumes=[
+                mounted("../logstash/logstash.yml", "/usr/share/logstash/config/logstash.yml"),
+                mounted("../logstash/pipelines.yml", "/usr/share/logstash/config/pipelines.yml"),
+                mounted("../logstash/pipeline", "/usr/share/logstash/pipeline"),
+                {"type": "volume", "source": "logstash-data", "target": "/usr/share/logstash/data"},
+            ],
+            depends_on=healthy("elasticsearch"),
+        ),
+        "kibana": service(
+            images.kibana,
+            user="1000:0",
+            resources=helper_resources(MIDDLE),
+            healthcheck=check((*ask, f"http://127.0.0.1:{KIBANA_PORT}/api/status"), start_s=120),
+            read_only=False,  # it writes its bundles when it starts
+            environment={
+                "SERVER_PORT": str(KIBANA_PORT),
+                "ELASTICSEARCH_HOSTS": f"http://elasticsearch:{ELASTICSEARCH_PORT}",
+            },
+            depends_on=healthy("elasticsearch"),
+        ),
+        "filebeat": service(
+            images.filebeat,
+            user="1000:1000",
+            resources=helper_resources(SMALL),
+            healthcheck=check(("CMD", "filebeat", "test", "config", "--strict.perms=false"), interval_s=60),
+            command=["--strict.perms=false"],
+            volumes=[
+                mounted("../filebeat/filebeat.yml", "/usr/share/filebeat/filebeat.yml"),
+                {"type": "volume", "source": "application-logs", "target": "/var/log/synapse", "read_only": True},
+                {"type": "volume", "source": "filebeat-data", "target": "/usr/share/filebeat/data"},
+            ],
+            depends_on=healthy("logstash"),
+        ),
+    }

@@ -1,0 +1,115 @@
+"""What every service of the compose file has: no right it does not need, limits, a restart rule, bounded logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from synapse_ops.spec import Spec
+from synapse_ops.spec.units import format_cores
+
+Service = dict[str, Any]
+INTERNAL, OUTSIDE = "internal", "outside"
+
+
+class Size(NamedTuple):
+    """The most that a helper may use; the parts of the stack itself have `resources`."""
+
+    cores: str
+    memory: str
+
+
+SMALL = Size("0.5", "256M")
+MIDDLE = Size("1", "1G")
+LARGE = Size("2", "2G")
+
+
+def part_resources(spec: Spec) -> dict[str, Any]:
+    """Return `resources` of the spec for a part of the stack."""
+    limits, requests = spec.resources.limits, spec.resources.requests
+    return {
+        "limits": {"cpus": _cores(limits.cpu), "memory": f"{limits.memory}b"},
+        "reservations": {"cpus": _cores(requests.cpu), "memory": f"{requests.memory}b"},
+    }
+
+
+def helper_resources(size: Size) -> dict[str, Any]:
+    """Return the limits of a helper."""
+    return {"limits": {"cpus": size.cores, "memory": size.memory}}
+
+
+def _cores(cores: Any) -> str:
+    text = format_cores(cores)
+    return f"{int(text[:-1]) / 1000:g}" if text.endswith("m") else text
+
+
+def service(
+    image: str,
+    *,
+    user: str,
+    resources: Mapping[str, Any],
+    healthcheck: Service,
+    networks: Sequence[str] | Mapping[str, Any] = (INTERNAL,),
+    **more: Any,
+) -> Service:
+    """Return a hardened service. more: what it has besides, in the words of the compose specification."""
+    return {
+        "image": image,
+        "user": user,
+        "init": True,
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "restart": "unless-stopped",
+        "tmpfs": ["/tmp"],  # noqa: S108 - the container's own
+        "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}},
+        **({} if "network_mode" in more else {"networks": networks if isinstance(networks, Mapping) else [*networks]}),
+        "deploy": {"resources": dict(resources)},
+        "healthcheck": healthcheck,
+        **more,
+    }
+
+
+def check(
+    test: Sequence[str], *, interval_s: int = 15, timeout_s: int = 5, start_s: int = 60, retries: int = 3
+) -> Service:
+    """Return a health check."""
+    return {
+        "test": list(test),
+        "interval": f"{interval_s}s",
+        "timeout": f"{timeout_s}s",
+        "retries": retries,
+        "start_period": f"{start_s}s",
+    }
+
+
+def http_check(port: int, path: str, **times: int) -> Service:
+    """Return a health check for an image that has busybox' or GNU wget."""
+    return check(("CMD", "wget", "-q", "-O", "/dev/null", f"http://127.0.0.1:{port}{path}"), **times)
+
+
+def healthy(*names: str) -> dict[str, dict[str, str]]:
+    """Return the `depends_on` of services that must be healthy first."""
+    return {name: {"condition": "service_healthy"} for name in names}
+
+
+def mounted(source: str, target: str) -> dict[str, Any]:
+    """Return a read-only mount of a rendered file; a path that is missing is an error, never a new directory."""
+    return {
+        "type": "bind",
+        "source": source,
+        "target": target,
+        "read_only": True,
+        "bind": {"create_host_path": False},
+    }
+
+
+def escaped(value: Any) -> Any:
+    """Return the value with each `$` doubled: compose would take it for a variable."""
+    if isinstance(value, str):
+        return value.replace("$", "$$")
+    if isinstance(value, Mapping):
+        return {key: escaped(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [escaped(below) for below in value]
+    return value

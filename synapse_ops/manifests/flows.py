@@ -1,0 +1,83 @@
+"""The one list of who may talk to whom. The host firewall and the network policies are two ways of writing it.
+
+What is not listed is closed everywhere. `firewall.inbound` is the traffic that enters a host; the flows between the
+parts follow from what they are. A flow names its reason, and the reason stands beside the rule that lets it through.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from synapse_ops.manifests.parts import (
+    API,
+    OPS,
+    OPS_METRICS_PORT,
+    POSTGRES_EXPORTER_PORT,
+    PRIMARY,
+    QDRANT,
+    QDRANT_GRPC_PORT,
+    REDIS,
+    REDIS_EXPORTER_PORT,
+    STANDBY,
+    WORKER,
+    WORKER_METRICS_PORT,
+)
+from synapse_ops.spec import Spec
+
+ANYONE = ("0.0.0.0/0", "::/0")
+MONITORING = "monitoring"  # Prometheus and its exporters
+ENTRY = "entry"  # the controller that ends TLS: Ingress, Gateway or nginx
+STORES = {PRIMARY: "database", STANDBY: "database", REDIS: "redis", QDRANT: "qdrant"}
+
+
+class Inbound(NamedTuple):
+    """Traffic that may enter a host: TCP to `port` from `source`, an IPv4 or IPv6 network."""
+
+    source: str
+    port: int
+
+
+class Flow(NamedTuple):
+    """TCP from one part to a port of another."""
+
+    source: str
+    target: str
+    port: int
+    reason: str
+
+
+def inbound(spec: Spec) -> tuple[Inbound, ...]:
+    """Return what may enter from outside, in the order of the spec."""
+    return tuple(Inbound(rule.source, rule.port) for rule in spec.firewall.inbound)
+
+
+def flows(spec: Spec) -> tuple[Flow, ...]:
+    """Return every flow between parts of the stack, each once."""
+    database, redis = spec.database.port, spec.redis.port
+    found = [Flow(ENTRY, API, spec.server.port, "requests, TLS ended")]
+    for client in (API, WORKER):
+        found += [
+            Flow(client, PRIMARY, database, "queries"),
+            Flow(client, STANDBY, database, "queries, after a failover"),
+            Flow(client, REDIS, redis, "cache and queue"),
+            Flow(client, QDRANT, spec.qdrant.port, "vector search"),
+        ]
+    found += [
+        Flow(STANDBY, PRIMARY, database, "replication"),
+        Flow(PRIMARY, STANDBY, database, "replication, after a failover"),
+        Flow(OPS, API, spec.server.port, "health checks"),
+        Flow(OPS, PRIMARY, database, "backup, probes, fencing"),
+        Flow(OPS, STANDBY, database, "backup, probes, promotion"),
+        Flow(OPS, REDIS, redis, "probes, cleanup"),
+        Flow(OPS, QDRANT, spec.qdrant.port, "snapshots, probes"),
+        Flow(MONITORING, API, spec.server.port, "metrics, probes"),
+        Flow(MONITORING, WORKER, WORKER_METRICS_PORT, "metrics"),
+        Flow(MONITORING, PRIMARY, POSTGRES_EXPORTER_PORT, "metrics"),
+        Flow(MONITORING, STANDBY, POSTGRES_EXPORTER_PORT, "metrics"),
+        Flow(MONITORING, REDIS, REDIS_EXPORTER_PORT, "metrics"),
+        Flow(MONITORING, QDRANT, spec.qdrant.port, "metrics"),
+        Flow(MONITORING, OPS, spec.watch.port or OPS_METRICS_PORT, "metrics"),
+    ]
+    if spec.qdrant.nodes:
+        found.append(Flow(QDRANT, QDRANT, QDRANT_GRPC_PORT + 1, "its cluster's own traffic"))
+    return tuple(found)
