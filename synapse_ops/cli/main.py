@@ -34,6 +34,7 @@ COMMANDS = {
     "unpin": ("unpin", "Lift a pin."),
     "info": ("info", "Show what a repository protects."),
     "health": ("health", "Show how everything that is probed is."),
+    "render": ("render", "Render every document of the stack from the spec."),
     "ui": ("ui", "Serve the Dagster UI, daemon and code server."),
     "demo": ("demo", "Run the main job on the embedded stack and show what happened."),
 }

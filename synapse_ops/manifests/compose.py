@@ -56,7 +56,7 @@ from synapse_ops.spec import Spec
 READS = frozenset(
     {
         "name", "server", "worker", "database", "redis", "qdrant", "docker", "kubernetes", "resources", "health",
-        "failover", "tls", "prometheus", "grafana", "logging",
+        "failover", "tls",
     }
 )  # fmt: skip
 PROXY = "proxy"

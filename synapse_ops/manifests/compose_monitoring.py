@@ -155,9 +155,9 @@ def _logs(spec: Spec) -> dict[str, Service]:
             read_only=False,  # its start script edits its own settings
             environment={"LS_JAVA_OPTS": "-Xms1g -Xmx1g"},
             volumes=[
-                mounted("../logstash/logstash.yml", "/usr/share/logstash/config/logstash.yml"),
-                mounted("../logstash/pipelines.yml", "/usr/share/logstash/config/pipelines.yml"),
-                mounted("../logstash/pipeline", "/usr/share/logstash/pipeline"),
+                mounted("../logging/compose/logstash.yml", "/usr/share/logstash/config/logstash.yml"),
+                mounted("../logging/compose/pipelines.yml", "/usr/share/logstash/config/pipelines.yml"),
+                mounted("../logging/compose/logstash.conf", "/usr/share/logstash/pipeline/logstash.conf"),
                 {"type": "volume", "source": "logstash-data", "target": "/usr/share/logstash/data"},
             ],
             depends_on=healthy("elasticsearch"),
@@ -181,7 +181,7 @@ def _logs(spec: Spec) -> dict[str, Service]:
             healthcheck=check(("CMD", "filebeat", "test", "config", "--strict.perms=false"), interval_s=60),
             command=["--strict.perms=false"],
             volumes=[
-                mounted("../filebeat/filebeat.yml", "/usr/share/filebeat/filebeat.yml"),
+                mounted("../logging/compose/filebeat.yml", "/usr/share/filebeat/filebeat.yml"),
                 {"type": "volume", "source": "application-logs", "target": "/var/log/synapse", "read_only": True},
                 {"type": "volume", "source": "filebeat-data", "target": "/usr/share/filebeat/data"},
             ],

@@ -9,7 +9,7 @@ from pathlib import Path
 from synapse_ops.errors import ConfigError
 from synapse_ops.operations.repository import Repository, open_repository
 from synapse_ops.spec import LoadedSpec, SecretRef, Spec, load_spec
-from synapse_ops.systems.object_store import StoreAccess
+from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Stack:
     def vector_repository(self) -> Repository:
         """Return the repository of `backup.vectors.destination`. Raises ConfigError for missing credentials."""
         return open_repository(self.spec.backup.vectors.destination, self.store_access(), state_dir=self.state_dir)
+
+    def release_store(self) -> ObjectStore:
+        """Return the store of `manifests.destination`. Raises ConfigError for missing credentials."""
+        return ObjectStore(self.spec.manifests.destination, self.store_access())
 
     def admin_conninfo(self, database: str) -> str:
         """Return a libpq conninfo of the superuser for one database. It holds the password: never log it."""

@@ -164,8 +164,8 @@ Name = Annotated[
 StackName = Annotated[
     str,
     TextForm(
-        r"[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?",
-        "lower-case letters, digits and -, starting with a letter, at most 40",
+        r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?",
+        "lower-case letters, digits and -, starting with a letter, at most 63",
         "synapse",
     ),
 ]

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from synapse_ops.spec.block import (
     Block,
+    BucketUrl,
     Cores,
     Count,
     Duration,
@@ -142,8 +143,9 @@ class Kubernetes(Block):
 
 
 class Manifests(Block):
-    """What a release of rendered documents needs before it may be used."""
+    """Releases of rendered documents: where they are kept, and what one needs before it may be used."""
 
+    destination: BucketUrl = Field("s3://backups/releases/", description="Where releases are kept, by their digest.")
     require_proofs: tuple[Literal["tools", "rules", "packets", "tls", "chain"], ...] = Field(
         (), description="Tool proofs, by `make prove-release`, without which a release is refused."
     )

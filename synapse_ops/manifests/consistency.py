@@ -1,0 +1,37 @@
+"""The proof that the documents of a bundle agree with one another and with the spec: every rule, in one list.
+
+A convention is what one hopes for; these rules read the rendered bytes and find each number and name in every place
+where it must be the same. tests/manifests breaks each of them once and sees it found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from synapse_ops.manifests import consistency_kubernetes, consistency_places, consistency_safety
+from synapse_ops.manifests.bundle import Bundle
+from synapse_ops.manifests.findings import Finding, Rule, View
+from synapse_ops.manifests.monitoring_gates import monitoring_faults
+from synapse_ops.spec import Spec
+
+__all__ = ["RULES", "Finding", "check_consistency"]
+
+
+def monitoring_documents_hold(view: View) -> Iterator[Finding]:
+    """Prometheus, Alertmanager, Grafana and Logstash files parse, and name metrics and pages that exist."""
+    for path, message in monitoring_faults(view.bundle.documents):
+        yield Finding("monitoring_documents_hold", path, message)
+
+
+RULES: tuple[Rule, ...] = (
+    *consistency_kubernetes.RULES,
+    *consistency_places.RULES,
+    *consistency_safety.RULES,
+    monitoring_documents_hold,
+)
+
+
+def check_consistency(bundle: Bundle, spec: Spec) -> tuple[Finding, ...]:
+    """Return what does not agree, in the order of the rules; no error among them means that the bundle may be used."""
+    view = View(bundle, spec)
+    return tuple(finding for rule in RULES for finding in rule(view))

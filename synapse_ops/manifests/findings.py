@@ -1,0 +1,83 @@
+"""What a consistency rule has to say about a bundle, and the bundle as the rules read it: parsed back from its bytes.
+
+Rules read documents, never the code that rendered them: a fault of a renderer must not be repeated by its judge.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from synapse_ops.manifests.bundle import Bundle
+from synapse_ops.spec import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """rule: the function that found it. An error stops a release, a note is shown."""
+
+    rule: str
+    path: str
+    message: str
+    severity: Literal["error", "note"] = "error"
+
+
+class View:
+    """A bundle, parsed once."""
+
+    def __init__(self, bundle: Bundle, spec: Spec) -> None:
+        self.bundle = bundle
+        self.spec = spec
+
+    def text(self, path: str) -> str:
+        """Return a document's text, "" where there is none."""
+        document = self.bundle.by_path.get(path)
+        return "" if document is None else document.text
+
+    def yaml(self, path: str) -> Any:
+        """Return the only value of a YAML or JSON document, {} where there is none."""
+        text = self.text(path)
+        if not text:
+            return {}
+        return json.loads(text) if path.endswith(".json") else _load_yaml(text)[0]
+
+    @cached_property
+    def compose(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.yaml("docker/compose.yaml")
+        return found
+
+    @cached_property
+    def objects(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """Every Kubernetes object with its document's path."""
+        return tuple(
+            (str(document.path), found)
+            for document in self.bundle.documents
+            if document.path.parts[0] == "kubernetes" and document.path.suffix == ".yaml"
+            for found in _load_yaml(document.text)
+        )
+
+    def of_kind(self, *kinds: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Return the Kubernetes objects of some kinds, with their paths."""
+        return ((path, found) for path, found in self.objects if found.get("kind") in kinds)
+
+    @cached_property
+    def workloads(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        return tuple(self.of_kind("Deployment", "StatefulSet"))
+
+
+Rule = Callable[[View], Iterator[Finding]]
+
+
+def _load_yaml(text: str) -> list[Any]:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return list(yaml.load_all(text, loader))
+
+
+def name_of(found: dict[str, Any]) -> str:
+    """Return kind/name as kubectl writes it."""
+    return f"{str(found.get('kind', '')).lower()}/{found.get('metadata', {}).get('name', '')}"

@@ -1,0 +1,215 @@
+"""API and worker in the cluster: Deployments, the API's Service and autoscaler, their budgets and settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synapse_ops.manifests.application import (
+    DRAIN_S,
+    api_command,
+    api_grace_s,
+    application_secrets,
+    environment,
+    worker_command,
+    worker_grace_s,
+)
+from synapse_ops.manifests.flows import ANYONE, inbound
+from synapse_ops.manifests.kubernetes.objects import (
+    Object,
+    config_map,
+    container,
+    disruption_budget,
+    part_resources,
+    pod_template,
+    secrets_volume,
+    selector,
+    service_account,
+    thing,
+)
+from synapse_ops.manifests.parts import API, WORKER, WORKER_METRICS_PORT, object_name
+from synapse_ops.manifests.probes import FAILURES, START_LIMIT, Probe, liveness, readiness
+from synapse_ops.manifests.units import whole_seconds
+from synapse_ops.spec import Spec
+
+HTTP, METRICS = "http", "metrics"  # names of ports; Services and policies refer to them
+_CALM_S = 10  # a pod that falls over at once never counts as available
+_START_PERIOD_S = 5
+
+
+def application_config(spec: Spec) -> Object:
+    """Return the ConfigMap that API and worker take their environment from."""
+    told = environment(spec, "kubernetes") | {"SYNAPSE_WORKER_METRICS_PORT": str(WORKER_METRICS_PORT)}
+    return config_map(spec, "application", told)
+
+
+def api_objects(spec: Spec) -> list[Object]:
+    """Return everything of the API."""
+    command = api_command(spec)
+    live, ready = liveness(spec), readiness(spec)
+    probes = {
+        "startupProbe": _start_probe(live),
+        "livenessProbe": _probe(live),
+        "readinessProbe": _probe(ready),
+    }
+    pod = _pod(
+        spec,
+        API,
+        ports=[{"name": HTTP, "containerPort": spec.server.port, "protocol": "TCP"}],
+        command=[command[0]],
+        args=[_unexpanded(part) for part in command[1:]],
+        grace_s=api_grace_s(spec),
+        lifecycle={"preStop": {"sleep": {"seconds": DRAIN_S}}},
+        **probes,
+    )
+    scaled = spec.autoscaling is not None
+    objects = [
+        service_account(spec, API),
+        _deployment(spec, API, pod, replicas=None if scaled else spec.kubernetes.replicas),
+        _service(spec),
+        disruption_budget(spec, API),
+    ]
+    return [*objects, _autoscaler(spec)] if scaled else objects
+
+
+def worker_objects(spec: Spec) -> list[Object]:
+    """Return everything of the worker."""
+    command = worker_command(spec)
+    port = {"tcpSocket": {"port": METRICS}, "periodSeconds": 15, "timeoutSeconds": 5, "failureThreshold": FAILURES}
+    answers = {
+        "httpGet": {"path": "/metrics", "port": METRICS},
+        "periodSeconds": 15,
+        "timeoutSeconds": 5,
+        "failureThreshold": FAILURES,
+    }
+    pod = _pod(
+        spec,
+        WORKER,
+        ports=[{"name": METRICS, "containerPort": WORKER_METRICS_PORT, "protocol": "TCP"}],
+        command=[command[0]],
+        args=[_unexpanded(part) for part in command[1:]],
+        grace_s=worker_grace_s(spec),
+        startupProbe=port | {"periodSeconds": _START_PERIOD_S, "failureThreshold": _start_tries(_START_PERIOD_S)},
+        livenessProbe=port,
+        readinessProbe=answers,
+    )
+    return [
+        service_account(spec, WORKER),
+        _deployment(spec, WORKER, pod, replicas=spec.kubernetes.worker_replicas),
+        _metrics_service(spec),
+        disruption_budget(spec, WORKER),
+    ]
+
+
+def _pod(spec: Spec, part: str, *, grace_s: int, **more: Any) -> Object:
+    volume, mount = secrets_volume(spec, (*application_secrets(spec), "ca.crt"))
+    logs = {"name": "logs", "emptyDir": {"sizeLimit": "1Gi"}}
+    app = container(
+        part,
+        spec.kubernetes.image,
+        part_resources(spec),
+        envFrom=[{"configMapRef": {"name": application_config(spec)["metadata"]["name"]}}],
+        volumeMounts=[mount, {"name": "logs", "mountPath": "/var/log/synapse"}],
+        **more,
+    )
+    return pod_template(spec, part, [app], grace_s=grace_s, volumes=[volume, logs])
+
+
+def _unexpanded(argument: str) -> str:
+    """Kubernetes expands $(NAME) in arguments; $$( is a plain $(."""
+    return argument.replace("$(", "$$(")
+
+
+def _probe(probe: Probe | None) -> Object:
+    if probe is None:
+        return {"tcpSocket": {"port": HTTP}, "periodSeconds": 30, "timeoutSeconds": 5, "failureThreshold": FAILURES}
+    return {
+        "httpGet": {"path": probe.path, "port": HTTP},
+        "periodSeconds": whole_seconds(probe.interval),
+        "timeoutSeconds": whole_seconds(probe.timeout),
+        "failureThreshold": FAILURES,
+    }
+
+
+def _start_probe(probe: Probe | None) -> Object:
+    """Ask often until the first success: a pod is ready seconds after it can be, not at the next slow probe."""
+    base = _probe(probe)
+    period_s = max(_START_PERIOD_S, base["timeoutSeconds"])
+    return base | {"periodSeconds": period_s, "failureThreshold": _start_tries(period_s)}
+
+
+def _start_tries(period_s: int) -> int:
+    return max(FAILURES, whole_seconds(START_LIMIT) // period_s)
+
+
+def _deployment(spec: Spec, part: str, pod: Object, *, replicas: int | None) -> Object:
+    """replicas: None where an autoscaler decides; a rendered number would undo its decision at each apply."""
+    deadline_s = max(2, whole_seconds(spec.updates.timeout))
+    body: Object = {} if replicas is None else {"replicas": replicas}
+    body |= {
+        "revisionHistoryLimit": 5,
+        "progressDeadlineSeconds": deadline_s,
+        "minReadySeconds": min(_CALM_S, deadline_s - 1),
+        "strategy": {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxUnavailable": spec.updates.max_unavailable, "maxSurge": 1},
+        },
+        "selector": {"matchLabels": selector(spec, part)},
+        "template": pod,
+    }
+    return thing(spec, "Deployment", "apps/v1", part, spec=body)
+
+
+def _service(spec: Spec) -> Object:
+    wanted = spec.kubernetes.service
+    body: Object = {
+        "type": wanted.type,
+        "selector": selector(spec, API),
+        "ports": [{"name": HTTP, "port": wanted.port, "targetPort": HTTP, "protocol": "TCP"}],
+    }
+    if wanted.type != "ClusterIP":
+        body["externalTrafficPolicy"] = "Local"  # keeps the client's address, which the network policy judges
+    if wanted.type == "LoadBalancer":
+        sources = [flow.source for flow in inbound(spec) if flow.port == wanted.port]
+        if sources and not set(sources) & set(ANYONE):
+            body["loadBalancerSourceRanges"] = sources
+    return thing(spec, "Service", "v1", API, spec=body)
+
+
+def _metrics_service(spec: Spec) -> Object:
+    body = {
+        "type": "ClusterIP",
+        "clusterIP": "None",  # each pod is scraped by itself
+        "selector": selector(spec, WORKER),
+        "ports": [{"name": METRICS, "port": WORKER_METRICS_PORT, "targetPort": METRICS, "protocol": "TCP"}],
+    }
+    return thing(spec, "Service", "v1", WORKER, spec=body)
+
+
+def _autoscaler(spec: Spec) -> Object:
+    wanted = spec.autoscaling
+    if wanted is None:
+        raise ValueError("no autoscaling")
+    cpu = {"type": "Utilization", "averageUtilization": wanted.target_cpu_utilization}
+    calm_s = min(3600, whole_seconds(wanted.cooldown_period, least=0))  # the API's own limit
+    return thing(
+        spec,
+        "HorizontalPodAutoscaler",
+        "autoscaling/v2",
+        API,
+        spec={
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": object_name(spec, API)},
+            "minReplicas": wanted.min_replicas,
+            "maxReplicas": wanted.max_replicas,
+            "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": cpu}}],
+            "behavior": {
+                "scaleUp": {
+                    "stabilizationWindowSeconds": 0,
+                    "policies": [{"type": "Percent", "value": 100, "periodSeconds": 60}],
+                },
+                "scaleDown": {
+                    "stabilizationWindowSeconds": calm_s,
+                    "policies": [{"type": "Percent", "value": 50, "periodSeconds": 60}],
+                },
+            },
+        },
+    )

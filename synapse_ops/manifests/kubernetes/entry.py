@@ -1,0 +1,65 @@
+"""How HTTPS reaches the API: an Ingress, or a Gateway with its HTTPRoute. Never a controller's own annotations.
+
+The oldest TLS version is a setting of the controller, not of these objects; tls/ holds it for nginx and haproxy.
+"""
+
+from __future__ import annotations
+
+from synapse_ops.manifests.kubernetes.objects import Object, thing, tls_secret_name
+from synapse_ops.manifests.parts import API, HTTPS_PORT, object_name
+from synapse_ops.manifests.units import milliseconds
+from synapse_ops.spec import Spec
+from synapse_ops.spec.units import format_duration
+
+ENTRY = "entry"
+
+
+def entry_objects(spec: Spec) -> list[Object]:
+    """Return the objects of the chosen kind; none when nothing is to be reached by HTTPS."""
+    kind = spec.kubernetes.entry.kind
+    return [] if kind == "none" else [_ingress(spec)] if kind == "ingress" else [_gateway(spec), _route(spec)]
+
+
+def _ingress(spec: Spec) -> Object:
+    entry = spec.kubernetes.entry
+    service = {"name": object_name(spec, API), "port": {"number": spec.kubernetes.service.port}}
+    paths = {"paths": [{"path": "/", "pathType": "Prefix", "backend": {"service": service}}]}
+    rules = [{"host": host, "http": paths} for host in entry.hosts] or [{"http": paths}]
+    tls: Object = {"secretName": tls_secret_name(spec)}
+    if entry.hosts:
+        tls = {"hosts": list(entry.hosts)} | tls
+    body: Object = {"tls": [tls], "rules": rules}
+    if entry.class_name:
+        body = {"ingressClassName": entry.class_name} | body
+    return thing(spec, "Ingress", "networking.k8s.io/v1", ENTRY, spec=body)
+
+
+def _gateway(spec: Spec) -> Object:
+    entry = spec.kubernetes.entry
+    tls = {"mode": "Terminate", "certificateRefs": [{"kind": "Secret", "name": tls_secret_name(spec)}]}
+    listeners = []
+    for index, host in enumerate(entry.hosts or (None,)):
+        listener: Object = {"name": f"https-{index}", "protocol": "HTTPS", "port": HTTPS_PORT, "tls": tls}
+        listener |= {} if host is None else {"hostname": host}
+        listener["allowedRoutes"] = {"namespaces": {"from": "Same"}}
+        listeners.append(listener)
+    body = {"gatewayClassName": entry.class_name or "synapse", "listeners": listeners}
+    return thing(spec, "Gateway", "gateway.networking.k8s.io/v1", ENTRY, spec=body)
+
+
+def _route(spec: Spec) -> Object:
+    entry = spec.kubernetes.entry
+    limit = spec.server.timeout
+    body: Object = {
+        "parentRefs": [{"name": object_name(spec, ENTRY)}],
+        "rules": [
+            {
+                "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
+                "backendRefs": [{"name": object_name(spec, API), "port": spec.kubernetes.service.port}],
+                "timeouts": {"request": format_duration(limit) if milliseconds(limit) else "0s"},
+            }
+        ],
+    }
+    if entry.hosts:
+        body = {"hostnames": list(entry.hosts)} | body
+    return thing(spec, "HTTPRoute", "gateway.networking.k8s.io/v1", ENTRY, spec=body)

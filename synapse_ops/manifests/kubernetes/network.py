@@ -1,0 +1,95 @@
+"""Network policies: everything is denied, then each flow of flows.py is let through at both of its ends."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from synapse_ops.manifests.flows import ENTRY, MONITORING, STORES, Flow, flows, inbound
+from synapse_ops.manifests.kubernetes.objects import Object, selector, thing
+from synapse_ops.manifests.parts import API, OPS, WORKER, is_address, is_ours
+from synapse_ops.spec import Spec
+
+_NAMESPACE = "kubernetes.io/metadata.name"  # set by the API server itself, so that nobody can claim another's
+_DNS = [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]
+_BY_FAMILY = {4: "0.0.0.0/0", 6: "::/0"}
+
+
+def policies(spec: Spec) -> list[Object]:
+    """Return the policies, one a part that runs here."""
+    found = flows(spec)
+    parts = [API, WORKER, OPS, *(part for part in STORES if _runs_here(spec, part))]
+    return [_deny_all(spec), _names(spec), *(_policy(spec, part, found) for part in parts)]
+
+
+def _runs_here(spec: Spec, part: str) -> bool:
+    return part not in STORES or is_ours(spec, STORES[part], "kubernetes")  # type: ignore[arg-type]
+
+
+def _deny_all(spec: Spec) -> Object:
+    body: Object = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    return thing(spec, "NetworkPolicy", "networking.k8s.io/v1", "default-deny", spec=body)
+
+
+def _names(spec: Spec) -> Object:
+    """Every pod may ask the cluster's DNS, and no other."""
+    to = [{"namespaceSelector": {"matchLabels": {_NAMESPACE: "kube-system"}}}]
+    body = {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": to, "ports": _DNS}]}
+    return thing(spec, "NetworkPolicy", "networking.k8s.io/v1", "dns", spec=body)
+
+
+def _policy(spec: Spec, part: str, found: Iterable[Flow]) -> Object:
+    arriving = [flow for flow in found if flow.target == part and _runs_here(spec, flow.source)]
+    leaving = [flow for flow in found if flow.source == part]
+    ingress = [_rule("from", _sources(spec, flow), flow.port) for flow in arriving]
+    ingress = [rule for rule in ingress if rule is not None]
+    if part == API:
+        ingress += _from_outside(spec)
+    egress = [_rule("to", _targets(spec, flow), flow.port) for flow in leaving]
+    body: Object = {
+        "podSelector": {"matchLabels": selector(spec, part)},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": ingress,
+        "egress": _once([rule for rule in egress if rule is not None]),
+    }
+    return thing(spec, "NetworkPolicy", "networking.k8s.io/v1", part, spec=body)
+
+
+def _rule(key: str, peers: list[Object], port: int) -> Object | None:
+    return {key: peers, "ports": [{"protocol": "TCP", "port": port}]} if peers else None
+
+
+def _once(rules: list[Object]) -> list[Object]:
+    return [rule for index, rule in enumerate(rules) if rule not in rules[:index]]
+
+
+def _sources(spec: Spec, flow: Flow) -> list[Object]:
+    if flow.source == MONITORING:
+        return [_in_namespace(spec.kubernetes.monitoring_namespace)]
+    if flow.source == ENTRY:
+        has_entry = spec.kubernetes.entry.kind != "none"
+        return [_in_namespace(spec.kubernetes.entry.controller_namespace)] if has_entry else []
+    return [{"podSelector": {"matchLabels": selector(spec, flow.source)}}]
+
+
+def _targets(spec: Spec, flow: Flow) -> list[Object]:
+    if _runs_here(spec, flow.target):
+        return [{"podSelector": {"matchLabels": selector(spec, flow.target)}}]
+    host = getattr(spec, STORES[flow.target]).host
+    if not is_address(host):  # policies know no names: the port is all that can be narrowed
+        return [{"ipBlock": {"cidr": network}} for network in _BY_FAMILY.values()]
+    address = ipaddress.ip_address(host)
+    return [{"ipBlock": {"cidr": f"{address}/{address.max_prefixlen}"}}]
+
+
+def _in_namespace(name: str) -> Object:
+    return {"namespaceSelector": {"matchLabels": {_NAMESPACE: name}}}
+
+
+def _from_outside(spec: Spec) -> list[Object]:
+    """Return who may reach the API past the Service: the networks that `firewall.inbound` gives the Service's port."""
+    if spec.kubernetes.service.type == "ClusterIP":
+        return []
+    sources = [flow.source for flow in inbound(spec) if flow.port == spec.kubernetes.service.port]
+    rule = _rule("from", [{"ipBlock": {"cidr": source}} for source in sources], spec.server.port)
+    return [] if rule is None else [rule]

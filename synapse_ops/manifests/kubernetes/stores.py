@@ -1,0 +1,269 @@
+"""PostgreSQL's two nodes, Redis and Qdrant in the cluster: each a StatefulSet of one, with its own headless Service.
+
+A node is its own StatefulSet, because a standby is not the second of two equal pods: after a failover the roles change
+places and the names must not. Clients use the nodes' names; the Service `<stack>-db` points at the first primary and
+is pointed at the other by a failover.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synapse_ops.manifests.application import QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR
+from synapse_ops.manifests.compose_stores import (
+    REDIS_EXPORTER_PASSWORDS,
+    qdrant_environment,
+    qdrant_start,
+    redis_ping,
+    redis_start,
+)
+from synapse_ops.manifests.kubernetes.objects import (
+    Object,
+    config_map,
+    config_volume,
+    container,
+    disruption_budget,
+    helper_resources,
+    part_resources,
+    pod_template,
+    secrets_volume,
+    selector,
+    service_account,
+    thing,
+)
+from synapse_ops.manifests.parts import (
+    POSTGRES_EXPORTER_PORT,
+    PRIMARY,
+    QDRANT,
+    QDRANT_GRPC_PORT,
+    REDIS,
+    REDIS_EXPORTER_PORT,
+    STANDBY,
+    object_name,
+)
+from synapse_ops.manifests.postgres import pg_hba, postgresql_conf
+from synapse_ops.manifests.postgres_container import (
+    CONFIG_DIR,
+    CONTAINER_SECRETS,
+    DATA_DIR,
+    MONITORING_PASSWORD,
+    MONITORING_USER,
+    RUN_DIR,
+    SERVER_ENVIRONMENT,
+    roles_script,
+    server_arguments,
+    start_script,
+)
+from synapse_ops.manifests.probes import FAILURES
+from synapse_ops.manifests.stores import qdrant_config, redis_conf
+from synapse_ops.manifests.yaml_text import write_yaml
+from synapse_ops.spec import Spec
+from synapse_ops.spec.units import format_size
+
+POSTGRES, METRICS = "postgres", "metrics"
+CLIENT_SERVICE = "db"
+_START_TRIES = 120  # of 5 s: a standby is cloned before it answers
+
+
+def database_objects(spec: Spec) -> list[Object]:
+    """Return both nodes of PostgreSQL and the Service of the one that takes writes."""
+    client = thing(
+        spec,
+        "Service",
+        "v1",
+        CLIENT_SERVICE,
+        spec={
+            "type": "ClusterIP",
+            "selector": selector(spec, PRIMARY),
+            "ports": [_port(POSTGRES, spec.database.port)],
+        },
+    )
+    return [*_node(spec, PRIMARY), *_node(spec, STANDBY), client]
+
+
+def _node(spec: Spec, node: str) -> list[Object]:
+    role = "primary" if node == PRIMARY else "standby"
+    files = {
+        "postgresql.conf": postgresql_conf(spec, role),
+        "pg_hba.conf": pg_hba(spec) + "\n",
+        "start.sh": start_script(spec, node, "kubernetes"),
+    }
+    config = config_map(spec, node, files)
+    volumes, mounts = _pairs(config_volume("config", config, CONFIG_DIR), secrets_volume(spec, CONTAINER_SECRETS))
+    objects = [config]
+    if node == PRIMARY:
+        roles = config_map(spec, "db-roles", {"create-roles.sh": roles_script(spec)})
+        objects.append(roles)
+        volume, mount = config_volume("roles", roles, "/docker-entrypoint-initdb.d")
+        volumes, mounts = [*volumes, volume], [*mounts, mount]
+    volumes += [
+        {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
+        {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}},
+    ]
+    mounts += [
+        {"name": "data", "mountPath": DATA_DIR},
+        {"name": "run", "mountPath": RUN_DIR},
+        {"name": "memory", "mountPath": "/dev/shm"},  # noqa: S108 - the container's own
+    ]
+    ready = ["pg_isready", "--quiet", "--username", "postgres", "--port", str(spec.database.port)]
+    server = container(
+        "postgres",
+        spec.docker.images.postgres,
+        part_resources(spec),
+        command=["sh", f"{CONFIG_DIR}/start.sh"],
+        args=server_arguments(spec, node, "kubernetes"),
+        env=_env(SERVER_ENVIRONMENT),
+        ports=[_container_port(POSTGRES, spec.database.port)],
+        volumeMounts=mounts,
+        **_probes({"exec": {"command": ready}}, {"tcpSocket": {"port": POSTGRES}}),
+    )
+    exporter = container(
+        "exporter",
+        spec.docker.images.postgres_exporter,
+        helper_resources(),
+        env=_env(
+            {
+                "DATA_SOURCE_URI": f"localhost:{spec.database.port}/postgres?sslmode=require",
+                "DATA_SOURCE_USER": MONITORING_USER,
+                "DATA_SOURCE_PASS_FILE": f"{SECRETS_DIR}/{MONITORING_PASSWORD}",
+                "PG_EXPORTER_WEB_LISTEN_ADDRESS": f":{POSTGRES_EXPORTER_PORT}",
+            }
+        ),
+        ports=[_container_port(METRICS, POSTGRES_EXPORTER_PORT)],
+        volumeMounts=[mounts[1]],
+        **_exporter_probes(),
+    )
+    ports = [_port(POSTGRES, spec.database.port), _port(METRICS, POSTGRES_EXPORTER_PORT)]
+    pod = pod_template(spec, node, [server, exporter], grace_s=120, volumes=volumes, spread_by_revision=False)
+    return [*objects, *_stateful(spec, node, pod, ports, spec.kubernetes.storage.database)]
+
+
+def redis_objects(spec: Spec) -> list[Object]:
+    """Return Redis."""
+    config = config_map(spec, REDIS, {"redis.conf": redis_conf(spec)})
+    volumes, mounts = _pairs(config_volume("config", config, "/etc/redis"))
+    exporter_env = {
+        "REDIS_ADDR": f"redis://localhost:{spec.redis.port}",
+        "REDIS_EXPORTER_WEB_LISTEN_ADDRESS": f":{REDIS_EXPORTER_PORT}",
+    }
+    exporter_mounts: list[Object] = []
+    if spec.redis.password is not None:
+        volume, mount = secrets_volume(spec, (REDIS_PASSWORD, REDIS_EXPORTER_PASSWORDS))
+        volumes, mounts, exporter_mounts = [*volumes, volume], [*mounts, mount], [mount]
+        exporter_env["REDIS_PASSWORD_FILE"] = f"{SECRETS_DIR}/{REDIS_EXPORTER_PASSWORDS}"
+    server = container(
+        REDIS,
+        spec.docker.images.redis,
+        part_resources(spec),
+        command=redis_start(spec, "/etc/redis/redis.conf"),
+        ports=[_container_port(REDIS, spec.redis.port)],
+        volumeMounts=[*mounts, {"name": "data", "mountPath": "/data"}],
+        **_probes({"exec": {"command": redis_ping(spec)}}, {"tcpSocket": {"port": REDIS}}),
+    )
+    exporter = container(
+        "exporter",
+        spec.docker.images.redis_exporter,
+        helper_resources(),
+        env=_env(exporter_env),
+        ports=[_container_port(METRICS, REDIS_EXPORTER_PORT)],
+        volumeMounts=exporter_mounts,
+        **_exporter_probes(),
+    )
+    pod = pod_template(spec, REDIS, [server, exporter], grace_s=30, volumes=volumes, spread_by_revision=False)
+    ports = [_port(REDIS, spec.redis.port), _port(METRICS, REDIS_EXPORTER_PORT)]
+    return [config, *_stateful(spec, REDIS, pod, ports, spec.kubernetes.storage.redis)]
+
+
+def qdrant_objects(spec: Spec) -> list[Object]:
+    """Return Qdrant."""
+    config = config_map(spec, QDRANT, {"config.yaml": write_yaml(qdrant_config(spec))})
+    secrets = [QDRANT_API_KEY] if spec.qdrant.api_key is not None else []
+    secrets += ["tls.crt", "tls.key"] if spec.qdrant.tls else []
+    pairs = [config_volume("config", config, "/etc/qdrant")]
+    pairs += [secrets_volume(spec, secrets)] if secrets else []
+    volumes, mounts = _pairs(*pairs)
+    scheme = "HTTPS" if spec.qdrant.tls else "HTTP"
+    server = container(
+        QDRANT,
+        spec.docker.images.qdrant,
+        part_resources(spec),
+        command=qdrant_start(spec),
+        env=_env(qdrant_environment(spec)),
+        ports=[_container_port("http", spec.qdrant.port), _container_port("grpc", QDRANT_GRPC_PORT)],
+        volumeMounts=[*mounts, {"name": "data", "mountPath": "/qdrant/storage"}],
+        **_probes(
+            {"httpGet": {"path": "/readyz", "port": "http", "scheme": scheme}},
+            {"httpGet": {"path": "/livez", "port": "http", "scheme": scheme}},
+        ),
+    )
+    pod = pod_template(spec, QDRANT, [server], grace_s=60, volumes=volumes, spread_by_revision=False)
+    ports = [_port("http", spec.qdrant.port), _port("grpc", QDRANT_GRPC_PORT)]
+    return [config, *_stateful(spec, QDRANT, pod, ports, spec.kubernetes.storage.qdrant)]
+
+
+def _stateful(spec: Spec, part: str, pod: Object, ports: list[Object], size: int) -> list[Object]:
+    name = object_name(spec, part, longest=52)  # a pod's controller-revision label adds 11
+    claim: Object = {
+        "accessModes": ["ReadWriteOncePod"],  # two servers on one data directory would destroy it
+        "resources": {"requests": {"storage": format_size(size)}},
+    }
+    if spec.kubernetes.storage.class_name:
+        claim["storageClassName"] = spec.kubernetes.storage.class_name
+    headless = {
+        "type": "ClusterIP",
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,  # a standby is cloned from, and fenced, by name, ready or not
+        "selector": selector(spec, part),
+        "ports": ports,
+    }
+    body = {
+        "replicas": 1,
+        "serviceName": object_name(spec, part),
+        "podManagementPolicy": "OrderedReady",
+        "revisionHistoryLimit": 5,
+        "updateStrategy": {"type": "RollingUpdate"},
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
+        "selector": {"matchLabels": selector(spec, part)},
+        "template": pod,
+        "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": claim}],
+    }
+    return [
+        service_account(spec, part),
+        thing(spec, "Service", "v1", part, spec=headless),
+        thing(spec, "StatefulSet", "apps/v1", part, name=name, spec=body),
+        disruption_budget(spec, part),
+    ]
+
+
+def _pairs(*pairs: tuple[Object, Object]) -> tuple[list[Object], list[Object]]:
+    return [volume for volume, _ in pairs], [mount for _, mount in pairs]
+
+
+def _env(values: dict[str, str]) -> list[Object]:
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _port(name: str, port: int) -> Object:
+    return {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
+
+
+def _container_port(name: str, port: int) -> Object:
+    return {"name": name, "containerPort": port, "protocol": "TCP"}
+
+
+def _probes(ready: Object, live: Object) -> dict[str, Any]:
+    """Return three probes: being slow to start is no fault, being busy is no reason to be restarted."""
+    often = {"periodSeconds": 10, "timeoutSeconds": 5}
+    return {
+        "startupProbe": ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": _START_TRIES},
+        "livenessProbe": live | often | {"failureThreshold": 2 * FAILURES},
+        "readinessProbe": ready | often | {"failureThreshold": FAILURES},
+    }
+
+
+def _exporter_probes() -> dict[str, Any]:
+    often = {"periodSeconds": 30, "timeoutSeconds": 5, "failureThreshold": FAILURES}
+    return {
+        "livenessProbe": {"tcpSocket": {"port": METRICS}} | often,
+        "readinessProbe": {"httpGet": {"path": "/", "port": METRICS}} | often,
+    }

@@ -1,0 +1,72 @@
+"""The Kubernetes documents, one file a part, in the order in which they are applied."""
+
+from __future__ import annotations
+
+from synapse_ops.manifests.document import Document, text_document, yaml_document
+from synapse_ops.manifests.kubernetes.access import access_objects
+from synapse_ops.manifests.kubernetes.application import api_objects, application_config, worker_objects
+from synapse_ops.manifests.kubernetes.entry import entry_objects
+from synapse_ops.manifests.kubernetes.network import policies
+from synapse_ops.manifests.kubernetes.objects import Object, labels, namespace, secret_name, tls_secret_name
+from synapse_ops.manifests.kubernetes.stores import database_objects, qdrant_objects, redis_objects
+from synapse_ops.manifests.parts import is_ours, object_name
+from synapse_ops.spec import Spec
+
+READS = frozenset(
+    {
+        "name", "server", "worker", "database", "redis", "qdrant", "docker", "kubernetes", "autoscaling", "resources",
+        "updates", "health", "failover", "tls", "firewall", "backup", "watch",
+    }
+)  # fmt: skip
+
+
+def render_kubernetes(spec: Spec) -> tuple[Document, ...]:
+    """Return the documents of everything that runs in the cluster."""
+    groups: dict[str, list[Object]] = {
+        "00-namespace": [_namespace(spec)],
+        "10-access": access_objects(spec),
+        "20-network": policies(spec),
+    }
+    if is_ours(spec, "database", "kubernetes"):
+        groups["30-database"] = database_objects(spec)
+    if is_ours(spec, "redis", "kubernetes"):
+        groups["31-redis"] = redis_objects(spec)
+    if is_ours(spec, "qdrant", "kubernetes"):
+        groups["32-qdrant"] = qdrant_objects(spec)
+    groups["40-application"] = [application_config(spec)]
+    groups["41-api"] = api_objects(spec)
+    groups["42-worker"] = worker_objects(spec)
+    groups["50-entry"] = entry_objects(spec)
+    documents = [
+        yaml_document(f"kubernetes/{name}.yaml", *objects, reads=READS) for name, objects in groups.items() if objects
+    ]
+    return (*documents, text_document("kubernetes/secrets.txt", _secrets(spec, groups), READS))
+
+
+def _namespace(spec: Spec) -> Object:
+    enforced = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
+    versions = {f"{key}-version": "latest" for key in enforced}
+    metadata = {"name": namespace(spec), "labels": labels(spec, "namespace") | enforced | versions}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}
+
+
+def _secrets(spec: Spec, groups: dict[str, list[Object]]) -> str:
+    """Return which secrets must exist, as the commands that make them from files; found in what was rendered."""
+    wanted: dict[str, set[str]] = {}
+    for objects in groups.values():
+        for found in objects:
+            volumes = found.get("spec", {}).get("template", {}).get("spec", {}).get("volumes", ())
+            for source in (source for volume in volumes for source in volume.get("projected", {}).get("sources", ())):
+                items = {item["key"] for item in source["secret"]["items"]}
+                wanted.setdefault(source["secret"]["name"], set()).update(items)
+    wanted.setdefault(tls_secret_name(spec), set()).update(("tls.crt", "tls.key"))
+    lines = [
+        f"# Secrets that must exist in namespace {namespace(spec)} before the rest is applied; contents are yours."
+    ]
+    for name in sorted(wanted):
+        files = " ".join(f"--from-file={key}" for key in sorted(wanted[name]))
+        kind = " --type=kubernetes.io/tls" if name == tls_secret_name(spec) else ""
+        lines.append(f"kubectl --namespace {namespace(spec)} create secret generic {name}{kind} {files}")
+    if secret_name(spec) not in wanted:
+        lines.append(f"# {object_name(spec)} needs no password of its own")
+    return "\n".join(lines)

@@ -1,0 +1,206 @@
+"""Renders every document of a spec, judges them together, and writes them: into a directory or into the object store.
+
+A bundle with an inconsistency is written nowhere. A directory is replaced as a whole and only when everything in it is
+an unchanged former rendering: what a person put or edited there is never lost. In the store a release lies below its
+digest, `release.json` last, so that one is there whole or not at all, and the same documents are stored once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops.errors import ConfigError, DriftFound, IntegrityError, Refused, TargetNotEmpty
+from synapse_ops.manifests.bundle import Bundle, render_bundle
+from synapse_ops.manifests.consistency import Finding, check_consistency
+from synapse_ops.spec import LoadedSpec, Spec
+
+if TYPE_CHECKING:
+    from synapse_ops.systems.object_store import ObjectStore
+
+INDEX = "SHA256SUMS"  # `sha256sum --check SHA256SUMS` verifies a directory by hand
+RELEASE = "release.json"
+FORMAT = 1
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A bundle that holds together; `notes` are findings that stop nothing."""
+
+    bundle: Bundle
+    notes: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Paths, sorted, that a directory lacks, has otherwise, or has beyond a bundle."""
+
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+    extra: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.changed or self.extra)
+
+    def lines(self) -> list[str]:
+        named = (("missing", self.missing), ("changed", self.changed), ("not rendered", self.extra))
+        return [f"{what}: {path}" for what, paths in named for path in paths]
+
+
+def render(spec: Spec) -> Rendered:
+    """Return the bundle. Raises Refused, naming every finding, when the documents contradict one another."""
+    bundle = render_bundle(spec)
+    findings = check_consistency(bundle, spec)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        raise Refused(
+            f"{len(errors)} of the rendered documents' rules do not hold, nothing was written",
+            detail="\n".join(f"{finding.path}: {finding.message} ({finding.rule})" for finding in errors),
+            hint="A spec that loads and renders so is a fault of ours unless a detail names your field: report it.",
+        )
+    return Rendered(bundle, tuple(finding for finding in findings if finding.severity != "error"))
+
+
+def write_directory(bundle: Bundle, out: Path) -> bool:
+    """Make `out` hold exactly the bundle and its index; returns whether anything changed. Safe to repeat.
+
+    Raises TargetNotEmpty when `out` holds something that is not an unchanged former rendering.
+    """
+    out = out.absolute()
+    _refuse_foreign(out)
+    if out.is_dir() and not compare_directory(bundle, out):
+        return False
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise ConfigError(f'cannot write into "{out.parent}"', detail=str(error)) from error
+    from synapse_ops.systems.directory_swap import put_in_place
+
+    former: Path | None = making
+    try:
+        _fill(making, bundle)
+        former = put_in_place(making, out)
+    except OSError as error:
+        raise ConfigError(f'could not write the documents to "{out}"', detail=str(error)) from error
+    finally:
+        if former is not None:
+            shutil.rmtree(former, ignore_errors=True)
+    return True
+
+
+def _fill(directory: Path, bundle: Bundle) -> None:
+    directory.chmod(0o755)
+    for document in bundle.documents:
+        path = directory / document.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(document.data)
+    (directory / INDEX).write_text(bundle.index(), encoding="utf-8", newline="\n")
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Raise TargetNotEmpty unless `out` is absent, empty, or a former rendering of which nothing was edited."""
+    if not os.path.lexists(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
+        return
+    if out.is_symlink() or not out.is_dir():
+        raise TargetNotEmpty(f'cannot render into "{out}": it is not a directory')
+    index = out / INDEX
+    known = _read_index(index) if index.is_file() else {}
+    strange = [path for path, digest in _files_of(out).items() if known.get(path) != digest]
+    if strange:
+        raise TargetNotEmpty(
+            f'cannot render into "{out}": {len(strange)} files in it are not as they were rendered',
+            detail=_listed(strange),
+            hint=f"Render into another directory, or remove {out} yourself; edits belong into the spec.",
+        )
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    pairs = (line.split("  ", 1) for line in index.read_text(encoding="utf-8", errors="replace").splitlines())
+    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+
+
+def _files_of(out: Path) -> dict[str, str]:
+    """Return path -> sha256 of everything in a directory but its index; a link or a socket has no digest."""
+    found = {}
+    for path in sorted(out.rglob("*")):
+        name = str(path.relative_to(out))
+        if name == INDEX or (path.is_dir() and not path.is_symlink()):
+            continue
+        is_plain = path.is_file() and not path.is_symlink()
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if is_plain else ""
+    return found
+
+
+def compare_directory(bundle: Bundle, out: Path) -> Difference:
+    """Return how a directory differs from a bundle. One that is absent lacks everything."""
+    found = _files_of(out) if out.is_dir() else {}
+    wanted = {str(document.path): document.digest for document in bundle.documents}
+    return Difference(
+        tuple(path for path in wanted if path not in found),
+        tuple(path for path in wanted if path in found and found[path] != wanted[path]),
+        tuple(path for path in found if path not in wanted),
+    )
+
+
+def require_directory(bundle: Bundle, out: Path) -> None:
+    """Raise DriftFound when a directory is not exactly what the spec renders; write nothing."""
+    difference = compare_directory(bundle, out)
+    if difference:
+        raise DriftFound(
+            f'"{out}" differs from what the spec renders in {len(difference.lines())} documents',
+            detail=_listed(difference.lines()),
+            hint=f"`synapse-ops render --out {out}` writes them anew.",
+        )
+
+
+def _listed(lines: Sequence[str]) -> str:
+    rest = len(lines) - _SHOWN
+    return "\n".join([*lines[:_SHOWN], *([f"and {rest} more"] if rest > 0 else [])])
+
+
+def release_record(bundle: Bundle, loaded: LoadedSpec) -> dict[str, Any]:
+    """Return what `release.json` says. It names no time and no host: one release is one sequence of bytes."""
+    documents = [
+        {
+            "path": str(document.path),
+            "sha256": document.digest,
+            "size_bytes": len(document.data),
+            "media_type": document.media_type,
+            "reads": sorted(document.reads),
+        }
+        for document in bundle.documents
+    ]
+    return {
+        "format": FORMAT,
+        "digest": bundle.digest,
+        "name": loaded.spec.name,
+        "spec_digest": loaded.digest,
+        "documents": documents,
+    }
+
+
+def store_release(bundle: Bundle, loaded: LoadedSpec, store: ObjectStore) -> bool:
+    """Write a release below its digest; returns False when it is there already. Safe to repeat and to cut anywhere.
+
+    Raises IntegrityError when the store holds other bytes under one of its names.
+    """
+    prefix = f"{bundle.digest}/"
+    if store.head(f"{prefix}{RELEASE}") is not None:
+        return False
+    for document in bundle.documents:
+        store.put_bytes(f"{prefix}{document.path}", document.data)
+    for document in bundle.documents:
+        if hashlib.sha256(store.read_bytes(f"{prefix}{document.path}")).hexdigest() != document.digest:
+            raise IntegrityError(f'"{store.full_url(prefix + str(document.path))}" does not hold what was written')
+    record = json.dumps(release_record(bundle, loaded), indent=2, sort_keys=True) + "\n"
+    store.put_bytes(f"{prefix}{RELEASE}", record.encode("utf-8"))
+    return True

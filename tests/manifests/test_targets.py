@@ -1,0 +1,99 @@
+"""Rendering is a function of the spec: same bytes everywhere, exactly the blocks it names, valid for its readers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from synapse_ops.manifests.bundle import render_bundle
+from synapse_ops.manifests.consistency import check_consistency
+from synapse_ops.manifests.targets import TARGETS
+from tests.manifests.recording_spec import RecordingSpec
+from tests.manifests.specs import CHANGES, spec_of
+
+ROOT = Path(__file__).parents[2]
+MINORS = ("1.33", "1.35", "1.37")
+WITHOUT_SCHEMA = {"Gateway", "HTTPRoute"}  # custom resources: validated against their own definitions elsewhere
+RENDER_LIMIT_S = 0.15
+
+
+def test_a_target_reads_exactly_the_blocks_that_it_names() -> None:
+    """A change of a block re-renders its readers only: a target names neither more nor less than it reads."""
+    touched: dict[str, set[str]] = {target.name: set() for target in TARGETS}
+    for name in CHANGES:
+        for target in TARGETS:
+            recorder = RecordingSpec(spec_of(name))
+            for document in target.render(recorder):  # type: ignore[arg-type]
+                assert document.reads <= target.reads
+            touched[target.name] |= recorder.touched
+            assert recorder.touched <= target.reads, f"{target.name} reads more with {name}"
+
+    assert touched == {target.name: set(target.reads) for target in TARGETS}
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [
+        {"PYTHONHASHSEED": "1", "LC_ALL": "C", "TZ": "UTC"},
+        {"PYTHONHASHSEED": "42", "LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Kathmandu", "HOSTNAME": "other", "USER": "x"},
+    ],
+    ids=["plain", "elsewhere"],
+)
+def test_the_bytes_do_not_depend_on_where_they_are_rendered(surroundings: dict[str, str], tmp_path: Path) -> None:
+    """No clock, host, locale, environment or hash seed enters a document."""
+    program = (
+        "from tests.manifests.specs import CHANGES, spec_of\n"
+        "from synapse_ops.manifests.bundle import render_bundle\n"
+        "print(*[render_bundle(spec_of(name)).digest for name in CHANGES])"
+    )
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), **surroundings}
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == [render_bundle(spec_of(name)).digest for name in CHANGES]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_object_is_what_three_versions_of_kubernetes_take(name: str) -> None:
+    """Unknown fields, wrong types and unknown kinds are faults in the oldest, a middle and the newest version."""
+    import kubernetes_validate
+
+    for document in render_bundle(spec_of(name)).documents:
+        if document.path.parts[0] != "kubernetes" or document.path.suffix != ".yaml":
+            continue
+        for found in yaml.load_all(document.text, yaml.CSafeLoader):
+            if found["kind"] in WITHOUT_SCHEMA:
+                continue
+            for minor in MINORS:
+                kubernetes_validate.validate(found, minor, strict=True)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_documents_of_every_spec_agree(name: str) -> None:
+    """No rule finds an error, whatever is switched on, off or moved elsewhere."""
+    spec = spec_of(name)
+
+    findings = check_consistency(render_bundle(spec), spec)
+
+    assert [finding for finding in findings if finding.severity == "error"] == []
+
+
+def test_a_render_is_quick() -> None:
+    """The automation renders at each change of the spec: CPU time of the fastest of five, warm."""
+    spec = spec_of("default")
+    render_bundle(spec)
+
+    took_s = []
+    for _ in range(5):
+        before = time.process_time()
+        render_bundle(spec)
+        took_s.append(time.process_time() - before)
+
+    assert min(took_s) < RENDER_LIMIT_S
