@@ -7,8 +7,7 @@ asked for with `absent`: a backup that was never made fires as one that is too o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from datetime import timedelta
 
 from synapse_ops.manifests.alert_rule import AlertRule, Proof, Series
 from synapse_ops.manifests.promql import quoted, range_of, seconds
@@ -43,18 +42,11 @@ def own_alerts(spec: Spec) -> tuple[AlertRule, ...]:
     )
 
 
-def longest_gap(schedule: Cron, time_zone: str) -> timedelta:
-    """Return the longest time between two of 60 firings."""
-    now = datetime(2024, 1, 1, tzinfo=UTC)
-    times = [now := schedule.next_after(now, time_zone) for _ in range(60)]
-    return max(later - earlier for earlier, later in pairwise(time.astimezone(UTC) for time in times))
-
-
 def _protection(spec: Spec, repository: str, subjects: tuple[str, ...], schedule: Cron) -> Iterator[AlertRule]:
     """Yield what is said of one repository: too old, missing, not proven in time. Names end in its kind of backup."""
     kind = {"database": "Dump", "vectors": "Snapshot"}[repository]
-    too_old = longest_gap(schedule, spec.time_zone) + SLACK
-    prove_within = longest_gap(spec.proof.schedule, spec.time_zone) + spec.proof.timeout + SLACK
+    too_old = schedule.longest_gap(spec.time_zone) + SLACK
+    prove_within = spec.proof.schedule.longest_gap(spec.time_zone) + spec.proof.timeout + SLACK
     backup, proof = "synapse_ops_backup_timestamp_seconds", "synapse_ops_proof_timestamp_seconds"
     of = f'{{repository="{repository}"}}'
     sample = f'{{repository="{repository}",subject={quoted(subjects[0])}}}'

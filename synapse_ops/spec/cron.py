@@ -6,8 +6,9 @@ A cron that never fires (`0 0 30 2 *`) is refused, because its silence would loo
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -28,6 +29,15 @@ class Cron(str):
         if now.tzinfo is None:
             raise ValueError("next_after needs an aware time")
         return next(CronSim(str(self), now.astimezone(ZoneInfo(tz))))
+
+    def longest_gap(self, tz: str) -> timedelta:
+        """Return the longest time between two of 60 firings, from a fixed day: the same at each call.
+
+        A schedule that fires less often than once in 50 years has no second firing; a century stands for its gap.
+        """
+        ticks = CronSim(str(self), _PROBE_START.astimezone(ZoneInfo(tz)))
+        moments = [moment.astimezone(UTC) for _, moment in zip(range(60), ticks, strict=False)]
+        return max((later - earlier for earlier, later in pairwise(moments)), default=timedelta(days=36_525))
 
 
 def parse_cron(value: object) -> Cron:
