@@ -96,7 +96,7 @@ def test_the_example_is_complete_and_holds_the_defaults() -> None:
     loaded, _ = check_text(EXAMPLE.read_text(encoding="utf-8"), EXAMPLE)
     assert loaded is not None
     in_example = {name.replace("[0]", "") for name in loaded.origins}
-    flat = {f"backup.{key}" for key in ("schedule", "destination", "retention", "compression")}
+    flat = {f"backup.{key}" for key in ("schedule", "destination", "retention", "compression", "method")}
 
     known = {name for name, _ in _fields(resolved(json_schema()))} - flat
     assert {name for name in known - in_example if not name.startswith("vectors.sources.")} == set()
