@@ -1,17 +1,19 @@
 """`synapse-ops demo`: the main job on the embedded stack, from an empty directory to a restored and compared backup.
 
 Nothing here is special to the demo: it starts the stack, fills it, runs the same Dagster jobs that the schedules run,
-and reads the closing table from the repository. Everything it started is stopped when it ends; the data stays.
+and reads the closing tables from the repositories, the prober and what the runs recorded. Everything it started is
+stopped when it ends; the data stays.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,12 +21,20 @@ from synapse_ops.cli.options import Place
 from synapse_ops.errors import SynapseOpsError, Unproven
 
 if TYPE_CHECKING:
-    from synapse_ops.domain.catalog import CatalogEntry
-    from synapse_ops.operations.expire import ExpiryPlan
+    from synapse_ops.operations.health import HealthReport
     from synapse_ops.operations.stack import Stack
     from synapse_ops.services.console import Console
 
 JOB_TIMEOUT_S = 600.0
+HEALTH_TIMEOUT_S = 60.0
+POLL_S = 0.2
+OF_THE_HOST = {"server/disk"}  # shown, but a nearly full disk of a host that is tried out is no fault of the stack
+CLEANED = {
+    "logs": "log_retention_set",
+    "temporary files": "temp_cleanup",
+    "idle cache keys": "cache_cleanup",
+    "Dagster's history": "run_history_cleanup",
+}
 
 
 @click.command("demo", epilog="Example:  synapse-ops demo --size 200MiB")
@@ -38,7 +48,7 @@ JOB_TIMEOUT_S = 600.0
     help="Where the embedded stack keeps its data.",
 )
 def command(size: str, state_dir: Path) -> None:
-    """Start real servers, back up, restore, compare, plan retention, and show what happened.
+    """Start real servers, back up, restore, compare, plan retention, tidy away, and show what happened.
 
     Run it again: it goes on with the same data. `synapse-ops ui` opens the Dagster instance that it filled.
 
@@ -54,14 +64,15 @@ def command(size: str, state_dir: Path) -> None:
     size_bytes = _parsed_size(size)
     try:
         with _step(
-            "real servers: PostgreSQL primary and standby, Redis, S3, the API, and a PostgreSQL for Dagster itself"
+            "real servers: PostgreSQL primary and standby, Redis, Qdrant's engine, S3, the API, the prober, "
+            "and a PostgreSQL for Dagster itself"
         ):
             running = start_stack(state_dir)
         place = Place(spec_path=running.spec_path, state_dir=state_dir)
         stack = place.stack()
         _fill(stack, size_bytes)
-        _run_main_job(stack, running.spec_path)
-        _show(stack, began)
+        cleaned = _run_main_job(stack, running.spec_path)
+        _show(stack, cleaned, began)
     finally:
         with _step("stopping every server; the data stays in " + str(_short(state_dir))):
             stop_stack(state_dir)
@@ -91,7 +102,12 @@ def _short(path: Path) -> Path:
 
 
 def _fill(stack: Stack, size_bytes: int) -> None:
-    from synapse_ops.local.example_data import VECTORS, load_example_data, load_example_vectors
+    from synapse_ops.local.example_data import (
+        VECTORS,
+        load_example_data,
+        load_example_left_behind,
+        load_example_vectors,
+    )
 
     with _step(f"example data in {', '.join(stack.spec.database.databases)}: {size_bytes / 2**20:.0f} MiB"):
         for database in stack.spec.database.databases:
@@ -99,12 +115,18 @@ def _fill(stack: Stack, size_bytes: int) -> None:
     qdrant = stack.spec.qdrant
     with _step(f"example vectors in {qdrant.collection}: {VECTORS} points of {qdrant.vector_size} dimensions"):
         load_example_vectors(stack.admin_conninfo(stack.spec.database.databases[0]), qdrant)
+    with _step("aged log and temporary files, and cache keys that nobody has read for a day"):
+        load_example_left_behind(stack.spec, datetime.now(UTC))
 
 
-def _run_main_job(stack: Stack, spec_path: Path) -> None:
-    """Back up, prove and plan as Dagster runs through the code server, exactly as from the UI."""
+def _run_main_job(stack: Stack, spec_path: Path) -> dict[str, Mapping[str, Any]]:
+    """Back up, prove, plan and tidy as Dagster runs through the code server, exactly as from the UI.
+
+    Returns what the cleanup's assets recorded, by kind.
+    """
     from synapse_ops.services.console import start_console
 
+    collection = stack.spec.qdrant.collection
     with _step("Dagster: code server and daemon"):
         console_context = start_console(stack.state_dir, spec_path, webserver=False)
         console = console_context.__enter__()
@@ -114,14 +136,35 @@ def _run_main_job(stack: Stack, spec_path: Path) -> None:
                 _run(console, "dump_databases", database)
             with _step(f"database_restore_proof [{database}]: restored into a throwaway server and compared"):
                 _run(console, "prove_databases", database)
-        with _step("database_expiry_plan: what retention keeps, and why"):
-            _run(console, "expire_plan", None)
+        with _step(
+            f"vector_snapshot [{collection}]: every shard streamed into S3, every point hashed before and after"
+        ):
+            _run(console, "snapshot_now")
+        with _step(f"vector_restore_proof [{collection}]: opened in a throwaway engine and compared"):
+            _run(console, "prove_collections", collection)
+        with _step("what retention keeps, and why; health_report; and the cleanup that its schedule starts"):
+            scheduled = {"synapse/trigger": "schedule"}  # carries out its own plans, as the schedule's run does
+            started = [_start(console, job) for job in ("expire_plan", "vector_expire_plan", "report_health")]
+            started.append(_start(console, "cleanup", tags=scheduled))
+            for job, run_id in started:
+                _finish(console, job, run_id)
+        return {kind: _recorded(console, asset) for kind, asset in CLEANED.items()}
     finally:
         console_context.__exit__(None, None, None)
 
 
-def _run(console: Console, job: str, partition: str | None) -> None:
-    result = console.run_job(job, partition=partition, tags={"synapse/trigger": "demo"}, timeout_s=JOB_TIMEOUT_S)
+def _run(console: Console, job: str, partition: str | None = None) -> None:
+    _finish(console, *_start(console, job, partition))
+
+
+def _start(
+    console: Console, job: str, partition: str | None = None, tags: Mapping[str, str] | None = None
+) -> tuple[str, str]:
+    return job, console.start_job(job, partition=partition, tags=tags or {"synapse/trigger": "demo"})
+
+
+def _finish(console: Console, job: str, run_id: str) -> None:
+    result = console.wait_for_run(run_id, timeout_s=JOB_TIMEOUT_S)
     if not result.succeeded:
         raise SynapseOpsError(
             f"Dagster run {result.run_id} of {job} ended with {result.status}",
@@ -130,51 +173,45 @@ def _run(console: Console, job: str, partition: str | None) -> None:
         )
 
 
-def _show(stack: Stack, began: float) -> None:
-    """Print the closing table from what the repository itself says. Raises Unproven unless every newest backup is."""
+def _recorded(console: Console, asset: str) -> Mapping[str, Any]:
+    event = console.asset_metadata(asset)
+    if event is None:
+        raise SynapseOpsError(f"the run of cleanup succeeded, yet {asset} was not materialized")
+    return event.metadata
+
+
+def _show(stack: Stack, cleaned: Mapping[str, Mapping[str, Any]], began: float) -> None:
+    """Print the closing tables. Raises Unproven unless every newest backup is proven, Unhealthy for a failed probe."""
     from rich.console import Console as Terminal
-    from rich.table import Table
 
-    from synapse_ops.operations.backup_catalog import read_catalog
-    from synapse_ops.operations.expire import RetentionPolicy, make_expiry_plan
+    from synapse_ops.cli.demo_tables import cleanup_table, health_table, protected_table, read_protected
+    from synapse_ops.cli.health import error_of
 
-    repository = stack.database_repository()
-    now = datetime.now(UTC)
-    catalog = read_catalog(repository)
-    plan = make_expiry_plan(repository, RetentionPolicy.of_databases(stack.spec), now)
-    table = Table(title="\nWhat is protected now", title_justify="left", show_lines=True)
-    for column in ("what", "where", "size", "RPO now", "proven by a restore in", "retention keeps it because"):
-        table.add_column(column, overflow="fold")
-    newest: list[CatalogEntry] = []
-    for database in stack.spec.database.databases:
-        entries = catalog.of_subject(database)
-        newest += entries[:1]
-        for entry in entries[:3]:
-            table.add_row(*_cells(repository.store.full_url(entry.place.prefix), entry, plan, now))
-    Terminal(width=140).print(table)
-    older = max(0, len(catalog.backups) - 3)
-    click.echo(f"{len(catalog.backups)} backups{f', {older} older ones not shown' if older else ''}; {_totals(plan)}")
+    now, spec = datetime.now(UTC), stack.spec
+    databases = read_protected(stack.database_repository(), spec, spec.database.databases, now)
+    vectors = read_protected(stack.vector_repository(), spec, (spec.qdrant.collection,), now)
+    health = _settled_health(stack)
+    terminal = Terminal(width=140)
+    for table in (protected_table((databases, vectors)), health_table(health), cleanup_table(cleaned)):
+        terminal.print(table)
+    click.echo(f"databases: {databases.totals}\nvectors:   {vectors.totals}")
     click.echo(f"The whole took {time.monotonic() - began:.0f} s.")
-    unproven = [f"{entry.place.subject}: {entry.doubt}" for entry in newest if entry.proven_at is None]
-    if unproven or not newest:
+    unproven = (*databases.unproven, *vectors.unproven)
+    if unproven:
         raise Unproven("the newest backup is not proven", detail="\n".join(unproven))
+    error = error_of(replace(health, rows=tuple(row for row in health.rows if row.probe.name not in OF_THE_HOST)))
+    if error is not None:
+        raise error
 
 
-def _cells(url: str, entry: CatalogEntry, plan: ExpiryPlan, now: datetime) -> tuple[str, ...]:
-    taken_at = entry.database_time or entry.started_at
-    reason = next((row.reason for row in plan.entries if row.place == entry.place), "not in the plan")
-    return (
-        f"database {entry.place.subject}\n{entry.item_count:,} rows",
-        url,
-        f"{entry.source_size_bytes / 2**20:.1f} MiB\n-> {entry.size_bytes / 2**20:.1f} MiB stored",
-        f"{(now - taken_at).total_seconds():.0f} s",
-        f"{entry.restore_s:.1f} s" if entry.proven_at and entry.restore_s is not None else f"NOT: {entry.doubt}",
-        reason,
-    )
+def _settled_health(stack: Stack) -> HealthReport:
+    """Return the prober's report once nothing in it is unknown, or as it stands after a minute."""
+    from synapse_ops.domain.health import State
+    from synapse_ops.operations.health import read_health
 
-
-def _totals(plan: ExpiryPlan) -> str:
-    totals = plan.totals
-    left_overs = sum(row.taken_at is None and not row.removes for row in plan.entries)
-    waiting = f", and {left_overs} left-overs of interrupted work wait out their grace" if left_overs else ""
-    return f"retention plan {plan.digest} keeps {totals.kept - left_overs} and expires {totals.expired}{waiting}"
+    deadline = time.monotonic() + HEALTH_TIMEOUT_S
+    while True:
+        report = read_health(stack.state_dir, datetime.now(UTC))
+        if not report.of(State.UNKNOWN) or time.monotonic() > deadline:
+            return report
+        time.sleep(POLL_S)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import ConfigError
+from synapse_ops.spec import Spec
 from synapse_ops.spec.blocks.stores import Qdrant
 from synapse_ops.systems.qdrant import open_qdrant
 
@@ -47,6 +49,23 @@ def load_example_vectors(
         progress(Progress(stage, done, total, "points"))
 
     return module.load_example_vectors(conninfo, store, most, report)
+
+
+def load_example_left_behind(spec: Spec, now: datetime) -> Any:
+    """Make aged files in the spec's log and temporary roots and idle keys in Redis. Returns how many of each.
+
+    Raises ConfigError when the spec names no root.
+    """
+    from redis import Redis
+
+    if not spec.cleanup.log_roots or not spec.cleanup.temp_roots:
+        raise ConfigError("no cleanup.log_roots or cleanup.temp_roots: nowhere to leave files behind")
+    redis = spec.redis
+    password = redis.password.resolve() if redis.password else None
+    with Redis(redis.host, redis.port, redis.db, password=password, socket_timeout=10) as cache:
+        return _module("left_behind").leave_behind(
+            Path(spec.cleanup.log_roots[0]), Path(spec.cleanup.temp_roots[0]), cache, now
+        )
 
 
 def _module(name: str) -> Any:
