@@ -215,7 +215,10 @@ def _collection_sensor() -> dg.SensorDefinition:
 
 
 def look_at_collections(context: dg.SensorEvaluationContext, stack: StackResource) -> dg.SensorResult | dg.SkipReason:
-    """Return one tick's new partitions, and the check when its verdict changed. Safe to repeat."""
+    """Return one tick's new partitions, and the check when its verdict changed or a snapshot is newer than it.
+
+    Dagster shows a check that is older than the newest materialization as "not evaluated". Safe to repeat.
+    """
     try:
         found = discover(stack, context.instance)
     except Unreachable as error:
@@ -223,7 +226,8 @@ def look_at_collections(context: dg.SensorEvaluationContext, stack: StackResourc
             raise
         return dg.SkipReason(f"nothing was ever found to protect, and {error.message}")
     requests = [collection_partitions.build_add_request(list(found.new))] if found.new else []
-    cursor = " ".join(found.vanished) or "-"
+    newest = context.instance.get_latest_materialization_event(SNAPSHOT_KEY)
+    cursor = f"{newest.timestamp if newest is not None else 0:f} {' '.join(found.vanished)}"
     is_news = (context.cursor or "") != cursor and bool(context.cursor or found.known or found.new)
     events = [presence_of(found)] if is_news else []
     return dg.SensorResult(dynamic_partitions_requests=requests, asset_events=events, cursor=cursor)

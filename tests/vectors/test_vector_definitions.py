@@ -84,6 +84,8 @@ def test_a_collection_is_discovered_snapshotted_and_proven_and_the_check_says_so
 
     assert taken.success
     assert proven.success
+    assert len(dagster.discover().asset_events) == 1, "a check older than the snapshot would read as not evaluated"
+    assert not dagster.discover().asset_events
     event = dagster.instance.get_latest_materialization_event(COLLECTIONS.proof_key)
     assert event is not None
     assert event.asset_materialization is not None
