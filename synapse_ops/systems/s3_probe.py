@@ -73,11 +73,14 @@ def _signed(method: str, address: str, content: bytes, credentials: Any, region:
     return {str(name): str(value) for name, value in request.headers.items()}
 
 
+_UNKNOWN_KEY = "<Code>XAdminUserNotFound<"  # versitygw's answer to an access key that it does not know, with 404
+
+
 def _refuse(method: str, url: str, status: int, body: bytes) -> None:
     if 200 <= status < 300:
         return
     words = " ".join(body[:300].decode("utf-8", errors="replace").split())
-    if status in {401, 403}:
+    if status in {401, 403} or _UNKNOWN_KEY in words:
         raise ConfigError(f"the store refuses {method} below {url}: {status}", detail=words)
     if status == 404:
         raise ObjectMissing(f"the store answers {method} below {url} with 404", detail=words)
