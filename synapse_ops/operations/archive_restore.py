@@ -26,7 +26,7 @@ from synapse_ops.errors import ToolFailed, Unproven, WrongIdentity
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.systems.local_processes import run_as, spawn
 from synapse_ops.systems.pg_tools import PgTools
-from synapse_ops.systems.postgres import connect, conninfo_parts, postgres_errors
+from synapse_ops.systems.postgres import connect, postgres_errors, unlimited_parts
 
 POLL_S = 0.02
 REPORT_S = 0.5
@@ -146,7 +146,7 @@ def _run_pass(
     report: Callable[[], None],
 ) -> None:
     log_path.unlink(missing_ok=True)
-    parts = conninfo_parts(conninfo)
+    parts = unlimited_parts(conninfo)
     command = [*command, f"--dbname=dbname={_conninfo_quoted(parts.pop('dbname'))}", archive]
     process = spawn(
         None,

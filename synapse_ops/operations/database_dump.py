@@ -35,7 +35,7 @@ from synapse_ops.systems.dump_tools import ToolStream, application_name, open_to
 from synapse_ops.systems.encryption import check_recipients
 from synapse_ops.systems.log_output import current_correlation_id
 from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
-from synapse_ops.systems.postgres import UNLIMITED, connect, describe, postgres_errors, set_session
+from synapse_ops.systems.postgres import UNLIMITED, connect, describe, postgres_errors, set_session, unlimited_parts
 from synapse_ops.systems.postgres_fingerprint import read_fingerprint, read_sequences
 from synapse_ops.systems.postgres_identity import ServerFacts, ServerMoment, ensure_identity, read_facts, read_moment
 from synapse_ops.systems.postgres_structure import read_shared, read_structure
@@ -153,6 +153,8 @@ def dump_database(
 
 def _open_source(conninfo: str, database: str) -> _Source:
     """Look at the server, refuse what cannot be dumped, and give it an identity the first time."""
+    from psycopg.conninfo import make_conninfo
+
     with connect(conninfo) as connection:
         facts = read_facts(connection)
         if facts.major < OLDEST_MAJOR:
@@ -165,6 +167,7 @@ def _open_source(conninfo: str, database: str) -> _Source:
                 hint="database.admin in the spec must name a superuser: row security and large objects hide rows else.",
             )
         tools = _fitting_tools(facts)
+        conninfo = make_conninfo("", **unlimited_parts(conninfo, server_version_num=facts.version_num))
         return _Source(conninfo, database, facts, ensure_identity(connection), tools)
 
 

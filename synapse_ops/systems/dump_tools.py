@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 from synapse_ops.errors import ConfigError, ToolFailed
 from synapse_ops.systems.local_processes import dying_with_us
-from synapse_ops.systems.postgres import conninfo_parts
+from synapse_ops.systems.postgres import unlimited_parts
 
 if TYPE_CHECKING:
     from synapse_ops.systems.pg_tools import PgTools
@@ -96,7 +96,7 @@ def open_tool(tools: PgTools, program: str, arguments: Sequence[str], conninfo: 
     The kernel kills it when the calling *thread* ends: use the stream within the thread that opened it.
     """
     argv = [str(tools.path(program)), *arguments, f"--dbname=service={SERVICE}", "--no-password"]
-    parts = conninfo_parts(conninfo)
+    parts = unlimited_parts(conninfo)
     secrets = [value for name, value in parts.items() if name in {"password", "sslpassword"} and value]
     with _service_file(parts) as (path, descriptors):
         process = subprocess.Popen(

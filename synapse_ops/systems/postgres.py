@@ -44,6 +44,13 @@ UNLIMITED = {
     "row_security": "off",
     "jit": "off",
 }
+# Given with the connection itself, these outrank ALTER DATABASE SET and ALTER ROLE SET from the first statement on: a
+# statement_timeout of some milliseconds would end the very statement that lifts it.
+OUTRANKING_OPTIONS = (
+    "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0"
+    " -c default_transaction_read_only=off -c default_transaction_deferrable=off"
+)
+TRANSACTION_TIMEOUT_SINCE = 170000  # an older server refuses a connection that names the setting
 
 
 @contextmanager
@@ -106,19 +113,35 @@ def connect(
     autocommit: bool = True,
     application_name: str = APPLICATION_NAME,
 ) -> psycopg.Connection[Any]:
-    """Return an open connection; `autocommit=False` begins a transaction at the first statement, as psycopg does.
+    """Return an open connection without time limits of its database or role; `autocommit=False` as psycopg has it.
 
     timeout_s: of connecting, at least 2 (libpq's own least). Raises Unreachable, or ConfigError when it is refused.
     """
     import psycopg
 
+    options = unlimited_parts(conninfo)["options"]
     with postgres_errors(f"a connection to {describe(conninfo)}"):
-        return psycopg.connect(
+        connection = psycopg.connect(
             conninfo,
-            autocommit=autocommit,
+            autocommit=True,
             connect_timeout=max(2, round(timeout_s)),
             application_name=application_name,
+            options=options,
         )
+        if connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE:
+            connection.execute("SET transaction_timeout = 0")
+        connection.autocommit = autocommit
+        return connection
+
+
+def unlimited_parts(conninfo: str, *, server_version_num: int = 0) -> dict[str, str]:
+    """Return libpq's keywords of a connection string, its options followed by those that lift every time limit.
+
+    server_version_num: such as 170004, where it is known; the limits that only newer servers have are lifted too.
+    """
+    parts = conninfo_parts(conninfo)
+    newer = " -c transaction_timeout=0" if server_version_num >= TRANSACTION_TIMEOUT_SINCE else ""
+    return {**parts, "options": f"{parts.get('options', '')} {OUTRANKING_OPTIONS}{newer}".strip()}
 
 
 def describe(conninfo: str) -> str:
