@@ -9,13 +9,14 @@ VENV := $(HERE).venv
 BIN := $(VENV)/bin
 SETUP := cd "$(HERE)" && PYTHON="$(PYTHON)" sh requirements/install
 
-.PHONY: help demo test test-stores prove-monitoring ui quick check bench docs lock clean
+.PHONY: help demo test test-stores prove-monitoring prove-release ui quick check bench docs lock clean
 
 help:
 	@echo "make demo    start the embedded stack, back it up, prove the backup, plan retention, show what happened"
 	@echo "make test    run the tests"
 	@echo "make test-stores  the tests of the repository against a second S3 store, built with Go"
 	@echo "make prove-monitoring  the rendered files in a real Prometheus and Alertmanager (Debian packages)"
+	@echo "make prove-release  outside tools judge every rendered document of the example spec"
 	@echo "make ui      open the Dagster instance that the demo filled"
 	@echo "make quick   format, lint, types, imports, domain tests: under 30 s"
 	@echo "make check   quick, and that generated documents are up to date"
@@ -44,6 +45,13 @@ test-stores:
 prove-monitoring:
 	@$(SETUP) dev
 	@cd "$(HERE)" && SYNAPSE_PROVE=1 "$(BIN)/python" -m pytest -s tests/prove tests/manifests/test_monitoring_tools.py
+
+prove-release:
+	@$(SETUP) dev
+	@cd "$(HERE)" && sh requirements/manifest-tools
+	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" "$(BIN)/synapse-ops" prove-release --local \
+	  --spec examples/synapse/infrastructure.yaml
+	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" SYNAPSE_PROVE=1 "$(BIN)/python" -m pytest -q -m tools
 
 quick:
 	@$(SETUP) dev

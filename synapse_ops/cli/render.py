@@ -14,7 +14,9 @@ from synapse_ops.errors import ConfigError
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Directory that gets the documents.")
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; exit 16 when --out differs.")
-@click.option("--store", "to_store", is_flag=True, help="Also keep the release in manifests.destination.")
+@click.option(
+    "--store", "to_store", is_flag=True, help="Also keep it as a release; exit 10 when a required proof lacks."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the release as JSON.")
 @stack_options
 def command(place: Place, out: Path | None, only_check: bool, to_store: bool, as_json: bool) -> None:
@@ -30,7 +32,8 @@ def command(place: Place, out: Path | None, only_check: bool, to_store: bool, as
       synapse-ops render --out rendered --check
       synapse-ops render --out rendered --store --json
     """
-    from synapse_ops.operations.render import release_record, render, require_directory, store_release, write_directory
+    from synapse_ops.operations.release import make_release, release_record
+    from synapse_ops.operations.render import render, require_directory, write_directory
 
     if only_check and (out is None or to_store):
         raise ConfigError("--check compares a directory and writes nothing", hint="Give --out DIR, without --store.")
@@ -41,10 +44,9 @@ def command(place: Place, out: Path | None, only_check: bool, to_store: bool, as
         require_directory(bundle, out)
     elif out is not None:
         write_directory(bundle, out)
-    if to_store:
-        store_release(bundle, stack.loaded, stack.release_store())
+    proofs = make_release(stack, bundle).proofs if to_store else ()
     if as_json:
-        record = release_record(bundle, stack.loaded)
+        record = release_record(bundle, stack.loaded, proofs)
         notes = [{"rule": note.rule, "path": note.path, "message": note.message} for note in rendered.notes]
         click.echo(json.dumps(record | {"notes": notes}, ensure_ascii=False, indent=2))
         return

@@ -1,33 +1,25 @@
-"""Renders every document of a spec, judges them together, and writes them: into a directory or into the object store.
+"""Renders every document of a spec, judges them together, and writes them into a directory.
 
 A bundle with an inconsistency is written nowhere. A directory is replaced as a whole and only when everything in it is
-an unchanged former rendering: what a person put or edited there is never lost. In the store a release lies below its
-digest, `release.json` last, so that one is there whole or not at all, and the same documents are stored once.
+an unchanged former rendering: what a person put or edited there is never lost. Releases: release.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from synapse_ops.errors import ConfigError, DriftFound, IntegrityError, Refused, TargetNotEmpty
+from synapse_ops.errors import ConfigError, DriftFound, Refused, TargetNotEmpty
 from synapse_ops.manifests.bundle import Bundle, render_bundle
 from synapse_ops.manifests.consistency import Finding, check_consistency
-from synapse_ops.spec import LoadedSpec, Spec
-
-if TYPE_CHECKING:
-    from synapse_ops.systems.object_store import ObjectStore
+from synapse_ops.spec import Spec
 
 INDEX = "SHA256SUMS"  # `sha256sum --check SHA256SUMS` verifies a directory by hand
-RELEASE = "release.json"
-FORMAT = 1
 _SHOWN = 20
 
 
@@ -165,42 +157,3 @@ def require_directory(bundle: Bundle, out: Path) -> None:
 def _listed(lines: Sequence[str]) -> str:
     rest = len(lines) - _SHOWN
     return "\n".join([*lines[:_SHOWN], *([f"and {rest} more"] if rest > 0 else [])])
-
-
-def release_record(bundle: Bundle, loaded: LoadedSpec) -> dict[str, Any]:
-    """Return what `release.json` says. It names no time and no host: one release is one sequence of bytes."""
-    documents = [
-        {
-            "path": str(document.path),
-            "sha256": document.digest,
-            "size_bytes": len(document.data),
-            "media_type": document.media_type,
-            "reads": sorted(document.reads),
-        }
-        for document in bundle.documents
-    ]
-    return {
-        "format": FORMAT,
-        "digest": bundle.digest,
-        "name": loaded.spec.name,
-        "spec_digest": loaded.digest,
-        "documents": documents,
-    }
-
-
-def store_release(bundle: Bundle, loaded: LoadedSpec, store: ObjectStore) -> bool:
-    """Write a release below its digest; returns False when it is there already. Safe to repeat and to cut anywhere.
-
-    Raises IntegrityError when the store holds other bytes under one of its names.
-    """
-    prefix = f"{bundle.digest}/"
-    if store.head(f"{prefix}{RELEASE}") is not None:
-        return False
-    for document in bundle.documents:
-        store.put_bytes(f"{prefix}{document.path}", document.data)
-    for document in bundle.documents:
-        if hashlib.sha256(store.read_bytes(f"{prefix}{document.path}")).hexdigest() != document.digest:
-            raise IntegrityError(f'"{store.full_url(prefix + str(document.path))}" does not hold what was written')
-    record = json.dumps(release_record(bundle, loaded), indent=2, sort_keys=True) + "\n"
-    store.put_bytes(f"{prefix}{RELEASE}", record.encode("utf-8"))
-    return True
