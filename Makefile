@@ -18,7 +18,7 @@ help:
 	@echo "make prove-monitoring  the rendered files in a real Prometheus and Alertmanager (Debian packages)"
 	@echo "make prove-release  outside tools judge every rendered document of the example spec"
 	@echo "make ui      open the Dagster instance that the demo filled"
-	@echo "make quick   format, lint, types, imports, domain tests: under 30 s"
+	@echo "make quick   format, lint, types, imports, domain and spec tests: under 30 s"
 	@echo "make check   quick, and that generated documents are up to date"
 	@echo "make bench   the measurements of docs/benchmarks.md"
 	@echo "make docs    write the generated documents again"
@@ -57,7 +57,7 @@ quick:
 	@$(SETUP) dev
 	@cd "$(HERE)" && "$(BIN)/ruff" format --check . && "$(BIN)/ruff" check .
 	@cd "$(HERE)" && "$(BIN)/mypy" && "$(BIN)/lint-imports" --no-cache
-	@cd "$(HERE)" && "$(BIN)/python" -m pytest -q tests/domain
+	@cd "$(HERE)" && "$(BIN)/python" -m pytest -q tests/domain tests/spec
 
 check: quick
 	@cd "$(HERE)" && "$(BIN)/python" docs/generate.py --check

@@ -21,7 +21,6 @@ from synapse_ops.defs.policies import (
     TAG_TRIGGER,
     code_version,
     freshness_of,
-    longest_gap,
     run_limit,
 )
 from synapse_ops.defs.resources import StackResource
@@ -115,7 +114,7 @@ class HistoryConfig(dg.Config):
 
 def cleanup_definitions(spec: "Spec", place: "Place") -> dg.Definitions:
     """Return the group's assets, check, jobs and schedules."""
-    freshness = freshness_of(longest_gap(str(spec.cleanup.schedule), spec.time_zone))
+    freshness = freshness_of(spec.cleanup.schedule.longest_gap(spec.time_zone))
     assets = [_history(freshness), *(asset for group in GROUPS for asset in _pair(group, freshness))]
     plans, applies = [group.plan for group in GROUPS], [group.apply for group in GROUPS]
     look = _job("cleanup_plan", plans, "Say what a cleanup would do, and why. Changes nothing; prints the digests.")

@@ -28,7 +28,6 @@ from synapse_ops.defs.policies import (
     TAG_TRIGGER,
     code_version,
     freshness_of,
-    longest_gap,
 )
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.restore_check import CHECK_NAME, DUMP_KEY, evaluation_of, judge_now
@@ -78,7 +77,7 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
         owners=OWNERS,
         kinds={"postgres", "s3"},
         code_version=code_version("synapse_ops.operations.database_dump", "synapse_ops.operations.backup_writer"),
-        freshness_policy=freshness_of(longest_gap(spec.backup.database.schedule, spec.time_zone)),
+        freshness_policy=freshness_of(spec.backup.database.schedule.longest_gap(spec.time_zone)),
         description="A whole logical backup of one database in the repository. Each materialization is one backup: "
         "`stored_bytes` is what lies in the bucket, `duration_s` what the dump took. It counts for retention only once "
         "it is proven: see the check restore_proven.",
@@ -97,7 +96,7 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
         kinds={"postgres", "s3"},
         output_required=False,
         code_version=code_version("synapse_ops.operations.restore_proof", "synapse_ops.domain.fingerprint"),
-        freshness_policy=freshness_of(longest_gap(spec.proof.schedule, spec.time_zone)),
+        freshness_policy=freshness_of(spec.proof.schedule.longest_gap(spec.time_zone)),
         description="A backup restored into a throwaway server and compared exactly with what was backed up. "
         "`restore_s` is the time from the first byte read to a server that answers; `predicted_restore_s` is what was "
         "predicted before. Any doubt fails the run and the check restore_proven.",
@@ -121,7 +120,7 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
         owners=OWNERS,
         kinds={"s3"},
         code_version=code_version("synapse_ops.domain.retention", "synapse_ops.domain.expiry_plan"),
-        freshness_policy=freshness_of(longest_gap(spec.proof.schedule, spec.time_zone)),
+        freshness_policy=freshness_of(spec.proof.schedule.longest_gap(spec.time_zone)),
         description="What an expiry would do: every backup, kept or expired, with the reason. Nothing is removed here. "
         "`plan_digest` names exactly this plan; expire_apply takes it.",
     )

@@ -9,9 +9,8 @@ import ast
 import hashlib
 import importlib.util
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 
 import dagster as dg
@@ -61,21 +60,6 @@ def freshness_of(longest_gap: timedelta) -> dg.FreshnessPolicy:
     return dg.FreshnessPolicy.time_window(
         warn_window=longest_gap + timedelta(hours=1), fail_window=longest_gap + timedelta(hours=2)
     )
-
-
-def longest_gap(cron: str, time_zone: str) -> timedelta:
-    """Return the longest time between two ticks of a schedule.
-
-    Looked at from a fixed day, so that definitions do not change from one load to the next.
-    """
-    from zoneinfo import ZoneInfo
-
-    from cronsim import CronSim
-
-    ticks = CronSim(cron, datetime(2026, 1, 1, tzinfo=ZoneInfo(time_zone)))
-    moments = [moment for _, moment in zip(range(60), ticks, strict=False)]
-    gaps = [later - earlier for earlier, later in pairwise(moments)]
-    return max(gaps, default=timedelta(days=366))
 
 
 @cache

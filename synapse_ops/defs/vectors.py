@@ -18,7 +18,6 @@ from synapse_ops.defs.policies import (
     POOL_REPOSITORY_DELETE,
     code_version,
     freshness_of,
-    longest_gap,
 )
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.restore_check import CHECK_NAME, evaluation_of, judge_now
@@ -56,7 +55,7 @@ def _snapshot(spec: "Spec") -> dg.AssetsDefinition:
         owners=OWNERS,
         kinds={"qdrant", "s3"},
         code_version=code_version("synapse_ops.operations.vector_snapshot", "synapse_ops.operations.vector_shards"),
-        freshness_policy=freshness_of(longest_gap(spec.backup.vectors.schedule, spec.time_zone)),
+        freshness_policy=freshness_of(spec.backup.vectors.schedule.longest_gap(spec.time_zone)),
         description="Every shard of one collection in the repository, each from one active replica. `window_s` is the "
         "time in which they were cut, `window_points` how many of the compared points moved meanwhile. It counts for "
         "retention only once it is proven: see the check restore_proven.",
@@ -81,7 +80,7 @@ def _proof(spec: "Spec") -> dg.AssetsDefinition:
         code_version=code_version(
             "synapse_ops.operations.vector_restore_proof", "synapse_ops.domain.vector_fingerprint"
         ),
-        freshness_policy=freshness_of(longest_gap(spec.proof.schedule, spec.time_zone)),
+        freshness_policy=freshness_of(spec.proof.schedule.longest_gap(spec.time_zone)),
         description="A backup opened in an engine of its own, every point read and compared. `restore_s` is the time "
         "from the first byte read to a copy that answers, `recall_at_10` the part of the searches' best ten that "
         "was found. Any doubt fails the run and the check restore_proven.",
@@ -109,7 +108,7 @@ def _plan(spec: "Spec") -> dg.AssetsDefinition:
         owners=OWNERS,
         kinds={"s3"},
         code_version=code_version("synapse_ops.domain.retention", "synapse_ops.domain.expiry_plan"),
-        freshness_policy=freshness_of(longest_gap(spec.proof.schedule, spec.time_zone)),
+        freshness_policy=freshness_of(spec.proof.schedule.longest_gap(spec.time_zone)),
         description="What an expiry of snapshots would do: every backup, kept or expired, with the reason. Nothing is "
         "removed here. `plan_digest` names exactly this plan; vector_expire_apply takes it.",
     )

@@ -17,6 +17,7 @@ CRON_FORM = 'a cron of five fields (minute hour day month weekday) that fires at
 TIME_ZONE_FORM = "a name of the IANA time zone database, such as UTC or Europe/Berlin"
 
 _PROBE_START = datetime(2024, 1, 1, tzinfo=UTC)  # any fixed moment: whether a cron ever fires does not depend on it
+_CENTURY = timedelta(days=36_525)  # stands for the gap of what fires less often than once in 50 years
 
 
 class Cron(str):
@@ -31,13 +32,18 @@ class Cron(str):
         return next(CronSim(str(self), now.astimezone(ZoneInfo(tz))))
 
     def longest_gap(self, tz: str) -> timedelta:
-        """Return the longest time between two of 60 firings, from a fixed day: the same at each call.
+        """Return the longest time between two of 60 firings, from a fixed day: the same at each call."""
+        return max(self._gaps(tz, 60), default=_CENTURY)
 
-        A schedule that fires less often than once in 50 years has no second firing; a century stands for its gap.
-        """
+    def shortest_gap(self) -> timedelta:
+        """Return the shortest time between two of 50 firings, in UTC: a change of clock is not a shorter window."""
+        return min(self._gaps("UTC", 50), default=_CENTURY)
+
+    def _gaps(self, tz: str, firings: int) -> list[timedelta]:
+        """Return the times between so many firings; fewer, or none, of a schedule that hardly ever fires."""
         ticks = CronSim(str(self), _PROBE_START.astimezone(ZoneInfo(tz)))
-        moments = [moment.astimezone(UTC) for _, moment in zip(range(60), ticks, strict=False)]
-        return max((later - earlier for earlier, later in pairwise(moments)), default=timedelta(days=36_525))
+        moments = [moment.astimezone(UTC) for _, moment in zip(range(firings), ticks, strict=False)]
+        return [later - earlier for earlier, later in pairwise(moments)]
 
 
 def parse_cron(value: object) -> Cron:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from itertools import combinations, pairwise
+from datetime import timedelta
+from itertools import combinations
 
-from synapse_ops.spec.cron import Cron
 from synapse_ops.spec.document import Spec
 from synapse_ops.spec.faults import FieldPath
 from synapse_ops.spec.units import format_cores, format_duration, format_size
@@ -78,8 +77,8 @@ def _requests_above(key: str, value: str, limit: str, asked: FieldPath, allowed:
 
 def _times(spec: Spec) -> Iterator[Conflict]:
     """A time that does not fit into another: `health[].timeout` into its `interval`, `watch.timeout` into
-    `watch.interval` and `watch.store_interval`, `updates.timeout` between two
-    windows, `failover.primary_start_timeout` into `failover.timeout`, and that into `objectives.rto`; a
+    `watch.interval` and `watch.store_interval`, `updates.timeout` and `proof.timeout` between two windows of their
+    schedules, `failover.primary_start_timeout` into `failover.timeout`, and that into `objectives.rto`; a
     `retention.left_over_grace` under a minute, in which a running backup's heartbeat may be late.
     """
     for index, check in enumerate(spec.health):
@@ -90,12 +89,12 @@ def _times(spec: Spec) -> Iterator[Conflict]:
     yield from _fits(("failover", "timeout"), failover.timeout, ("objectives", "rto"), rto)
     start: FieldPath = ("failover", "primary_start_timeout")
     yield from _fits(start, failover.primary_start_timeout, ("failover", "timeout"), failover.timeout)
-    window = _shortest_gap(spec.updates.schedule)
-    if spec.updates.timeout > window:
-        found = (
-            f"{format_duration(spec.updates.timeout)}, longer than the {format_duration(window)} between two windows"
-        )
-        yield Conflict(("updates", "timeout"), found, "at most the time to the next window", (("updates", "schedule"),))
+    for block in ("updates", "proof"):
+        timeout, schedule = getattr(spec, block).timeout, getattr(spec, block).schedule
+        window = schedule.shortest_gap()
+        if timeout > window:
+            found = f"{format_duration(timeout)}, longer than the {format_duration(window)} between two windows"
+            yield Conflict((block, "timeout"), found, "at most the time to the next window", ((block, "schedule"),))
     if spec.retention.left_over_grace < _SHORTEST_GRACE:
         found = f"{format_duration(spec.retention.left_over_grace)}, in which a running backup's heartbeat may be late"
         yield Conflict(("retention", "left_over_grace"), found, f"at least {format_duration(_SHORTEST_GRACE)}")
@@ -105,13 +104,6 @@ def _fits(path: FieldPath, value: timedelta, other: FieldPath, limit: timedelta)
     if value > limit:
         found = f"{format_duration(value)}, longer than {{other}} {format_duration(limit)}"
         yield Conflict(path, found, "at most {other}", (other,))
-
-
-def _shortest_gap(schedule: Cron) -> timedelta:
-    """Return the shortest time between two of 50 firings, in UTC: a change of clock is not a shorter window."""
-    now = datetime(2024, 1, 1, tzinfo=UTC)
-    times = [now := schedule.next_after(now, "UTC") for _ in range(50)]
-    return min(later - earlier for earlier, later in pairwise(times))
 
 
 def _nodes(spec: Spec) -> Iterator[Conflict]:
