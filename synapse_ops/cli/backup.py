@@ -214,10 +214,12 @@ def _dump_facts(record: BackupRecord) -> tuple[tuple[str, str], ...]:
 def _snapshot_facts(record: SnapshotRecord) -> tuple[tuple[str, str], ...]:
     source, window = record.source, record.window
     server = f"Qdrant {source.server_version}, identity {record.identity}"
-    lsn = f", LSN {window.start_lsn} to {window.stop_lsn}" if window.start_lsn else ""
+    lsn = f"LSN {window.start_lsn} to {window.stop_lsn}"
+    if window.database_fault is not None:
+        lsn = f"our clock and no LSN: {window.database_fault}"
     return (
         ("source", f"{source.collection} on {', '.join(source.nodes.values())}, {server}"),
-        ("restores to", f"{format_moment(window.opened_at)} to {format_moment(window.closed_at)}{lsn}"),
+        ("restores to", f"{format_moment(window.opened_at)} to {format_moment(window.closed_at)}, {lsn}"),
         ("size", f"{format_bytes(record.dumped_bytes)} -> {format_bytes(record.stored_bytes)} stored"),
         ("content", f"{window.points_after:,} points in {len(record.shards)} shards"),
         ("window", f"{window.moved_points} of {window.read_points} compared points moved ({window.scope})"),

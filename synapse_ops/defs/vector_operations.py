@@ -35,7 +35,8 @@ def restore_snapshot(context: Any, stack: StackResource, *, backup_id: str, targ
     """Restore a backup into a collection that does not exist yet; return the backup's own collection and figures."""
     with operation_of(context.run.run_id, context.instance):
         from synapse_ops.operations.backup_catalog import find_backup
-        from synapse_ops.operations.vector_restore import apply_vector_restore, plan_vector_restore
+        from synapse_ops.operations.vector_restore import apply_vector_restore
+        from synapse_ops.operations.vector_restore_plan import plan_vector_restore
         from synapse_ops.systems.qdrant import qdrant_nodes
 
         opened = stack.open()

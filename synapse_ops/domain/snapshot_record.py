@@ -71,8 +71,10 @@ class ShardRecord(BaseModel):
 
 
 class SnapshotWindow(BaseModel):
-    """Between which moments the snapshots were cut, by the database's clock and WAL; None where it did not answer.
+    """Between which moments the snapshots were cut, by the database's clock and WAL.
 
+    Where the database did not answer at an end, that LSN is None, both times are of our own clock, and
+    `database_fault` says why.
     A snapshot holds every write that was acknowledged before `opened_at`, and some of those until `closed_at`.
     points_before, points_after: exact counts of the collection. moved_points: seen to change in between, of the points
     that were read (`scope`: all, or a sample). changed: whether anything was.
@@ -85,6 +87,7 @@ class SnapshotWindow(BaseModel):
     start_lsn: LsnText | None
     stop_lsn: LsnText | None
     timeline: int | None = Field(default=None, ge=1)
+    database_fault: str | None = None
     scope: Literal["all", "sample"]
     read_points: int = Field(ge=0)
     moved_points: int = Field(ge=0)

@@ -57,21 +57,26 @@ def _words(value: Any) -> str:
 OWN_METADATA = "synapse_ops"  # whose life a collection is; a restored one is another life
 _RENAMED = {"optimizer_config": "optimizers_config"}
 _NOT_AT_CREATION = {"read_fan_out_factor", "read_fan_out_delay_ms"}  # of params; set by an update
+_LAST = "strict_mode_config"  # it may forbid what a comparison of the new collection asks
 
 
 def creation_body(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body that makes an empty collection of this configuration. config: as Qdrant tells it."""
+    """Return the body that makes an empty collection of this configuration. config: as Qdrant tells it.
+
+    Without its strict mode, which `update_body` puts back once the collection has been compared.
+    """
     params = {key: value for key, value in config["params"].items() if key not in _NOT_AT_CREATION}
-    rest = {_RENAMED.get(key, key): value for key, value in config.items() if key not in {"params", "metadata"}}
+    rest = {_RENAMED.get(key, key): value for key, value in config.items() if key not in {"params", "metadata", _LAST}}
     metadata = {key: value for key, value in (config.get("metadata") or {}).items() if key != OWN_METADATA}
     body = {**params, **rest, "metadata": metadata}
     return {key: value for key, value in body.items() if value not in (None, {})}
 
 
 def update_body(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be set once the collection exists; empty when there is nothing."""
+    """Return what must be set once the collection is filled and compared; empty when there is nothing."""
     late = {key: config["params"][key] for key in sorted(_NOT_AT_CREATION) if config["params"].get(key) is not None}
-    return {"params": late} if late else {}
+    strict = config.get(_LAST)
+    return ({"params": late} if late else {}) | ({_LAST: strict} if strict else {})
 
 
 def index_schema(entry: Mapping[str, Any]) -> str | dict[str, Any]:

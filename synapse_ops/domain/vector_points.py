@@ -4,7 +4,8 @@ A point is its id, its vectors by name, and its payload, exactly as the server's
 both return them; so a copy opened without a server can be compared with what the live server said.
 Canonical bytes of one point: the id as text and NUL; its vectors sorted by name ("" for the unnamed one), each as name,
 NUL and float32 little-endian values in order (a sparse one: its indices ascending as uint32, then their values); the
-payload as JSON with sorted keys and no spaces; a newline. The digest of a collection is the sha256 over its points in
+payload as JSON with sorted keys and no spaces, whole numbers from 2**63 on as floats; a newline. The digest of a
+collection is the sha256 over its points in
 ascending id. Source: the data that the tests compare with, made from a real Qdrant 1.18.3.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,8 @@ from typing import Any
 
 PointId = int | str  # an unsigned 64-bit number, or a UUID as text
 
+_INT64_MAX = 2**63 - 1
+_LONG_NUMBER = re.compile(r"[0-9]{19}")  # the shortest whole number beyond it has 19 digits
 HASH_BYTES = 16  # of a sha256: two points of 50,000 collide by chance once in 10^29 collections
 
 
@@ -43,9 +47,24 @@ def canonical_point(point_id: PointId, vectors: Any, payload: Mapping[str, Any] 
     for name in sorted(named):
         if named[name] is not None:
             parts += [name.encode(), b"\0", _vector_bytes(named[name])]
-    text = json.dumps(payload or {}, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    text = _json(payload or {})
+    if _LONG_NUMBER.search(text):
+        text = _json(_as_nodes_send(payload))
     parts += [text.encode("utf-8", "surrogatepass"), b"\n"]
     return b"".join(parts)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _as_nodes_send(value: Any) -> Any:
+    """Return a payload with whole numbers beyond int64 as floats: so a node of a cluster hands on those of another."""
+    if isinstance(value, Mapping):
+        return {name: _as_nodes_send(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_nodes_send(one) for one in value]
+    return float(value) if isinstance(value, int) and value > _INT64_MAX else value
 
 
 def point_hash(canonical: bytes) -> str:

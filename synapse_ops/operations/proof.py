@@ -115,6 +115,7 @@ def carry_out_proof(
     try:
         prove(place, outcome)
     except SynapseOpsError as error:
+        outcome.has_begun |= deadline.has_passed()  # a time-out is a doubt, wherever the time went
         outcome.fail(deadline.exceeded() if deadline.has_passed() else error)
     except OSError as error:
         outcome.fail(Unproven("could not restore on this host", detail=str(error)))

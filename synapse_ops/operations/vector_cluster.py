@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from synapse_ops.domain.vector_placement import ACTIVE
 from synapse_ops.errors import Refused, SynapseOpsError, Unreachable
 from synapse_ops.systems.qdrant import QdrantServer
 
@@ -32,6 +33,18 @@ class Cluster:
                 if place.is_local:
                     found.setdefault(place.shard, []).append(peer)
         return {shard: tuple(peers) for shard, peers in sorted(found.items())}
+
+    def not_ready(self, collection: str) -> tuple[str, ...]:
+        """Return the replicas that are not active, as any node says, and the transfers between nodes; empty: ready."""
+        found: set[str] = set()
+        for server in self.by_peer.values():
+            found |= {
+                f"shard {place.shard} on peer {place.peer_id}: {place.state}"
+                for place in server.shards(collection)
+                if place.state != ACTIVE
+            }
+            found |= set(server.shard_transfers(collection))
+        return tuple(sorted(found))
 
 
 def look_at_cluster(servers: Sequence[QdrantServer]) -> Cluster:

@@ -40,6 +40,7 @@ class SnapshotRun:
     warnings: list[str] = field(default_factory=list)
     phase_s: dict[str, float] = field(default_factory=dict)
     on_nodes: list[CutShard] = field(default_factory=list)
+    database_faults: list[str] = field(default_factory=list)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -167,7 +168,7 @@ def remove_from_nodes(run: SnapshotRun, *, only: CutShard | None = None) -> None
 
 
 def _database_moment(run: SnapshotRun) -> ServerMoment | None:
-    """Return the database's clock and WAL position; None, with a warning, when it does not answer."""
+    """Return the database's clock and WAL position; None when it does not answer, which is then named."""
     from synapse_ops.systems.postgres import connect
     from synapse_ops.systems.postgres_identity import read_moment
 
@@ -175,7 +176,7 @@ def _database_moment(run: SnapshotRun) -> ServerMoment | None:
         with connect(run.stack.admin_conninfo(run.stack.spec.database.name)) as connection:
             return read_moment(connection)
     except SynapseOpsError as error:
-        warning = f"the window has no database time and no LSN: {error.message}"
-        if warning not in run.warnings:
-            run.warnings.append(warning)
+        fault = " ".join([error.message, *error.detail.splitlines()[:1]])
+        if fault not in run.database_faults:
+            run.database_faults.append(fault)
         return None

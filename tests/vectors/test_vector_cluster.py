@@ -11,7 +11,8 @@ import pytest
 
 from synapse_ops.errors import Refused, Unreachable
 from synapse_ops.operations.stack import Stack
-from synapse_ops.operations.vector_restore import apply_vector_restore, plan_vector_restore
+from synapse_ops.operations.vector_restore import apply_vector_restore
+from synapse_ops.operations.vector_restore_plan import plan_vector_restore
 from synapse_ops.operations.vector_restore_proof import prove_snapshot
 from synapse_ops.operations.vector_snapshot import snapshot_collection
 from synapse_ops.systems.object_store import StoreAccess

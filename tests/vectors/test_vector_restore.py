@@ -9,15 +9,19 @@ import pytest
 
 from synapse_ops.errors import ConfigError, IntegrityError, Refused, TargetNotEmpty
 from synapse_ops.operations.stack import Stack
-from synapse_ops.operations.vector_restore import (
-    VectorRestoreReport,
-    apply_vector_restore,
-    plan_vector_restore,
-    switch_alias,
-)
+from synapse_ops.operations.vector_alias import switch_alias
+from synapse_ops.operations.vector_restore import VectorRestoreReport, apply_vector_restore
+from synapse_ops.operations.vector_restore_plan import plan_vector_restore
 from synapse_ops.operations.vector_snapshot import SnapshotReport, snapshot_collection
 from synapse_ops.systems.qdrant import QdrantServer
-from tests.vectors.collections import SHARDS, fill, plain_config, plain_points, rich_config, rich_points
+from tests.vectors.collections import (
+    fill,
+    plain_config,
+    plain_points,
+    rich_config,
+    rich_points,
+    skip_unless_it_shards,
+)
 
 TIMEOUT_S = 60.0
 
@@ -32,11 +36,13 @@ def content(server: QdrantServer, collection: str) -> list[dict[str, Any]]:
     return list(server.scroll_all(collection))
 
 
+@pytest.mark.parametrize("shards", [1, 3])
 def test_a_restored_collection_equals_the_one_that_was_backed_up_and_nothing_stays_behind(
-    stack: Stack, server: QdrantServer, collection: str
+    stack: Stack, server: QdrantServer, collection: str, shards: int
 ) -> None:
     """Configuration, payload indexes and every point; no upload is left in the server's snapshot folder."""
-    fill(server, collection, rich_config(shard_number=SHARDS), rich_points(300))
+    skip_unless_it_shards(server, collection, shards)
+    fill(server, collection, rich_config(shard_number=shards), rich_points(300))
     server.create_payload_index(collection, "n", "integer")
     report = snapshot_collection(stack, collection)
     new = f"{collection}_restored"
@@ -49,7 +55,7 @@ def test_a_restored_collection_equals_the_one_that_was_backed_up_and_nothing_sta
         assert restored.config["params"] == old.config["params"]
         assert restored.payload_schema.keys() == {"n"}
         assert "synapse_ops" not in restored.metadata
-        assert [server.list_shard_snapshots(new, shard) for shard in range(SHARDS)] == [()] * SHARDS
+        assert [server.list_shard_snapshots(new, shard) for shard in range(shards)] == [()] * shards
     finally:
         server.delete_collection(new)
 
@@ -104,11 +110,11 @@ def test_a_newer_segment_is_refused_before_it_is_sent(
     stack: Stack, server: QdrantServer, collection: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Fact 29: a segment of a newer version destroys the shard that it is put into."""
-    from synapse_ops.operations import vector_restore
+    from synapse_ops.operations import vector_restore_checks
 
     fill(server, collection, plain_config(), plain_points(20))
     report = snapshot_collection(stack, collection)
-    monkeypatch.setattr(vector_restore, "segment_versions", lambda _: ("0.5.9",))
+    monkeypatch.setattr(vector_restore_checks, "segment_versions", lambda _: ("0.5.9",))
 
     with pytest.raises(Refused, match="segments of version"):
         restore(stack, server, report, f"{collection}_restored")

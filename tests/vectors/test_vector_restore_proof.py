@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from typing import Any
 
 import pyrage
 import pytest
+import zstandard
 
 from synapse_ops.domain.backup_record import Verdict
 from synapse_ops.domain.snapshot_record import SnapshotRecord
@@ -21,13 +24,13 @@ from synapse_ops.operations.vector_snapshot import SnapshotReport, snapshot_coll
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.qdrant import QdrantServer
 from tests.vectors.collections import (
-    SHARDS,
     fill,
     make_vector_stack,
     plain_config,
     plain_points,
     rich_config,
     rich_points,
+    skip_unless_it_shards,
 )
 
 TIMEOUT_S = 60.0
@@ -43,6 +46,27 @@ def prove(stack: Stack, report: SnapshotReport, **more: Any) -> ProofReport:
     )
     assert found is not None
     return found
+
+
+def forge(stack: Stack, report: SnapshotReport, archive: bytes) -> None:
+    """Put another archive in place of the only shard's, and have every document agree with its bytes."""
+    store, record = stack.vector_repository().store, report.record
+    name = record.shards[0].object_name
+    packed = zstandard.ZstdCompressor(1).compress(archive)
+    written = store.put_bytes(report.place.key(name), packed)
+    sha256, size = hashlib.sha256(packed).hexdigest(), len(packed)
+    changes = {"etag": written.etag, "sha256": sha256, "size_bytes": size, "plain_size_bytes": size}
+    objects = tuple(one if one.name != name else one.model_copy(update=changes) for one in record.objects)
+    plain = {"snapshot_sha256": hashlib.sha256(archive).hexdigest(), "snapshot_bytes": len(archive)}
+    forged: SnapshotRecord = record.model_copy(
+        update={
+            "shards": (record.shards[0].model_copy(update=plain),),
+            "objects": objects,
+            "stored_bytes": sum(one.size_bytes for one in objects),
+            "dumped_bytes": len(archive),
+        }
+    )
+    store.put_bytes(report.place.key("backup.json"), forged.to_json())
 
 
 @contextmanager
@@ -69,11 +93,13 @@ def writer(server: QdrantServer, collection: str, *, beside: int) -> Iterator[li
         thread.join()
 
 
+@pytest.mark.parametrize("shards", [1, 3])
 def test_a_collection_of_every_kind_of_vector_is_proven_with_the_digest_of_all_points(
-    stack: Stack, server: QdrantServer, collection: str
+    stack: Stack, server: QdrantServer, collection: str, shards: int
 ) -> None:
     """Named, sparse, multi and quantised vectors, several shards, payload indexes, and every search found again."""
-    fill(server, collection, rich_config(shard_number=SHARDS), rich_points(400))
+    skip_unless_it_shards(server, collection, shards)
+    fill(server, collection, rich_config(shard_number=shards), rich_points(400))
     server.create_payload_index(collection, "n", "integer")
     report = snapshot_collection(stack, collection)
 
@@ -159,20 +185,8 @@ def test_another_collections_snapshot_put_in_its_place_differs(
     fill(server, collection, config, points)
     other = snapshot_collection(stack, collection)
     store = stack.vector_repository().store
-    name = good.record.shards[0].object_name
-    assert name == other.record.shards[0].object_name
-    written = store.put_bytes(good.place.key(name), store.read_bytes(other.place.key(name)))
-    objects = [one if one.name != name else other.record.objects[0] for one in good.record.objects]
-    assert objects[0].sha256 == written.sha256
-    forged: SnapshotRecord = good.record.model_copy(
-        update={
-            "shards": other.record.shards,
-            "objects": tuple(objects),
-            "stored_bytes": sum(one.size_bytes for one in objects),
-            "dumped_bytes": other.record.dumped_bytes,
-        }
-    )
-    store.put_bytes(good.place.key("backup.json"), forged.to_json())
+    name = other.record.shards[0].object_name
+    forge(stack, good, zstandard.ZstdDecompressor().stream_reader(store.read_bytes(other.place.key(name))).read())
 
     found = prove(stack, good)
 
@@ -189,4 +203,45 @@ def test_a_proof_that_has_no_time_left_is_unproven(stack: Stack, server: QdrantS
     )
 
     assert found is not None
-    assert not found.is_proven
+    assert found.record.verdict is Verdict.UNPROVEN
+
+
+def test_a_crash_of_the_engine_is_unproven_with_the_signal(stack: Stack, server: QdrantServer, collection: str) -> None:
+    """Every checksum agrees; one part of the archive's id mapping ends the process that reads it."""
+    fill(server, collection, plain_config(), plain_points(50))
+    report = snapshot_collection(stack, collection)
+    store = stack.vector_repository().store
+    stored = store.read_bytes(report.place.key(report.record.shards[0].object_name))
+    data = bytearray(zstandard.ZstdDecompressor().stream_reader(stored).read())
+    at = data.find(b"mutable_id_tracker.mappings")
+    begin = at - at % 512 + 512
+    data[begin : begin + 40] = b"\xff" * 40
+    forge(stack, report, bytes(data))
+
+    found = prove(stack, report)
+
+    assert (found.record.verdict, found.exit_code) == (Verdict.UNPROVEN, 14)
+    assert "Qdrant's engine" in found.record.reason
+
+
+def test_a_host_without_the_engine_or_the_room_does_not_judge(
+    stack: Stack, server: QdrantServer, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the host lacks is named, says nothing of the backup and undoes no proof; a time-out is a doubt."""
+    fill(server, collection, plain_config(), plain_points(20))
+    report = snapshot_collection(stack, collection)
+    assert prove(stack, report).is_proven
+
+    with monkeypatch.context() as lacking:
+        lacking.setitem(sys.modules, "qdrant_edge", None)  # Python's own way to say that a module cannot be imported
+        without = prove(stack, report)
+    proven_still = read_catalog(stack.vector_repository()).backups[0].proven_at
+    huge = report.record.model_copy(update={"dumped_bytes": 1 << 60})
+    stack.vector_repository().store.put_bytes(report.place.key("backup.json"), huge.to_json())
+    no_room = prove(stack, report)
+
+    assert (without.record.verdict, without.exit_code) == (Verdict.NOT_ATTEMPTED, 14)
+    assert "engine is not installed" in without.record.reason
+    assert proven_still is not None
+    assert (no_room.record.verdict, no_room.exit_code) == (Verdict.NOT_ATTEMPTED, 14)
+    assert "no room to restore" in no_room.record.reason

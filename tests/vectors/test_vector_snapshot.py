@@ -6,11 +6,15 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import zstandard
+from psycopg.conninfo import conninfo_to_dict
 
+from synapse_ops.domain.lsn import Lsn
 from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.domain.vector_fingerprint import VectorFingerprint, canaries_from_json
 from synapse_ops.errors import ConfigError, LeaseHeld
@@ -20,7 +24,10 @@ from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vector_restore_proof import prove_snapshot
 from synapse_ops.operations.vector_snapshot import snapshot_collection
 from synapse_ops.systems.object_store import StoreAccess
+from synapse_ops.systems.postgres import connect
+from synapse_ops.systems.postgres_identity import ServerMoment, read_moment
 from synapse_ops.systems.qdrant import QdrantServer
+from tests.servers import PostgresServer
 from tests.vectors.collections import fill, make_vector_stack, plain_config, plain_points
 
 
@@ -90,6 +97,56 @@ def test_what_a_killed_run_left_on_a_node_is_named_by_the_next_one_and_not_touch
     assert [url.rpartition("/")[2] for url in report.left_overs] == [left.name]
     assert [one.name for one in server.list_shard_snapshots(collection, 0)] == [left.name]
     server.delete_shard_snapshot(collection, 0, left.name)
+
+
+def test_a_window_lies_between_two_positions_of_the_databases_own_wal(
+    tmp_path: Path,
+    server: QdrantServer,
+    collection: str,
+    bucket_url: str,
+    object_store_access: StoreAccess,
+    postgres_server: PostgresServer,
+    fresh_database: Callable[..., str],
+) -> None:
+    """Both ends, by the database's clock: what was committed before is below the first, what came after is above."""
+    conninfo = fresh_database()
+    stack = make_vector_stack(tmp_path, (server.url,), bucket_url, object_store_access, conninfo=conninfo)
+    fill(server, collection, plain_config(), plain_points(20))
+
+    before = position(conninfo)
+    postgres_server.execute("create table t as select 1", conninfo_to_dict(conninfo)["dbname"])
+    window = snapshot_collection(stack, collection).record.window
+    postgres_server.execute("create table u as select 1", conninfo_to_dict(conninfo)["dbname"])
+    after = position(conninfo)
+
+    assert window.start_lsn is not None
+    assert window.stop_lsn is not None
+    assert before.lsn < Lsn.parse(window.start_lsn) <= Lsn.parse(window.stop_lsn) < after.lsn
+    assert before.database_time < window.opened_at <= window.closed_at < after.database_time
+    assert (window.timeline, window.database_fault) == (1, None)
+
+
+def test_a_database_that_is_down_is_named_and_the_collection_is_snapshotted_all_the_same(
+    stack: Stack, server: QdrantServer, collection: str
+) -> None:
+    """The window has our own clock then, no LSN, and says why: in backup.json, and as a warning."""
+    fill(server, collection, plain_config(), plain_points(20))
+    begun = datetime.now(UTC)
+
+    report = snapshot_collection(stack, collection)
+
+    window = report.record.window
+    assert (window.start_lsn, window.stop_lsn, window.timeline) == (None, None, None)
+    assert window.database_fault is not None
+    assert "could not reach PostgreSQL" in window.database_fault
+    assert "127.0.0.1:1" in window.database_fault
+    assert any(window.database_fault in warning for warning in report.warnings)
+    assert begun <= window.opened_at <= window.closed_at <= datetime.now(UTC)
+
+
+def position(conninfo: str) -> ServerMoment:
+    with connect(conninfo) as connection:
+        return read_moment(connection)
 
 
 def test_an_alias_is_no_collection(stack: Stack, server: QdrantServer, collection: str) -> None:
