@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from synapse_ops.domain.progress import ReportProgress
     from synapse_ops.operations.plan_document import Outcome, StoredPlan
 
-KINDS = ("logs", "temp", "cache", "history")
+KINDS = ("logs", "temp", "cache", "snapshots", "history")
 
 
 @click.command(
@@ -36,7 +36,8 @@ KINDS = ("logs", "temp", "cache", "history")
 )
 @stack_options
 def command(*, wants_plan: bool, digests: tuple[str, ...], only: tuple[str, ...], as_json: bool, place: Place) -> None:
-    """Plan and apply the cleanup of log files, temporary files, idle cache keys and Dagster's own history.
+    """Plan and apply the cleanup of log files, temporary files, idle cache keys, left-over snapshots on Qdrant's nodes
+    and Dagster's own history.
 
     A plan changes nothing. Applying checks every entry again and leaves alone what is no longer what the plan saw.
     A plan is refused when it is older than 24 hours or was applied. One kind that cannot be planned does not keep the
@@ -107,6 +108,13 @@ def _verbs(place: Place, kind: str) -> Iterator[Verbs]:
         yield (
             lambda progress: make_cache_plan(spec, state_dir, now, progress=progress),
             lambda digest, progress: apply_cache_plan(digest, spec, state_dir, now, progress=progress),
+        )
+    elif kind == "snapshots":
+        from synapse_ops.operations.vector_cleanup import apply_snapshots_plan, make_snapshots_plan
+
+        yield (
+            lambda progress: make_snapshots_plan(stack, state_dir, now, progress=progress),
+            lambda digest, progress: apply_snapshots_plan(digest, stack, state_dir, now, progress=progress),
         )
     elif kind == "history":
         from synapse_ops.operations.run_history_cleanup import apply_history_plan, make_history_plan

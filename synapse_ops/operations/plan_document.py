@@ -28,7 +28,7 @@ from synapse_ops.errors import ConfigError, DocumentUnreadable, LeaseHeld, PlanC
 FORMAT_VERSION = 1
 MAX_AGE = timedelta(hours=24)  # an approval is for what lies there today
 FIRST_ROWS = 200  # what Dagster and a terminal show; the totals stand beside them
-KINDS = ("logs", "temp", "cache", "history")
+KINDS = ("logs", "temp", "cache", "snapshots", "history")
 _SUPERSEDED_AFTER = timedelta(days=7)
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, check_circular=False).encode

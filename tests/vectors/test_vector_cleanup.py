@@ -1,0 +1,134 @@
+"""What killed runs left on nodes goes by a plan: theirs by name and old enough, never another tool's."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synapse_ops.domain.repository_layout import BackupPlace
+from synapse_ops.errors import PlanChanged
+from synapse_ops.operations import vector_cleanup
+from synapse_ops.operations.lease import hold_lease
+from synapse_ops.operations.stack import Stack
+from synapse_ops.operations.vector_cleanup import apply_snapshots_plan, make_snapshots_plan
+from synapse_ops.operations.vector_snapshot import snapshot_collection
+from synapse_ops.systems.qdrant import QdrantServer, ServerSnapshot
+from tests.vectors.collections import fill, plain_config, plain_points
+
+AN_HOUR_LATER = timedelta(minutes=-1)  # as a grace: what was touched just now is older than that
+
+
+def leave(stack: Stack, server: QdrantServer, collection: str, *, is_named: bool = True) -> ServerSnapshot:
+    """Leave what a run leaves that is killed while it sends, or (not named) while the node works."""
+    fill(server, collection, plain_config(), plain_points(20))
+    identity = snapshot_collection(stack, collection).place.identity
+    since = datetime.now(UTC) - timedelta(seconds=2)
+    left = server.create_shard_snapshot(collection, 0)
+    assert left is not None
+    body: dict[str, Any] = {"on_nodes": [{"node": server.url, "shard_id": 0, "name": left.name}]}
+    if not is_named:
+        body = {"cutting": {"node": server.url, "shard_id": 0, "since": since.isoformat()}}
+    killed = BackupPlace(identity, "snapshot", collection, "20260101T000000Z-0a0b0c")
+    stack.vector_repository().store.put_bytes(killed.key("heartbeat.json"), json.dumps(body).encode())
+    return left
+
+
+def plan(stack: Stack) -> Any:
+    return make_snapshots_plan(stack, stack.state_dir, datetime.now(UTC))
+
+
+def apply(stack: Stack, digest: str) -> Any:
+    return apply_snapshots_plan(digest, stack, stack.state_dir, datetime.now(UTC))
+
+
+def names(server: QdrantServer, collection: str) -> list[str]:
+    return [one.name for one in server.list_shard_snapshots(collection, 0)]
+
+
+def test_a_killed_runs_snapshot_goes_by_the_digest_of_a_plan_once(
+    stack: Stack, server: QdrantServer, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = leave(stack, server, collection)
+    monkeypatch.setattr(vector_cleanup, "GRACE", AN_HOUR_LATER)
+
+    planned = plan(stack)
+    [row] = planned.first_rows
+    assert (row["action"], row["subject"].rpartition("/")[2]) == ("delete", left.name)
+    assert plan(stack).digest == planned.digest
+    assert names(server, collection) == [left.name]
+
+    outcome = apply(stack, planned.digest)
+
+    assert (outcome.done, outcome.skipped, outcome.freed_bytes) == ({"delete": 1}, 0, left.size_bytes)
+    assert names(server, collection) == []
+    with pytest.raises(PlanChanged, match="was applied"):
+        apply(stack, planned.digest)
+
+
+def test_a_snapshot_younger_than_the_grace_stays(stack: Stack, server: QdrantServer, collection: str) -> None:
+    """Its run may be sending it."""
+    left = leave(stack, server, collection)
+
+    planned = plan(stack)
+
+    [row] = planned.first_rows
+    assert (row["action"], row["rule"]) == ("keep", "in-grace")
+    assert apply(stack, planned.digest).done == {}
+    assert names(server, collection) == [left.name]
+
+
+def test_a_snapshot_that_another_tool_may_have_made_is_listed_and_stays(
+    stack: Stack, server: QdrantServer, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was killed while the node worked never learnt a name."""
+    left = leave(stack, server, collection, is_named=False)
+    monkeypatch.setattr(vector_cleanup, "GRACE", AN_HOUR_LATER)
+
+    planned = plan(stack)
+
+    [row] = planned.first_rows
+    assert (row["action"], row["rule"]) == ("keep", "not-certain")
+    assert left.name in row["subject"]
+    assert apply(stack, planned.digest).done == {}
+    assert names(server, collection) == [left.name]
+
+
+def test_nothing_goes_while_a_snapshot_of_the_collection_is_taken_or_after_its_run_made_a_backup(
+    stack: Stack, server: QdrantServer, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each entry is looked at again when it is its turn."""
+    left = leave(stack, server, collection)
+    monkeypatch.setattr(vector_cleanup, "GRACE", AN_HOUR_LATER)
+    store = stack.vector_repository().store
+    planned = plan(stack)
+
+    with hold_lease(stack.vector_repository(), f"snapshot-{collection}", owner="somebody"):
+        busy = apply(stack, planned.digest)
+    again = plan(stack)
+    store.put_bytes(str(planned.first_rows[0]["run"]) + "backup.json", b"{}")
+    finished = apply(stack, again.digest)
+
+    assert (busy.done, busy.skipped) == ({}, 1)
+    assert "being taken" in busy.rows[0]["skipped_because"]
+    assert (finished.done, finished.skipped) == ({}, 1)
+    assert names(server, collection) == [left.name]
+
+
+def test_a_node_that_does_not_answer_is_a_warning(
+    stack: Stack, server: QdrantServer, collection: str, tmp_path: Path
+) -> None:
+    """What lies there is not known, so it is not silently nothing."""
+    leave(stack, server, collection)
+    text = stack.loaded.path.read_text()
+    port = server.url.rpartition(":")[2]
+    stack.loaded.path.write_text(text.replace(f"port: {port}", f"port: {port}, nodes: ['http://127.0.0.1:1']"))
+    from synapse_ops.operations.stack import open_stack
+
+    planned = plan(open_stack(stack.loaded.path, tmp_path))
+
+    assert planned.first_rows == []
+    assert any(server.url in warning for warning in planned.warnings)
