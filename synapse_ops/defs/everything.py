@@ -11,6 +11,7 @@ from synapse_ops.defs.cleanup import cleanup_definitions
 from synapse_ops.defs.database import database_definitions
 from synapse_ops.defs.database_jobs import job_definitions
 from synapse_ops.defs.health import health_definitions
+from synapse_ops.defs.manifests import manifest_definitions
 from synapse_ops.defs.place import find_place
 from synapse_ops.defs.repository_sensor import repository_definitions
 from synapse_ops.defs.resources import StackResource
@@ -33,6 +34,7 @@ def merged_definitions() -> dg.Definitions:
         shared,
         spec,
         spec_sensor_definitions(place, loaded, job_named(spec, "record_spec")),
+        manifest_definitions(),
         database_definitions(loaded.spec),
         jobs,
         vector_definitions(loaded.spec),

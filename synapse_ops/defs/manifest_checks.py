@@ -1,0 +1,102 @@
+"""Three checks of every rendered document: the gates, the consistency of all documents, and what outside tools said.
+
+They show; the release guards itself. They can be evaluated alone, after `synapse-ops prove-release` for example.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from synapse_ops.defs.event_metadata import table
+from synapse_ops.defs.in_run import operation_of
+from synapse_ops.defs.resources import StackResource
+
+if TYPE_CHECKING:
+    from synapse_ops.domain.attestation import ToolProof
+    from synapse_ops.manifests.consistency import Finding
+
+GATES, CONSISTENT, PROOFS = "gates_clean", "consistent", "tool_proofs"
+
+_TEXTS = {
+    GATES: "Red while a gate finds an error in these bytes: schemas of three Kubernetes minors, expressions, "
+    "pipelines, the monitoring files' own models. A release is refused then.",
+    CONSISTENT: "Red while a rule that compares documents names this one: a port, probe, flow or reference that is not "
+    "the same everywhere. A release is refused then.",
+    PROOFS: "What outside tools attested of exactly these bytes. A warning: no word yet. Red: a tool refuses them, or "
+    "manifests.require_proofs asks for a proof that is not there.",
+}
+
+
+def manifest_checks(targets: Sequence[str], release: dg.AssetKey) -> dg.AssetChecksDefinition:
+    """Return the three checks of each document and of the release, evaluated together over one rendering."""
+    keys = [*(dg.AssetKey(name) for name in targets), release]
+    specs = [dg.AssetCheckSpec(name, asset=key, description=text) for key in keys for name, text in _TEXTS.items()]
+
+    @dg.multi_asset_check(name="manifest_checks", specs=specs, can_subset=True)
+    def checks(context: dg.AssetCheckExecutionContext, stack: StackResource) -> Iterator[dg.AssetCheckResult]:
+        from synapse_ops.operations.release_review import review_release
+
+        with operation_of(context.run.run_id, context.instance):
+            found = review_release(stack.open())
+        for key in keys:
+            paths = found.paths_of(None if key == release else key.to_user_string())
+            results = (
+                _findings(key, GATES, [row for row in found.gate_findings if row.path in paths]),
+                _findings(key, CONSISTENT, [row for row in found.consistency_findings if row.path in paths]),
+                _proofs(key, [row for row in found.proofs if row.path in paths], found.required),
+            )
+            for result in results:
+                if dg.AssetCheckKey(key, str(result.check_name)) in context.selected_asset_check_keys:
+                    yield result
+
+    return checks
+
+
+def _findings(key: dg.AssetKey, name: str, found: "Sequence[Finding]") -> dg.AssetCheckResult:
+    errors = [row for row in found if row.severity == "error"]
+    rows = ({"severity": row.severity, "document": row.path, "rule": row.rule, "message": row.message} for row in found)
+    columns = dict.fromkeys(("severity", "document", "rule", "message"), "string")
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=name,
+        passed=not errors,
+        description=f"{errors[0].path}: {errors[0].message}" if errors else f"no error, {len(found)} notes",
+        metadata={"errors": len(errors), "notes": len(found) - len(errors), "findings": table(rows, columns)},
+    )
+
+
+def _proofs(key: dg.AssetKey, proofs: "Sequence[ToolProof]", required: Sequence[str]) -> dg.AssetCheckResult:
+    open_proofs = [proof for proof in proofs if proof.verdict != "proven"]
+    refused = [proof for proof in open_proofs if proof.verdict == "refused"]
+    is_red = bool(refused) or any(proof.kind in required for proof in open_proofs)
+    counts = (
+        f"{len(proofs) - len(open_proofs)} proven, {len(refused)} refused, {len(open_proofs) - len(refused)} unproven"
+    )
+    first = (refused or open_proofs)[:1]
+    rows = (
+        {
+            "document": proof.path,
+            "tool": proof.tool,
+            "verdict": proof.verdict,
+            "reason": proof.reason,
+            "waived": "; ".join(f"{row.rule}: {row.reason}" for row in proof.attestation.waived)
+            if proof.attestation
+            else "",
+        }
+        for proof in (*refused, *(row for row in proofs if row not in refused))
+    )
+    columns = dict.fromkeys(("document", "tool", "verdict", "reason", "waived"), "string")
+    return dg.AssetCheckResult(
+        asset_key=key,
+        check_name=PROOFS,
+        passed=bool(proofs) and not open_proofs,
+        severity=dg.AssetCheckSeverity.ERROR if is_red else dg.AssetCheckSeverity.WARN,
+        description="; ".join([counts, *(f"{proof.path}: {proof.reason}" for proof in first)]),
+        metadata={
+            "proven": len(proofs) - len(open_proofs),
+            "refused": len(refused),
+            "unproven": len(open_proofs) - len(refused),
+            "proofs": table(rows, columns),
+        },
+    )

@@ -1,0 +1,156 @@
+"""Every rendered document as an asset: what it is, which blocks of the spec it reads, what changed in it and why.
+
+    spec/<block>  ->  the documents that read it  ->  manifest_release
+
+The data version of a document is the digest of its bytes: a block that changed without an effect on the bytes makes no
+release. Automation renders what reads a changed block, or whose renderer changed, and nothing else.
+"""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from synapse_ops.defs.in_run import operation_of
+from synapse_ops.defs.manifest_checks import manifest_checks
+from synapse_ops.defs.manifest_events import DIGEST, document_metadata, last_rendering, release_metadata
+from synapse_ops.defs.policies import GROUP_MANIFESTS, OWNERS, TAG_TRIGGER, code_version, code_version_of, run_limit
+from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.spec_assets import spec_key
+from synapse_ops.errors import Refused
+from synapse_ops.manifests.targets import TARGETS, Target
+
+if TYPE_CHECKING:
+    from synapse_ops.manifests.bundle import Bundle
+
+RELEASE_KEY = dg.AssetKey("manifest_release")
+RENDERERS = "synapse_ops.manifests"
+RENDER_LIMIT = timedelta(minutes=10)
+AUTOMATION_INTERVAL_S = 10
+
+_KINDS = {
+    "dockerfile": "docker",
+    "compose_file": "docker",
+    "kubernetes_manifests": "kubernetes",
+    "postgres_config": "postgres",
+    "redis_config": "redis",
+    "qdrant_config": "qdrant",
+    "prometheus_config": "prometheus",
+    "alert_rules": "prometheus",
+    "alertmanager_config": "prometheus",
+    "grafana_dashboards": "grafana",
+    "index_template": "elasticsearch",
+}
+
+
+def manifest_definitions() -> dg.Definitions:
+    """Return the assets, their checks, the job that renders all of them, and the sensor that renders what changed."""
+    selection = dg.AssetSelection.groups(GROUP_MANIFESTS)
+    render_manifests = dg.define_asset_job(
+        "render_manifests",
+        selection=selection,
+        description="Render every document, judge them, and keep them as a release.",
+        tags=run_limit(RENDER_LIMIT),
+    )
+    automation = dg.AutomationConditionSensorDefinition(
+        "manifest_automation",
+        target=selection,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=AUTOMATION_INTERVAL_S,
+        run_tags={TAG_TRIGGER: "automation", **run_limit(RENDER_LIMIT)},
+        description="Renders exactly the documents that read a block of the spec which changed, or whose renderer "
+        "changed; then makes the release, when bytes changed.",
+    )
+    return dg.Definitions(
+        assets=[*(_document_asset(target) for target in TARGETS), _release_asset()],
+        asset_checks=[manifest_checks([target.name for target in TARGETS], RELEASE_KEY)],
+        jobs=[render_manifests],
+        sensors=[automation],
+    )
+
+
+def when_inputs_change() -> dg.AutomationCondition:  # type: ignore[type-arg]
+    """Return the condition: never made, or an input's data version or the code changed, once all inputs are there.
+
+    What was requested or made since is not requested again: a rendering that fails waits for its cause to change.
+    """
+    changed = (
+        dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
+        | dg.AutomationCondition.code_version_changed()
+        | dg.AutomationCondition.missing().newly_true()
+    )
+    handled = dg.AutomationCondition.newly_requested() | dg.AutomationCondition.newly_updated()
+    is_free = ~dg.AutomationCondition.any_deps_missing() & ~dg.AutomationCondition.any_deps_in_progress()
+    wanted = changed.since(handled) & is_free & ~dg.AutomationCondition.in_progress()
+    return wanted.with_label("an input changed")
+
+
+def _document_asset(target: Target) -> dg.AssetsDefinition:
+    version = code_version_of(target.module, RENDERERS)
+
+    @dg.asset(
+        name=target.name,
+        deps=sorted({spec_key(block) for block in target.reads}),
+        group_name=GROUP_MANIFESTS,
+        owners=OWNERS,
+        kinds={_KINDS.get(target.name, "file")},
+        code_version=version,
+        automation_condition=when_inputs_change(),
+        description=f"{target.description} `diff` is against the last rendering, `because` names the fields of the "
+        "spec that changed since.",
+    )
+    def document(context: dg.AssetExecutionContext, stack: StackResource) -> dg.MaterializeResult[None]:
+        from synapse_ops.manifests.bundle import bundle_of
+
+        with operation_of(context.run.run_id, context.instance):
+            opened = stack.open()
+            made = bundle_of(target.render(opened.spec))
+            former = last_rendering(context.instance, context.asset_key)
+            metadata = document_metadata(made, target.reads, opened, former, code_version=version)
+            return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(made.digest))
+
+    return document
+
+
+def _release_asset() -> dg.AssetsDefinition:
+    @dg.asset(
+        key=RELEASE_KEY,
+        deps=[*(dg.AssetKey(target.name) for target in TARGETS), spec_key("manifests"), spec_key("object_store")],
+        group_name=GROUP_MANIFESTS,
+        owners=OWNERS,
+        kinds={"s3"},
+        code_version=code_version("synapse_ops.operations.release", "synapse_ops.manifests.bundle"),
+        automation_condition=when_inputs_change(),
+        description="All documents under one digest, in manifests.destination and on this host, release.json last. "
+        "Refused while a gate or a consistency rule finds an error, while a proof that manifests.require_proofs names "
+        "does not hold of exactly these bytes, and while a document's page shows other bytes than these.",
+    )
+    def manifest_release(context: dg.AssetExecutionContext, stack: StackResource) -> dg.MaterializeResult[None]:
+        from synapse_ops.operations.release import make_release
+        from synapse_ops.operations.render import render
+
+        with operation_of(context.run.run_id, context.instance):
+            opened = stack.open()
+            bundle = render(opened.spec).bundle
+            _refuse_other_bytes(bundle, opened.spec, context.instance)
+            release = make_release(opened, bundle)
+            return dg.MaterializeResult(metadata=release_metadata(release), data_version=dg.DataVersion(bundle.digest))
+
+    return manifest_release
+
+
+def _refuse_other_bytes(bundle: "Bundle", spec: object, instance: dg.DagsterInstance) -> None:
+    """Raise Refused when a document's asset shows other bytes than the release would hold, or none."""
+    from synapse_ops.manifests.bundle import bundle_of
+
+    stale = []
+    for target in TARGETS:
+        shown = last_rendering(instance, dg.AssetKey(target.name)).get(DIGEST)
+        if shown != bundle_of(target.render(spec)).digest:  # type: ignore[arg-type]
+            stale.append(target.name)
+    if stale:
+        raise Refused(
+            f"cannot release {bundle.digest[:12]}: {len(stale)} documents' pages show other bytes",
+            detail=f"materialise first: {', '.join(stale)}",
+            hint="The job render_manifests renders every document and then makes the release.",
+        )

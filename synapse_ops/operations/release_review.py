@@ -1,0 +1,50 @@
+"""What is to be said of the documents of a spec, without making anything of them: findings, and the recorded proofs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from synapse_ops.domain.attestation import ToolProof
+from synapse_ops.manifests.bundle import bundle_of
+from synapse_ops.manifests.consistency import Finding, check_consistency
+from synapse_ops.manifests.targets import TARGETS
+from synapse_ops.operations.prove_release import known_tools, recorded_proofs
+
+if TYPE_CHECKING:
+    from synapse_ops.operations.stack import Stack
+
+_GATES = frozenset({"monitoring_documents_hold"})  # rules that judge documents one by one
+
+
+@dataclass(frozen=True)
+class ReleaseReview:
+    """Findings of all documents, by kind. paths: of each target's documents. required: manifests.require_proofs."""
+
+    gate_findings: tuple[Finding, ...]
+    consistency_findings: tuple[Finding, ...]
+    proofs: tuple[ToolProof, ...]
+    required: Sequence[str]
+    paths: dict[str, frozenset[str]]
+
+    def paths_of(self, target: str | None) -> frozenset[str]:
+        """Return the documents of a target; None: of all, with whatever else a finding may name."""
+        if target is not None:
+            return self.paths[target]
+        named = {finding.path for finding in (*self.gate_findings, *self.consistency_findings)}
+        return frozenset(named.union(*self.paths.values()))
+
+
+def review_release(stack: Stack) -> ReleaseReview:
+    """Return the review of what the spec renders now. Raises Unreachable when the store of proofs does not answer."""
+    made = {target.name: target.render(stack.spec) for target in TARGETS}
+    bundle = bundle_of(tuple(document for documents in made.values() for document in documents))
+    findings = check_consistency(bundle, stack.spec)
+    return ReleaseReview(
+        gate_findings=tuple(finding for finding in findings if finding.rule in _GATES),
+        consistency_findings=tuple(finding for finding in findings if finding.rule not in _GATES),
+        proofs=recorded_proofs(bundle, known_tools(), stack.release_store(), stack.state_dir),
+        required=stack.spec.manifests.require_proofs,
+        paths={name: frozenset(str(document.path) for document in documents) for name, documents in made.items()},
+    )
