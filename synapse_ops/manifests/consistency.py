@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from synapse_ops.manifests import consistency_kubernetes, consistency_places, consistency_safety
 from synapse_ops.manifests.bundle import Bundle
 from synapse_ops.manifests.findings import Finding, Rule, View
+from synapse_ops.manifests.kubernetes_gate import kubernetes_objects_hold
 from synapse_ops.manifests.monitoring_gates import monitoring_faults
 from synapse_ops.spec import Spec
 
@@ -28,6 +29,7 @@ RULES: tuple[Rule, ...] = (
     *consistency_places.RULES,
     *consistency_safety.RULES,
     monitoring_documents_hold,
+    kubernetes_objects_hold,
 )
 
 
