@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.errors import ConfigError
+from synapse_ops.errors import ConfigError, Unreachable
 from synapse_ops.spec import Spec
 from synapse_ops.spec.blocks.stores import Qdrant
 from synapse_ops.systems.qdrant import open_qdrant
@@ -48,7 +50,8 @@ def load_example_vectors(
     def report(stage: str, done: int, total: int) -> None:
         progress(Progress(stage, done, total, "points"))
 
-    return module.load_example_vectors(conninfo, store, most, report)
+    with _reaching(f"Qdrant at {server.url}"):
+        return module.load_example_vectors(conninfo, store, most, report)
 
 
 def load_example_left_behind(spec: Spec, now: datetime) -> Any:
@@ -62,10 +65,27 @@ def load_example_left_behind(spec: Spec, now: datetime) -> Any:
         raise ConfigError("no cleanup.log_roots or cleanup.temp_roots: nowhere to leave files behind")
     redis = spec.redis
     password = redis.password.resolve() if redis.password else None
-    with Redis(redis.host, redis.port, redis.db, password=password, socket_timeout=10) as cache:
+    with (
+        _reaching(f"Redis at {redis.host}:{redis.port}"),
+        Redis(redis.host, redis.port, redis.db, password=password, socket_timeout=10) as cache,
+    ):
         return _module("left_behind").leave_behind(
             Path(spec.cleanup.log_roots[0]), Path(spec.cleanup.temp_roots[0]), cache, now
         )
+
+
+@contextmanager
+def _reaching(server: str) -> Iterator[None]:
+    """Turn what the loaders' clients raise into our Unreachable."""
+    from httpx import HTTPError
+    from redis import RedisError
+
+    try:
+        yield
+    except (HTTPError, RedisError) as error:
+        raise Unreachable(
+            f"could not write example data to {server}", detail=str(error), hint="Is it up? `synapse-ops local status`"
+        ) from error
 
 
 def _module(name: str) -> Any:
