@@ -166,7 +166,10 @@ def _said(response: httpx.Response) -> str:
         text = str(status["error"] if isinstance(status, dict) else status)
     except (ValueError, KeyError, TypeError):
         text = response.text
-    return text.strip()[:BODY_SHOWN]
+    text = text.strip()
+    if len(text) <= BODY_SHOWN:
+        return text
+    return f"{text[: BODY_SHOWN // 2]} ... {text[-BODY_SHOWN // 2 :]}"  # the cause, such as a full disk, stands last
 
 
 @contextmanager

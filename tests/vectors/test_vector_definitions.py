@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vector_snapshot import snapshot_collection
 from synapse_ops.systems.dagster_storage import last_evaluation
 from synapse_ops.systems.qdrant import QdrantServer
+from tests.defs.test_alarms import Receiver, tick
 from tests.vectors.collections import fill, plain_config, plain_points
 
 
@@ -131,6 +133,37 @@ def test_a_vanished_collection_turns_a_check_red_until_somebody_forgets_it(
     dagster.discover()
     assert dagster.check(PRESENT_CHECK) is True
     assert name not in dagster.known()
+
+
+def test_a_vanished_collection_is_an_alarm_that_leaves_dagster_and_ends_when_it_is_back(
+    dagster: Dagster, server: QdrantServer, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the server through the discovering sensor to the outlet: critical, named, and resolved by its return."""
+    receiver = Receiver()
+    threading.Thread(target=receiver.server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("SYNAPSE_ALERT_WEBHOOK", raising=False)
+    monkeypatch.setenv("SYNAPSE_ALERTMANAGER_URL", receiver.url)
+    fill(server, collection, plain_config(), [])
+    dagster.discover()
+    cursor = tick("failed_check_alarms", dagster.instance, None)
+
+    server.delete_collection(collection)
+    dagster.discover()
+    dagster.discover()
+    cursor = tick("failed_check_alarms", dagster.instance, cursor)
+    server.create_collection(collection, plain_config())
+    dagster.discover()
+    tick("failed_check_alarms", dagster.instance, cursor)
+    receiver.server.shutdown()
+    receiver.server.server_close()
+
+    [(_, [gone]), (_, [back])] = receiver.posted
+    assert gone["labels"]["check"] == "collections_present"
+    assert gone["labels"]["severity"] == "critical"
+    assert collection in gone["annotations"]["description"]
+    assert gone["endsAt"] > gone["startsAt"]
+    assert back["labels"] == gone["labels"]
+    assert back["endsAt"] == back["startsAt"]
 
 
 def test_an_expiry_of_snapshots_needs_the_digest_of_its_plan(

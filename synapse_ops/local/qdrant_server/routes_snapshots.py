@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import tempfile
@@ -58,10 +59,22 @@ def _download(call: Call) -> Response:
 
 
 def _stream(call: Call) -> Response:
-    """Send a shard snapshot without a length, as a real server does; ours lies on the disk meanwhile."""
-    collection = call.store.get(call.path["name"])
+    """Send a shard snapshot without a length, as a real server does, which needs no room on the disk of the data.
+
+    Ours is written first: beside the data, or where that disk is full in the system's directory for temporary files.
+    """
     call.server.snapshots.folder(call.path["name"], call.path["shard"])
-    scratch = Path(tempfile.mkdtemp(dir=call.store.data / "tmp"))
+    try:
+        return _stream_from(call, call.store.data / "tmp")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _stream_from(call, None)
+
+
+def _stream_from(call: Call, folder: Path | None) -> Response:
+    collection = call.store.get(call.path["name"])
+    scratch = Path(tempfile.mkdtemp(dir=folder))
     made = scratch / f"{collection.name}-shard-0-{time.strftime('%Y-%m-%d-%H-%M-%S', time.gmtime())}.snapshot"
     try:
         call.server.snapshots.write(collection, made, scratch, is_shard=True)
