@@ -55,7 +55,7 @@ def document_metadata(
             "change": what[path].what,
             "lines": f"+{what[path].added} -{what[path].removed}" if what[path].lines else "",
             "size_bytes": len(document.data),
-            "sha256": document.digest,
+            "sha256": document.digest[:12],
         }
         for path, document in made.by_path.items()
     )

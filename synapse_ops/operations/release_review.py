@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from synapse_ops.domain.attestation import ToolProof
 from synapse_ops.manifests.bundle import bundle_of
-from synapse_ops.manifests.consistency import Finding, check_consistency
+from synapse_ops.manifests.consistency import GATES, Finding, check_consistency
 from synapse_ops.manifests.targets import TARGETS
 from synapse_ops.operations.prove_release import known_tools, recorded_proofs
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
 
-_GATES = frozenset({"monitoring_documents_hold"})  # rules that judge documents one by one
+_GATES = frozenset(rule.__name__ for rule in GATES)
 
 
 @dataclass(frozen=True)

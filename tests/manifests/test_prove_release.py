@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 
+import jsonschema
 import pytest
 
 from synapse_ops.domain.attestation import ToolOutcome
@@ -25,9 +29,11 @@ from synapse_ops.operations.prove_release import (
 from synapse_ops.operations.release import refuse_unproven, release_record, store_release
 from synapse_ops.spec.loading import check_text
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from tests.manifests.test_render import call
 
 NOW = datetime(2026, 11, 24, 4, 0, tzinfo=UTC)
 DOCKERFILE = "docker/Dockerfile"
+SCHEMAS = Path(__file__).parents[2] / "docs" / "json"
 LOADED, _ = check_text("name: synapse\n", Path("spec.yaml"))
 assert LOADED is not None
 BUNDLE = render_bundle(LOADED.spec)
@@ -234,3 +240,18 @@ def test_names_of_tools_are_distinct() -> None:
 
     assert len(names) == len(set(names))
     assert set(tools_by_path(BUNDLE, known_tools())) == set(BUNDLE.by_path)
+
+
+def test_json_of_both_commands_follows_its_schema(tmp_path: Path) -> None:
+    """What docs/json promises, kept; a run without any installed tool is valid, and says what is not proven."""
+    (tmp_path / "infrastructure.yaml").write_text("name: acme\nmanifests: {require_proofs: [packets]}\n")
+
+    rendered = call("--json", cwd=tmp_path)
+    command = [sys.executable, "-m", "synapse_ops", "prove-release", "--local", "--json"]
+    absent = {**os.environ, "PATH": str(tmp_path)}
+    judged = subprocess.run(command, cwd=tmp_path, env=absent, capture_output=True, text=True, timeout=120, check=False)
+
+    assert (rendered.returncode, judged.returncode) == (0, 14), judged.stderr
+    for name, body in (("render", rendered.stdout), ("prove-release", judged.stdout)):
+        jsonschema.validate(json.loads(body), json.loads((SCHEMAS / f"{name}.schema.json").read_text()))
+    assert any(line.startswith("packets:") for line in json.loads(judged.stdout)["obstacles"])
