@@ -29,8 +29,8 @@ def command(
 ) -> None:
     """Prove the rendered documents with tools that others wrote, and record each verdict by the document's digest.
 
-    Exit code 13 when a tool refuses a document, 14 when one that is installed did not judge it or a proof of
-    manifests.require_proofs lacks, else 0. A tool that is not installed proves nothing.
+    Exit code 13 when a tool refuses a document; 14 when one that is installed did not judge it, when none is installed,
+    or when a proof of manifests.require_proofs lacks; else 0. A tool that is not installed proves nothing.
 
     \b
     Examples:

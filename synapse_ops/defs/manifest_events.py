@@ -125,11 +125,14 @@ def _language(suffix: str) -> str:
     return {".yaml": "yaml", ".yml": "yaml", ".json": "json", ".sh": "sh"}.get(suffix, "")
 
 
-def release_metadata(release: "Release") -> Metadata:
-    """Return what the release's page shows: where it is, and how many proofs of it hold."""
+def release_metadata(release: "Release", former: Mapping[str, Any]) -> Metadata:
+    """Return what the release's page shows: where it is, what changed since the last one, how many proofs hold."""
     verdicts = [proof.verdict for proof in release.proofs]
+    digests = {str(document.path): document.digest for document in release.bundle.documents}
+    before: Mapping[str, str] = former.get(DIGESTS, {})
+    changed = sorted(path for path in {*digests, *before} if digests.get(path) != before.get(path))
     rows = (
-        {"document": str(document.path), "sha256": document.digest, "reads": ", ".join(sorted(document.reads))}
+        {"document": str(document.path), "sha256": document.digest[:12], "reads": ", ".join(sorted(document.reads))}
         for document in release.bundle.documents
     )
     return {
@@ -137,10 +140,13 @@ def release_metadata(release: "Release") -> Metadata:
         "url": dg.MetadataValue.path(release.url),
         "directory": dg.MetadataValue.path(str(release.directory)),
         "is_new": release.is_new,
-        "documents": table(rows, {"document": "string", "sha256": "string", "reads": "string"}),
-        "document_count": len(release.bundle.documents),
+        "changed": dg.MetadataValue.md("\n".join(f"- `{path}`" for path in changed) if before else "the first release"),
+        "changed_documents": len(changed),
+        "document_count": len(digests),
         "size_bytes": sum(len(document.data) for document in release.bundle.documents),
         "proven": verdicts.count("proven"),
         "refused": verdicts.count("refused"),
         "unproven": verdicts.count("unproven"),
+        "documents": table(rows, {"document": "string", "sha256": "string", "reads": "string"}),
+        DIGESTS: dg.MetadataValue.json(digests),
     }

@@ -133,8 +133,8 @@ def _release_asset() -> dg.AssetsDefinition:
             opened = stack.open()
             bundle = render(opened.spec).bundle
             _refuse_other_bytes(bundle, opened.spec, context.instance)
-            release = make_release(opened, bundle)
-            return dg.MaterializeResult(metadata=release_metadata(release), data_version=dg.DataVersion(bundle.digest))
+            metadata = release_metadata(make_release(opened, bundle), last_rendering(context.instance, RELEASE_KEY))
+            return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(bundle.digest))
 
     return manifest_release
 

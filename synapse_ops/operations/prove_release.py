@@ -58,11 +58,11 @@ class ProofsReport:
 
     @property
     def exit_code(self) -> int:
-        """13 when a tool refuses a document, 14 when one that is there did not judge it or a required proof lacks."""
+        """13: a tool refuses a document. 14: one did not judge it, none is there at all, or a required proof lacks."""
         verdicts = {outcome.verdict for outcome in self.outcomes.values()}
         if "failed" in verdicts:
             return 13
-        return 14 if "timed-out" in verdicts or self.obstacles else 0
+        return 14 if "timed-out" in verdicts or "passed" not in verdicts or self.obstacles else 0
 
 
 def known_tools() -> tuple[ManifestTool, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,9 @@ def make_release(stack: Stack, bundle: Bundle) -> Release:
     is_new = store_release(bundle, stack.loaded, store, proofs)
     directory = stack.state_dir / FOLDER / bundle.digest
     write_directory(bundle, directory)
-    record = _written(release_record(bundle, stack.loaded, proofs))
-    directory.with_name(f"{bundle.digest}.json").write_bytes(record)
+    making = directory.with_name(f"{bundle.digest}.{os.getpid()}.tmp")
+    making.write_bytes(_written(release_record(bundle, stack.loaded, proofs)))
+    making.replace(directory.with_name(f"{bundle.digest}.json"))
     return Release(bundle, proofs, store.full_url(f"{bundle.digest}/{RELEASE}"), directory, is_new)
 
 

@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 
 from synapse_ops.defs.everything import merged_definitions
-from synapse_ops.defs.policies import MANIFESTS
+from synapse_ops.defs.policies import MANIFESTS, code_version_of
 from synapse_ops.manifests.bundle import bundle_of
 from synapse_ops.manifests.targets import TARGETS
 from synapse_ops.operations.attestations import FOLDER
@@ -131,6 +131,24 @@ def test_change_of_one_block_requests_exactly_its_readers_and_then_the_release(s
     assert site.tick() == set()
 
 
+def test_changed_renderer_requests_exactly_its_documents(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A code version covers a renderer and all that it imports from the package; the page names the renderer."""
+    site.run("record_spec")
+    site.tick()
+    site.run("render_manifests")
+    assert site.tick() == set()
+
+    def changed(module: str, package: str) -> str:
+        return "another" if module.endswith(".stores") else code_version_of(module, package)
+
+    monkeypatch.setattr("synapse_ops.defs.manifests.code_version_of", changed)
+
+    assert site.tick() == {"redis_config", "qdrant_config"}
+    site.run("render_manifests", selection=["redis_config", "qdrant_config"])
+    assert "the renderer" in str(site.metadata("redis_config")["because"])
+    assert site.tick() == set()
+
+
 def test_page_of_a_changed_document_shows_which_lines_and_why(site: Site) -> None:
     """The difference to the last rendering, the field with both values, and a preview."""
     site.run("render_manifests")
@@ -146,6 +164,9 @@ def test_page_of_a_changed_document_shows_which_lines_and_why(site: Site) -> Non
     assert changed["added_lines"]
     assert "table" in str(changed["preview"])
     assert (equal["diff"], equal["changed_documents"]) == ("equal to the last rendering", 0)
+    of_release = site.metadata("manifest_release")["changed"]
+    assert "firewall/nftables.conf" in str(of_release)
+    assert "redis" not in str(of_release)
 
 
 def test_block_whose_change_leaves_the_bytes_makes_no_release(site: Site) -> None:

@@ -108,23 +108,23 @@ def test_refusal_is_recorded_and_told_by_the_exit_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tool", "verdict", "exit_code"),
+    ("tool", "verdict"),
     [
-        (replace(FINDER, is_installed=False), "absent", 0),
-        (replace(FINDER, hangs=True), "timed-out", 14),
-        (replace(FINDER, judges=False), "timed-out", 14),
+        (replace(FINDER, is_installed=False), "absent"),
+        (replace(FINDER, hangs=True), "timed-out"),
+        (replace(FINDER, judges=False), "timed-out"),
     ],
     ids=["absent", "hangs", "silent"],
 )
-def test_tool_that_judged_nothing_leaves_no_attestation(
-    tmp_path: Path, tool: WordFinder, verdict: str, exit_code: int
-) -> None:
-    """Absent stops nothing; a tool that is there and hangs or says nothing of a document is told by the exit code."""
-    report = proven(tmp_path, tool)
+def test_tool_that_judged_nothing_leaves_no_attestation(tmp_path: Path, tool: WordFinder, verdict: str) -> None:
+    """14: a tool hangs, says nothing, or none is there at all. Beside others an absent one stops nothing."""
+    report = proven(tmp_path / "alone", tool)
 
     assert {outcome.verdict for outcome in report.outcomes.values()} == {verdict}
-    assert report.exit_code == exit_code
-    assert not (tmp_path / FOLDER).exists()
+    assert report.exit_code == 14
+    assert not (tmp_path / "alone" / FOLDER).exists()
+    beside = proven(tmp_path / "beside", replace(tool, name="another"), FINDER)
+    assert beside.exit_code == (0 if verdict == "absent" else 14)
 
 
 def test_absent_tool_does_not_undo_a_refusal(tmp_path: Path) -> None:
