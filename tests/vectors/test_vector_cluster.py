@@ -18,6 +18,7 @@ from synapse_ops.operations.vector_snapshot import snapshot_collection
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.qdrant import QdrantServer
 from tests.vectors.collections import fill, make_vector_stack, plain_config, plain_points, rich_config, rich_points
+from tests.vectors.test_vector_restore_proof import writer
 
 URLS = tuple(os.environ.get("QDRANT_CLUSTER_URLS", "").split(",")) if os.environ.get("QDRANT_CLUSTER_URLS") else ()
 NOBODY = "http://127.0.0.1:1"
@@ -60,6 +61,27 @@ def test_every_shard_is_proven_and_restored_to_its_nodes_with_equal_counts_on_ea
     assert (proof.is_proven, proof.record.differences) == (True, ())
     assert done.counts == dict.fromkeys(URLS, 600)
     assert list(nodes[1].scroll_all(f"{name}_new")) == list(nodes[2].scroll_all(name))
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_what_was_cut_under_writes_on_three_nodes_is_proven_and_restored_to_equal_counts(
+    cluster: Stack, nodes: list[QdrantServer], name: str, replicas: int
+) -> None:
+    """Writes and deletes go through one node, readings through another; every replica ends with its shard's points."""
+    fill(nodes[0], name, plain_config(shard_number=4, replication_factor=replicas), plain_points(1500))
+    repository, work = cluster.vector_repository(), cluster.state_dir / "proof"
+
+    with writer(nodes[1], name, beside=1500):
+        report = snapshot_collection(cluster, name)
+    proof = prove_snapshot(repository, place=report.place, work_dir=work, timeout_s=TIMEOUT_S)
+    plan = plan_vector_restore(repository, report.place, nodes, f"{name}_new")
+    done = apply_vector_restore(repository, plan, nodes, work_dir=work, timeout_s=TIMEOUT_S)
+
+    assert report.record.window.changed
+    assert proof is not None
+    assert (proof.is_proven, proof.record.differences) == (True, ())
+    assert proof.record.snapshot is not None
+    assert done.counts == dict.fromkeys(URLS, sum(proof.record.snapshot.shard_points.values()))
 
 
 def test_a_silent_node_voids_only_the_shards_that_have_no_other_replica(
