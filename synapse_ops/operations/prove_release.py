@@ -7,7 +7,6 @@ document unproven, which the exit code tells.
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -67,11 +66,9 @@ class ProofsReport:
 
 def known_tools() -> tuple[ManifestTool, ...]:
     """Return every tool that there is a driver of, installed or not."""
-    try:
-        tools: tuple[ManifestTool, ...] = importlib.import_module("synapse_ops.systems.manifest_tools").TOOLS
-    except ModuleNotFoundError:
-        return ()
-    return tools
+    from synapse_ops.systems.manifest_tools import TOOLS
+
+    return TOOLS
 
 
 def chosen_tools(tools: Sequence[ManifestTool], names: Sequence[str]) -> tuple[ManifestTool, ...]:
