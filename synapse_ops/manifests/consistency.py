@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from synapse_ops.manifests import consistency_kubernetes, consistency_places, consistency_safety
+import yaml
+
+from synapse_ops.manifests import consistency_access, consistency_kubernetes, consistency_places, consistency_safety
 from synapse_ops.manifests.bundle import Bundle
 from synapse_ops.manifests.findings import Finding, Rule, View
 from synapse_ops.manifests.kubernetes_gate import kubernetes_objects_hold
@@ -31,6 +33,7 @@ RULES: tuple[Rule, ...] = (
     *consistency_kubernetes.RULES,
     *consistency_places.RULES,
     *consistency_safety.RULES,
+    *consistency_access.RULES,
     *GATES,
 )
 
@@ -38,4 +41,13 @@ RULES: tuple[Rule, ...] = (
 def check_consistency(bundle: Bundle, spec: Spec) -> tuple[Finding, ...]:
     """Return what does not agree, in the order of the rules; no error among them means that the bundle may be used."""
     view = View(bundle, spec)
-    return tuple(finding for rule in RULES for finding in rule(view))
+    return tuple(finding for rule in RULES for finding in _judged(rule, view))
+
+
+def _judged(rule: Rule, view: View) -> Iterator[Finding]:
+    """Yield what a rule finds; one that cannot read the documents has found something, too."""
+    try:
+        yield from rule(view)
+    except (LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+        what = f"{type(error).__name__} {error}".strip()
+        yield Finding(rule.__name__, "*", f"something that every bundle has is missing or malformed: {what}")

@@ -237,6 +237,7 @@ def tls_is_as_new_everywhere(view: View) -> Iterator[Finding]:
         "tls/nginx.conf": f"  ssl_protocols {accepted};",
         "docker/nginx.conf": f"  ssl_protocols {accepted};",
         "tls/haproxy.cfg": f"ssl-min-ver {oldest} ",
+        "logging/logstash.conf": "ssl_supported_protocols => [" + ", ".join(f'"{v}"' for v in accepted.split()) + "]",
         "postgres/primary/postgresql.conf": f"ssl_min_protocol_version = '{oldest}'",
         "postgres/standby/postgresql.conf": f"ssl_min_protocol_version = '{oldest}'",
     }

@@ -1,0 +1,154 @@
+"""Who is let in, and whether what is asked is what answers: rules that a bad twin showed to be missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from synapse_ops.manifests.findings import Finding, Rule, View, name_of
+
+_COMPOSE = "docker/compose.yaml"
+_PUBLIC = {"proxy"}  # ends TLS; everything else is published on loopback at most
+_PORT = re.compile(r":(\d+)(?=[,/])")
+
+
+def only_the_proxy_is_published(view: View) -> Iterator[Finding]:
+    """No service of the compose file but the proxy takes connections from other hosts: stores least of all."""
+    for name, service in view.compose.get("services", {}).items():
+        for port in service.get("ports") or ():
+            if name not in _PUBLIC and not str(port).startswith(("127.0.0.1:", "[::1]:")):
+                yield Finding("only_the_proxy_is_published", _COMPOSE, f"{name} publishes {port} to every host")
+
+
+def clients_of_the_database_are_checked(view: View) -> Iterator[Finding]:
+    """Every line of pg_hba.conf refuses, or asks for SCRAM and, over the network, for TLS."""
+    rule = "clients_of_the_database_are_checked"
+    for path in ("postgres/primary/pg_hba.conf", "postgres/standby/pg_hba.conf"):
+        for line in view.text(path).splitlines():
+            fields = line.split()
+            if not fields or line.startswith("#") or fields[-1] == "reject":
+                continue
+            if fields[0] not in {"local", "hostssl"} or fields[-1] != "scram-sha-256":
+                yield Finding(rule, path, f'"{line}" lets in without password or without TLS')
+
+
+def readiness_asks_more(view: View) -> Iterator[Finding]:
+    """Where `health` has two checks of the API, liveness and readiness ask different ones: a dependency that is down
+    must take a pod out of service, and never restart it.
+    """
+    paths = [check.url for check in view.spec.health if check.url.startswith("/")]
+    if len(set(paths)) < 2:
+        return
+    for path, found in view.of_kind("Deployment"):
+        container = found["spec"]["template"]["spec"]["containers"][0]
+        asked = [container[kind].get("httpGet", {}).get("path") for kind in ("livenessProbe", "readinessProbe")]
+        if asked[0] is not None and asked[0] == asked[1]:
+            yield Finding(
+                "readiness_asks_more", path, f"{name_of(found)} is ready whenever it lives: both ask {asked[0]}"
+            )
+
+
+def the_image_is_the_service(view: View) -> Iterator[Finding]:
+    """Image and compose ask the API for its health by one call, and start it by one command line."""
+    rule, path = "the_image_is_the_service", "docker/Dockerfile"
+    service: dict[str, Any] = view.compose["services"]["api"]
+    text = view.text(path)
+    check = re.search(r"^HEALTHCHECK .*\\\n  CMD (\[.*\])$", text, re.MULTILINE)
+    test = [part.replace("$$", "$") for part in service["healthcheck"]["test"][1:]]
+    if check is None or json.loads(check[1]) != test:
+        yield Finding(rule, path, "the image is not asked for its health as compose asks")
+    command = re.search(r"^CMD (\[.*\])$", text, re.MULTILINE)
+    if command is None or json.loads(command[1]) != service["command"]:
+        yield Finding(rule, path, "the image is not started as compose starts it")
+
+
+def the_application_is_told_the_ports(view: View) -> Iterator[Finding]:
+    """The URLs that API and worker are given name the spec's ports of database, Redis and Qdrant, in every place."""
+    rule, spec = "the_application_is_told_the_ports", view.spec
+    wanted = {
+        "SYNAPSE_DATABASE_URL": spec.database.port,
+        "SYNAPSE_REDIS_URL": spec.redis.port,
+        "SYNAPSE_QDRANT_URL": spec.qdrant.port,
+    }
+    places = [
+        (_COMPOSE, view.compose["services"][name].get("environment", {}))
+        for name in ("api", "worker")
+        if name in view.compose["services"]
+    ]
+    places += [(path, found.get("data", {})) for path, found in view.of_kind("ConfigMap")]
+    for path, told in places:
+        for variable, port in wanted.items():
+            named = {int(found) for found in _PORT.findall(told.get(variable, "") + "/")}
+            if named - {port}:
+                yield Finding(rule, path, f"{variable} names port {sorted(named)}, the spec {port}")
+
+
+def the_database_takes_its_clients(view: View) -> Iterator[Finding]:
+    """The server's max_connections leave the application `database.max_connections`, beside those reserved."""
+    for path in ("postgres/primary/postgresql.conf", "postgres/standby/postgresql.conf"):
+        found = re.search(r"^max_connections = (\d+)$", view.text(path), re.MULTILINE)
+        reserved = re.search(r"^superuser_reserved_connections = (\d+)$", view.text(path), re.MULTILINE)
+        room = (int(found[1]) if found else 0) - (int(reserved[1]) if reserved else 3)
+        if room < view.spec.database.max_connections:
+            message = (
+                f"{room} connections for clients, database.max_connections is {view.spec.database.max_connections}"
+            )
+            yield Finding("the_database_takes_its_clients", path, message)
+
+
+def autoscaling_is_that_of_the_spec(view: View) -> Iterator[Finding]:
+    """An autoscaler's bounds are those of `autoscaling`."""
+    scaling = view.spec.autoscaling
+    for path, found in view.of_kind("HorizontalPodAutoscaler"):
+        bounds = (found["spec"].get("minReplicas"), found["spec"].get("maxReplicas"))
+        if scaling is None or bounds != (scaling.min_replicas, scaling.max_replicas):
+            message = f"{name_of(found)} keeps between {bounds[0]} and {bounds[1]} pods, against `autoscaling`"
+            yield Finding("autoscaling_is_that_of_the_spec", path, message)
+
+
+def prometheus_asks_the_api(view: View) -> Iterator[Finding]:
+    """The job `api` asks the port of `server`, unless the spec names targets or another base URL."""
+    rule, spec = "prometheus_asks_the_api", view.spec
+    if "api" in spec.prometheus.targets:
+        return
+    paths = ["prometheus/compose.yml"]
+    paths += ["prometheus/prometheus.yml"] if spec.health_base_url is None else []
+    for path in paths:
+        for job in view.yaml(path)["scrape_configs"]:
+            for target in (each for static in job["static_configs"] for each in static["targets"]):
+                if job["job_name"] == "api" and not target.endswith(f":{spec.server.port}"):
+                    yield Finding(rule, path, f"asks {target}, server.port is {spec.server.port}")
+
+
+def failover_alerts_do_not_wait(view: View) -> Iterator[Finding]:
+    """The first route takes alerts of action `failover`, ungrouped and at once: every second of it is downtime."""
+    for path in ("alertmanager/alertmanager.yml", "alertmanager/compose.yml"):
+        first = view.yaml(path)["route"]["routes"][0]
+        if (first["matchers"], first["group_wait"], first["group_by"]) != (['action="failover"'], "0s", ["..."]):
+            yield Finding("failover_alerts_do_not_wait", path, "an alert that starts a failover waits or is grouped")
+
+
+def alerts_link_to_runbooks(view: View) -> Iterator[Finding]:
+    """Each alert's runbook_url names a page below `runbooks/`."""
+    path = "prometheus/rules/alerts.yml"
+    for group in view.yaml(path)["groups"]:
+        for alert in group["rules"]:
+            url = alert.get("annotations", {}).get("runbook_url", "")
+            if not re.search(r"/runbooks/[a-z0-9-]+\.md$", f"/{url}"):
+                yield Finding("alerts_link_to_runbooks", path, f'{alert.get("alert")} links to "{url}"')
+
+
+RULES: tuple[Rule, ...] = (
+    only_the_proxy_is_published,
+    clients_of_the_database_are_checked,
+    readiness_asks_more,
+    the_image_is_the_service,
+    the_application_is_told_the_ports,
+    the_database_takes_its_clients,
+    autoscaling_is_that_of_the_spec,
+    prometheus_asks_the_api,
+    failover_alerts_do_not_wait,
+    alerts_link_to_runbooks,
+)

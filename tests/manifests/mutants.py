@@ -1,0 +1,305 @@
+"""Bad twins of the default bundle: each with one protection removed or one reference broken.
+
+    python -m tests.manifests.mutants        writes docs/mutation-score.md: which rule catches which twin
+
+A mutant changes the rendered bytes, as a slip of a renderer or an edit by hand would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from synapse_ops.manifests.bundle import Bundle, render_bundle
+from synapse_ops.manifests.consistency import check_consistency
+from tests.manifests.specs import spec_of
+
+PAGE = Path(__file__).parents[2] / "docs" / "mutation-score.md"
+API, WORKER = ("Deployment", "synapse-api"), ("Deployment", "synapse-worker")
+DATABASE, REDIS, QDRANT = (("StatefulSet", f"synapse-{name}") for name in ("db-primary", "redis", "qdrant"))
+POD = ("spec", "template", "spec")
+CONTAINER = (*POD, "containers", 0)
+COMPOSE = "docker/compose.yaml"
+
+Change = Callable[[Any], None]
+Key = str | int
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """name: what was done. path: the document. change: its bytes, made worse; it must change them."""
+
+    name: str
+    path: str
+    change: Callable[[str], str]
+
+    def of(self, bundle: Bundle) -> Bundle:
+        """Return the bundle with this one document changed."""
+        document = bundle.by_path[self.path]
+        worse = self.change(document.text)
+        assert worse != document.text, f"{self.name}: nothing changed"
+        documents = (replace(found, data=worse.encode()) if found is document else found for found in bundle.documents)
+        return replace(bundle, documents=tuple(documents))
+
+
+def _at(found: Any, path: tuple[Key, ...]) -> Any:
+    for key in path:
+        found = found[key]
+    return found
+
+
+def _drop(*path: Key) -> Change:
+    def change(found: Any) -> None:
+        del _at(found, path[:-1])[path[-1]]
+
+    return change
+
+
+def _put(value: Any, *path: Key) -> Change:
+    def change(found: Any) -> None:
+        _at(found, path[:-1])[path[-1]] = value
+
+    return change
+
+
+def _object(path: str, which: tuple[str, str], change: Change) -> Callable[[str], str]:
+    """Return a change of one object of a file of several."""
+
+    def worse(text: str) -> str:
+        objects = list(yaml.safe_load_all(text))
+        [found] = [one for one in objects if (one["kind"], one["metadata"]["name"]) == which]
+        change(found)
+        return yaml.safe_dump_all(objects, sort_keys=False)
+
+    return worse
+
+
+def _whole(change: Change) -> Callable[[str], str]:
+    def worse(text: str) -> str:
+        found = yaml.safe_load(text)
+        change(found)
+        return yaml.safe_dump(found, sort_keys=False)
+
+    return worse
+
+
+def _text(old: str, new: str) -> Callable[[str], str]:
+    def worse(text: str) -> str:
+        assert old in text, f"{old!r} is not rendered"
+        return text.replace(old, new, 1)
+
+    return worse
+
+
+def _kubernetes() -> Iterator[Mutant]:
+    files = {
+        API: "kubernetes/41-api.yaml",
+        WORKER: "kubernetes/42-worker.yaml",
+        DATABASE: "kubernetes/30-database.yaml",
+        REDIS: "kubernetes/31-redis.yaml",
+        QDRANT: "kubernetes/32-qdrant.yaml",
+    }
+    hardening: dict[str, Change] = {
+        "runAsNonRoot removed": _drop(*POD, "securityContext", "runAsNonRoot"),
+        "seccompProfile removed": _drop(*POD, "securityContext", "seccompProfile"),
+        "allowPrivilegeEscalation removed": _drop(*CONTAINER, "securityContext", "allowPrivilegeEscalation"),
+        "capabilities kept": _drop(*CONTAINER, "securityContext", "capabilities"),
+        "root file system writable": _drop(*CONTAINER, "securityContext", "readOnlyRootFilesystem"),
+        "privileged": _put(True, *CONTAINER, "securityContext", "privileged"),
+        "host network": _put(True, *POD, "hostNetwork"),
+        "account token mounted": _drop(*POD, "automountServiceAccountToken"),
+        "limits removed": _drop(*CONTAINER, "resources", "limits"),
+        "requests removed": _drop(*CONTAINER, "resources", "requests"),
+        "liveness probe removed": _drop(*CONTAINER, "livenessProbe"),
+        "readiness probe removed": _drop(*CONTAINER, "readinessProbe"),
+        "selector of another workload": _put("other", "spec", "selector", "matchLabels", "app.kubernetes.io/name"),
+        "account that is not rendered": _put("nobody", *POD, "serviceAccountName"),
+        "another namespace": _put("default", "metadata", "namespace"),
+        "a field that does not exist": _put(1, *POD, "replicaCount"),
+        "a port as text": _put("http-port", *CONTAINER, "ports", 0, "containerPort"),
+        "runs as root": _put(0, *POD, "securityContext", "runAsUser"),
+        "a volume without a mount": _put([], *CONTAINER, "volumeMounts"),
+    }
+    for which, path in files.items():
+        for name, change in hardening.items():
+            yield Mutant(f"{which[1]}: {name}", path, _object(path, which, change))
+    api = files[API]
+    for name, change in {
+        "replicas beside an autoscaler": _put(3, "spec", "replicas"),
+        "readiness asks what liveness asks": _put("/health", *CONTAINER, "readinessProbe", "httpGet", "path"),
+        "liveness path of its own": _put("/alive", *CONTAINER, "livenessProbe", "httpGet", "path"),
+        "liveness period of its own": _put(31, *CONTAINER, "livenessProbe", "periodSeconds"),
+        "liveness timeout of its own": _put(9, *CONTAINER, "livenessProbe", "timeoutSeconds"),
+        "timeout above the period": _put(61, *CONTAINER, "readinessProbe", "timeoutSeconds"),
+        "listens on another port": _put(8001, *CONTAINER, "ports", 0, "containerPort"),
+        "told another port": _put("8001", *CONTAINER, "args", 4),
+        "preStop longer than the grace": _put(90, *CONTAINER, "lifecycle", "preStop", "sleep", "seconds"),
+        "no preStop": _drop(*CONTAINER, "lifecycle"),
+        "ConfigMap that is not rendered": _put("gone", *CONTAINER, "envFrom", 0, "configMapRef", "name"),
+        "another memory limit": _put("5Gi", *CONTAINER, "resources", "limits", "memory"),
+        "limit below the request": _put("100m", *CONTAINER, "resources", "limits", "cpu"),
+        "another user than the image's": _put(10002, *POD, "securityContext", "runAsUser"),
+        "another worker count than the image's": _put("9", *CONTAINER, "args", 6),
+    }.items():
+        yield Mutant(f"synapse-api: {name}", api, _object(api, API, change))
+    for kind, name, change in (
+        ("Service", "selects nothing", _put("other", "spec", "selector", "app.kubernetes.io/name")),
+        ("Service", "target port that pods lack", _put(8999, "spec", "ports", 0, "targetPort")),
+        ("HorizontalPodAutoscaler", "scales nothing", _put("gone", "spec", "scaleTargetRef", "name")),
+        ("HorizontalPodAutoscaler", "old version of the API", _put("autoscaling/v2beta1", "apiVersion")),
+        ("HorizontalPodAutoscaler", "fewer at most than at least", _put(1, "spec", "maxReplicas")),
+        ("PodDisruptionBudget", "protects nothing", _put({"a": "b"}, "spec", "selector", "matchLabels")),
+    ):
+        yield Mutant(f"synapse-api, {kind}: {name}", api, _object(api, (kind, "synapse-api"), change))
+
+
+def _network() -> Iterator[Mutant]:
+    network, entry = "kubernetes/20-network.yaml", "kubernetes/50-entry.yaml"
+    policy, deny = ("NetworkPolicy", "synapse-api"), ("NetworkPolicy", "synapse-default-deny")
+    for which, name, change in (
+        (deny, "egress allowed", _put(["Ingress"], "spec", "policyTypes")),
+        (deny, "one pod only", _put({"matchLabels": {"a": "b"}}, "spec", "podSelector")),
+        (deny, "allows everything", _put([{}], "spec", "ingress")),
+        (policy, "selects nothing", _put({"a": "b"}, "spec", "podSelector", "matchLabels")),
+        (policy, "port that pods lack", _put(8999, "spec", "ingress", 0, "ports", 0, "port")),
+        (policy, "no egress to the database", _drop("spec", "egress", 0)),
+        (
+            policy,
+            "another network than the firewall",
+            _put("192.0.2.0/24", "spec", "ingress", 3, "from", 0, "ipBlock", "cidr"),
+        ),
+        (policy, "a network with host bits", _put("10.0.0.1/8", "spec", "ingress", 3, "from", 0, "ipBlock", "cidr")),
+    ):
+        yield Mutant(f"{which[1]}, NetworkPolicy: {name}", network, _object(network, which, change))
+    ingress = ("Ingress", "synapse-entry")
+    service = ("spec", "rules", 0, "http", "paths", 0, "backend", "service")
+    for name, change in {
+        "no such Service": _put("gone", *service, "name"),
+        "no such port": _put(81, *service, "port", "number"),
+        "without TLS": _drop("spec", "tls"),
+    }.items():
+        yield Mutant(f"Ingress: {name}", entry, _object(entry, ingress, change))
+    namespace = "kubernetes/00-namespace.yaml"
+    label = "pod-security.kubernetes.io/enforce"
+    weaker = _put("baseline", "metadata", "labels", label)
+    yield Mutant("Namespace: baseline", namespace, _object(namespace, ("Namespace", "synapse"), weaker))
+    redis = "kubernetes/31-redis.yaml"
+    twice = _text("name: synapse-redis\n", "name: synapse-other\n")
+    yield Mutant("synapse-redis: its account is not rendered", redis, twice)
+    copied = "kubernetes/00-namespace.yaml"
+    yield Mutant("Namespace: rendered twice", copied, lambda text: f"{text}---\n{text}")
+    headless = _drop("spec", "clusterIP")
+    yield Mutant("synapse-redis, Service: not headless", redis, _object(redis, ("Service", "synapse-redis"), headless))
+    application = "kubernetes/40-application.yaml"
+    yield Mutant("ConfigMap: not immutable", application, _text("immutable: true", "immutable: false"))
+    yield Mutant("ConfigMap: another database port", application, _text("primary:5432", "primary:5433"))
+    yield Mutant("ConfigMap: a password", application, _text("synapse_user@", "synapse_user:hunter2hunter2@"))
+    other = _text(
+        "kind: ConfigMap\nmetadata:\n  name: synapse-redis-", "kind: ConfigMap\nmetadata:\n  name: synapse-other-"
+    )
+    yield Mutant("ConfigMap: name that nobody mounts", redis, other)
+
+
+def _compose() -> Iterator[Mutant]:
+    for service in ("api", "worker", "db-primary", "redis", "qdrant"):
+        for name, change in {
+            "root file system writable": _drop("services", service, "read_only"),
+            "capabilities kept": _drop("services", service, "cap_drop"),
+            "new privileges": _drop("services", service, "security_opt"),
+            "no health check": _drop("services", service, "healthcheck"),
+            "no limits": _drop("services", service, "deploy"),
+            "a network that is not there": _put(["gone"], "services", service, "networks"),
+        }.items():
+            yield Mutant(f"compose, {service}: {name}", COMPOSE, _whole(change))
+    for name, change in {
+        "depends on what is not there": _put(
+            {"gone": {"condition": "service_healthy"}}, "services", "api", "depends_on"
+        ),
+        "does not wait for healthy": _put("service_started", "services", "api", "depends_on", "redis", "condition"),
+        "another health timeout": _put("6s", "services", "api", "healthcheck", "timeout"),
+        "another health interval": _put("31s", "services", "api", "healthcheck", "interval"),
+        "another memory limit": _put("1G", "services", "api", "deploy", "resources", "limits", "memory"),
+        "another pool size": _put("500", "services", "api", "environment", "SYNAPSE_DATABASE_POOL_SIZE"),
+        "another Redis port": _put("redis://redis:6380/0", "services", "api", "environment", "SYNAPSE_REDIS_URL"),
+        "another command line": _put(["app.main:app"], "services", "api", "command"),
+        "a secret that is not listed": _put(["gone"], "services", "api", "secrets"),
+    }.items():
+        yield Mutant(f"compose, api: {name}", COMPOSE, _whole(change))
+    yield Mutant(
+        "compose: a database reachable from outside",
+        COMPOSE,
+        _whole(_put(["5432:5432"], "services", "db-primary", "ports")),
+    )
+
+
+def _files() -> Iterator[Mutant]:
+    for path, name, old, new in (
+        ("docker/Dockerfile", "runs as another user", "USER 10001:10001", "USER 0:0"),
+        ("docker/Dockerfile", "another port", "EXPOSE 8000", "EXPOSE 8001"),
+        ("docker/Dockerfile", "another health path", "8000/health'", "8000/healthz'"),
+        ("docker/Dockerfile", "another health timeout", "--timeout=5s", "--timeout=50s"),
+        ("docker/Dockerfile", "no health check", "HEALTHCHECK", "# HEALTHCHECK"),
+        ("docker/Dockerfile", "another command line", '"--workers", "4"', '"--workers", "5"'),
+        ("firewall/nftables.conf", "accepts by default", "filter; policy drop", "filter; policy accept"),
+        ("firewall/nftables.conf", "22 from anywhere", "ip saddr 10.0.0.0/8 tcp dport 22", "tcp dport 22"),
+        ("firewall/nftables.conf", "the database open", "tcp dport 80 accept", "tcp dport { 80, 5432 } accept"),
+        ("firewall/nftables.conf", "443 closed", "    meta nfproto ipv4 tcp dport 443 accept\n", ""),
+        ("tls/nginx.conf", "TLS 1.1", "ssl_protocols TLSv1.2", "ssl_protocols TLSv1.1 TLSv1.2"),
+        ("docker/nginx.conf", "TLS 1.1", "ssl_protocols TLSv1.2", "ssl_protocols TLSv1.1 TLSv1.2"),
+        ("tls/haproxy.cfg", "TLS 1.0", "ssl-min-ver TLSv1.2", "ssl-min-ver TLSv1.0"),
+        ("tls/nginx.conf", "another port of the API", "localhost:8000", "localhost:8001"),
+        ("tls/haproxy.cfg", "another port of the API", "localhost:8000", "localhost:8001"),
+        ("postgres/primary/postgresql.conf", "TLS 1.0", "'TLSv1.2'", "'TLSv1'"),
+        ("postgres/primary/postgresql.conf", "another port", "port = 5432", "port = 5433"),
+        ("postgres/primary/postgresql.conf", "too few connections", "max_connections = 40", "max_connections = 4"),
+        ("postgres/primary/pg_hba.conf", "without a password", "postgres  all  scram-sha-256", "postgres  all  trust"),
+        ("postgres/primary/pg_hba.conf", "without TLS", "hostssl  all  postgres", "host  all  postgres"),
+        ("redis/redis.conf", "another port", "port 6379", "port 6380"),
+        ("qdrant/config.yaml", "another port", "http_port: 6333", "http_port: 6332"),
+        ("tls/certificate-names.txt", "a host without a name", "db-primary\n", ""),
+        ("logging/logstash.conf", "TLS 1.1", '["TLSv1.2"', '["TLSv1.1", "TLSv1.2"'),
+        ("logging/logstash.conf", "an option that does not exist", "port => 5044", "prot => 5044"),
+        ("logging/logstash.conf", "a brace too few", "output {", "output "),
+        ("prometheus/prometheus.yml", "another port of the API", "localhost:8000", "localhost:8001"),
+        ("prometheus/prometheus.yml", "an unknown key", "scrape_timeout", "scrape_time_out"),
+        ("prometheus/rules/alerts.yml", "a metric that nobody serves", "up{", "upp{"),
+        ("prometheus/rules/alerts.yml", "an expression that does not parse", "expr: ", "expr: ((("),
+        ("prometheus/rules/alerts.yml", "a runbook that does not exist", "/runbooks/", "/runbook/"),
+        ("alertmanager/alertmanager.yml", "a receiver that is not there", "receiver: failover", "receiver: nobody"),
+        ("alertmanager/alertmanager.yml", "failover waits", 'group_wait: "0s"', 'group_wait: "5m"'),
+        ("grafana/dashboards/system.json", "a metric nobody serves", "node_load5", "node_lod5"),
+        ("grafana/dashboards/system.json", "not JSON", "{", "{{"),
+    ):  # fmt: skip
+        yield Mutant(f"{path}: {name}", path, _text(old, new))
+
+
+MUTANTS = (*_kubernetes(), *_network(), *_compose(), *_files())
+
+
+def rules_that_catch(mutant: Mutant, bundle: Bundle) -> tuple[str, ...]:
+    """Return the rules that find an error in a mutant, in their order."""
+    findings = check_consistency(mutant.of(bundle), spec_of("default"))
+    return tuple(dict.fromkeys(finding.rule for finding in findings if finding.severity == "error"))
+
+
+def main() -> None:
+    """Write the page."""
+    bundle = render_bundle(spec_of("default"))
+    rows = [(mutant, rules_that_catch(mutant, bundle)) for mutant in MUTANTS]
+    caught = sum(bool(rules) for _, rules in rows)
+    lines = [f"| {mutant.name} | {', '.join(f'`{rule}`' for rule in rules) or '**none**'} |" for mutant, rules in rows]
+    PAGE.write_text(
+        "# Mutation score\n\n"
+        "Written by `python -m tests.manifests.mutants`; tests/manifests/test_mutants.py holds each row.\n"
+        f"{caught} of {len(rows)} bad twins of the default bundle are caught wherever it is rendered, before anything "
+        "is written.\n\n| bad twin | caught by |\n|---|---|\n" + "\n".join(lines) + "\n",
+        encoding="utf-8",
+    )
+
+
+if __name__ == "__main__":
+    main()
