@@ -1,10 +1,21 @@
 """Fixtures of every test: real servers, made on first use (tests/servers.py). Tests of outside tools run on demand."""
 
 import os
+import signal
+from collections.abc import Iterator
 
 import pytest
 
 pytest_plugins = ["tests.servers"]
+
+
+@pytest.fixture(autouse=True)
+def sigterm_is_heard() -> Iterator[None]:
+    """Undo what an in-process Dagster run leaves: SIGTERM ignored, which every program started later would inherit."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if signal.getsignal(signal.SIGTERM) != before:
+        signal.signal(signal.SIGTERM, before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
