@@ -16,6 +16,7 @@ from synapse_ops.defs.database_jobs import (
     expiry_schedule,
 )
 from synapse_ops.defs.database_operations import proof_events, prove, refuse_unless_proven
+from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.policies import POOL_QDRANT_IO, TAG_SET_ID, TAG_TRIGGER, run_limit
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.subject_kind import COLLECTIONS, COLLECTIONS_PARTITION
@@ -98,12 +99,12 @@ def vector_job_definitions(spec: "Spec", place: "Place") -> dg.Definitions:
 def _snapshot_now() -> Any:
     @dg.op(pool=POOL_QDRANT_IO, out=dg.Out(dg.Nothing), description="Snapshot the chosen collections, one by one.")
     def take_snapshots(context: dg.OpExecutionContext, config: SnapshotConfig, stack: StackResource) -> None:
-        found = discover(stack, context.instance)
-        unknown = [name for name in config.collections if name not in found.present]
-        if unknown:
-            raise Refused(
-                f"not on the server: {', '.join(unknown)}", detail=f"there are: {', '.join(found.present) or 'none'}"
-            )
+        with operation_of(context.run.run_id, context.instance):
+            found = discover(stack, context.instance)
+            unknown = [name for name in config.collections if name not in found.present]
+            if unknown:
+                there = ", ".join(found.present) or "none"
+                raise Refused(f"not on the server: {', '.join(unknown)}", detail=f"there are: {there}")
         for collection in config.collections or found.present:
             context.instance.add_dynamic_partitions(COLLECTIONS_PARTITION, [collection])
             backup_id, metadata = snapshot(context, stack, collection, set_id=context.run.run_id)
@@ -165,13 +166,14 @@ def _restore_collection() -> Any:
 def _forget_collection() -> Any:
     @dg.op(out=dg.Out(dg.Nothing), description="Say that a collection which vanished needs no more backups.")
     def forget(context: dg.OpExecutionContext, config: ForgottenCollection, stack: StackResource) -> None:
-        found = discover(stack, context.instance)
-        if config.collection not in found.vanished:
-            where = "is on the server" if config.collection in found.present else "was never discovered"
-            raise Refused(
-                f'collection "{config.collection}" {where}: only one that vanished can be forgotten',
-                detail=f"vanished: {', '.join(found.vanished) or 'none'}",
-            )
+        with operation_of(context.run.run_id, context.instance):
+            found = discover(stack, context.instance)
+            if config.collection not in found.vanished:
+                where = "is on the server" if config.collection in found.present else "was never discovered"
+                raise Refused(
+                    f'collection "{config.collection}" {where}: only one that vanished can be forgotten',
+                    detail=f"vanished: {', '.join(found.vanished) or 'none'}",
+                )
         context.instance.delete_dynamic_partition(COLLECTIONS_PARTITION, config.collection)
 
     @dg.job(

@@ -166,6 +166,17 @@ def test_a_vanished_collection_is_an_alarm_that_leaves_dagster_and_ends_when_it_
     assert back["endsAt"] == back["startsAt"]
 
 
+def test_a_job_on_collections_fails_in_our_own_words(dagster: Dagster) -> None:
+    """The run's page says what is not there and what is, instead of a client's exception."""
+    taken = dagster.run("snapshot_now", ops={"take_snapshots": {"config": {"collections": ["no_such_collection"]}}})
+
+    [failed] = taken.get_step_failure_events()
+    error = failed.step_failure_data.error
+    assert error is not None
+    assert error.cls_name == "Failure"
+    assert "not on the server: no_such_collection" in error.message
+
+
 def test_an_expiry_of_snapshots_needs_the_digest_of_its_plan(
     dagster: Dagster, server: QdrantServer, collection: str
 ) -> None:
