@@ -5,10 +5,11 @@ after the post was taken, so that an outlet that is down loses nothing. What say
 (Alertmanager merges equal labels); a success or a pass ends it.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 PER_TICK = 50
 INTERVAL_S = 30
+LONGEST_TICK_S = 300.0  # Dagster gives a sensor's tick 60 s by default, and a slow daemon some more
 
 Look = Callable[[dg.DagsterInstance, str], tuple[Sequence["Alarm"], str]]
 
@@ -113,16 +115,24 @@ def _failed_checks(instance: dg.DagsterInstance, cursor: str) -> tuple[Sequence[
 
 
 def _failed_ticks(instance: dg.DagsterInstance, cursor: str) -> tuple[Sequence["Alarm"], str]:
-    """Return alarms for ticks that failed since the cursor (seconds since the epoch; empty: from now on).
+    """Return alarms for ticks that failed, each once. cursor: {"at": seconds since the epoch, "sent": names}; empty:
+    from now on.
 
-    A failed tick raises no event in Dagster: nothing else would tell of a sensor that is broken.
+    A failed tick raises no event in Dagster: nothing else would tell of a sensor that is broken. A tick is kept under
+    the time it began and fails when it ends, so the look goes back by the longest tick: a hung one would be missed.
     """
     from synapse_ops.systems.alert_outlet import Alarm
     from synapse_ops.systems.dagster_storage import failed_ticks_after
 
     now_s = time.time()
-    if not cursor:
-        return [], repr(now_s)
+    former: Any = json.loads(cursor) if cursor else {"at": now_s}
+    if not isinstance(former, dict):
+        former = {"at": former, "sent": []}  # as this sensor kept it before
+    failed = {
+        f"{name}@{at_s:f}": (name, at_s, message)
+        for name, at_s, message in failed_ticks_after(instance, former["at"] - LONGEST_TICK_S, limit=PER_TICK)
+    }
+    sent = former.get("sent", failed)
     alarms = [
         Alarm(
             labels={"alertname": "DagsterTickFailed", "severity": "critical", "instigator": name},
@@ -130,9 +140,10 @@ def _failed_ticks(instance: dg.DagsterInstance, cursor: str) -> tuple[Sequence["
             description=message[:500],
             at=datetime.fromtimestamp(at_s, UTC),
         )
-        for name, at_s, message in failed_ticks_after(instance, float(cursor), limit=PER_TICK)
+        for key, (name, at_s, message) in failed.items()
+        if key not in sent
     ]
-    return alarms, repr(now_s)
+    return alarms, json.dumps({"at": now_s, "sent": sorted(failed)})
 
 
 def _with_stack(alarm: "Alarm", stack_name: str) -> "Alarm":

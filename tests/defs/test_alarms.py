@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorTick,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._utils.error import SerializableErrorInfo
 
 from synapse_ops.defs.alarms import alarm_definitions
 from synapse_ops.errors import ConfigError, Unreachable
@@ -105,6 +122,43 @@ def test_outlet_that_is_down_loses_no_alarm(receiver: Receiver, instance: dg.Dag
     tick("failed_check_alarms", instance, cursor)
 
     assert [labels["check"] for labels in receiver.labels()] == ["restore_proven"]
+
+
+def begin_tick(instance: dg.DagsterInstance, sensor: str, began_s: float) -> InstigatorTick:
+    """Record a tick of a sensor that began then and goes on."""
+    location = RegisteredCodeLocationOrigin("synapse_ops")
+    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "__repository__"), sensor)
+    state = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING, SensorInstigatorData())
+    if instance.get_instigator_state(state.instigator_origin_id, state.selector_id) is None:
+        instance.add_instigator_state(state)
+    data = TickData(
+        instigator_origin_id=state.instigator_origin_id,
+        instigator_name=sensor,
+        instigator_type=InstigatorType.SENSOR,
+        status=TickStatus.STARTED,
+        timestamp=began_s,
+        selector_id=state.selector_id,
+    )
+    return instance.create_tick(data)
+
+
+def test_a_tick_that_failed_is_posted_once_even_when_it_began_long_before(receiver: Receiver, tmp_path: Path) -> None:
+    """A tick that hangs until its time-out began before the last look: it must not pass in silence."""
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        cursor = tick("failed_tick_alarms", instance, None)
+        now_s = time.time()
+        hung = begin_tick(instance, "health_sensor", now_s - 70)
+        begin_tick(instance, "collection_sensor", now_s - 5)
+        cursor = tick("failed_tick_alarms", instance, cursor)
+        failure = SerializableErrorInfo("the tick timed out", [], "DagsterUserCodeUnreachableError")
+        instance.update_tick(hung.with_status(TickStatus.FAILURE, error=failure))
+
+        cursor = tick("failed_tick_alarms", instance, cursor)
+        tick("failed_tick_alarms", instance, cursor)
+
+    [(_, [alarm])] = receiver.posted
+    assert (alarm["labels"]["alertname"], alarm["labels"]["instigator"]) == ("DagsterTickFailed", "health_sensor")
+    assert "the tick timed out" in alarm["annotations"]["description"]
 
 
 def test_failed_run_is_posted_by_job(receiver: Receiver, instance: dg.DagsterInstance) -> None:
