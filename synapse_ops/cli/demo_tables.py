@@ -37,7 +37,8 @@ class Protected:
         left_overs = sum(row.taken_at is None and not row.removes for row in self.plan.entries)
         waiting = f"; {left_overs} left-overs of interrupted work wait out their grace" if left_overs else ""
         kept, expired = totals.kept - left_overs, totals.expired
-        return f"{self.backups} backups; plan {self.plan.digest} keeps {kept} and expires {expired}{waiting}"
+        backups = f"{self.backups} backup{'' if self.backups == 1 else 's'}"
+        return f"{backups}; plan {self.plan.digest} keeps {kept} and expires {expired}{waiting}"
 
 
 def read_protected(repository: Repository, spec: Spec, subjects: tuple[str, ...], now: datetime) -> Protected:

@@ -149,7 +149,7 @@ def _row(row: "HealthRow") -> dict[str, Any]:
     return {
         "what": row.probe.name,
         "state": str(row.condition.state),
-        "since": row.condition.since.isoformat(timespec="seconds"),
+        "since": f"{row.condition.since:%d %b %H:%M:%S}",
         "latency_ms": round(latency_s * 1000, 1) if latency_s is not None else None,
         "uptime_last_day": f"{ratio:.3%}" if ratio is not None else "not known",
         "failed_min_last_day": round(row.day.failed_s / 60, 1),

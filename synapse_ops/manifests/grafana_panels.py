@@ -202,7 +202,7 @@ APPLICATION = (
                 f"sum by (status) (rate(rest_responses_total[{WINDOW}]))",
                 "{{status}}",
             ),
-            _one("Qdrant's memory", "In use by its allocator.", "bytes", "memory_active_bytes", _AT),
+            _one("Qdrant's memory", "Pages that are resident.", "bytes", "memory_resident_bytes", _AT),
         ),
     ),
 )

@@ -44,7 +44,7 @@ _SERVED: Mapping[str, tuple[str, ...]] = {
         "synapse_ops_proof_timestamp_seconds",
         "synapse_ops_repository_read",
     ),
-    "qdrant": ("collections_total", "collections_vector_total", "rest_responses_total", "memory_active_bytes"),
+    "qdrant": ("collections_total", "collections_vector_total", "rest_responses_total", "memory_resident_bytes"),
     "prometheus": (
         "up",
         "ALERTS",

@@ -321,3 +321,6 @@ def test_metrics_have_the_names_that_alarms_are_written_for(server: QdrantServer
     assert f'snapshot_recovery_running{{id="{documents}"}} 0' in lines
     assert any(line.startswith('app_info{name="qdrant",version="') for line in lines)
     assert "# TYPE snapshot_created_total counter" in lines
+    written = 'rest_responses_total{method="PUT",endpoint="/collections/{collection_name}/points",status="200"} '
+    assert any(line.startswith(written) for line in lines)
+    assert any(line.startswith("memory_resident_bytes ") for line in lines)

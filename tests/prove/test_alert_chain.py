@@ -36,6 +36,7 @@ from synapse_ops.manifests.monitoring_targets import MONITORING
 from synapse_ops.manifests.promql import selectors
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.local_processes import ProcessMark, free_ports
+from synapse_ops.systems.qdrant import open_qdrant
 from tests.servers import servers_dir
 
 pytestmark = pytest.mark.skipif("SYNAPSE_PROVE" not in os.environ, reason="run by make prove-monitoring")
@@ -271,9 +272,12 @@ def test_every_selector_of_every_rule_and_panel_returns_data(chain: Chain) -> No
 
     password = spec.redis.password.resolve() if spec.redis.password is not None else None
     cache = redis.Redis(host=spec.redis.host, port=spec.redis.port, password=password)
+    vectors = open_qdrant(spec.qdrant)
+    vectors.create_collection("a-panel", {"vectors": {"size": 4, "distance": "Dot"}})
 
     def all_answer() -> bool:
         cache.get("a panel")
+        vectors.count("a-panel")
         urllib.request.urlopen(request, timeout=5).close()
         silent.difference_update([selector for selector in silent if chain.query(selector)])
         return not silent

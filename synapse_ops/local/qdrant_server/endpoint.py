@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,11 +22,12 @@ from synapse_ops.local.qdrant_server.store import Store
 
 @dataclass
 class Server:
-    """What the routes work on."""
+    """What the routes work on. responses: answers by method, endpoint and status; of points only, as a real server."""
 
     store: Store
     snapshots: Snapshots
     version: str
+    responses: Counter[tuple[str, str, int]] = field(default_factory=Counter)
 
 
 @dataclass
@@ -59,7 +61,15 @@ Work = Callable[[Call], Any]
 def route(path: str, method: str, work: Work, *, as_text: bool = False) -> Route:
     """Return a route. as_text: its errors are plain text, as those of downloads are."""
 
+    counted = path.replace("{name}", "{collection_name}") if "/points" in path else None
+
     async def endpoint(request: Request) -> Response:
+        response = await respond(request)
+        if counted is not None:
+            request.app.state.server.responses[method, counted, response.status_code] += 1
+        return response
+
+    async def respond(request: Request) -> Response:
         began = time.monotonic()
         try:
             if request.method != method:  # Starlette adds HEAD to GET; a real server has none

@@ -32,6 +32,7 @@ def metrics_text(server: Server) -> str:
             [({"id": one.name}, one.engine.info().points_count) for one in collections],
         ),
         ("cluster_enabled", "gauge", "is cluster support enabled", [({}, 0)]),
+        ("rest_responses_total", "counter", "total number of responses", _responses(server)),
         ("memory_resident_bytes", "gauge", "bytes in physically resident pages", [({}, _resident_bytes())]),
     ]
     for name, kind, about, counter in (
@@ -41,6 +42,13 @@ def metrics_text(server: Server) -> str:
     ):
         families.append((name, kind, about, [({"id": one.name}, counter[one.name]) for one in collections]))
     return "".join(_family(*family) for family in families)
+
+
+def _responses(server: Server) -> list[Sample]:
+    return [
+        ({"method": method, "endpoint": endpoint, "status": str(status)}, count)
+        for (method, endpoint, status), count in sorted(server.responses.items())
+    ]
 
 
 def _family(name: str, kind: str, about: str, samples: list[Sample]) -> str:
