@@ -104,7 +104,7 @@ def _inhibitions() -> list[dict[str, object]]:
 
 def _receivers(spec: Spec, place: Place) -> list[dict[str, object]]:
     webhook = {
-        "url": _webhook_url(spec, place),
+        "url": spec.alerting.webhook_url or default_webhook_url(spec, place),
         "send_resolved": True,
         "max_alerts": 0,
         "http_config": {
@@ -125,12 +125,10 @@ def _receivers(spec: Spec, place: Place) -> list[dict[str, object]]:
     return receivers
 
 
-def _webhook_url(spec: Spec, place: Place) -> str:
-    if spec.alerting.webhook_url is not None:
-        return spec.alerting.webhook_url
+def default_webhook_url(spec: Spec, place: Place) -> str:
+    """Return where Synapse Ops' prober takes alerts: the address that it is scraped at without `prometheus.targets`."""
     host = "localhost" if place == "hosts" else parts.OPS
-    port = spec.watch.port if place == "hosts" and spec.watch.port is not None else parts.OPS_METRICS_PORT
-    return f"http://{host}:{port}{WEBHOOK_PATH}"
+    return f"http://{host}:{spec.watch.port or parts.OPS_METRICS_PORT}{WEBHOOK_PATH}"
 
 
 def route_table(spec: Spec) -> tuple[tuple[dict[str, str], tuple[str, ...]], ...]:

@@ -50,11 +50,11 @@ def prometheus_yml(spec: Spec, place: Place) -> dict[str, object]:
         "rule_files": ["rules/*.yml"],
         "alerting": {
             "alert_relabel_configs": _told_to_nobody(spec),
-            "alertmanagers": [{"static_configs": [{"targets": _targets(spec, "alertmanager", place)}]}],
+            "alertmanagers": [{"static_configs": [{"targets": scraped_addresses(spec, "alertmanager", place)}]}],
         },
         "scrape_configs": [
             *_jobs(spec, place),
-            *(_health_job(spec, check, place) for check in spec.health if _targets(spec, "blackbox", place)),
+            *(_health_job(spec, check, place) for check in spec.health if scraped_addresses(spec, "blackbox", place)),
         ],
     }
 
@@ -69,7 +69,7 @@ def _told_to_nobody(spec: Spec) -> list[dict[str, object]]:
 
 def _jobs(spec: Spec, place: Place) -> Iterator[dict[str, object]]:
     for job in ("api", "worker", "db", "redis", "qdrant", "node", "synapse_ops", "prometheus", "alertmanager"):
-        targets = _targets(spec, job, place)
+        targets = scraped_addresses(spec, job, place)
         settings: dict[str, object] = {"job_name": job}
         if job == "api" and place == "hosts" and _base(spec).startswith("https:"):
             settings["scheme"] = "https"
@@ -79,7 +79,8 @@ def _jobs(spec: Spec, place: Place) -> Iterator[dict[str, object]]:
             yield settings | {"static_configs": [{"targets": targets}]}
 
 
-def _targets(spec: Spec, job: str, place: Place) -> list[str]:
+def scraped_addresses(spec: Spec, job: str, place: Place) -> list[str]:
+    """Return the addresses of a job's targets; empty where there are none. `prometheus.targets` holds on hosts."""
     chosen = {str(name): addresses for name, addresses in spec.prometheus.targets.items()}.get(job)
     if chosen is not None and place == "hosts":
         return list(chosen)
@@ -178,13 +179,13 @@ def _qdrant_access(spec: Spec, place: Place) -> dict[str, object]:
 
 
 def _health_jobs(spec: Spec, place: Place) -> list[dict[str, object]]:
-    return [_health_job(spec, check, place) for check in spec.health if _targets(spec, "blackbox", place)]
+    return [_health_job(spec, check, place) for check in spec.health if scraped_addresses(spec, "blackbox", place)]
 
 
 def _health_job(spec: Spec, check: HealthCheck, place: Place) -> dict[str, object]:
     """Return the job that has the blackbox exporter ask one `health` entry, at its own interval and time limit."""
     base = _base(spec) if place == "hosts" else f"http://{address_of(spec, parts.API, place)}"
-    exporter = _targets(spec, "blackbox", place)[0]
+    exporter = scraped_addresses(spec, "blackbox", place)[0]
     return {
         "job_name": f"health_{check.name}",
         "scrape_interval": format_duration(check.interval),

@@ -20,6 +20,7 @@ import structlog
 
 from synapse_ops.domain.health import OVERDUE_GRACE, Condition, ProbeVerdict, initial_condition, next_condition
 from synapse_ops.errors import SynapseOpsError
+from synapse_ops.manifests.prober_names import prober_names
 from synapse_ops.operations.health_history import (
     HistoryReader,
     HistoryWriter,
@@ -92,6 +93,11 @@ class Prober:
     def address(self) -> tuple[str, int]:
         """Where the spec wants metrics to be served; port 0 is a free one."""
         return self._stack.spec.watch.host, self._stack.spec.watch.port or 0
+
+    @property
+    def rendered_names(self) -> frozenset[str]:
+        """Host headers by which the rendered Prometheus and Alertmanager call us."""
+        return prober_names(self._stack.spec)
 
     def stop(self) -> None:
         """Ask `run` to end."""

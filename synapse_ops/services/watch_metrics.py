@@ -61,7 +61,7 @@ def health_document(prober: Prober) -> dict[str, Any]:
 
 
 class MetricsApp:
-    """The ASGI application. hosts: the Host headers that are answered."""
+    """The ASGI application. hosts: the Host headers that are answered, besides the names that the spec renders."""
 
     def __init__(self, prober: Prober) -> None:
         self._prober = prober
@@ -82,7 +82,7 @@ class MetricsApp:
 
     def _answer(self, scope: Scope) -> tuple[int, str, bytes]:
         host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
-        if host not in self.hosts:
+        if host.lower() not in self.hosts | self._prober.rendered_names:
             return 421, "text/plain", b"this host name is not served here\n"
         if scope["method"] not in {"GET", "HEAD"}:
             return 405, "text/plain", b"only GET\n"

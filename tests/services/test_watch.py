@@ -216,6 +216,10 @@ def test_metrics_are_for_this_host_alone(server: MisbehavingServer, tmp_path: Pa
         url = address["url"]
         assert httpx.get(f"{url}/healthz").text == "ok\n"
         assert httpx.get(f"{url}/metrics", headers={"Host": "evil.example"}).status_code == 421
+        for name in ("synapse-ops:9109", "Synapse-Ops:9109", "localhost:9109"):
+            assert httpx.get(f"{url}/metrics", headers={"Host": name}).status_code == 200
+        for name in ("synapse-ops", "synapse-ops:9110", "synapse-ops.evil.example:9109"):
+            assert httpx.get(f"{url}/metrics", headers={"Host": name}).status_code == 421
         assert httpx.post(f"{url}/metrics").status_code == 405
         assert httpx.get(f"{url}/nothing").status_code == 404
         wait_for(lambda: httpx.get(f"{url}/health.json").json()["probes"]["api"]["state"] == "healthy")
