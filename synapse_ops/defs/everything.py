@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from synapse_ops.defs.active_alerts import active_alert_definitions
 from synapse_ops.defs.alarms import alarm_definitions
 from synapse_ops.defs.cleanup import cleanup_definitions
 from synapse_ops.defs.database import database_definitions
@@ -41,6 +42,7 @@ def merged_definitions() -> dg.Definitions:
         vector_jobs,
         repository_definitions(job_named(jobs, "prove_backup"), job_named(vector_jobs, "prove_snapshot")),
         health_definitions(loaded, Stack(loaded, place.state_dir)),
+        active_alert_definitions(),
         cleanup_definitions(loaded.spec, place),
         alarm_definitions(loaded.spec.name),
     )

@@ -45,6 +45,7 @@ MANIFESTS = (
 
 # assets without a clock, and the reason; a new asset must have a policy or stand here
 WITHOUT_FRESHNESS = {
+    "active_alerts": "no alert for a month is good news; Watchdog notices when alerts stop coming",
     "infrastructure_file": "an operator edits it when there is a reason to, not on a schedule",
     "spec/*": "changes when the operator changes the file; spec_loaded_equals_file watches that it is loaded",
     "database_retention_set": "deletes only what a plan names, and a plan may rightly name nothing for months",

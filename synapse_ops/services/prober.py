@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,9 +18,11 @@ from typing import Any
 
 import structlog
 
+from synapse_ops.domain.active_alerts import ActiveAlert, Told, after_notification
 from synapse_ops.domain.health import OVERDUE_GRACE, Condition, ProbeVerdict, initial_condition, next_condition
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.manifests.prober_names import prober_names
+from synapse_ops.operations.alerts_told import NOTE, read_active_alerts
 from synapse_ops.operations.health_history import (
     HistoryReader,
     HistoryWriter,
@@ -84,6 +86,8 @@ class Prober:
         self._has_news = asyncio.Event()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="history")
         self._history: HistoryWriter | None = None
+        self.alerts = self._read_alerts()
+        self._alerts_lock = asyncio.Lock()
 
     @property
     def stack_name(self) -> str:
@@ -98,6 +102,26 @@ class Prober:
     def rendered_names(self) -> frozenset[str]:
         """Host headers by which the rendered Prometheus and Alertmanager call us."""
         return prober_names(self._stack.spec)
+
+    def webhook_token(self) -> str:
+        """Return the token that Alertmanager's calls must carry. Raises ConfigError when it is not there."""
+        return self._stack.spec.alerting.webhook_token.resolve()
+
+    async def take_alerts(self, told: Iterable[Told]) -> bool:
+        """Keep what a notification says; False when the disk would not have it, and nothing has changed."""
+        async with self._alerts_lock:
+            after = after_notification(self.alerts, told, utc_now())
+            kept = [alert.to_json() for alert in after]
+            if not await self._on_disk(lambda history: history.set_note(NOTE, kept)):
+                return False
+            self.alerts = after
+            return True
+
+    def _read_alerts(self) -> tuple[ActiveAlert, ...]:
+        try:
+            return read_active_alerts(self.state_dir, utc_now()) or ()
+        except (SynapseOpsError, OSError, sqlite3.Error, ValueError, TypeError, KeyError):
+            return ()
 
     def stop(self) -> None:
         """Ask `run` to end."""

@@ -1,15 +1,21 @@
 """What the prober tells over HTTP: `/metrics` for Prometheus, `/health.json` for everybody else, `/healthz` for itself.
 
-On loopback, readable by every process of the host: there is no secret in it, and nothing can be changed through it. A
-foreign Host header is refused, so that a web page in a browser cannot read it through a name that it points here.
+On loopback, readable by every process of the host: there is no secret in it. `POST /alerts` takes the notifications of
+Alertmanager, with the token of `alerting.webhook_token`; nothing else can be changed through it. A foreign Host header
+is refused, so that a web page in a browser cannot read it through a name that it points here.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from synapse_ops.domain.active_alerts import parse_notification
+from synapse_ops.errors import ConfigError
+from synapse_ops.manifests.alertmanager import WEBHOOK_PATH
 from synapse_ops.services.watch_families import families
 
 if TYPE_CHECKING:
@@ -22,6 +28,13 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+MOST_BODY_BYTES = 8 << 20  # a thousand alerts with long labels
+
+
+def _header(scope: Scope, wanted: bytes) -> str:
+    return str(next((value for name, value in scope["headers"] if name == wanted), b"").decode("latin-1"))
 
 
 def metrics_text(prober: Prober) -> bytes:
@@ -43,6 +56,7 @@ def health_document(prober: Prober) -> dict[str, Any]:
         "stack": prober.stack_name,
         "beats": prober.beats,
         "protection": prober.protection,
+        "alerts": [alert.to_json() for alert in prober.alerts],
         "probes": {
             name: {
                 "kind": watched.probe.kind,
@@ -70,7 +84,10 @@ class MetricsApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        status, kind, body = self._answer(scope)
+        if scope["method"] == "POST" and scope["path"] == WEBHOOK_PATH and self._is_called_by_name(scope):
+            status, kind, body = await self._take_alerts(scope, receive)
+        else:
+            status, kind, body = self._answer(scope)
         headers = [
             (b"content-type", kind.encode()),
             (b"content-length", str(len(body)).encode()),
@@ -80,9 +97,37 @@ class MetricsApp:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
+    def _is_called_by_name(self, scope: Scope) -> bool:
+        return _header(scope, b"host").lower() in self.hosts | self._prober.rendered_names
+
+    async def _take_alerts(self, scope: Scope, receive: Receive) -> tuple[int, str, bytes]:
+        """Answer Alertmanager: 200 when the alerts are stored. It repeats a call that was answered with 5xx."""
+        try:
+            wanted = f"Bearer {self._prober.webhook_token()}".encode()
+        except ConfigError:
+            return 503, "text/plain", b"the token of alerting.webhook_token cannot be read here\n"
+        if not hmac.compare_digest(_header(scope, b"authorization").encode("latin-1"), wanted):
+            return 401, "text/plain", b"the token is another\n"
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return 400, "text/plain", b"it ended too early\n"
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > MOST_BODY_BYTES:
+                return 413, "text/plain", b"too long\n"
+        try:
+            told = parse_notification(bytes(body), datetime.now(UTC))
+        except (ValueError, RecursionError):
+            return 400, "text/plain", b"this is no notification of Alertmanager\n"
+        if not await self._prober.take_alerts(told):
+            return 503, "text/plain", b"the alerts could not be stored\n"
+        return 200, "text/plain", b"ok\n"
+
     def _answer(self, scope: Scope) -> tuple[int, str, bytes]:
-        host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
-        if host.lower() not in self.hosts | self._prober.rendered_names:
+        if not self._is_called_by_name(scope):
             return 421, "text/plain", b"this host name is not served here\n"
         if scope["method"] not in {"GET", "HEAD"}:
             return 405, "text/plain", b"only GET\n"
