@@ -136,14 +136,24 @@ def the_application_is_told_the_same(view: View) -> Iterator[Finding]:
         return
     inside = maps[0]["data"]
     in_cluster = {found["metadata"]["name"] for _, found in view.of_kind("Service")}
-    for key, value in environment.items():
-        if not key.endswith("_URL") and inside.get(key) != value:
-            yield Finding(rule, _COMPOSE, f"{key} is {value} here and {inside.get(key)} in Kubernetes")
+    for told in _told_in_pods(view):
+        for key, value in environment.items():
+            if not key.endswith("_URL") and (inside | told).get(key) != value:
+                yield Finding(rule, _COMPOSE, f"{key} is {value} here and {(inside | told).get(key)} in Kubernetes")
     for key in (key for key in inside if key.endswith("_URL")):
         for path, url, known in ((_COMPOSE, environment.get(key, ""), names), ("kubernetes", inside[key], in_cluster)):
             for host in _hosts(url.replace("$$", "$")):
                 if "." not in host and ":" not in host and host not in known:
                     yield Finding(rule, path, f"{key} names {host}, which is not rendered")
+
+
+def _told_in_pods(view: View) -> list[dict[str, str]]:
+    """Return the environment that each container of a Deployment names itself."""
+    return [
+        {each["name"]: each.get("value", "") for each in container.get("env", ())}
+        for _, found in view.of_kind("Deployment")
+        for container in found["spec"]["template"]["spec"]["containers"]
+    ]
 
 
 def _aliases(service: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 
 from synapse_ops.manifests.document import Document, text_document
+from synapse_ops.manifests.firewall_packets import packet_table, plan_packets
 from synapse_ops.manifests.flows import Inbound, inbound
 from synapse_ops.spec import Spec
 
@@ -47,8 +48,12 @@ _FORWARD = """
 
 
 def render_firewall(spec: Spec) -> tuple[Document, ...]:
-    """Return the ruleset."""
-    return (text_document("firewall/nftables.conf", ruleset(inbound(spec)), READS),)
+    """Return the ruleset, and the packets that prove it."""
+    allowed = inbound(spec)
+    return (
+        text_document("firewall/nftables.conf", ruleset(allowed), READS),
+        text_document("firewall/tests/packets.tsv", packet_table(plan_packets(allowed)), READS),
+    )
 
 
 def ruleset(allowed: tuple[Inbound, ...]) -> str:

@@ -69,12 +69,12 @@ def roles_script(spec: Spec) -> str:
     statements = []
     if user != "postgres":
         limit = min(spec.database.max_connections, 262_143)
-        statements += [f"create role {identifier(user)} login connection limit {limit} password :'app';"]
+        statements += [f"create role {identifier(user)} login connection limit {limit} password\n  :'app';"]
     for setting, value in application_role_settings(spec).items():
         statements.append(f"alter role {identifier(user)} set {setting} = {quoted(value)};")
     statements += [
-        f"create role {identifier(replication)} login replication password :'replication';",
-        f"create role {MONITORING_USER} login password :'monitoring' in role pg_monitor;",
+        f"create role {identifier(replication)} login replication password\n  :'replication';",
+        f"create role {MONITORING_USER} login password\n  :'monitoring' in role pg_monitor;",
     ]
     for database in dict.fromkeys((spec.database.name, *spec.database.databases)):
         if database != "postgres":

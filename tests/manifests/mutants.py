@@ -140,6 +140,7 @@ def _kubernetes() -> Iterator[Mutant]:
         "preStop longer than the grace": _put(90, *CONTAINER, "lifecycle", "preStop", "sleep", "seconds"),
         "no preStop": _drop(*CONTAINER, "lifecycle"),
         "ConfigMap that is not rendered": _put("gone", *CONTAINER, "envFrom", 0, "configMapRef", "name"),
+        "another pool size": _put("500", *CONTAINER, "env", 1, "value"),
         "another memory limit": _put("5Gi", *CONTAINER, "resources", "limits", "memory"),
         "limit below the request": _put("100m", *CONTAINER, "resources", "limits", "cpu"),
         "another user than the image's": _put(10002, *POD, "securityContext", "runAsUser"),

@@ -1,29 +1,29 @@
-"""The rights of Synapse Ops in the stack's namespace: what rollout, drift and failover do, and nothing else."""
+"""The rights of Synapse Ops in the stack's namespace: to look, and to hold a lease.
+
+It changes nothing in a cluster, so that it has no right to. Its own secrets are files below its pod, which need none.
+"""
 
 from __future__ import annotations
 
-from synapse_ops.manifests.kubernetes.objects import Object, namespace, secret_name, service_account, thing
+from synapse_ops.manifests.kubernetes.objects import Object, namespace, service_account, thing
 from synapse_ops.manifests.parts import OPS, object_name
 from synapse_ops.spec import Spec
 
 _LOOK = ["get", "list", "watch"]
-_APPLY = [*_LOOK, "create", "patch", "delete"]
 
 
 def access_objects(spec: Spec) -> list[Object]:
     """Return the account of Synapse Ops, its role, and the binding of both."""
     rules = [
-        _rule("apps", ["deployments", "statefulsets"], _APPLY),
-        _rule("", ["services", "configmaps", "serviceaccounts"], _APPLY),
-        _rule("", ["pods"], [*_LOOK, "delete"]),  # a fence ends the old primary's pod and sees that it is gone
-        _rule("", ["events", "pods/log", "persistentvolumeclaims"], _LOOK),
-        _rule("apps", ["replicasets"], _LOOK),
-        _rule("autoscaling", ["horizontalpodautoscalers"], _APPLY),
-        _rule("policy", ["poddisruptionbudgets"], _APPLY),
-        _rule("networking.k8s.io", ["networkpolicies", "ingresses"], _APPLY),
-        _rule("gateway.networking.k8s.io", ["gateways", "httproutes"], _APPLY),
+        _rule("apps", ["deployments", "statefulsets", "replicasets"]),
+        _rule(
+            "", ["pods", "pods/log", "services", "configmaps", "serviceaccounts", "events", "persistentvolumeclaims"]
+        ),
+        _rule("autoscaling", ["horizontalpodautoscalers"]),
+        _rule("policy", ["poddisruptionbudgets"]),
+        _rule("networking.k8s.io", ["networkpolicies", "ingresses"]),
+        _rule("gateway.networking.k8s.io", ["gateways", "httproutes"]),
         _rule("coordination.k8s.io", ["leases"], ["get", "create", "update", "patch"]),
-        _rule("", ["secrets"], ["get"]) | {"resourceNames": [secret_name(spec)]},
     ]
     subject = {"kind": "ServiceAccount", "name": object_name(spec, OPS), "namespace": namespace(spec)}
     reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": object_name(spec, OPS)}
@@ -35,5 +35,5 @@ def access_objects(spec: Spec) -> list[Object]:
     ]
 
 
-def _rule(group: str, resources: list[str], verbs: list[str]) -> Object:
+def _rule(group: str, resources: list[str], verbs: list[str] = _LOOK) -> Object:
     return {"apiGroups": [group], "resources": resources, "verbs": verbs}

@@ -37,9 +37,19 @@ _START_PERIOD_S = 5
 
 
 def application_config(spec: Spec) -> Object:
-    """Return the ConfigMap that API and worker take their environment from."""
+    """Return the ConfigMap of the addresses that API and worker are told."""
+    told = environment(spec, "kubernetes")
+    return config_map(spec, "application", {name: value for name, value in told.items() if _is_address(name)})
+
+
+def _settings(spec: Spec) -> list[Object]:
+    """Return the rest of their environment: scanners take numbers and secrets' paths in a ConfigMap for secrets."""
     told = environment(spec, "kubernetes") | {"SYNAPSE_WORKER_METRICS_PORT": str(WORKER_METRICS_PORT)}
-    return config_map(spec, "application", told)
+    return [{"name": name, "value": value} for name, value in told.items() if not _is_address(name)]
+
+
+def _is_address(name: str) -> bool:
+    return name.endswith(("_URL", "_COLLECTION"))
 
 
 def api_objects(spec: Spec) -> list[Object]:
@@ -107,6 +117,7 @@ def _pod(spec: Spec, part: str, *, grace_s: int, **more: Any) -> Object:
         part,
         spec.kubernetes.image,
         part_resources(spec),
+        env=_settings(spec),
         envFrom=[{"configMapRef": {"name": application_config(spec)["metadata"]["name"]}}],
         volumeMounts=[mount, {"name": "logs", "mountPath": "/var/log/synapse"}],
         **more,

@@ -2,7 +2,10 @@
 
 from synapse_ops.systems.manifest_tools.program import Program
 from synapse_ops.systems.manifest_tools.programs import PROGRAMS
+from synapse_ops.systems.manifest_tools.scanner import Scanner
+from synapse_ops.systems.manifest_tools.scanners import SCANNERS
+from synapse_ops.systems.manifest_tools.tls_servers import SERVER_TOOLS, TlsHandshakes
 
-TOOLS: tuple[Program, ...] = PROGRAMS
+TOOLS: tuple[Program | Scanner | TlsHandshakes, ...] = (*PROGRAMS, *SCANNERS, *SERVER_TOOLS)
 
-__all__ = ["TOOLS", "Program"]
+__all__ = ["TOOLS", "Program", "Scanner", "TlsHandshakes"]

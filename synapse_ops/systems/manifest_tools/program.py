@@ -1,10 +1,12 @@
 """A tool that is one program, asked once for each document: its status and its words are the verdict.
 
-It runs in the directory of the whole rendering, with the document's relative path, and never with a secret.
+It runs in the directory of the whole rendering, with the document's relative path, and never with a secret: of our
+environment it gets the search path and the home directory.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,8 +17,9 @@ from pathlib import Path, PurePosixPath
 
 from synapse_ops.domain.attestation import ToolOutcome, ToolVerdict
 
-VERSION_TIMEOUT_S = 10.0
+VERSION_TIMEOUT_S = 30.0  # checkov imports for seconds before it says its version
 FINDINGS = 20  # lines of a tool's words that are kept
+SYSTEM_PATH = "/usr/sbin:/sbin"  # where Debian puts nft, nginx and ip; not on an ordinary user's path
 
 Commands = Callable[[Path, PurePosixPath], list[list[str]]]
 
@@ -26,6 +29,7 @@ class Program:
     """commands: the arguments of each call, without the program; all must end with 0. install: how to get it.
 
     paths: globs of the documents that it applies to. complaint: words that mean a finding whatever the status is.
+    unjudged_status: the status that says that the program has no opinion, with the reason; the document is unproven.
     """
 
     name: str
@@ -34,23 +38,16 @@ class Program:
     commands: Commands
     install: str
     prefix: tuple[str, ...] = ()
-    version_argument: str = "--version"
+    version_arguments: tuple[str, ...] = ("--version",)
     complaint: str | None = None
+    unjudged_status: int | None = None
 
     def applies(self, path: PurePosixPath, /) -> bool:
         return any(path.match(glob) for glob in self.paths)
 
     def version(self) -> str | None:
         """Return what the program calls itself; None when it is not installed or does not answer."""
-        program = self._found()
-        if program is None:
-            return None
-        try:
-            done = _run([program, self.version_argument], Path("/"), VERSION_TIMEOUT_S)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        number = re.search(r"\d+\.\d+(\.\d+)?", done.stdout + done.stderr)
-        return number.group() if number else "unknown"
+        return version_of(self.program, self.version_arguments)
 
     def check(
         self, directory: Path, documents: tuple[PurePosixPath, ...], timeout_s: float
@@ -61,24 +58,63 @@ class Program:
 
     def _judge(self, directory: Path, path: PurePosixPath, ends_s: float, version: str) -> ToolOutcome:
         began_s, findings = time.monotonic(), list[str]()
+        verdict: ToolVerdict = "passed"
         try:
             for arguments in self.commands(directory, path):
-                argv = [*self.prefix, self._found() or self.program, *arguments]
-                done = _run(argv, directory, max(ends_s - time.monotonic(), 0.001))
+                argv = [*self.prefix, found_program(self.program) or self.program, *arguments]
+                done = run_program(argv, directory, ends_s - time.monotonic())
                 words = (done.stdout + done.stderr).replace(f"{directory}/", "").strip()
                 if done.returncode or (self.complaint is not None and self.complaint in words):
                     findings += words.splitlines() or [f"exit status {done.returncode}"]
-            verdict: ToolVerdict = "failed" if findings else "passed"
+                    has_no_opinion = done.returncode == self.unjudged_status and verdict != "failed"
+                    verdict = "absent" if has_no_opinion else "failed"
         except subprocess.TimeoutExpired:
             findings, verdict = ["it did not end in time"], "timed-out"
+        except (OSError, subprocess.CalledProcessError) as error:
+            findings, verdict = [f"it cannot be asked here: {error}"], "absent"
         spent_s = round(time.monotonic() - began_s, 3)
         return ToolOutcome(self.name, version, verdict, tuple(findings[:FINDINGS]), spent_s)
 
-    def _found(self) -> str | None:
-        return shutil.which(self.program) or shutil.which(self.program, path="/usr/sbin:/sbin")
+
+def found_program(name: str) -> str | None:
+    """Return the path of a program; None when it is not installed."""
+    return shutil.which(name) or shutil.which(name, path=SYSTEM_PATH)
 
 
-def _run(argv: list[str], directory: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
+def version_of(name: str, arguments: tuple[str, ...]) -> str | None:
+    """Return the version a program tells; None when it is not installed or does not answer with status 0."""
+    program = found_program(name)
+    if program is None:
+        return None
+    try:
+        done = run_program([program, *arguments], Path("/"), VERSION_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    number = re.search(r"\d+\.\d+(\.\d+)?", done.stdout + done.stderr)
+    return None if done.returncode else number.group() if number else "unknown"
+
+
+def run_program(argv: list[str], directory: Path, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run a tool to its end. Raises subprocess.TimeoutExpired when it takes longer; it is killed then."""
     return subprocess.run(
-        argv, cwd=directory, capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL
+        argv,
+        cwd=directory,
+        env=tool_environment(),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=max(timeout_s, 0.001),
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
+
+
+def tool_environment() -> dict[str, str]:
+    """Return what a tool may know of our environment, which holds secrets."""
+    path = f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_PATH}"
+    return {
+        "PATH": path,
+        "HOME": os.environ.get("HOME", "/"),
+        "LANG": "C.UTF-8",
+        "TRIVY_DISABLE_TELEMETRY": "true",
+    }

@@ -1,15 +1,21 @@
-"""The programs of Debian's packages: what each is asked about which documents."""
+"""The programs that judge a document's form: what each is asked about which documents."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path, PurePosixPath
 
+from synapse_ops.systems.manifest_tools import kubernetes_models, packets
 from synapse_ops.systems.manifest_tools.program import Program
 
 _PROMETHEUS = "apt-get install prometheus"
 _ALERTMANAGER = "apt-get install prometheus-alertmanager"
+_PACKAGED = "sh requirements/manifest-tools"
 _ROUTES = "alertmanager/tests/routes.tsv"
+_PACKETS = "firewall/tests/packets.tsv"
+# root of a network of its own: nft asks for that
+_NAMESPACE = ("--net",) if os.geteuid() == 0 else ("--net", "--map-root-user")
 
 
 def _whole_config(directory: Path, path: PurePosixPath) -> list[list[str]]:
@@ -71,7 +77,18 @@ PROGRAMS: tuple[Program, ...] = (
         ("firewall/nftables.conf",),
         lambda _, path: [["-c", "-f", str(path)]],
         "apt-get install nftables",
-        prefix=() if os.geteuid() == 0 else ("unshare", "-rn"),  # root of a network of its own: nft asks for that
+        prefix=() if os.geteuid() == 0 else ("unshare", *_NAMESPACE),
+    ),
+    Program(
+        "nft-packets",
+        "unshare",
+        ("firewall/nftables.conf", _PACKETS),
+        lambda _directory, _path: [
+            [*_NAMESPACE, sys.executable, "-I", packets.__file__, "firewall/nftables.conf", _PACKETS]
+        ],
+        "apt-get install nftables iproute2 util-linux",
+        version_arguments=(*_NAMESPACE, "nft", "--version"),
+        unjudged_status=packets.UNJUDGED_STATUS,
     ),
     Program(
         "logrotate",
@@ -80,5 +97,37 @@ PROGRAMS: tuple[Program, ...] = (
         lambda _, path: [["-d", str(path)]],
         "apt-get install logrotate",
         complaint="error:",  # it exits with 0 whatever it finds
+    ),
+    Program(
+        "hadolint",
+        "hadolint",
+        ("docker/Dockerfile",),
+        lambda _, path: [["--failure-threshold", "info", str(path)]],
+        _PACKAGED,
+    ),
+    Program(
+        "docker-compose",
+        "docker-compose",
+        ("docker/compose.yaml",),
+        lambda _, path: [["--file", str(path), "config", "--quiet"]],
+        _PACKAGED,
+        version_arguments=("version",),
+    ),
+    Program(
+        "kubernetes-models",
+        "kubernetes-models-python",
+        ("kubernetes/[0-4]*.yaml",),  # a Gateway is no built-in kind
+        lambda _, path: [[kubernetes_models.__file__, str(path)]],
+        _PACKAGED,
+        version_arguments=("-c", "import kubernetes; print(kubernetes.__version__)"),
+        unjudged_status=kubernetes_models.UNJUDGED_STATUS,
+    ),
+    Program("amlint", "amlint", ("alertmanager/*.yml",), lambda _, path: [["check", str(path)]], _PACKAGED),
+    Program(
+        "yamllint",
+        "yamllint",
+        ("*.yml", "*.yaml"),
+        lambda _, path: [["--strict", "-d", "{extends: relaxed, rules: {line-length: disable}}", str(path)]],
+        _PACKAGED,
     ),
 )

@@ -1,0 +1,98 @@
+"""A tool that scans documents by rules and reports in JSON: each finding names its rule, and a rule may be waived.
+
+A document that a scan that ended well has no rule for is not judged: it stays unproven, it has not passed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from synapse_ops.domain.attestation import ToolOutcome, ToolVerdict, Waiver
+from synapse_ops.systems.manifest_tools.program import FINDINGS, found_program, run_program, version_of
+from synapse_ops.systems.manifest_tools.waivers import WAIVERS
+
+
+class Complaint(NamedTuple):
+    """A rule that a document breaks, in the tool's words."""
+
+    path: PurePosixPath
+    rule: str
+    what: str
+
+
+class Scan(NamedTuple):
+    """judged: the documents that at least one rule was applied to."""
+
+    judged: frozenset[PurePosixPath]
+    complaints: tuple[Complaint, ...]
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """command: the arguments of one scan, without the program. read: its report, as parsed JSON, and what was asked.
+
+    one_by_one: each document has a scan of its own. Status 0 or 1 means that the scan ended well. install: how to get
+    it. waivers: the reason, by (tool, rule).
+    """
+
+    name: str
+    program: str
+    paths: tuple[str, ...]
+    command: Callable[[Path, tuple[PurePosixPath, ...]], list[str]]
+    read: Callable[[Any, tuple[PurePosixPath, ...]], Scan]
+    install: str
+    version_arguments: tuple[str, ...] = ("--version",)
+    one_by_one: bool = False
+    waivers: Mapping[tuple[str, str], str] = field(default_factory=lambda: WAIVERS)
+
+    def applies(self, path: PurePosixPath, /) -> bool:
+        return any(path.match(glob) for glob in self.paths)
+
+    def version(self) -> str | None:
+        """Return what the program calls itself; None when it is not installed or does not answer."""
+        return version_of(self.program, self.version_arguments)
+
+    def check(
+        self, directory: Path, documents: tuple[PurePosixPath, ...], timeout_s: float
+    ) -> Mapping[PurePosixPath, ToolOutcome]:
+        """Return the outcome for each document; `timeout_s` is for all together."""
+        ends_s, version = time.monotonic() + timeout_s, self.version() or "unknown"
+        outcomes: dict[PurePosixPath, ToolOutcome] = {}
+        for asked in [(path,) for path in documents] if self.one_by_one else [documents]:
+            began_s = time.monotonic()
+            scan = self._scan(directory, asked, ends_s)
+            share_s = round((time.monotonic() - began_s) / len(asked), 3)
+            outcomes |= {path: self._outcome(path, scan, version, share_s) for path in asked}
+        return outcomes
+
+    def _scan(self, directory: Path, asked: tuple[PurePosixPath, ...], ends_s: float) -> Scan | str:
+        """Return what was found; words when there is no report that can be trusted."""
+        argv = [found_program(self.program) or self.program, *self.command(directory, asked)]
+        try:
+            done = run_program(argv, directory, ends_s - time.monotonic())
+        except subprocess.TimeoutExpired:
+            return "it did not end in time"
+        if done.returncode not in (0, 1):
+            return f"it ended with status {done.returncode}: {done.stderr.strip()[-200:]}"
+        try:
+            return self.read(json.loads(done.stdout), asked)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            return f"its report cannot be read: {type(error).__name__} {error}"
+
+    def _outcome(self, path: PurePosixPath, scan: Scan | str, version: str, spent_s: float) -> ToolOutcome:
+        if isinstance(scan, str):
+            return ToolOutcome(self.name, version, "timed-out", (scan,), spent_s)
+        found = [complaint for complaint in scan.complaints if complaint.path == path]
+        if not found and path not in scan.judged:
+            return ToolOutcome(self.name, version, "absent", ("it has no rule for what this document holds",), spent_s)
+        findings = [f"{one.rule}: {one.what}" for one in found if (self.name, one.rule) not in self.waivers]
+        waived = sorted({one.rule for one in found if (self.name, one.rule) in self.waivers})
+        verdict: ToolVerdict = "failed" if findings else "passed"
+        reasons = tuple(Waiver(rule=rule, reason=self.waivers[self.name, rule]) for rule in waived)
+        return ToolOutcome(self.name, version, verdict, tuple(findings[:FINDINGS]), spent_s, reasons)

@@ -1,0 +1,79 @@
+"""What a scan means: only a report that was read, of a document that a rule was applied to, is a pass."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from synapse_ops.operations.prove_release import known_tools
+from synapse_ops.systems.manifest_tools.scanner import Complaint, Scan, Scanner
+from synapse_ops.systems.manifest_tools.waivers import WAIVERS
+
+ONE, OTHER = PurePosixPath("docker/Dockerfile"), PurePosixPath("kubernetes/41-api.yaml")
+Ask = Callable[[str], Scanner]
+
+
+def read(report: Any, _asked: tuple[PurePosixPath, ...]) -> Scan:
+    complaints = tuple(Complaint(PurePosixPath(path), rule, "as it is") for path, rule in report["broken"])
+    return Scan(frozenset(map(PurePosixPath, report["judged"])), complaints)
+
+
+def scanner(script: str) -> Scanner:
+    """Return a scanner whose program is this Python with a script."""
+    waivers = {("finder", "W1"): "it is wanted so"}
+    return Scanner("finder", sys.executable, ("*",), lambda *_: ["-c", script], read, "nothing", waivers=waivers)
+
+
+def says(judged: list[PurePosixPath], broken: list[tuple[PurePosixPath, str]]) -> str:
+    report = {"judged": list(map(str, judged)), "broken": [(str(path), rule) for path, rule in broken]}
+    return f"print({json.dumps(report)!r})"
+
+
+def verdicts(tmp_path: Path, script: str, timeout_s: float = 30) -> dict[PurePosixPath, str]:
+    found = scanner(script).check(tmp_path, (ONE, OTHER), timeout_s)
+    return {path: outcome.verdict for path, outcome in found.items()}
+
+
+def test_a_document_without_a_rule_has_not_passed(tmp_path: Path) -> None:
+    assert verdicts(tmp_path, says([ONE], [])) == {ONE: "passed", OTHER: "absent"}
+
+
+def test_a_broken_rule_is_a_failure_of_its_document_alone(tmp_path: Path) -> None:
+    assert verdicts(tmp_path, says([ONE, OTHER], [(OTHER, "R1")])) == {ONE: "passed", OTHER: "failed"}
+
+
+def test_a_waived_rule_passes_and_its_reason_is_kept(tmp_path: Path) -> None:
+    found = scanner(says([ONE, OTHER], [(ONE, "W1")])).check(tmp_path, (ONE, OTHER), 30)
+
+    assert found[ONE].verdict == "passed"
+    assert [(waiver.rule, waiver.reason) for waiver in found[ONE].waived] == [("W1", "it is wanted so")]
+
+
+def test_a_waiver_covers_no_other_rule(tmp_path: Path) -> None:
+    assert verdicts(tmp_path, says([ONE, OTHER], [(ONE, "W1"), (ONE, "R1")]))[ONE] == "failed"
+
+
+@pytest.mark.parametrize("script", ["", "print('{')", "print('[]')", "print('null')", "raise SystemExit(2)"])
+def test_a_scan_without_a_report_that_can_be_read_passes_nothing(tmp_path: Path, script: str) -> None:
+    assert set(verdicts(tmp_path, script).values()) == {"timed-out"}
+
+
+def test_a_scan_that_hangs_passes_nothing(tmp_path: Path) -> None:
+    assert set(verdicts(tmp_path, "import time; time.sleep(600)", 0.5).values()) == {"timed-out"}
+
+
+def test_a_tool_sees_no_secret_of_our_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_PASSWORD", "hunter2")
+    script = f"import os\nif 'REDIS_PASSWORD' in os.environ: raise SystemExit(2)\n{says([ONE, OTHER], [])}"
+
+    assert set(verdicts(tmp_path, script).values()) == {"passed"}
+
+
+def test_every_waiver_is_of_a_known_tool_and_gives_a_reason() -> None:
+    assert {tool for tool, _ in WAIVERS} <= {tool.name for tool in known_tools()}
+    assert all(len(reason.split()) >= 8 for reason in WAIVERS.values())
