@@ -10,8 +10,9 @@ from synapse_ops.systems.manifest_tools.scanner import Complaint, Scan, Scanner
 _BEST_GRADE = 10  # of kube-score: less is a finding
 
 
-def _checkov(_directory: Path, asked: tuple[PurePosixPath, ...]) -> list[str]:
-    files = [argument for path in asked for argument in ("--file", str(path))]
+def _checkov(directory: Path, asked: tuple[PurePosixPath, ...]) -> list[str]:
+    paths = dict.fromkeys([*map(str, asked), *_kubernetes_files(directory)])  # it looks for each pod's NetworkPolicy
+    files = [argument for path in paths for argument in ("--file", path)]
     return [*files, "--framework", "dockerfile", "kubernetes", "--compact", "--skip-download", "--output", "json"]
 
 
@@ -22,11 +23,15 @@ def _checkov_report(report: Any, asked: tuple[PurePosixPath, ...]) -> Scan:
         if part.get("summary", {}).get("parsing_errors"):
             complaints += [Complaint(path, "parsing", "a document of this scan cannot be parsed") for path in asked]
         results = part.get("results", {})
-        for check in (*results.get("passed_checks", ()), *results.get("failed_checks", ())):
-            judged.add(by_name[PurePosixPath(check["file_path"]).name])
-        for check in results.get("failed_checks", ()):
-            path = by_name[PurePosixPath(check["file_path"]).name]
-            complaints.append(Complaint(path, check["check_id"], f"{check['check_name']}: {check['resource']}"))
+        for outcome in ("passed_checks", "failed_checks"):
+            for check in results.get(outcome, ()):
+                path = by_name.get(PurePosixPath(check["file_path"]).name)
+                if path is None:
+                    continue
+                judged.add(path)
+                if outcome == "passed_checks":
+                    continue
+                complaints.append(Complaint(path, check["check_id"], f"{check['check_name']}: {check['resource']}"))
     return Scan(frozenset(judged), tuple(complaints))
 
 
@@ -46,8 +51,7 @@ def _trivy_report(report: Any, asked: tuple[PurePosixPath, ...]) -> Scan:
 
 
 def _kube_score(directory: Path, _asked: tuple[PurePosixPath, ...]) -> list[str]:
-    files = sorted(path.name for path in (directory / "kubernetes").glob("*.yaml"))  # they refer to one another
-    return ["score", "--output-format", "json", *(f"kubernetes/{name}" for name in files)]
+    return ["score", "--output-format", "json", *_kubernetes_files(directory)]
 
 
 def _kube_score_report(report: Any, asked: tuple[PurePosixPath, ...]) -> Scan:
@@ -65,6 +69,11 @@ def _kube_score_report(report: Any, asked: tuple[PurePosixPath, ...]) -> Scan:
                 words = "; ".join(comment["summary"] for comment in check["comments"] or [])
                 complaints.append(Complaint(path, check["check"]["id"], f"{words}: {thing['object_name']}"))
     return Scan(frozenset(judged), tuple(complaints))
+
+
+def _kubernetes_files(directory: Path) -> list[str]:
+    """Return all of them: they refer to one another."""
+    return sorted(f"kubernetes/{path.name}" for path in (directory / "kubernetes").glob("*.yaml"))
 
 
 SCANNERS: tuple[Scanner, ...] = (
