@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import socket
 import ssl
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +27,7 @@ def _reply(status: str, body: bytes = b"", *headers: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+_BOMB = gzip.compress(bytes(1 << 26)).ljust(65536, b"\0")  # 64 MiB once unpacked
 _JSON = "Content-Type: application/json"
 ANSWERS = {
     "/ok": _reply("200 OK", b'{"status": "ok"}', _JSON),
@@ -33,6 +37,7 @@ ANSWERS = {
     "/redirect-loop": _reply("302 Found", b"", "Location: /redirect-loop"),
     "/redirect-once": _reply("302 Found", b"", "Location: /ok"),
     "/redirect-to-file": _reply("302 Found", b"", "Location: file:///etc/passwd"),
+    "/redirect-elsewhere": _reply("302 Found", b"", "Location: http://localhost/ok"),
     "/redirect-nowhere": _reply("302 Found"),
     "/cut": b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nhalf",
     "/garbage": b"SSH-2.0-OpenSSH_9.9\r\n",
@@ -41,10 +46,11 @@ ANSWERS = {
 
 
 class MisbehavingServer:
-    """HTTP or HTTPS on a free loopback port. asked: how often each path was asked."""
+    """HTTP or HTTPS on a free loopback port. asked: how often each path was asked. sent: bytes of endless answers."""
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.asked: dict[str, int] = {}
+        self.sent: dict[str, int] = {}
         self._context = context
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -96,12 +102,31 @@ class MisbehavingServer:
             while True:
                 writer.write(b"10000\r\n" + b"x" * 65536 + b"\r\n")
                 await writer.drain()
+        elif path == "/gib-body":
+            await self._pour(path, writer, b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n", b"x" * 65536)
+        elif path == "/gzip-bomb":
+            head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 1048576\r\n\r\n"
+            await self._pour(path, writer, head, _BOMB, 16)
+        elif path == "/huge-header":
+            await self._pour(path, writer, b"HTTP/1.1 200 OK\r\nX-A: ", b"x" * 65536)
+        elif path == "/reset":
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
         elif path == "/slow":
             await asyncio.sleep(0.6)
             writer.write(ANSWERS["/ok"])
         else:
             writer.write(ANSWERS.get(path, ANSWERS["/ok"]))
             await writer.drain()
+
+    async def _pour(
+        self, path: str, writer: asyncio.StreamWriter, head: bytes, block: bytes, times: int = 16384
+    ) -> None:
+        writer.write(head)
+        for _ in range(times):
+            writer.write(block)
+            await writer.drain()
+            self.sent[path] = self.sent.get(path, 0) + len(block)
 
     async def _drip(self, writer: asyncio.StreamWriter, head: bytes, rest: bytes) -> None:
         writer.write(head)

@@ -80,7 +80,7 @@ def _watch(place: Place) -> None:
 def _table(report: HealthReport) -> RenderableType:
     from rich.text import Text
 
-    columns = ("what", "state", "since", ">latency", ">up, last day", "why")
+    columns = ("what", "state", "since", ">latency", ">up of observed", ">unobserved, last day", "why")
     rows: list[Sequence[str | Text]] = []
     for row in report.rows:
         state = row.condition.state
@@ -91,6 +91,7 @@ def _table(report: HealthReport) -> RenderableType:
                 format_age(report.read_at - row.condition.since),
                 _latency(row),
                 _uptime(row),
+                f"{row.unobserved_ratio:.1%}",
                 row.condition.reason,
             )
         )
@@ -190,5 +191,7 @@ def _row_data(row: HealthRow) -> dict[str, Any]:
             "degraded_s": row.day.degraded_s,
             "failed_s": row.day.failed_s,
             "unknown_s": row.day.unknown_s,
+            "unobserved_ratio": row.unobserved_ratio,
+            "window_s": row.day_window.total_seconds(),
         },
     }

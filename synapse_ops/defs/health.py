@@ -107,7 +107,9 @@ def _health_report(keys: list[dg.AssetKey]) -> dg.AssetsDefinition:
         code_version=code_version("synapse_ops.operations.health", "synapse_ops.domain.health"),
         freshness_policy=dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=2), fail_window=timedelta(hours=4)),
         description="Every probed endpoint and server at one moment: state, since when, why, latency, the last day. "
-        "`failed` counts those that are failed now; `unknown` those that nobody could ask.",
+        "`failed` counts those that are failed now; `unknown` those that nobody could ask. Uptime is of the "
+        "observed time; "
+        "`unobserved_last_day` is the rest: no prober ran, or it could not ask.",
     )
     def health_report(context: dg.AssetExecutionContext, stack: StackResource) -> dg.MaterializeResult[None]:
         with operation_of(context.run.run_id, context.instance):
@@ -124,7 +126,8 @@ def _report_metadata(report: "HealthReport") -> Metadata:
     from synapse_ops.operations.health import summary_of
 
     columns = {"what": "string", "state": "string", "since": "string", "latency_ms": "float"}
-    columns |= {"uptime_last_day": "string", "failed_min_last_day": "float", "why": "string"}
+    columns |= {"uptime_of_observed": "string", "unobserved_last_day": "string"}
+    columns |= {"failed_min_last_day": "float", "why": "string"}
     changes = (
         {
             "at": change.at.isoformat(timespec="seconds"),
@@ -138,6 +141,7 @@ def _report_metadata(report: "HealthReport") -> Metadata:
         "summary": summary_of(report.rows),
         **{str(state): len(report.of(state)) for state in State},
         "is_watched": report.is_watched,
+        "most_unobserved_ratio": round(max((row.unobserved_ratio for row in report.rows), default=1.0), 5),
         "probes": table((_row(row) for row in report.rows), columns),
         "changes_last_day": len(report.changes),
         "last_day": table(changes, {"at": "string", "what": "string", "change": "string", "why": "string"}),
@@ -151,7 +155,8 @@ def _row(row: "HealthRow") -> dict[str, Any]:
         "state": str(row.condition.state),
         "since": f"{row.condition.since:%d %b %H:%M:%S}",
         "latency_ms": round(latency_s * 1000, 1) if latency_s is not None else None,
-        "uptime_last_day": f"{ratio:.3%}" if ratio is not None else "not known",
+        "uptime_of_observed": f"{ratio:.3%}" if ratio is not None else "not known",
+        "unobserved_last_day": f"{row.unobserved_ratio:.1%}",
         "failed_min_last_day": round(row.day.failed_s / 60, 1),
         "why": row.condition.reason,
     }
@@ -185,7 +190,7 @@ def _availability_report(keys: list[dg.AssetKey], spec: "Spec") -> dg.AssetsDefi
                 raise ConfigError(f'"{config.month}" is no month', hint="Write it as 2026-11.") from None
             rows = read_availability(stack.open().state_dir, since, min(until, datetime.now(UTC)))
         ratios = [row.time.uptime_ratio for row in rows if row.time.uptime_ratio is not None]
-        columns = {"what": "string", "uptime": "string", "known": "string", "outages": "int"}
+        columns = {"what": "string", "uptime_of_observed": "string", "unobserved": "string", "outages": "int"}
         columns |= {"longest_outage_min": "float", "failed_min": "float", "latency_mean_ms": "float"}
         return dg.MaterializeResult(
             metadata={
@@ -193,6 +198,7 @@ def _availability_report(keys: list[dg.AssetKey], spec: "Spec") -> dg.AssetsDefi
                 "probes": len(rows),
                 "outages": sum(row.outages.count for row in rows),
                 **({"lowest_uptime_ratio": round(min(ratios), 5)} if ratios else {}),
+                "most_unobserved_ratio": round(max((row.unobserved_ratio for row in rows), default=1.0), 5),
                 "availability": table((_availability_row(row) for row in rows), columns),
             }
         )
@@ -204,8 +210,8 @@ def _availability_row(row: "AvailabilityRow") -> dict[str, Any]:
     ratio = row.time.uptime_ratio
     return {
         "what": row.probe,
-        "uptime": f"{ratio:.3%}" if ratio is not None else "not known",
-        "known": f"{row.coverage_ratio:.1%}",
+        "uptime_of_observed": f"{ratio:.3%}" if ratio is not None else "not known",
+        "unobserved": f"{row.unobserved_ratio:.1%}",
         "outages": row.outages.count,
         "longest_outage_min": round(row.outages.longest.total_seconds() / 60, 1),
         "failed_min": round(row.time.failed_s / 60, 1),

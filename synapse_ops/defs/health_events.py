@@ -73,7 +73,7 @@ class HealthTick:
         known: dict[str, str] = dict(self._cursor.get("states", {}))
         names = {row.probe.name for row in report.rows}
         for change in changes:
-            if change.probe in names:
+            if change.probe in names and known.get(change.probe) != str(change.new):  # the prober's silence was told
                 self._report(_change_event(change))
                 known[change.probe] = str(change.new)
         is_new_span = last_span != span_start.timestamp()
@@ -147,6 +147,7 @@ def _span_event(row: "HealthRow", span: "Span | None") -> dg.AssetMaterializatio
             metadata["uptime_ratio"] = round(span.time.uptime_ratio, 4)
     if row.day.uptime_ratio is not None:
         metadata["uptime_last_day_ratio"] = round(row.day.uptime_ratio, 5)
+    metadata["unobserved_last_day_ratio"] = round(row.unobserved_ratio, 5)
     metadata |= dict(row.probe.measurements)
     return dg.AssetMaterialization(
         health_key(row.probe.name),

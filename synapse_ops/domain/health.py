@@ -82,7 +82,8 @@ def next_condition(before: Condition, verdict: ProbeVerdict, now: datetime) -> C
     if state is not before.state:
         return Condition(state, now, _reason_of(before, verdict, state), recent)
     reason = verdict.reason if verdict.state is state else before.reason
-    return Condition(state, before.since, reason, recent)
+    since = min(before.since, now)  # a clock that was set back begins no state in the future
+    return Condition(state, since, reason, recent)
 
 
 def reached_state(state: State, recent: tuple[State, ...]) -> State:
@@ -120,10 +121,14 @@ def condition_now(
 ) -> Condition:
     """Return the condition as it may be believed now: unknown once a verdict is overdue, whatever the last one said.
 
-    A prober that died leaves a table full of old good news; nobody may take that for the truth.
+    A prober that died leaves a table full of old good news; nobody may take that for the truth. A verdict of a time
+    that has not come says that the clock was set back: how old it is, nobody knows.
     """
     if last_verdict_at is None:
         return condition
+    if last_verdict_at > now + OVERDUE_GRACE:
+        at = last_verdict_at.isoformat(timespec="seconds")
+        return Condition(State.UNKNOWN, now, f"the clock was set back: the last verdict is of {at}", condition.recent)
     overdue_at = last_verdict_at + interval + timeout + OVERDUE_GRACE
     if now <= overdue_at:
         return condition
@@ -155,8 +160,12 @@ class TimeInStates:
         return (self.healthy_s + self.degraded_s) / self.known_s if self.known_s > 0 else None
 
     def coverage_ratio(self, window: timedelta) -> float:
-        """Return the part of a window in which the state was known, 0 to 1."""
-        return min(1.0, self.known_s / window.total_seconds())
+        """Return the part of a window in which the state was known, 0 to 1; 0 of an empty window."""
+        return min(1.0, self.known_s / window.total_seconds()) if window > timedelta() else 0.0
+
+    def unobserved_ratio(self, window: timedelta) -> float:
+        """Return the part of a window of which nobody can say how it was: no prober ran, or it could not ask."""
+        return 1.0 - self.coverage_ratio(window)
 
     def plus(self, state: State, seconds: float) -> TimeInStates:
         """Return the sums with some more time in one state."""

@@ -44,13 +44,17 @@ _ERROR_TITLE = re.compile(r"\b(error|unavailable|bad gateway|not found|maintenan
 
 @dataclass(frozen=True, slots=True)
 class HttpReply:
-    """One whole answer. body: its first bytes; is_cut: there were more. certificate_days: None without TLS."""
+    """One whole answer. body: its first bytes; is_cut: there were more. encoding: how it is packed; then body is empty.
+
+    certificate_days: None without TLS.
+    """
 
     status: int
     latency_s: float
     content_type: str = ""
     body: bytes = b""
     is_cut: bool = False
+    encoding: str = "identity"
     certificate_days: float | None = None
 
 
@@ -60,7 +64,11 @@ def judge_reply(reply: HttpReply, *, timeout_s: float) -> ProbeVerdict:
     if reply.certificate_days is not None:
         measurements["certificate_days"] = reply.certificate_days
     state, reason = _worst(
-        _of_status(reply), _of_body(reply), _of_certificate(reply.certificate_days), _of_latency(reply, timeout_s)
+        _of_status(reply),
+        _of_body(reply),
+        _of_rest(reply),
+        _of_certificate(reply.certificate_days),
+        _of_latency(reply, timeout_s),
     )
     return ProbeVerdict(state, reason, reply.latency_s, measurements)
 
@@ -105,6 +113,18 @@ def _of_body(reply: HttpReply) -> Judged:
         return _of_json(reply, text)
     word = re.split(r"[\s:,.;!]", text.strip(), maxsplit=1)[0].strip("\"'")
     return _of_word(reply.status, word)
+
+
+def _of_rest(reply: HttpReply) -> Judged:
+    """Judge what was not read: nobody knows what it says. Of a page only the title counts, and that was read."""
+    if reply.encoding != "identity":
+        return (
+            State.DEGRADED,
+            f"answers packed ({reply.encoding[:20]!r}), which was not asked for: the body is not read",
+        )
+    if reply.is_cut and "html" not in reply.content_type.lower():
+        return State.DEGRADED, f"its body does not end within {len(reply.body)} bytes: the rest is not read"
+    return GOOD
 
 
 def _of_json(reply: HttpReply, text: str) -> Judged:

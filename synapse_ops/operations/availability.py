@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from synapse_ops.domain.availability import Outages, outages
-from synapse_ops.domain.health import TimeInStates
-from synapse_ops.errors import Refused
-from synapse_ops.operations.health_history import HistoryReader, Span, history_file
+from synapse_ops.domain.health import State, TimeInStates
+from synapse_ops.operations.health_history import ProbeRow, Span, believed_condition, reading_history
 
 _MOST_CHANGES = 1_000_000
 
@@ -25,24 +24,39 @@ class AvailabilityRow:
     latency_mean_s: float | None
     latency_max_s: float
 
+    @property
+    def unobserved_ratio(self) -> float:
+        """The part of the window of which nobody can say how it was; the uptime is of the rest alone."""
+        return 1.0 - self.coverage_ratio
+
 
 def read_availability(state_dir: Path, since: datetime, until: datetime) -> tuple[AvailabilityRow, ...]:
     """Return a row for each current probe, in the prober's order. Raises Refused when no prober ever ran."""
-    try:
-        with HistoryReader(history_file(state_dir)) as history:
-            names = [row.name for row in history.probes()]
-            spans = history.spans(since, until)
-            changes = [found for found in history.changes(since=since, limit=_MOST_CHANGES) if found.at < until]
-    except FileNotFoundError:
-        raise Refused(f"no prober ever ran for {state_dir}", hint="docs/health.md says how one is started.") from None
+    since, until = since.astimezone(UTC), until.astimezone(UTC)  # in one local zone Python subtracts what clocks show
+    with reading_history(state_dir) as history:
+        probes = history.probes()
+        spans = history.spans(since, until)
+        changes = [found for found in history.changes(since=since, limit=_MOST_CHANGES) if found.at < until]
     empty = Span(TimeInStates(), 0, None, 0.0)
     rows = []
-    for name in names:
+    for probe in probes:
+        name = probe.name
         span = spans.get(name, empty)
         of_probe = [(found.at, found.old, found.new) for found in changes if found.probe == name]
+        of_probe += _silence(probe, since, until)
         found = outages(of_probe, since, until)
         if not of_probe and span.time.failed_s > 0:  # failed all the while
-            found = Outages(1, until - since)
+            found = Outages(1, min(until - since, timedelta(seconds=span.time.failed_s)))
         coverage = span.time.coverage_ratio(until - since)
         rows.append(AvailabilityRow(name, span.time, coverage, found, span.latency_mean_s, span.latency_max_s))
     return tuple(rows)
+
+
+def _silence(probe: ProbeRow, since: datetime, until: datetime) -> list[tuple[datetime, State, State]]:
+    """Return the change to unknown that nobody wrote: the prober went away in the window, and none came after it."""
+    if probe.at is None or probe.at >= until:
+        return []
+    believed = believed_condition(probe, until)
+    if believed.state is probe.condition.state or believed.since < since:
+        return []
+    return [(believed.since, probe.condition.state, believed.state)]

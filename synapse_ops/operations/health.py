@@ -16,12 +16,10 @@ from synapse_ops.domain.health import (
     Condition,
     State,
     TimeInStates,
-    condition_now,
     initial_condition,
     next_condition,
 )
-from synapse_ops.errors import Refused
-from synapse_ops.operations.health_history import Change, HistoryReader, ProbeRow, history_file
+from synapse_ops.operations.health_history import SPAN_S, Change, ProbeRow, believed_condition, reading_history
 from synapse_ops.operations.health_probes import probes_of
 from synapse_ops.operations.probing import Asker, Probe
 from synapse_ops.operations.stack import Stack
@@ -32,11 +30,20 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class HealthRow:
-    """One probed thing. condition: as it may be believed now. day: its last 24 hours; empty without a prober."""
+    """One probed thing. condition: as it may be believed now. day: its last 24 hours; empty without a prober.
+
+    day_window: the whole five minutes of these 24 hours, up to the last verdict while one is not overdue.
+    """
 
     probe: ProbeRow
     condition: Condition
     day: TimeInStates
+    day_window: timedelta = DAY
+
+    @property
+    def unobserved_ratio(self) -> float:
+        """The part of the last day of which nobody can say how it was; `day.uptime_ratio` is of the rest alone."""
+        return self.day.unobserved_ratio(self.day_window)
 
     @property
     def is_healthy(self) -> bool:
@@ -68,29 +75,24 @@ class HealthReport:
 def read_health(state_dir: Path, now: datetime) -> HealthReport:
     """Return what the prober of a state directory knows. Verdicts that are overdue read as unknown.
 
-    Raises Refused when no prober ever ran there.
+    Raises Refused when no prober ever ran there, IntegrityError or Unreachable when its history cannot be read.
     """
-    try:
-        with HistoryReader(history_file(state_dir)) as history:
-            probes = history.probes()
-            days = history.spans(now - DAY, now + timedelta(minutes=5))
-            changes = history.changes(since=now - DAY)
-            protection = history.note("protection")
-    except FileNotFoundError:
-        raise Refused(
-            f"no prober ever ran for {state_dir}",
-            hint="`synapse-ops local up` and `synapse-ops ui` start one; docs/health.md shows it as a service.",
-        ) from None
-    rows = tuple(
-        HealthRow(probe, _believed(probe, now), days[probe.name].time if probe.name in days else TimeInStates())
-        for probe in probes
-    )
+    with reading_history(state_dir) as history:
+        probes = history.probes()
+        days = history.spans(now - DAY, now + timedelta(minutes=5))
+        changes = history.changes(since=now - DAY)
+        protection = history.note("protection")
+    times = {name: span.time for name, span in days.items()}
+    rows = tuple(_row_of(probe, times.get(probe.name, TimeInStates()), now) for probe in probes)
     return HealthReport(rows, now, is_watched(state_dir), tuple(reversed(changes)), protection)
 
 
-def _believed(probe: ProbeRow, now: datetime) -> Condition:
-    interval, timeout = timedelta(seconds=probe.interval_s), timedelta(seconds=probe.timeout_s)
-    return condition_now(probe.condition, probe.at, interval=interval, timeout=timeout, now=now)
+def _row_of(probe: ProbeRow, day: TimeInStates, now: datetime) -> HealthRow:
+    condition = believed_condition(probe, now)
+    is_current = condition is probe.condition and probe.at is not None
+    until_s = (probe.at if is_current and probe.at is not None else now).timestamp()
+    since_s = -(-(now - DAY).timestamp() // SPAN_S) * SPAN_S
+    return HealthRow(probe, condition, day, timedelta(seconds=max(0.0, until_s - since_s)))
 
 
 def is_watched(state_dir: Path) -> bool:

@@ -7,7 +7,7 @@
 
 Seconds come from a monotonic clock and are written into the five minutes of the wall clock, so that a clock that jumps
 loses no time and invents none. One writer; a reader sees whole transactions. A file that is damaged is set aside, and a
-new one begun: history may be lost, probing may not stop.
+new one begun: history may be lost, probing may not stop. A disk that is full damages nothing, so nothing is set aside.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from synapse_ops.domain.health import Condition, ProbeVerdict, State, TimeInStates
+from synapse_ops.domain.health import Condition, ProbeVerdict, State, TimeInStates, condition_now
+from synapse_ops.errors import IntegrityError, Refused, Unreachable
 from synapse_ops.operations.probing import Probe
 
 FORMAT = 1
@@ -52,7 +53,7 @@ pragma user_version = {FORMAT};
 class StoredVerdict:
     """One verdict to be kept. elapsed_s: time since the verdict before, spent in `before`; 0 for the first.
 
-    at: aware UTC, our wall clock.
+    at: aware UTC, our wall clock. lapsed: the unknown that came between, when nobody asked for longer than was due.
     """
 
     probe: str
@@ -61,6 +62,7 @@ class StoredVerdict:
     before: Condition
     after: Condition
     elapsed_s: float
+    lapsed: Condition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +116,21 @@ class HistoryWriter:
         self._path = path
         try:
             self._connection = self._open()
-        except sqlite3.DatabaseError:
-            path.replace(path.with_suffix(".damaged"))
-            for tail in ("-wal", "-shm"):
-                path.with_name(path.name + tail).unlink(missing_ok=True)
-            self._connection = self._open()
+        except sqlite3.DatabaseError as fault:
+            if not is_damage(fault):
+                raise
+            self._begin_again()
+
+    def set_aside(self) -> None:
+        """Keep the damaged file as `.damaged`, in place of an older one, and go on with a new, empty one."""
+        self._connection.close()
+        self._begin_again()
+
+    def _begin_again(self) -> None:
+        self._path.replace(self._path.with_suffix(".damaged"))
+        for tail in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + tail).unlink(missing_ok=True)
+        self._connection = self._open()
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=5, isolation_level=None, check_same_thread=False)
@@ -146,8 +158,15 @@ class HistoryWriter:
         self._connection.execute("commit")
 
     def set_probes(self, probes: Sequence[Probe], conditions: Mapping[str, Condition]) -> None:
-        """Make these the probes that are shown; what others left stays until it is pruned."""
+        """Make these the probes that are shown; what others left stays until it is pruned.
+
+        A state that is not the stored one began while nobody wrote: that is a change, too.
+        """
         with self._transaction() as connection:
+            stored = dict(connection.execute("select name, state from probes"))
+            for name, condition in conditions.items():
+                if stored.get(name, condition.state) != condition.state:
+                    _add_change(connection, name, State(stored[name]), condition)
             connection.execute("update probes set is_current = 0")
             connection.executemany(
                 "insert into probes"
@@ -184,11 +203,12 @@ class HistoryWriter:
                     ),
                 )
                 _add_span(connection, stored, int(at_s // SPAN_S) * SPAN_S)
-                if stored.after.state is not stored.before.state:
-                    connection.execute(
-                        "insert into changes (probe, at_s, old, new, reason) values (?, ?, ?, ?, ?)",
-                        (stored.probe, at_s, stored.before.state, stored.after.state, stored.after.reason),
-                    )
+                before = stored.before
+                if stored.lapsed is not None and stored.lapsed.state is not before.state:
+                    _add_change(connection, stored.probe, before.state, stored.lapsed)
+                    before = stored.lapsed
+                if stored.after.state is not before.state:
+                    _add_change(connection, stored.probe, before.state, stored.after)
 
     def set_note(self, name: str, value: Any) -> None:
         """Keep one JSON value by name."""
@@ -207,6 +227,18 @@ class HistoryWriter:
 
 def _condition_columns(condition: Condition) -> tuple[str, float, str, str]:
     return condition.state, condition.since.timestamp(), condition.reason, ",".join(condition.recent)
+
+
+def is_damage(fault: sqlite3.Error) -> bool:
+    """Say whether SQLite calls the file itself damaged or none of its own; a full or slow disk is neither."""
+    return getattr(fault, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def _add_change(connection: sqlite3.Connection, probe: str, old: State, after: Condition) -> None:
+    connection.execute(
+        "insert into changes (probe, at_s, old, new, reason) values (?, ?, ?, ?, ?)",
+        (probe, after.since.timestamp(), old, after.state, after.reason),
+    )
 
 
 def _add_span(connection: sqlite3.Connection, stored: StoredVerdict, start_s: int) -> None:
@@ -297,6 +329,39 @@ def _probe_row(row: sqlite3.Row) -> ProbeRow:
     )
 
 
-def kept_conditions(rows: Iterable[ProbeRow]) -> dict[tuple[str, str], Condition]:
-    """Return the conditions that a prober goes on from, by name and target: another target is another thing."""
-    return {(row.name, row.target): row.condition for row in rows}
+@contextlib.contextmanager
+def reading_history(state_dir: Path) -> Iterator[HistoryReader]:
+    """Yield the history of a state directory.
+
+    Raises Refused when no prober ever ran there, IntegrityError for a damaged file, Unreachable for one that cannot be
+    read now.
+    """
+    path = history_file(state_dir)
+    try:
+        with HistoryReader(path) as history:
+            yield history
+    except FileNotFoundError:
+        raise Refused(
+            f"no prober ever ran for {state_dir}",
+            hint="`synapse-ops local up` and `synapse-ops ui` start one; docs/health.md shows it as a service.",
+        ) from None
+    except sqlite3.Error as fault:
+        if is_damage(fault):
+            raise IntegrityError(
+                f"the history {path} is damaged: {fault}", hint="A prober that runs sets it aside and begins a new one."
+            ) from fault
+        raise Unreachable(f"could not read the history {path}: {fault}") from fault
+
+
+def believed_condition(row: ProbeRow, now: datetime) -> Condition:
+    """Return a probe's condition as it may be believed now: unknown once its next verdict is overdue."""
+    interval, timeout = timedelta(seconds=row.interval_s), timedelta(seconds=row.timeout_s)
+    return condition_now(row.condition, row.at, interval=interval, timeout=timeout, now=now)
+
+
+def kept_conditions(rows: Iterable[ProbeRow], now: datetime) -> dict[tuple[str, str], Condition]:
+    """Return the conditions that a prober goes on from, by name and target: another target is another thing.
+
+    What was not asked for longer than was due is unknown: no state is said to have held while nobody looked.
+    """
+    return {(row.name, row.target): believed_condition(row, now) for row in rows}

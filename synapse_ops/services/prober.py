@@ -12,14 +12,21 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from synapse_ops.domain.active_alerts import ActiveAlert, Told, after_notification
-from synapse_ops.domain.health import OVERDUE_GRACE, Condition, ProbeVerdict, initial_condition, next_condition
+from synapse_ops.domain.health import (
+    OVERDUE_GRACE,
+    Condition,
+    ProbeVerdict,
+    condition_now,
+    initial_condition,
+    next_condition,
+)
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.manifests.prober_names import prober_names
 from synapse_ops.operations.alerts_told import NOTE, read_active_alerts
@@ -28,6 +35,7 @@ from synapse_ops.operations.health_history import (
     HistoryWriter,
     StoredVerdict,
     history_file,
+    is_damage,
     kept_conditions,
 )
 from synapse_ops.operations.health_probes import probes_of
@@ -41,6 +49,7 @@ from synapse_ops.systems.probe_clients import HttpClients
 FLUSH_S = 0.1  # verdicts of this long go into one transaction
 BEAT_S = 1.0
 PRUNE_EVERY_S = 3600.0
+STEADY_S = 60.0  # a wall clock that moved further than this from the monotonic one removes no history
 FIRST_READING_S = 5.0  # of the repository: servers that start with us are given their turn
 SPREAD_S = 5.0  # first questions are spread over this long, so that 200 of them do not fall due at once for ever
 STOP_GRACE_S = 1.0
@@ -131,7 +140,7 @@ class Prober:
         """Probe until told to stop."""
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="blocking"))
-        self._history = await loop.run_in_executor(self._disk, HistoryWriter, history_file(self.state_dir))
+        await self._on_disk(lambda history: None)  # a disk that will not have it is asked again with each verdict
         await self._take_probes()
         tasks = [asyncio.create_task(work) for work in (self._beat(), self._keep(), self._look_at_repository())]
         try:
@@ -172,7 +181,7 @@ class Prober:
     def _read_conditions(self) -> dict[tuple[str, str], Condition]:
         try:
             with HistoryReader(history_file(self.state_dir)) as history:
-                return kept_conditions(history.probes())
+                return kept_conditions(history.probes(), utc_now())
         except (OSError, sqlite3.Error, ValueError):
             return {}
 
@@ -192,26 +201,43 @@ class Prober:
     def _take_verdict(self, watched: Watched, verdict: ProbeVerdict, due_s: float) -> None:
         now, now_s = utc_now(), asyncio.get_running_loop().time()
         before = watched.condition
-        after = next_condition(before, verdict, now)
+        lapsed = self._lapse_of(watched, now_s)
+        after = next_condition(lapsed or before, verdict, now)
         longest_s = watched.probe.interval_s + watched.probe.timeout_s + OVERDUE_GRACE.total_seconds()
         elapsed_s = min(now_s - watched.at_s, longest_s) if watched.at_s is not None else 0.0
         watched.condition, watched.verdict, watched.at, watched.at_s = after, verdict, now, now_s
-        self._pending.append((StoredVerdict(watched.probe.name, now, verdict, before, after, elapsed_s), due_s))
+        stored = StoredVerdict(watched.probe.name, now, verdict, before, after, elapsed_s, lapsed)
+        self._pending.append((stored, due_s))
         self._has_news.set()
         if after.state is not before.state:
             log.info("state changed", probe=watched.probe.name, old=before.state, new=after.state, reason=after.reason)
 
+    def _lapse_of(self, watched: Watched, now_s: float) -> Condition | None:
+        """Return the unknown that came before a verdict which is overdue: we were stopped, and nobody looked."""
+        if watched.at is None or watched.at_s is None:
+            return None
+        probe = watched.probe
+        interval, timeout = timedelta(seconds=probe.interval_s), timedelta(seconds=probe.timeout_s)
+        then = watched.at + timedelta(seconds=now_s - watched.at_s)
+        lapsed = condition_now(watched.condition, watched.at, interval=interval, timeout=timeout, now=then)
+        return None if lapsed is watched.condition else lapsed
+
     async def _keep(self) -> None:
         """Write verdicts as they come, and remove history past its time."""
         loop = asyncio.get_running_loop()
-        prune_at_s = loop.time()
+        prune_at_s, steady_at = loop.time() + PRUNE_EVERY_S, utc_now()
         while True:
             await self._has_news.wait()
             await asyncio.sleep(FLUSH_S)
             self._has_news.clear()
             await self._flush()
             if loop.time() >= prune_at_s:
-                prune_at_s = loop.time() + PRUNE_EVERY_S
+                steady_s = PRUNE_EVERY_S + loop.time() - prune_at_s
+                jump_s = (utc_now() - steady_at).total_seconds() - steady_s
+                prune_at_s, steady_at = loop.time() + PRUNE_EVERY_S, utc_now()
+                if abs(jump_s) > STEADY_S:
+                    log.warning("the clock jumped: no history is removed", jump_s=round(jump_s))
+                    continue
                 oldest = utc_now() - self._stack.spec.watch.history
                 await self._on_disk(lambda history, oldest=oldest: history.prune(oldest))
 
@@ -234,15 +260,34 @@ class Prober:
 
     async def _on_disk(self, work: Any) -> bool:
         """Do something with the history in its own thread; False when the disk would not have it."""
-        history = self._history
-        if history is None:
-            return False
         try:
-            await asyncio.get_running_loop().run_in_executor(self._disk, work, history)
+            await asyncio.get_running_loop().run_in_executor(self._disk, self._write, work)
         except (sqlite3.Error, OSError) as fault:
             log.warning("history could not be written", fault=str(fault))
             return False
         return True
+
+    def _write(self, work: Any) -> None:
+        """Do something with the history, which is opened where it is not yet and begun again where it is damaged."""
+        if self._history is None:
+            self._history = HistoryWriter(history_file(self.state_dir))
+            self._write_probes(self._history)
+        try:
+            work(self._history)
+        except sqlite3.DatabaseError as fault:
+            if not is_damage(fault):
+                raise
+            log.warning("the history is damaged: it is set aside", fault=str(fault))
+            history, self._history = self._history, None  # until the new one is whole
+            history.set_aside()
+            self._write_probes(history)
+            work(history)
+            self._history = history
+
+    def _write_probes(self, history: HistoryWriter) -> None:
+        watched = list(self.watched.values())
+        if watched:
+            history.set_probes([one.probe for one in watched], {one.probe.name: one.condition for one in watched})
 
     async def _beat(self) -> None:
         """Count, so that whoever reads the count sees a prober that hangs; and take a new spec in force."""

@@ -113,6 +113,8 @@ def _next_target(here: httpx.URL, response: httpx.Response) -> httpx.URL:
         raise IntegrityError(f"redirects to an address that is none: {location[:80]!r}") from fault
     if target.scheme not in {"http", "https"} or not target.host:
         raise IntegrityError(f"redirects to {location[:80]!r}, which is neither http nor https")
+    if target.host != here.host:  # a login page elsewhere answers 200 whatever is the matter here
+        raise IntegrityError(f"redirects to another host, {target.host[:80]}, which was not asked about")
     if here.scheme == "https" and target.scheme == "http":
         raise IntegrityError(f"redirects from https to {_shown(target)}")
     return target
@@ -126,13 +128,14 @@ async def _read(response: httpx.Response, began: float) -> HttpReply:
         if len(body) >= MAX_BODY_BYTES:
             is_cut = True
             break
-    encoding = response.headers.get("content-encoding", "identity")
+    encoding = response.headers.get("content-encoding", "").strip().lower() or "identity"
     return HttpReply(
         status=response.status_code,
         latency_s=time.monotonic() - began,
         content_type=response.headers.get("content-type", ""),
         body=bytes(body) if encoding == "identity" else b"",  # asked for none; what is packed is not judged
         is_cut=is_cut,
+        encoding=encoding,
         certificate_days=_certificate_days(response),
     )
 

@@ -35,8 +35,9 @@ def verdict(state: State) -> ProbeVerdict:
 def walk(verdicts: list[State], start: Condition | None = None) -> Condition:
     """Return the condition after verdicts, one a minute."""
     condition = start or initial_condition(NOW)
+    begin = condition.since
     for minute, state in enumerate(verdicts):
-        condition = next_condition(condition, verdict(state), NOW + timedelta(minutes=minute))
+        condition = next_condition(condition, verdict(state), begin + timedelta(minutes=minute))
     return condition
 
 
@@ -132,6 +133,19 @@ def test_an_overdue_verdict_reads_as_unknown_whatever_it_was() -> None:
     assert at(due + timedelta(seconds=1)).state is U
     assert at(due + timedelta(seconds=1)).since == due
     assert "it was healthy" in at(due + timedelta(days=1)).reason
+
+
+def test_a_clock_that_was_set_back_leaves_nothing_to_believe() -> None:
+    """A verdict of the future could be of any age; and no state begins in the future."""
+    good = Condition(H, NOW, "", (H,))
+    interval, timeout = timedelta(seconds=30), timedelta(seconds=5)
+    back = NOW - timedelta(hours=1)
+
+    read = condition_now(good, NOW, interval=interval, timeout=timeout, now=back)
+
+    assert (read.state, read.since) == (U, back)
+    assert "the clock was set back" in read.reason
+    assert next_condition(good, verdict(H), back).since == back
 
 
 def test_badness_orders_unknown_between_degraded_and_failed() -> None:

@@ -93,10 +93,13 @@ def test_any_answer_gets_a_verdict_with_a_reason(body: bytes, content_type: str,
 
 
 def test_a_body_that_was_cut_is_not_called_broken() -> None:
-    """We stopped reading, not they writing."""
+    """We stopped reading, not they writing; and what was not read is not called healthy."""
     reply = HttpReply(status=200, latency_s=0.1, content_type=JSON, body=b'{"status": "o', is_cut=True)
 
-    assert judge_reply(reply, timeout_s=5).state is State.HEALTHY
+    verdict = judge_reply(reply, timeout_s=5)
+
+    assert verdict.state is State.DEGRADED
+    assert "the rest is not read" in verdict.reason
 
 
 def test_a_deeply_nested_body_is_a_verdict_not_a_crash() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,17 +71,59 @@ def ask_in_time(url: str, ca_file: Path | None = None) -> ProbeVerdict:
         ("/cut", State.FAILED, "ended before a whole answer"),
         ("/garbage", State.FAILED, "ended before a whole answer"),
         ("/nothing", State.FAILED, "ended before a whole answer"),
-        ("/endless-body", State.HEALTHY, ""),
+        ("/endless-body", State.DEGRADED, "its body does not end within 65536 bytes"),
+        ("/gib-body", State.DEGRADED, "its body does not end within 65536 bytes"),
+        ("/gzip-bomb", State.DEGRADED, "answers packed ('gzip')"),
+        ("/huge-header", State.FAILED, "ended before a whole answer"),
+        ("/reset", State.FAILED, "ended before a whole answer"),
+        ("/redirect-elsewhere", State.FAILED, "redirects to another host, localhost"),
     ],
 )
 def test_each_misbehaviour_gets_its_state_and_reason_in_time(
     server: MisbehavingServer, path: str, state: State, words: str
 ) -> None:
-    """A body without end is read to our limit and believed; whatever takes too long says where it stood."""
+    """A body without end is read to our limit and not believed; whatever takes too long says where it stood."""
     verdict = ask_in_time(server.url(path))
 
     assert verdict.state is state, verdict
     assert words in verdict.reason
+
+
+@pytest.mark.parametrize("path", ["/gib-body", "/gzip-bomb", "/huge-header"])
+def test_what_would_fill_memory_is_left_after_a_little(server: MisbehavingServer, path: str) -> None:
+    """The gibibyte stays where it is; 64 MiB that came packed are never unpacked."""
+    before = server.sent.get(path, 0)
+    tracemalloc.start()
+    try:
+        ask(server.url(path))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert server.sent.get(path, 0) - before < 32 << 20
+    assert peak < 16 << 20
+
+
+def test_a_name_that_does_not_resolve_is_failed_in_time() -> None:
+    """Whatever the resolver does: it says no, or it hangs."""
+
+    async def run() -> tuple[ProbeVerdict, float]:
+        http = HttpProbe()
+
+        async def question(stage: Stage) -> ProbeVerdict:
+            return judge_reply(await http.get("http://nobody.invalid/", stage), timeout_s=TIMEOUT_S)
+
+        began = time.monotonic()
+        verdict = await Asker(Probe("it", ENDPOINT, "", 1.0, TIMEOUT_S, question)).ask()
+        took_s = time.monotonic() - began
+        await http.close()
+        return verdict, took_s
+
+    verdict, took_s = asyncio.run(run())
+
+    assert verdict.state is State.FAILED
+    assert "the name nobody.invalid is not known" in verdict.reason or "connecting" in verdict.reason
+    assert took_s <= LATEST_S
 
 
 def test_a_redirect_loop_ends_after_a_few_requests(server: MisbehavingServer) -> None:

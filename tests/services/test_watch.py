@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from synapse_ops.domain.health import State
-from synapse_ops.errors import Refused
+from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.health import is_watched, read_address, read_health
 from synapse_ops.operations.health_history import history_file
 from tests.misbehaving import MisbehavingServer, misbehaving
@@ -75,7 +74,7 @@ def states(state_dir: Path) -> dict[str, State]:
     """Return the state of each probe; empty until the prober has written its first."""
     try:
         return {row.probe.name: row.condition.state for row in read_health(state_dir, datetime.now(UTC)).rows}
-    except (sqlite3.Error, Refused):
+    except SynapseOpsError:
         return {}
 
 
