@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,24 +21,36 @@ async def _never_asked(stage: Stage) -> ProbeVerdict:
 
 
 class WrittenHistory:
-    """Probes by name, each asked every 30 s from `since` on."""
+    """Probes by name, each asked every `interval` from `since` on."""
 
-    def __init__(self, state_dir: Path, names: Sequence[str], since: datetime) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        names: Sequence[str],
+        since: datetime,
+        *,
+        interval: timedelta = INTERVAL,
+        targets: Mapping[str, str] | None = None,
+    ) -> None:
+        self._interval = interval
+        urls = {name: f"http://{name}" for name in names} | dict(targets or {})
         history_file(state_dir).parent.mkdir(exist_ok=True)
         self._writer = HistoryWriter(history_file(state_dir))
         self._conditions: dict[str, Condition] = {name: initial_condition(since) for name in names}
-        probes = [Probe(name, ENDPOINT, f"http://{name}", 30.0, 5.0, _never_asked) for name in names]
+        probes = [Probe(name, ENDPOINT, urls[name], interval.total_seconds(), 5.0, _never_asked) for name in names]
         self._writer.set_probes(probes, self._conditions)
         self._at = dict.fromkeys(names, since)
 
     def add(self, name: str, *states: State, reason: str = "it said no") -> datetime:
-        """Store verdicts of one probe, one every 30 s; return when the last was given."""
+        """Store verdicts of one probe, one every interval, at once; return when the last was given."""
+        stored = []
         for state in states:
-            before, at = self._conditions[name], self._at[name] + INTERVAL
+            before, at = self._conditions[name], self._at[name] + self._interval
             verdict = ProbeVerdict(state, "" if state is State.HEALTHY else reason, 0.02, {"http_status": 200.0})
             after = next_condition(before, verdict, at)
-            self._writer.store([StoredVerdict(name, at, verdict, before, after, INTERVAL.total_seconds())])
+            stored.append(StoredVerdict(name, at, verdict, before, after, self._interval.total_seconds()))
             self._conditions[name], self._at[name] = after, at
+        self._writer.store(stored)
         return self._at[name]
 
     def close(self) -> None:

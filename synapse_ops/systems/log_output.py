@@ -6,6 +6,7 @@ One correlation id is bound per command or Dagster run (`bind_correlation_id`) a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -27,9 +28,19 @@ def configure_logging(level: str | None = None) -> None:
     structlog.configure(
         processors=chain,
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # the stderr of now: it may be replaced
+        logger_factory=lambda *_: _Lines(sys.stderr),  # the stderr of now: it may be replaced
         cache_logger_on_first_use=False,
     )
+
+
+class _Lines(structlog.PrintLogger):
+    """Prints lines. One that the disk will not have is lost: a log that is full may end nobody's work."""
+
+    def msg(self, message: str) -> None:
+        with contextlib.suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = error = err = fatal = failure = critical = exception = msg
 
 
 def _to_ecs(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -1,0 +1,66 @@
+"""`health --watch` on a real terminal: it draws, and Ctrl-C gives the terminal back."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+from tests.misbehaving import misbehaving
+
+DRAWN_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 10.0
+
+
+def read_until(terminal: int, words: bytes | None, timeout_s: float) -> bytes:
+    """Return what the terminal showed until some words, or until its program let go of it."""
+    seen, deadline = b"", time.monotonic() + timeout_s
+    while words is None or words not in seen:
+        assert time.monotonic() < deadline, seen
+        if select.select([terminal], [], [], 0.2)[0]:
+            try:
+                seen += os.read(terminal, 65536)
+            except OSError:  # Linux says so when the last program has closed it
+                return seen
+    return seen
+
+
+def test_watch_draws_until_control_c_and_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    """Exit code 130, the screen of before, the cursor shown, no traceback."""
+    spec = tmp_path / "infrastructure.yaml"
+    with misbehaving() as server:
+        spec.write_text(f"watch: {{servers: []}}\nhealth: [{{name: api, url: '{server.url('/ok')}', timeout: 1s}}]\n")
+        ours, theirs = pty.openpty()
+        code = "from synapse_ops.cli.main import main; main()"
+        argv = [sys.executable, "-c", code, "health", "--watch", "--state-dir", str(tmp_path), "--spec", str(spec)]
+        process = subprocess.Popen(
+            argv,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "160", "LINES": "40"},
+        )
+        os.close(theirs)
+        try:
+            drawn = read_until(ours, b"1 of 1 healthy", DRAWN_TIMEOUT_S)
+            os.write(ours, b"\x03")
+            after = read_until(ours, None, END_TIMEOUT_S)
+            status = process.wait(END_TIMEOUT_S)
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
+
+    assert status == 130
+    assert b"\x1b[?1049h" in drawn
+    assert b"\x1b[?1049l" in after
+    assert b"\x1b[?25h" in after
+    assert b"Traceback" not in after
