@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from synapse_ops.cli.options import Place
-from synapse_ops.errors import SynapseOpsError, Unproven
+from synapse_ops.errors import ConfigError, SynapseOpsError, Unproven
 
 if TYPE_CHECKING:
     from synapse_ops.operations.health import HealthReport
@@ -82,7 +82,10 @@ def command(size: str, state_dir: Path) -> None:
 def _parsed_size(text: str) -> int:
     from synapse_ops.spec.units import parse_size
 
-    return parse_size(text)
+    try:
+        return parse_size(text)
+    except ValueError as fault:
+        raise ConfigError(f'--size "{text}" is not a size', detail=f"allowed: {fault}") from None
 
 
 @contextmanager

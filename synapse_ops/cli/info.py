@@ -63,6 +63,7 @@ def _database_json(row: DatabaseOverview, now: datetime) -> dict[str, Any]:
 
 
 def _show(overview: RepositoryOverview, now: datetime) -> None:
+    count = len(overview.databases)
     show_table(
         (
             "database",
@@ -89,7 +90,7 @@ def _show(overview: RepositoryOverview, now: datetime) -> None:
             )
             for row in overview.databases
         ),
-        title=f"{overview.url} protects {len(overview.databases)} databases",
+        title=f"{overview.url} protects {count} database{'' if count == 1 else 's'}",
     )
     if overview.left_over_count:
         size = format_bytes(overview.left_over_bytes)

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from synapse_ops import __version__
-from synapse_ops.errors import SynapseOpsError
+from synapse_ops.errors import ConfigError, SynapseOpsError
 
 # command -> (module below synapse_ops.cli, one line of help); the attribute is always `command`
 COMMANDS = {
@@ -91,7 +91,10 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as usage:
-        usage.show()
+        if wants_json:
+            _show_error(ConfigError(usage.format_message(), hint=_help_hint(usage)), as_json=True)
+        else:
+            usage.show()
         sys.exit(2)
     except SynapseOpsError as error:
         _show_error(error, as_json=wants_json)
@@ -100,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; say nothing more
         sys.exit(0)
     except Exception as bug:  # noqa: BLE001 - the last resort: an operator never sees a traceback
-        _show_bug(bug)
+        _show_error(_bug(bug), as_json=wants_json)
         sys.exit(1)
 
 
@@ -112,10 +115,17 @@ def _show_error(error: SynapseOpsError, *, as_json: bool) -> None:
         click.echo(error.render(), err=True)
 
 
-def _show_bug(bug: Exception) -> None:
+def _help_hint(usage: click.ClickException) -> str:
+    context = usage.ctx if isinstance(usage, click.UsageError) else None
+    return f"`{context.command_path if context else 'synapse-ops'} --help` says what may be given."
+
+
+def _bug(bug: Exception) -> SynapseOpsError:
     handle, name = tempfile.mkstemp(prefix="synapse-ops-", suffix=".log")
     with os.fdopen(handle, "w", encoding="utf-8") as log:
         traceback.print_exception(bug, file=log)
-    click.echo(f"error: synapse-ops met a fault of its own: {type(bug).__name__}", err=True)
-    click.echo(f"detail: the traceback is in {Path(name)}", err=True)
-    click.echo("hint: Please report it with that file; nothing that was already written is lost.", err=True)
+    return SynapseOpsError(
+        f"synapse-ops met a fault of its own: {type(bug).__name__}",
+        detail=f"the traceback is in {Path(name)}",
+        hint="Please report it with that file; nothing that was already written is lost.",
+    )

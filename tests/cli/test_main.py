@@ -78,6 +78,28 @@ def test_with_json_an_error_is_json_on_stderr(tmp_path: Path) -> None:
     assert body["error"]["code"] == "ConfigError"
 
 
+@pytest.mark.parametrize("arguments", [("expire", "--apply"), ("bakcup",), ("info", "--state-dir", "file")])
+def test_with_json_a_usage_error_is_json_too(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """docs/cli.md promises one JSON object for every error; a mistyped option is one."""
+    (tmp_path / "file").touch()
+    result = call(arguments[0], "--json", *arguments[1:], cwd=tmp_path)
+
+    body = json.loads(result.stderr)
+    assert (body["exit_code"], result.returncode, result.stdout) == (2, 2, "")
+    assert body["error"]["code"] == "ConfigError"
+    assert "--help" in body["error"]["hint"]
+
+
+@pytest.mark.parametrize("size", ["x", "-1", "4Q", ""])
+def test_a_demo_of_no_size_is_refused_before_a_server_starts(size: str, tmp_path: Path) -> None:
+    """A mistyped --size is the caller's fault: exit code 2 with what is allowed, and no state directory."""
+    result = call("demo", "--size", size, cwd=tmp_path)
+
+    assert result.returncode == 2, result.stderr
+    assert "32MiB" in result.stderr or "512MiB" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_command_is_refused_with_exit_code_2(tmp_path: Path) -> None:
     """Usage errors and wrong settings share one code."""
     assert call("bakcup", cwd=tmp_path).returncode == 2
