@@ -15,7 +15,7 @@ help:
 	@echo "make demo    start the embedded stack, back it up, prove the backup, plan retention, show what happened"
 	@echo "make test    run the tests"
 	@echo "make test-stores  the tests of the repository against a second S3 store, built with Go"
-	@echo "make prove-monitoring  the rendered files in a real Prometheus and Alertmanager (Debian packages)"
+	@echo "make prove-monitoring  the rendered files in a real Prometheus and Alertmanager (it installs Debian's packages)"
 	@echo "make prove-release  outside tools judge every rendered document of the example spec"
 	@echo "make ui      open the Dagster instance that the demo filled"
 	@echo "make quick   format, lint, types, imports, domain and spec tests: under 30 s"
@@ -44,7 +44,8 @@ test-stores:
 
 prove-monitoring:
 	@$(SETUP) dev
-	@cd "$(HERE)" && SYNAPSE_PROVE=1 "$(BIN)/python" -m pytest -s tests/prove tests/manifests/test_monitoring_tools.py
+	@cd "$(HERE)" && sh requirements/monitoring-tools
+	@cd "$(HERE)" && PATH="$$PATH:/usr/sbin:/sbin" SYNAPSE_PROVE=1 "$(BIN)/python" -m pytest -s tests/prove tests/manifests/test_monitoring_tools.py
 
 prove-release:
 	@$(SETUP) dev

@@ -1,11 +1,12 @@
 """The programs that will read the rendered files take them, and every alert was seen firing, waiting and resolving.
 
-They need Debian's prometheus, prometheus-alertmanager, prometheus-blackbox-exporter and logrotate; a test whose program
-is missing says so and is skipped.
+They need Debian's prometheus, prometheus-alertmanager, prometheus-blackbox-exporter and logrotate. A test whose program
+is missing says so: skipped by `make test`, failed by `make prove-monitoring`.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,7 +22,7 @@ TIMEOUT_S = 120.0
 def program(name: str) -> str:
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if found is None:
-        pytest.skip(f"{name} is not installed")
+        (pytest.fail if "SYNAPSE_PROVE" in os.environ else pytest.skip)(f"{name} is not installed")
     return found
 
 
