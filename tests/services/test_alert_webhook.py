@@ -12,6 +12,7 @@ import httpx
 from synapse_ops.defs.active_alerts import ACTIVE_ALERTS_KEY, report_alerts
 from synapse_ops.operations.alerts_told import read_active_alerts
 from synapse_ops.operations.health import read_address
+from synapse_ops.services.watch_metrics import MOST_BODY_BYTES
 from tests.services.test_watch import prober, write_spec
 
 TOKEN = "a-token-of-this-test"
@@ -79,3 +80,20 @@ def test_an_alert_is_kept_until_it_resolves_and_told_to_dagster_once(tmp_path: P
     assert [alert["action"] for alert in kept] == ["failover"]
     assert told_once == ["primary_down"]
     assert events == ["no alert fires", "primary_down"]
+
+
+def test_a_call_that_is_too_long_or_cannot_be_checked_changes_nothing(tmp_path: Path) -> None:
+    """413 is final; 503 is repeated by Alertmanager, so that an alert is not lost while the token cannot be read."""
+    (tmp_path / "token").write_text(TOKEN)
+    spec = write_spec(tmp_path, [], f'watch: {{servers: []}}\nalerting: {{webhook_token: "file:{tmp_path / "token"}"}}')
+
+    with prober(spec, tmp_path):
+        longest = call(tmp_path, notification("firing").ljust(MOST_BODY_BYTES))
+        too_long = call(tmp_path, notification("resolved").ljust(MOST_BODY_BYTES + 1))
+        (tmp_path / "token").unlink()
+        unchecked = call(tmp_path, notification("resolved"))
+        kept = read_active_alerts(tmp_path, datetime.now(UTC))
+
+    assert (longest, too_long, unchecked) == (200, 413, 503)
+    assert kept is not None
+    assert [alert.name for alert in kept] == ["primary_down"]
