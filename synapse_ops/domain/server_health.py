@@ -19,6 +19,7 @@ XID_AGE_DEGRADED = 1.0e9  # five times autovacuum_freeze_max_age: autovacuum doe
 XID_AGE_FAILED = 1.9e9  # PostgreSQL stops taking writes 3 million before 2^31
 CHECKSUM_RECENT = timedelta(days=1)
 SLOT_RETAINED_BYTES = 4 * 1024**3  # WAL that a slot holds back fills the disk of the primary
+ARCHIVE_WAITING_S = 900.0  # a finished segment is archived within seconds
 REDIS_MEMORY_RATIO = 0.9  # of maxmemory, where nothing is evicted and writes are refused at the end
 CERTIFICATE_DAYS = 14
 CLOCK_SKEW_S = 300.0  # above it nothing expires (design of retention), and S3 refuses signatures at 15 minutes
@@ -54,6 +55,8 @@ class ServerFacts:
     checksum_last_failure: datetime | None
     server_time: datetime
     slots: tuple[Slot, ...] = ()
+    archive_fails: bool = False
+    archive_waiting_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ def judge_server(facts: ServerFacts) -> ProbeVerdict:
     judged += _wraparound("multixact ids", facts.oldest_multixact_age)
     judged += _checksums(facts)
     judged += [found for slot in facts.slots for found in _slot(slot)]
+    judged += _archiver(facts)
     measurements = {
         "is_standby": float(facts.is_standby),
         "connections": float(facts.connections),
@@ -107,6 +111,8 @@ def judge_server(facts: ServerFacts) -> ProbeVerdict:
         "oldest_multixact_age": facts.oldest_multixact_age,
         "checksum_failures": facts.checksum_failures,
         "slot_retained_bytes": max((slot.retained_bytes for slot in facts.slots), default=0.0),
+        "archive_fails": float(facts.archive_fails),
+        "archive_waiting_s": facts.archive_waiting_s,
     }
     return verdict_of(judged, measurements)
 
@@ -138,6 +144,16 @@ def _slot(slot: Slot) -> list[Judged]:
         held, limit = slot.retained_bytes / 1024**3, SLOT_RETAINED_BYTES / 1024**3
         return [(State.DEGRADED, f'slot "{slot.name}" holds back {held:.1f} GiB of WAL, limit {limit:.0f} GiB')]
     return []
+
+
+def _archiver(facts: ServerFacts) -> list[Judged]:
+    judged: list[Judged] = []
+    if facts.archive_fails:
+        judged.append((State.DEGRADED, "the archiver's last try failed: see last_failed_wal of pg_stat_archiver"))
+    if facts.archive_waiting_s > ARCHIVE_WAITING_S:
+        waits, limit = facts.archive_waiting_s / 60, ARCHIVE_WAITING_S / 60
+        judged.append((State.DEGRADED, f"a WAL segment waits {waits:.0f} min for the archiver, limit {limit:.0f} min"))
+    return judged
 
 
 def judge_replication(positions: Mapping[str, WalPosition | str], *, max_lag_bytes: int) -> ProbeVerdict:

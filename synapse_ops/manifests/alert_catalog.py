@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
+from synapse_ops.manifests.alert_archive import archive_alerts
 from synapse_ops.manifests.alert_rule import AlertRule, Proof, Series
 from synapse_ops.manifests.promql import quoted, range_of, seconds
 from synapse_ops.spec import Spec
@@ -35,6 +36,7 @@ def own_alerts(spec: Spec) -> tuple[AlertRule, ...]:
         *_repository(),
         *_failover(spec),
         *_postgres(),
+        *archive_alerts(),
         *_cache(),
         *_hosts(),
         *_probes(spec),

@@ -34,6 +34,8 @@ _SERVED: Mapping[str, tuple[str, ...]] = {
         "synapse_ops_postgres_oldest_xid_age",
         "synapse_ops_postgres_checksum_failures",
         "synapse_ops_postgres_slot_retained_bytes",
+        "synapse_ops_postgres_archive_fails",
+        "synapse_ops_postgres_archive_waiting_seconds",
         "synapse_ops_redis_memory_bytes",
         "synapse_ops_redis_max_memory_bytes",
         "synapse_ops_redis_evicted_keys",

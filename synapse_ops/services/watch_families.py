@@ -46,6 +46,10 @@ _TOLD: Mapping[str, _Told] = {
     "oldest_multixact_age": _Told("postgres_oldest_multixact_age", "Age of the oldest multixact id.", of_node=True),
     "checksum_failures": _Told("postgres_checksum_failures", "Pages that failed their checksum.", of_node=True),
     "slot_retained_bytes": _Told("postgres_slot_retained_bytes", "Most WAL that one slot holds back.", of_node=True),
+    "archive_fails": _Told("postgres_archive_fails", "1 while the archiver's last try failed.", of_node=True),
+    "archive_waiting_s": _Told(
+        "postgres_archive_waiting_seconds", "How long the oldest finished segment waits for the archiver.", of_node=True
+    ),
     "used_memory_bytes": _Told("redis_memory_bytes", "Memory that Redis uses."),
     "maxmemory_bytes": _Told("redis_max_memory_bytes", "Most memory; no series without a limit.", is_unknown_at_0=True),
     "evicted_keys": _Told("redis_evicted_keys", "Keys that Redis dropped for want of memory, since its start."),

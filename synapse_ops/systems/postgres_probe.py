@@ -32,6 +32,11 @@ select pg_is_in_recovery() as is_standby,
   (select max(mxid_age(datminmxid)) from pg_database)::float8 as oldest_multixact_age,
   (select coalesce(sum(checksum_failures), 0) from pg_stat_database)::float8 as checksum_failures,
   (select max(checksum_last_failure) from pg_stat_database) as checksum_last_failure,
+  (select current_setting('archive_mode') <> 'off' and last_failed_time is not null
+    and last_failed_time >= coalesce(last_archived_time, '-infinity') from pg_stat_archiver) as archive_fails,
+  case when current_setting('archive_mode') = 'off' then 0 else
+    (select coalesce(max(extract(epoch from clock_timestamp() - modification)), 0) from pg_ls_archive_statusdir()
+      where name like '%.ready') end::float8 as archive_waiting_s,
   clock_timestamp() as server_time
 """
 
