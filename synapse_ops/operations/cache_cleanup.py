@@ -7,8 +7,9 @@ Applying asks each key's idle time again, in the same script that removes it. Re
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
@@ -29,7 +30,7 @@ from synapse_ops.domain.retention import format_days
 from synapse_ops.errors import PlanChanged, Refused
 from synapse_ops.operations.plan_document import Draft, Outcome, StoredPlan, apply_plan, write_plan
 from synapse_ops.spec import Spec
-from synapse_ops.systems.redis import UNLINK_KEYS, RedisServer
+from synapse_ops.systems.redis import UNLINK_KEYS, IdlePage, RedisServer
 
 KIND = "cache"
 BUSY_WAIT_S = 30.0  # a save of some gigabytes; the schedule comes back tomorrow
@@ -73,10 +74,10 @@ def apply_cache_plan(
         removed = 0
         while batch := list(islice(entries, UNLINK_KEYS)):
             keys = [body["key"].encode("utf-8", "surrogateescape") for body in batch]
-            for body, letter in zip(batch, server.unlink_idle(keys, wanted["retention_s"]), strict=True):
-                if letter == "d":
-                    outcome.did("delete")
-                else:
+            letters = server.unlink_idle(keys, wanted["retention_s"])
+            outcome.did("delete", times=letters.count("d"))
+            for body, letter in zip(batch, letters, strict=True):
+                if letter != "d":
                     outcome.skip(body, _SKIP_REASONS[letter])
             removed += len(batch)
             progress(Progress("removing idle keys", removed, unit="keys"))
@@ -132,25 +133,15 @@ def _wait_until_not_busy(server: RedisServer) -> None:
 
 def _list_idle(spec: Spec, server: RedisServer, draft: Draft, progress: ReportProgress) -> None:
     retention = spec.cleanup.cache.retention
-    reason = f"not used for {format_days(retention)}"
+    entry = {"action": "delete", "rule": "idle", "reason": f"not used for {format_days(retention)}"}
     matched = listed = sampled = sample_bytes = 0
-    earlier: list[Any] = []
+    earlier: list[re.Pattern[bytes]] = []
     for pattern in spec.cleanup.cache_patterns:
         for page in server.idle_pages(pattern, int(retention.total_seconds())):
             matched += page.matched
             if page.sample_bytes:
                 sampled, sample_bytes = sampled + 1, sample_bytes + page.sample_bytes
-            for key in page.idle:
-                if earlier and matches_any(key, earlier):
-                    continue
-                listed += 1
-                body = {
-                    "action": "delete",
-                    "rule": "idle",
-                    "reason": reason,
-                    "key": key.decode("utf-8", "surrogateescape"),
-                }
-                draft.writer.add(body, acts=True)
+            listed += _add_page(draft, page, entry, earlier)
             progress(Progress("looking for idle keys", matched, unit="keys"))
         earlier.append(compile_pattern(pattern))
     draft.totals = {
@@ -159,3 +150,15 @@ def _list_idle(spec: Spec, server: RedisServer, draft: Draft, progress: ReportPr
         "kept": matched - listed,
         "estimated_bytes": round(sample_bytes / sampled * listed) if sampled else 0,
     }
+
+
+def _add_page(draft: Draft, page: IdlePage, entry: dict[str, Any], earlier: Sequence[re.Pattern[bytes]]) -> int:
+    """Add a page's idle keys but those of patterns that were listed earlier; return how many."""
+    if page.lines is not None and not earlier:
+        if page.idle:
+            draft.writer.add_lines(entry, "key", page.lines)
+        return page.idle
+    keys = [key for key in page.idle_keys() if not matches_any(key, earlier)]
+    for key in keys:
+        draft.writer.add({**entry, "key": key.decode("utf-8", "surrogateescape")}, acts=True)
+    return len(keys)

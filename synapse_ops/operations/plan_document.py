@@ -31,6 +31,7 @@ FIRST_ROWS = 200  # what Dagster and a terminal show; the totals stand beside th
 KINDS = ("logs", "temp", "cache", "snapshots", "history")
 _SUPERSEDED_AFTER = timedelta(days=7)
 _DIGEST = re.compile(r"[0-9a-f]{16}")
+_PLAIN = bytes(sign for sign in range(0x20, 0x7F) if sign not in b'"\\') + b"\n"  # JSON writes them as they are
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, check_circular=False).encode
 
 
@@ -65,6 +66,20 @@ class PlanWriter:
         rows = self._acting if acts else self._kept
         if len(rows) < FIRST_ROWS:
             rows.append(entry)
+
+    def add_lines(self, entry: dict[str, Any], name: str, lines: bytes) -> None:
+        """Add entries that act and differ in one field alone, which comes last. lines: its values, one a line.
+
+        Equal to `add` of each. Values of plain signs are written as a block: a million entries cost no loop here.
+        """
+        if len(self._acting) < FIRST_ROWS or lines.translate(None, _PLAIN):
+            for value in lines.split(b"\n"):
+                self.add({**entry, name: value.decode("utf-8", "surrogateescape")}, acts=True)
+            return
+        head, tail = f'{_encode(entry)[:-1]},"{name}":"'.encode(), b'"}\n'
+        block = head + lines.replace(b"\n", tail + head) + tail
+        self._file.write(block)
+        self._digest.update(block)
 
     @property
     def first_rows(self) -> list[dict[str, Any]]:
@@ -166,8 +181,9 @@ class Outcome:
             "path": str(self.path),
         }
 
-    def did(self, action: str, freed_bytes: int = 0) -> None:
-        self.done[action] = self.done.get(action, 0) + 1
+    def did(self, action: str, freed_bytes: int = 0, *, times: int = 1) -> None:
+        if times:
+            self.done[action] = self.done.get(action, 0) + times
         self.freed_bytes += freed_bytes
 
     def skip(self, entry: Mapping[str, Any], reason: str) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from synapse_ops.domain.cache_cleanup import Level, compile_pattern
 from synapse_ops.errors import ConfigError, PlanChanged, Refused, Unreachable
 from synapse_ops.local.redis_server import find_redis
 from synapse_ops.operations.cache_cleanup import apply_cache_plan, make_cache_plan, read_redis_findings
+from synapse_ops.operations.plan_document import FIRST_ROWS, PlanWriter
 from synapse_ops.spec import SecretRef, Spec
 from synapse_ops.systems.local_processes import free_ports
 
@@ -94,6 +98,27 @@ def test_idle_keys_of_the_patterns_go_and_one_used_since_the_plan_stays(
     assert sorted(row["skipped_because"] for row in outcome.rows) == ["it is gone already", "it was used since"]
 
 
+def test_a_key_with_a_line_break_is_one_key_and_a_key_of_two_patterns_is_listed_once(
+    spec: Spec, server: redis.Redis, tmp_path: Path
+) -> None:
+    """Pages come as lines; what lines cannot say comes as a list. A second pattern leaves out what the first listed."""
+    names = {f"cache:{number}".encode() for number in range(2500)} | {
+        b"cache:a\nb",
+        b"cache:\n",
+        b'cache:"\\\xfe',
+        b"old:1",
+    }
+    server.mset(dict.fromkeys(names, "x"))
+    wait_idle(server, "old:1")
+    patterns = spec.cleanup.model_copy(update={"cache_patterns": ("cache:*", "*")})
+
+    plan = make_cache_plan(spec.model_copy(update={"cleanup": patterns}), tmp_path, datetime.now(UTC))
+
+    rows = [json.loads(line) for line in plan.path.read_text().splitlines()[1:-1]]
+    assert sorted(row["key"].encode("utf-8", "surrogateescape") for row in rows) == sorted(names)
+    assert plan.totals["deleted"] == len(names)
+
+
 def test_under_an_lfu_policy_a_cleanup_is_refused(spec: Spec, server: redis.Redis, tmp_path: Path) -> None:
     """There is no idle time then; the message says what is kept instead."""
     server.config_set("maxmemory-policy", "allkeys-lfu")
@@ -142,6 +167,20 @@ def test_a_wrong_password_and_a_server_that_is_away_are_told_apart(spec: Spec, t
         with pytest.raises(error) as caught:
             make_cache_plan(changed, tmp_path, datetime.now(UTC))
         assert "not-the-password" not in str(caught.value)
+
+
+@given(values=st.lists(st.binary(max_size=4).filter(lambda value: b"\n" not in value), min_size=1, max_size=300))
+def test_entries_added_as_lines_are_those_added_one_by_one(values: list[bytes]) -> None:
+    """The block written at once has the same bytes, digest and first rows."""
+    one_by_one, as_lines = (PlanWriter(io.BytesIO(), hashlib.sha256()) for _ in range(2))
+    for value in [*[b"x"] * FIRST_ROWS, *values]:
+        one_by_one.add({"action": "delete", "key": value.decode("utf-8", "surrogateescape")}, acts=True)
+    as_lines.add_lines({"action": "delete"}, "key", b"\n".join([b"x"] * FIRST_ROWS))
+    as_lines.add_lines({"action": "delete"}, "key", b"\n".join(values))
+
+    assert as_lines.digest == one_by_one.digest
+    assert as_lines._file.getvalue() == one_by_one._file.getvalue()  # type: ignore[attr-defined]
+    assert as_lines.first_rows == one_by_one.first_rows
 
 
 @given(pattern=st.text(st.sampled_from("ab:*?[]^-\\"), max_size=6), key=st.text(st.sampled_from("ab:^-"), max_size=5))
