@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -16,18 +17,26 @@ from tests.misbehaving import misbehaving
 
 DRAWN_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 10.0
+STACK_TIMEOUT_S = 5.0
 
 
-def read_until(terminal: int, words: bytes | None, timeout_s: float) -> bytes:
-    """Return what the terminal showed until some words, or until its program let go of it."""
-    seen, deadline = b"", time.monotonic() + timeout_s
+def read_until(terminal: int, process: subprocess.Popen[bytes], words: bytes | None, timeout_s: float) -> bytes:
+    """Return what the terminal showed until some words, or until its program let go of it.
+
+    A program that is late is made to say where it stands.
+    """
+    seen, deadline, is_late = b"", time.monotonic() + timeout_s, False
     while words is None or words not in seen:
-        assert time.monotonic() < deadline, seen
+        if time.monotonic() > deadline:
+            assert not is_late, seen[-4000:]
+            is_late, deadline = True, deadline + STACK_TIMEOUT_S
+            process.send_signal(signal.SIGABRT)
         if select.select([terminal], [], [], 0.2)[0]:
             try:
                 seen += os.read(terminal, 65536)
             except OSError:  # Linux says so when the last program has closed it
-                return seen
+                break
+    assert not is_late, seen[-4000:]
     return seen
 
 
@@ -46,13 +55,13 @@ def test_watch_draws_until_control_c_and_leaves_the_terminal_as_it_was(tmp_path:
             stderr=theirs,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-            env=os.environ | {"TERM": "xterm", "COLUMNS": "160", "LINES": "40"},
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "160", "LINES": "40", "PYTHONFAULTHANDLER": "1"},
         )
         os.close(theirs)
         try:
-            drawn = read_until(ours, b"1 of 1 healthy", DRAWN_TIMEOUT_S)
+            drawn = read_until(ours, process, b"1 of 1 healthy", DRAWN_TIMEOUT_S)
             os.write(ours, b"\x03")
-            after = read_until(ours, None, END_TIMEOUT_S)
+            after = read_until(ours, process, None, END_TIMEOUT_S)
             status = process.wait(END_TIMEOUT_S)
         finally:
             process.kill()
