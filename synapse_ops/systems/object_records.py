@@ -18,12 +18,17 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class WrittenObject:
-    """What was sent and accepted. `sha256` (hex) is of the bytes we sent."""
+    """What was sent and accepted. `sha256` (hex) is of the bytes we sent.
+
+    checksum: what a store that keeps checksums must answer for it, in S3's form: base64 of the sha256 of all parts'
+    sha256, "-" and their number. Empty where none was sent.
+    """
 
     key: str
     size_bytes: int
     etag: str
     sha256: str
+    checksum: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,11 @@ class UploadInfo:
 
 @dataclass(frozen=True, slots=True)
 class StoreFeatures:
-    """What the store honours, found by trying. False also when the probe could not tell."""
+    """What the store honours, found by trying. False also when the probe could not tell.
+
+    keeps_checksums: it computes the sha256 of what arrives itself, refuses a write that announces another one, and
+    answers a HEAD with it.
+    """
 
     conditional_writes: bool
     keeps_checksums: bool

@@ -8,7 +8,6 @@ Keys given and returned are relative to the prefix of the URL; listings are sort
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, SynapseOpsError, Unreachable
+from synapse_ops.systems.object_features import ask_features, sha256_base64
 from synapse_ops.systems.object_quick_read import QuickReader
 from synapse_ops.systems.object_records import ObjectInfo, StoreFeatures, UploadInfo, WrittenObject
 from synapse_ops.systems.object_streams import ObjectReader, ObjectWriter
@@ -185,14 +185,12 @@ class ObjectStore:
             return None
         return ObjectInfo(key, reply["ContentLength"], reply["ETag"].strip('"'), reply["LastModified"])
 
-    def stored_sha256(self, key: str) -> str | None:
-        """Return the sha256 (hex) that the store itself keeps for a whole object, or None where it keeps none."""
+    def kept_checksum(self, key: str) -> str | None:
+        """Return the sha256 that the store itself keeps for an object, as `WrittenObject.checksum`; None for none."""
         with s3_errors(self.full_url(key)):
             reply = self._client.head_object(Bucket=self.bucket, Key=self._key(key), ChecksumMode="ENABLED")
-        kept = reply.get("ChecksumSHA256")
-        if not kept or "-" in kept:  # `-N` is a checksum of checksums, not of the bytes
-            return None
-        return base64.b64decode(kept).hex()
+        kept: str | None = reply.get("ChecksumSHA256")
+        return kept
 
     def read_bytes(self, key: str, *, etag: str | None = None, max_bytes: int = 64 * 1024 * 1024) -> bytes:
         """Return a small object whole. Raises ObjectMissing, or IntegrityError above `max_bytes`.
@@ -241,11 +239,18 @@ class ObjectStore:
         return data
 
     def put_bytes(
-        self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None
+        self,
+        key: str,
+        data: bytes,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        checksum: str | None = None,
     ) -> WrittenObject:
         """Write a small object in one request; safe to repeat.
 
         if_none_match: only when the key does not exist. if_match: only over the version with this ETag.
+        checksum: base64 of the sha256 to announce, which the store may compare with what arrives.
         Raises ConditionFailed when the condition does not hold, on stores that honour it (see `features`).
         """
         arguments: dict[str, Any] = {}
@@ -253,6 +258,8 @@ class ObjectStore:
             arguments["IfNoneMatch"] = "*"
         if if_match is not None:
             arguments["IfMatch"] = f'"{if_match}"'
+        if checksum is not None:
+            arguments["ChecksumSHA256"] = checksum
         try:
             with s3_errors(self.full_url(key)):
                 reply = self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **arguments)
@@ -270,16 +277,23 @@ class ObjectStore:
 
     def begin_upload(self, key: str) -> str:
         """Begin a multipart upload and return its id; nothing is visible until `complete_upload`."""
+        checksums = {"ChecksumAlgorithm": "SHA256"} if self.features.keeps_checksums else {}
         with s3_errors(self.full_url(key)):
-            reply = self._client.create_multipart_upload(Bucket=self.bucket, Key=self._key(key))
+            reply = self._client.create_multipart_upload(Bucket=self.bucket, Key=self._key(key), **checksums)
         return str(reply["UploadId"])
 
     def upload_part(self, key: str, upload_id: str, number: int, chunk: bytes) -> dict[str, Any]:
-        """Send part `number` (from 1) and return the receipt that `complete_upload` wants."""
+        """Send part `number` (from 1) and return the receipt that `complete_upload` wants.
+
+        With its sha256, where the store keeps checksums: then the store has compared what arrived.
+        """
         arguments = {"Bucket": self.bucket, "Key": self._key(key), "UploadId": upload_id, "PartNumber": number}
+        receipt: dict[str, Any] = {"PartNumber": number}
+        if self.features.keeps_checksums:
+            receipt["ChecksumSHA256"] = arguments["ChecksumSHA256"] = sha256_base64(chunk)
         with s3_errors(self.full_url(key)):
             reply = self._client.upload_part(**arguments, Body=chunk)
-        return {"PartNumber": number, "ETag": reply["ETag"]}
+        return {**receipt, "ETag": reply["ETag"]}
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[dict[str, Any]]) -> str:
         """Make the object exist and return its ETag."""
@@ -358,25 +372,5 @@ class ObjectStore:
 
     @cached_property
     def features(self) -> StoreFeatures:
-        """Ask the store, with probe objects that are removed again, what it honours. Asked once per instance."""
-        probe = f"leases/probe-{os.urandom(8).hex()}.json"
-        try:
-            self.put_bytes(probe, b"{}")
-            try:
-                self.put_bytes(probe, b"{} ", if_none_match=True)
-                conditional = False
-            except ConditionFailed:
-                conditional = True
-            try:
-                self.put_bytes(probe, b"{}  ", if_match="0" * 32)
-                conditional = False
-            except ConditionFailed:
-                pass
-            with s3_errors(self.full_url(probe)):
-                self._client.put_object(
-                    Bucket=self.bucket, Key=self._key(probe), Body=b"{}", ChecksumAlgorithm="SHA256"
-                )
-            keeps = self.stored_sha256(probe) == hashlib.sha256(b"{}").hexdigest()
-        finally:
-            self.delete([probe])
-        return StoreFeatures(conditional_writes=conditional, keeps_checksums=keeps)
+        """What the store honours, asked once per instance."""
+        return ask_features(self)

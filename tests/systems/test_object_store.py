@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import secrets
@@ -13,12 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, Unreachable
+from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, SynapseOpsError, Unreachable
 from synapse_ops.systems.local_processes import free_ports
+from synapse_ops.systems.object_features import sha256_base64
 from synapse_ops.systems.object_quick_read import QuickReader
 from synapse_ops.systems.object_store import ConditionFailed, ObjectStore, StoreAccess
 from synapse_ops.systems.object_streams import PART_BYTES
 
+MIB = 1024 * 1024
 ODD_KEYS = ["a b+c", "percent%41/%2e%2e", "quotes'\"&<>", "ümläut/日本語/🐘", "tilde~*!()", "a-b", "a/b", "a0"]
 
 
@@ -183,12 +186,24 @@ def test_one_of_many_racing_creators_wins(store: ObjectStore) -> None:
         assert sum(pool.map(create, range(8))) == 1
 
 
-def test_a_kept_checksum_is_of_the_bytes_or_not_claimed(store: ObjectStore) -> None:
-    """Where a store keeps a sha256 it is the object's; else there is none, and the features say what that costs."""
-    store.put_bytes("plain", b"bytes")
+def test_a_store_that_keeps_checksums_is_a_witness_for_every_part(store: ObjectStore) -> None:
+    """What it answers for an upload of three parts is made of the bytes; what is not as announced is refused."""
+    chunks = [os.urandom(6 * MIB), os.urandom(6 * MIB), b"the rest"]
+    with store.open_writer("parts") as writer:
+        for chunk in chunks:
+            writer.write(chunk)
+        written = writer.complete()
 
-    assert store.stored_sha256("plain") in {None, hashlib.sha256(b"bytes").hexdigest()}
     assert bool(store.features.missing()) == (not store.features.keeps_checksums)
+    if store.features.keeps_checksums:
+        whole = b"".join(chunks)
+        parts = [hashlib.sha256(whole[at : at + PART_BYTES]).digest() for at in range(0, len(whole), PART_BYTES)]
+        of_parts = base64.b64encode(hashlib.sha256(b"".join(parts)).digest()).decode()
+        assert store.kept_checksum("parts") == written.checksum == f"{of_parts}-{len(parts)}"
+        with pytest.raises(SynapseOpsError):
+            store.put_bytes("other", b"these bytes", checksum=sha256_base64(b"other bytes"))
+    else:
+        assert written.checksum == ""
 
 
 def test_odd_keys_come_back_as_they_were_written(store: ObjectStore) -> None:
