@@ -19,7 +19,7 @@ from typing import Any
 
 from synapse_ops.errors import DocumentUnreadable
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 summed hash_record_extended, which is blind to values exchanged between rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,8 @@ class Fingerprint:
             return cls(**body)
         except (ValueError, TypeError, KeyError, AttributeError) as fault:
             raise DocumentUnreadable(
-                f"cannot read a fingerprint: {fault}", hint="Was it cut short, or written by a newer version?"
+                f"cannot read a fingerprint: {fault}",
+                hint="Was it cut short, or written by another version? Take a new backup.",
             ) from fault
 
 

@@ -67,13 +67,14 @@ SELECT t.oid::int8, n.nspname, t.typname, t.typtype::text, t.typbasetype::int8,
 
 _LARGE_OBJECTS = """
 SELECT m.oid::int8 / %(span)s * %(span)s, count(*), sum(coalesce(p.size, 0))::int8, sum(coalesce(p.content, 0))::text,
-       sum(hash_record_extended(ROW(m.oid, pg_get_userbyid(m.lomowner), array_send(ARRAY(
+       sum(hashint8extended(hash_record_extended(ROW(m.oid, pg_get_userbyid(m.lomowner), array_send(ARRAY(
          SELECT item::text COLLATE "C" FROM unnest(coalesce(m.lomacl, acldefault('L', m.lomowner))) item ORDER BY 1
-       ))), 0))::text
+       ))), 0), 0))::text
   FROM pg_largeobject_metadata m LEFT JOIN (
        SELECT loid, max(pageno::int8 * (SELECT large_object_chunk_size FROM pg_control_init()) + length(data)) AS size,
               sum(CASE WHEN rtrim(data, '\\x00') <> ''
-                       THEN hash_record_extended(ROW(loid, pageno, rtrim(data, '\\x00')), 0) END) AS content
+                       THEN hashint8extended(hash_record_extended(ROW(loid, pageno, rtrim(data, '\\x00')), 0), 0) END
+              ) AS content
          FROM pg_largeobject GROUP BY loid) p ON p.loid = m.oid
  GROUP BY 1"""
 

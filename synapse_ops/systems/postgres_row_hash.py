@@ -25,6 +25,17 @@ _BINARY = frozenset(
     {"numeric", "float4", "float8", "interval", "money", "bit", "varbit", "bpchar", "int2vector", "tsvector", "tsquery"}
     | {"point", "lseg", "path", "box", "polygon", "line", "circle", "json", "jsonpath", "txid_snapshot", "pg_snapshot"}
 )
+# Hash functions that SQL may call on such a column; those of bool, bytea, date and timestamptz are declared for others.
+_CALLABLE = {
+    **{name: f"hash{name}extended" for name in ("int2", "int4", "int8", "oid", "name", "char", "text", "bpchar")},
+    **{name: f"hash{name}extended" for name in ("macaddr", "macaddr8", "inet")},
+    **{name: f"{name}_hash_extended" for name in ("uuid", "timestamp", "time", "timetz", "pg_lsn")},
+    "varchar": "hashtextextended",
+    "cidr": "hashinetextended",
+    "numeric": "hash_numeric_extended",
+}
+CHAINED_COLUMNS = 64  # the parser follows a chain by recursion, within the server's max_stack_depth
+NULL_HASH = 1
 _COLLATED = frozenset({"text", "varchar", "bpchar", "name"})
 # Binary forms of arrays name the element type by oid: only built-in ones have the same oid everywhere.
 _ARRAY_BINARY = (_EXACT | _BINARY) - {"json"}
@@ -63,10 +74,7 @@ def column_expression(column: ColumnFacts, types: Mapping[int, TypeFacts]) -> st
 
     types: by oid, all but composite ones, which are given as text.
     """
-    facts, modifier = types.get(column.type_oid), column.type_modifier
-    while facts is not None and facts.kind == "d":
-        modifier = facts.type_modifier if modifier < 0 else modifier
-        facts = types.get(facts.base)
+    facts, modifier = _base(column, types)
     if facts is None:  # composite: the text form of a record holds that of every field
         return f"pg_catalog.record_out({column.name})::text"
     if facts.element:
@@ -83,6 +91,15 @@ def column_expression(column: ColumnFacts, types: Mapping[int, TypeFacts]) -> st
     return f"{facts.output}({column.name})::text"
 
 
+def _base(column: ColumnFacts, types: Mapping[int, TypeFacts]) -> tuple[TypeFacts | None, int]:
+    """Return the type below all domains, None for a composite one, and the modifier that applies."""
+    facts, modifier = types.get(column.type_oid), column.type_modifier
+    while facts is not None and facts.kind == "d":
+        modifier = facts.type_modifier if modifier < 0 else modifier
+        facts = types.get(facts.base)
+    return facts, modifier
+
+
 def _array_expression(name: str, element: TypeFacts | None) -> str:
     if element is not None and element.schema == "pg_catalog" and element.name in _ARRAY_BINARY:
         return f"pg_catalog.array_send({name})"
@@ -90,7 +107,7 @@ def _array_expression(name: str, element: TypeFacts | None) -> str:
 
 
 def row_expression(columns: Sequence[ColumnFacts], types: Mapping[int, TypeFacts], *, keeps_order: bool) -> str:
-    """Return the bigint hash of one row of a table with the alias `t`.
+    """Return the bigint hash of one row of a table with the alias `t`, in which no column is merely added to another.
 
     keeps_order: whether a restore keeps the order of the columns. It does not for tables that inherit: their inherited
     columns come first, so they are hashed in the order of their names.
@@ -98,7 +115,29 @@ def row_expression(columns: Sequence[ColumnFacts], types: Mapping[int, TypeFacts
     ordered = sorted(columns, key=lambda column: column.name) if not keeps_order else list(columns)
     # Qualified, and the row as t.*: a table may have a column named t.
     named = [replace(column, name=f"t.{column.name}") for column in ordered]
-    expressions = [column_expression(column, types) for column in named]
-    if keeps_order and expressions == [column.name for column in named]:
-        return "pg_catalog.hash_record_extended(t.*, 0)"
-    return f"pg_catalog.hash_record_extended(ROW({', '.join(expressions)}), 0)"
+    chained: list[str] = []
+    others: list[str] = []
+    for column in named:
+        expression = column_expression(column, types)
+        function = _function(column, expression, types)
+        if function and len(chained) < CHAINED_COLUMNS:
+            chained.append(f"coalesce(pg_catalog.{function}({expression}, 0), {NULL_HASH})")
+        else:
+            others.append(expression)
+    is_whole = keeps_order and others == [column.name for column in named]
+    record = "t.*" if is_whole else f"ROW({', '.join(others)})"
+    hashed = f"pg_catalog.hash_record_extended({record}, 0)" if others or not chained else chained.pop()
+    whole = f"pg_catalog.hashint8extended({hashed}, 0)"
+    for one in reversed(chained):
+        whole = f"pg_catalog.hashint8extended({one}, {whole})"
+    return whole
+
+
+def _function(column: ColumnFacts, expression: str, types: Mapping[int, TypeFacts]) -> str | None:
+    """Return the name of the hash function that SQL can call on the column's expression, if there is one."""
+    if expression.endswith("::text"):
+        return _CALLABLE["text"]
+    if expression not in {column.name, f'{column.name} COLLATE "C"'}:
+        return None
+    facts, _ = _base(column, types)
+    return _CALLABLE.get(facts.name) if facts is not None else None

@@ -100,6 +100,48 @@ def test_values_that_are_equal_but_not_the_same_are_told_apart(fresh_database: C
     assert same == []
 
 
+TWO_ROWS = {
+    "chain": ("int, text", "({0}, 'a{1}')"),
+    "record": ("bool, date, bytea", "({0} % 2 = 0, date '2026-01-01' + {0}, '\\x{1:04x}')"),
+    "both": ("int, bytea, timestamptz", "({0}, '\\x{1:04x}', to_timestamp({1}))"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(TWO_ROWS))
+def test_two_rows_that_exchange_a_value_are_told_apart(fresh_database: Callable[..., str], kind: str) -> None:
+    """Sums over rows see only what a row mixes: an exchange leaves a sum of sums as it was. Fifty pairs, no luck."""
+    types, values = TWO_ROWS[kind]
+    conninfo = fresh_database()
+    columns = ", ".join(f"c{number} {name}" for number, name in enumerate(types.split(", ")))
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        for pair in range(50):
+            first, second = 4 * pair, 4 * pair + 3
+            for name, rows in {
+                "a": ((first, first), (second, second)),
+                "b": ((first, second), (second, first)),
+            }.items():
+                connection.execute(f"CREATE TABLE t{pair}{name} ({columns})")  # type: ignore[arg-type]
+                for row in rows:
+                    connection.execute(f"INSERT INTO t{pair}{name} VALUES {values.format(*row)}")  # type: ignore[arg-type]
+
+    tables = read_fingerprint(conninfo).tables
+    same = [pair for pair in range(50) if tables[f"public.t{pair}a"] == tables[f"public.t{pair}b"]]
+    assert same == []
+
+
+def test_a_table_of_as_many_columns_as_there_can_be_is_hashed(fresh_database: Callable[..., str]) -> None:
+    """1,600 columns stay within the server's max_stack_depth, and the last one counts."""
+    conninfo, found = fresh_database(), []
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(f"CREATE TABLE wide ({', '.join(f'c{number} int' for number in range(1600))})")  # type: ignore[arg-type]
+        for value in (1, 2):
+            connection.execute("TRUNCATE wide")
+            connection.execute("INSERT INTO wide (c0, c1599) VALUES (1, %s)", [value])
+            found.append(read_fingerprint(conninfo).tables["public.wide"])
+
+    assert found[0] != found[1]
+
+
 def test_a_null_differs_from_an_empty_text_and_columns_do_not_run_together(fresh_database: Callable[..., str]) -> None:
     """('ab', 'c') is not ('a', 'bc'), and NULL is not ''."""
     conninfo = fresh_database()

@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from synapse_ops.systems.postgres_row_hash import ColumnFacts, TypeFacts, column_expression, row_expression
+from synapse_ops.systems.postgres_row_hash import (
+    CHAINED_COLUMNS,
+    ColumnFacts,
+    TypeFacts,
+    column_expression,
+    row_expression,
+)
 
 BUILT_IN = TypeFacts("pg_catalog", "int4", "b", 0, 0, -1, "int4out", "int4send")
 TYPES = {
@@ -47,5 +53,16 @@ def test_tables_that_inherit_are_hashed_in_the_order_of_names() -> None:
     """A restore puts inherited columns first, so only their names keep their order."""
     columns = [replace(COLUMN, name="b"), replace(COLUMN, name="a")]
 
-    assert row_expression(columns, TYPES, keeps_order=True) == "pg_catalog.hash_record_extended(t.*, 0)"
-    assert row_expression(columns, TYPES, keeps_order=False).endswith("(ROW(t.a, t.b), 0)")
+    in_place, by_name = (row_expression(columns, TYPES, keeps_order=keeps) for keeps in (True, False))
+    assert in_place.index("t.b") < in_place.index("t.a")
+    assert by_name.index("t.a") < by_name.index("t.b")
+
+
+def test_the_chain_of_a_wide_table_has_an_end() -> None:
+    """The server parses a chain by recursion: columns beyond its length share one record, and none is left out."""
+    columns = [replace(COLUMN, name=f"c{number}") for number in range(CHAINED_COLUMNS + 3)]
+
+    expression = row_expression(columns, TYPES, keeps_order=True)
+
+    assert expression.count("hashint4extended") == CHAINED_COLUMNS
+    assert f"ROW({', '.join(f't.c{CHAINED_COLUMNS + more}' for more in range(3))})" in expression
