@@ -38,7 +38,8 @@ TAG_CORRELATION_ID = "synapse/correlation_id"
 TABLE_ROWS = 200  # what a metadata table shows; totals stand beside it, the whole is in the repository
 
 MANIFESTS = (
-    *("dockerfile", "compose_file", "kubernetes_manifests", "postgres_config", "redis_config", "qdrant_config"),
+    *("dockerfile", "compose_file", "kubernetes_manifests", "prober_config", "postgres_config", "redis_config"),
+    "qdrant_config",
     *("prometheus_config", "alert_rules", "alertmanager_config", "grafana_dashboards", "logstash_pipeline"),
     *("filebeat_config", "index_template", "logrotate_rules", "firewall_rules", "tls_config", "manifest_release"),
 )

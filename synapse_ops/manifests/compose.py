@@ -19,9 +19,11 @@ from synapse_ops.manifests.application import (
     worker_grace_s,
 )
 from synapse_ops.manifests.compose_monitoring import monitoring_services
+from synapse_ops.manifests.compose_prober import prober_service
 from synapse_ops.manifests.compose_service import (
     INTERNAL,
     OUTSIDE,
+    SECRETS_GROUP,
     SMALL,
     Service,
     check,
@@ -38,6 +40,7 @@ from synapse_ops.manifests.document import Document, text_document, yaml_documen
 from synapse_ops.manifests.parts import (
     API,
     HTTPS_PORT,
+    OPS,
     PRIMARY,
     QDRANT,
     REDIS,
@@ -56,13 +59,13 @@ from synapse_ops.spec import Spec
 READS = frozenset(
     {
         "name", "server", "worker", "database", "redis", "qdrant", "docker", "kubernetes", "resources", "health",
-        "failover", "tls",
+        "failover", "tls", "watch", "object_store",
     }
 )  # fmt: skip
 PROXY = "proxy"
 _APPLICATION_USER = f"{USER_ID}:{USER_ID}"
-_ABOUT = """The whole stack on one host. Start: docker compose --file docker/compose.yaml up --detach --wait
-Put each secret into docker/secrets/NAME first, mode 0440; the list is at the end of this file."""
+_ABOUT = f"""The whole stack on one host. Start: docker compose --file docker/compose.yaml up --detach --wait
+Put each secret into docker/secrets/NAME first, mode 0440, group {SECRETS_GROUP}; the list ends this file."""
 
 
 def render_compose(spec: Spec) -> tuple[Document, ...]:
@@ -89,6 +92,7 @@ def compose(spec: Spec) -> dict[str, Any]:
         API: _api(spec, needed),
         WORKER: _worker(spec, needed),
         **stores,
+        OPS: prober_service(spec),
         **monitoring_services(spec),
     }
     secrets = sorted({name for each in services.values() for name in each.get("secrets", ())})

@@ -5,6 +5,7 @@ They mount the files of the targets that render them; none can be reached from o
 
 from __future__ import annotations
 
+from synapse_ops.manifests.alertmanager import TOKEN
 from synapse_ops.manifests.application import SECRETS_DIR
 from synapse_ops.manifests.compose_service import (
     INTERNAL,
@@ -32,8 +33,7 @@ from synapse_ops.manifests.parts import (
 )
 from synapse_ops.spec import Spec
 
-WEBHOOK_TOKEN = "webhook-token"  # noqa: S105 - names of secrets, not secrets
-GRAFANA_PASSWORD = "grafana-password"  # noqa: S105
+GRAFANA_PASSWORD = "grafana-password"  # noqa: S105 - the name of a secret, not a secret
 _NOBODY = "65534:65534"
 
 
@@ -77,7 +77,7 @@ def _metrics(spec: Spec) -> dict[str, Service]:
                 mounted("../alertmanager/compose.yml", "/etc/alertmanager/alertmanager.yml"),
                 {"type": "volume", "source": "alertmanager-data", "target": "/alertmanager"},
             ],
-            secrets=[WEBHOOK_TOKEN],
+            secrets=[TOKEN],
         ),
         "blackbox-exporter": service(
             images.blackbox_exporter,

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from synapse_ops.manifests.application import USER_ID
 from synapse_ops.spec import Spec
 from synapse_ops.spec.units import format_cores
 
 Service = dict[str, Any]
 INTERNAL, OUTSIDE = "internal", "outside"
+# Compose mounts a secret's file with its owner and mode on the host. Services run as many users; what lets each of them
+# read a file of mode 0440, and one file serve two of them, is a group that all have.
+SECRETS_GROUP = str(USER_ID)
 
 
 class Size(NamedTuple):
@@ -64,6 +68,7 @@ def service(
         "tmpfs": ["/tmp"],  # noqa: S108 - the container's own
         "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}},
         **({} if "network_mode" in more else {"networks": networks if isinstance(networks, Mapping) else [*networks]}),
+        **({"group_add": [SECRETS_GROUP]} if more.get("secrets") else {}),
         "deploy": {"resources": dict(resources)},
         "healthcheck": healthcheck,
         **more,

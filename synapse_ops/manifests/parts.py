@@ -95,6 +95,8 @@ def address_of(spec: Spec, part: str, place: PlaceName) -> Address:
         raise ValueError(part)
     if ours and place != "hosts":
         host = part if place == "compose" else object_name(spec, part)
+    if part == API and place == "kubernetes":
+        port = spec.kubernetes.service.port
     return Address("localhost" if host in ("0.0.0.0", "::") else host, port)  # noqa: S104 - compared, never bound
 
 

@@ -20,6 +20,8 @@ from synapse_ops.manifests.kubernetes.target import render_kubernetes
 from synapse_ops.manifests.monitoring_targets import MONITORING
 from synapse_ops.manifests.postgres import READS as POSTGRES_READS
 from synapse_ops.manifests.postgres import render_postgres
+from synapse_ops.manifests.prober import render_prober
+from synapse_ops.manifests.prober_spec import READS as PROBER_READS
 from synapse_ops.manifests.stores import READS_QDRANT, READS_REDIS, render_qdrant, render_redis
 from synapse_ops.manifests.tls import READS as TLS_READS
 from synapse_ops.manifests.tls import render_tls
@@ -50,6 +52,13 @@ TARGETS: tuple[Target, ...] = (
         KUBERNETES_READS,
         f"{_HERE}.kubernetes.target",
         "Everything that runs in the cluster, and the rights and flows that it has there.",
+    ),
+    Target(
+        "prober_config",
+        render_prober,
+        PROBER_READS,
+        f"{_HERE}.prober",
+        "The prober in compose and in the cluster, and the spec with the addresses that are valid there.",
     ),
     Target(
         "postgres_config",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 
 # bare: starts with a letter, / or _, holds nothing that YAML gives a meaning to, and is no word of YAML 1.1
 _BARE = re.compile(
@@ -25,8 +26,8 @@ _BLOCK = re.compile(
 def write_yaml(value: object) -> str:
     """Return the value as YAML text that ends in a newline.
 
-    value: mappings with string keys, sequences, str, int, bool, None. Raises TypeError for anything else, a float
-    included: how it would be printed is not ours to promise.
+    value: mappings with string keys, sequences, str, int, Decimal, bool, None. Raises TypeError for anything else, a
+    float included: how it would be printed is not ours to promise.
     """
     if isinstance(value, Mapping | list | tuple) and value:
         return "".join(_lines(value, 0))
@@ -66,6 +67,8 @@ def _scalar(value: object, depth: int) -> str:
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value)
+    if isinstance(value, Decimal):
+        return f"{value:f}"
     if isinstance(value, Mapping):
         return "{}"
     if isinstance(value, list | tuple):

@@ -1,0 +1,85 @@
+"""The image of this tool is started as the rendered files start it, and is built from what the repository has."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from synapse_ops.manifests.bundle import render_bundle
+from tests.manifests.specs import spec_of
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+SERVICE = yaml.safe_load(render_bundle(spec_of("default")).by_path["docker/compose.yaml"].text)["services"][
+    "synapse-ops"
+]
+
+
+def words_after(instruction: str) -> list[str]:
+    """Return the only exec form of an instruction."""
+    [found] = re.findall(rf"^{instruction} (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    words: list[str] = json.loads(found)
+    return words
+
+
+def test_the_image_starts_and_is_checked_as_in_compose() -> None:
+    """One command line, one user, one health check, one port: `docker run` is what compose does."""
+    checks = re.search(r"^HEALTHCHECK (.*) \\\n  CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    assert checks is not None
+
+    assert words_after("ENTRYPOINT") == SERVICE["entrypoint"]
+    assert words_after("CMD") == SERVICE["command"]
+    assert f"\nUSER {SERVICE['user']}\n" in DOCKERFILE
+    assert ["CMD", *json.loads(checks[2])] == SERVICE["healthcheck"]["test"]
+    times = {key: SERVICE["healthcheck"][name] for key, name in TIMES.items()}
+    assert checks[1] == " ".join(f"--{key}={value}" for key, value in times.items())
+    assert "\nEXPOSE 9109\n" in DOCKERFILE
+
+
+TIMES = {"interval": "interval", "timeout": "timeout", "start-period": "start_period", "retries": "retries"}
+
+
+def test_the_state_directory_of_the_image_belongs_to_its_user() -> None:
+    """A new volume takes the owner of the directory it is mounted on: else the prober could keep no history."""
+    user, group = SERVICE["user"].split(":")
+    [volume] = [mount for mount in SERVICE["volumes"] if mount["type"] == "volume"]
+
+    assert f"install --directory --owner={user} --group={group} --mode=0750 {volume['target']}\n" in DOCKERFILE
+
+
+def test_the_context_holds_what_the_build_needs_and_nothing_else() -> None:
+    """Each path that is copied, and each file that the wheel includes, is let into the context; all else is not."""
+    ignored = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    let_in = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    copied = {
+        source for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE) for source in line.split()
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {"pyproject.toml", project["project"]["readme"], *wheel["packages"], *wheel["force-include"]}
+
+    assert ignored[1] == "*"
+    assert let_in == copied
+    assert needed <= copied
+    assert all((ROOT / path).exists() for path in copied)
+
+
+@pytest.mark.tools
+def test_hadolint_has_nothing_to_say_of_the_image() -> None:
+    """No engine builds it here; its form is judged by the linter, its steps by who builds it."""
+    program = shutil.which("hadolint")
+    assert program is not None, "sh requirements/manifest-tools installs hadolint"
+
+    judged = subprocess.run(
+        [program, "--failure-threshold", "info", str(ROOT / "deploy" / "Dockerfile")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert (judged.returncode, judged.stdout) == (0, "")

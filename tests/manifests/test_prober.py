@@ -1,0 +1,145 @@
+"""The prober in containers: what it is told leads to what is rendered, and it answers by the names that others call."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from synapse_ops.manifests.bundle import render_bundle
+from synapse_ops.operations.health_probes import probes_of
+from synapse_ops.operations.stack import Stack
+from synapse_ops.spec import Spec
+from synapse_ops.spec.loaded import LoadedSpec
+from synapse_ops.spec.loading import check_text
+from synapse_ops.systems.probe_clients import HttpClients
+from tests.manifests.specs import CHANGES, spec_of
+
+SPEC_PATH = "docker/synapse-ops/infrastructure.yaml"
+START_LIMIT_S = 60
+LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
+
+
+def prober_spec_in_compose(spec: Spec) -> LoadedSpec:
+    """Return the rendered file as our own loader reads it."""
+    loaded, faults = check_text(render_bundle(spec).by_path[SPEC_PATH].text, Path(SPEC_PATH))
+    assert loaded is not None, faults
+    return loaded
+
+
+def asked(loaded: LoadedSpec, state_dir: Path) -> list[tuple[str, int | None]]:
+    """Return host and port of everything that a prober with this spec asks over the network."""
+    found = []
+    for probe in probes_of(Stack(loaded, state_dir), HttpClients()):
+        kind, _, where = probe.target.partition(" ")
+        if "://" in probe.target and not probe.target.startswith("s3:"):
+            parts = urlsplit(probe.target.rpartition(" ")[2])
+            found.append((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)))
+        elif kind in {"PostgreSQL", "Redis"}:
+            host, _, port = where.rpartition(":")
+            found.append((host.strip("[]"), int(port)))
+    return found
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_the_prober_asks_in_compose_is_a_service_there_or_the_operator_s_own_host(
+    name: str, tmp_path: Path
+) -> None:
+    """Inside a container `localhost` is the container: each name is a service's, with the port of that service."""
+    spec = spec_of(name)
+    services: dict[str, Any] = yaml.safe_load(render_bundle(spec).by_path["docker/compose.yaml"].text)["services"]
+    ports = {
+        "db-primary": spec.database.port,
+        "db-standby": spec.database.port,
+        "redis": spec.redis.port,
+        "qdrant": spec.qdrant.port,
+        "api": spec.server.port,
+    }
+
+    questions = asked(prober_spec_in_compose(spec), tmp_path)
+
+    assert len(questions) >= 4
+    given = {spec.database.host, spec.redis.host, spec.qdrant.host, spec.failover.standby, "example.org"} - LOCAL
+    for host, port in questions:
+        assert (host in services and ports[host] == port) or host in given, (host, port)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_all_else_in_the_prober_s_spec_is_the_operator_s(name: str) -> None:
+    """What is not an address or a file in the container is unchanged: encryption, retention, thresholds, schedules."""
+    spec = spec_of(name)
+
+    inside = prober_spec_in_compose(spec).spec
+
+    moved = {"database", "redis", "qdrant", "object_store", "watch", "tls", "alerting", "health_base_url"}
+    for field in Spec.model_fields.keys() - moved:
+        assert getattr(inside, field) == getattr(spec, field), field
+    assert inside.watch.servers == spec.watch.servers
+    assert inside.backup.database.destination == spec.backup.database.destination
+
+
+def test_one_file_holds_the_webhook_s_token_for_both_that_use_it() -> None:
+    """Alertmanager sends what the prober compares: one secret, which two users can read by their common group."""
+    bundle = render_bundle(spec_of("default"))
+    services = yaml.safe_load(bundle.by_path["docker/compose.yaml"].text)["services"]
+    receiver = yaml.safe_load(bundle.by_path["alertmanager/compose.yml"].text)["receivers"][0]["webhook_configs"][0]
+
+    told = prober_spec_in_compose(spec_of("default")).spec.alerting.webhook_token
+
+    assert receiver["http_config"]["authorization"]["credentials_file"] == told.target == "/run/secrets/webhook-token"
+    for name in ("alertmanager", "synapse-ops"):
+        assert "webhook-token" in services[name]["secrets"]
+        assert services[name]["group_add"] == ["10001"]
+
+
+def test_what_is_not_watched_has_no_secret_in_the_container() -> None:
+    """A superuser's password does not lie where nobody uses it, and a decryption key never does."""
+    loaded, faults = check_text(
+        "watch: {servers: [qdrant, disk]}\nencryption: {identity: file:/etc/synapse/age.key}\n", Path("spec.yaml")
+    )
+    assert loaded is not None, faults
+
+    services = yaml.safe_load(render_bundle(loaded.spec).by_path["docker/compose.yaml"].text)["services"]
+
+    assert services["synapse-ops"]["secrets"] == ["webhook-token", "object-store-credentials", "ca.crt"]
+
+
+def test_a_prober_with_the_rendered_spec_answers_as_the_rendered_files_call_it(tmp_path: Path) -> None:
+    """The Host header of Prometheus' scrape is served, and the health check of the compose file passes."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    loaded, faults = check_text(f"watch: {{port: {port}, servers: [disk]}}\nhealth: []\n", Path("spec.yaml"))
+    assert loaded is not None, faults
+    bundle = render_bundle(loaded.spec)
+    (tmp_path / "infrastructure.yaml").write_text(bundle.by_path[SPEC_PATH].text)
+    service = yaml.safe_load(bundle.by_path["docker/compose.yaml"].text)["services"]["synapse-ops"]
+    jobs = yaml.safe_load(bundle.by_path["prometheus/compose.yml"].text)["scrape_configs"]
+    [target] = next(job["static_configs"][0]["targets"] for job in jobs if job["job_name"] == "synapse_ops")
+    command = [*service["command"]]
+    command[command.index("--spec") + 1] = str(tmp_path / "infrastructure.yaml")
+    command[command.index("--state-dir") + 1] = str(tmp_path / "state")
+
+    prober = subprocess.Popen([sys.executable, *command])
+    try:
+        deadline_s = time.monotonic() + START_LIMIT_S
+        check = [sys.executable, *(part.replace("$$", "$") for part in service["healthcheck"]["test"][2:])]
+        while subprocess.run(check, capture_output=True, timeout=30, check=False).returncode != 0:
+            assert time.monotonic() < deadline_s
+            assert prober.poll() is None
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Host": target})
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            metrics = reply.read().decode()
+    finally:
+        prober.terminate()
+        prober.wait(30)
+
+    assert target == f"synapse-ops:{port}"
+    assert "synapse_ops_watch_heartbeats_total" in metrics
