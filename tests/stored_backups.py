@@ -20,6 +20,7 @@ from synapse_ops.domain.repository_layout import (
     BACKUP,
     HEARTBEAT,
     KIND_DUMP,
+    KIND_SNAPSHOT,
     STARTED,
     BackupPlace,
     Identity,
@@ -27,6 +28,7 @@ from synapse_ops.domain.repository_layout import (
     new_backup_id,
     proof_name,
 )
+from synapse_ops.domain.snapshot_record import CollectionSource, ShardRecord, SnapshotRecord, SnapshotWindow
 from synapse_ops.systems.object_store import WrittenObject
 
 IDENTITY = Identity("7400000000000000001", "0a1b2c3d")
@@ -49,7 +51,7 @@ class StoredBackup:
     """A backup as it was written."""
 
     place: BackupPlace
-    record: BackupRecord
+    record: BackupRecord | SnapshotRecord
     objects: tuple[ObjectRecord, ...] = field(repr=False)
 
 
@@ -132,6 +134,77 @@ def store_backup(
     record = backup_record(place, started_at, objects)
     store.put_bytes(place.key(BACKUP), record.to_json())
     return StoredBackup(place, record, objects)
+
+
+def store_snapshot(store: Store, started_at: datetime, *, collection: str = "documents") -> StoredBackup:
+    """Write a whole backup of a collection of one shard, in the order that a snapshot does."""
+    place = BackupPlace(IDENTITY, KIND_SNAPSHOT, collection, new_backup_id(started_at, b"\0\0\0"))
+    store.put_bytes(place.key(HEARTBEAT), b"{}\n")
+    names = ("shard-0-of-1.snapshot", "fingerprint.json", "collection.json", "canaries.json")
+    objects = tuple(object_record(store, place, name, f"{name} {place.backup_id}".encode()) for name in names)
+    record = snapshot_record(place, started_at, objects)
+    store.put_bytes(place.key(BACKUP), record.to_json())
+    return StoredBackup(place, record, objects)
+
+
+def snapshot_record(place: BackupPlace, started_at: datetime, objects: tuple[ObjectRecord, ...]) -> SnapshotRecord:
+    """Return the backup.json of a small collection that nobody wrote to."""
+    digest = hashlib.sha256(place.backup_id.encode()).hexdigest()
+    shard, stored = objects[0], sum(one.size_bytes for one in objects)
+    return SnapshotRecord(
+        kind="snapshot",
+        backup_id=place.backup_id,
+        source=CollectionSource(
+            system_identifier=place.identity.system_identifier,
+            generation=place.identity.generation,
+            collection=place.subject,
+            server_version="1.17.0",
+            nodes={"1": "http://127.0.0.1:6333"},
+            vector_bytes=shard.size_bytes,
+        ),
+        window=SnapshotWindow(
+            opened_at=started_at,
+            closed_at=started_at + DUMP_TAKES,
+            start_lsn="0/1000000",
+            stop_lsn="0/1000100",
+            timeline=1,
+            scope="all",
+            read_points=100,
+            moved_points=0,
+            points_before=100,
+            points_after=100,
+            changed=False,
+        ),
+        shards=(
+            ShardRecord(
+                shard_id=0,
+                peer_id="1",
+                object_name=shard.name,
+                method="stored",
+                snapshot_bytes=shard.size_bytes,
+                snapshot_sha256=shard.sha256,
+                server_checksum=None,
+                compression="none",
+                compression_ratio=1.0,
+                created_at=started_at,
+                creation_s=1.0,
+            ),
+        ),
+        points_digest=digest,
+        aliases=(),
+        started_at=started_at,
+        finished_at=started_at + DUMP_TAKES,
+        duration_s=DUMP_TAKES.total_seconds(),
+        tool_versions={"qdrant": "1.17.0"},
+        correlation_id="test",
+        objects=objects,
+        dumped_bytes=shard.size_bytes,
+        stored_bytes=stored,
+        canary_count=0,
+        fingerprint_digest=digest,
+        collection_digest=digest,
+        canaries_digest=digest,
+    )
 
 
 def store_proof(

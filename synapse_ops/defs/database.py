@@ -137,7 +137,8 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
         kinds={"s3"},
         code_version=code_version("synapse_ops.operations.expire"),
         description="What an expiry removed: exactly the plan of one digest, each entry checked again before. "
-        "Refused without a digest, for a used digest, and for a plan that no longer fits the repository.",
+        "Refused without a digest, for one that names no plan of the last 24 hours, and over "
+        "retention.max_expiry_ratio; a used digest does nothing.",
     )
     def database_retention_set(
         context: dg.AssetExecutionContext, config: ExpiryConfig, stack: StackResource

@@ -20,7 +20,7 @@ from synapse_ops.defs.policies import TAG_BACKUP_ID, TAG_SET_ID
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.restore_check import evaluation_of, judge_now
 from synapse_ops.defs.subject_kind import DATABASES, SubjectKind
-from synapse_ops.errors import Refused
+from synapse_ops.errors import PlanChanged, Refused
 
 if TYPE_CHECKING:
     from synapse_ops.domain.expiry_plan import ExpiryPlan
@@ -120,18 +120,28 @@ def plan_expiry(context: Any, stack: StackResource, kind: SubjectKind = DATABASE
 
 
 def apply_plan(context: Any, stack: StackResource, plan_digest: str, kind: SubjectKind = DATABASES) -> Metadata:
-    """Do exactly the plan of that digest. Each entry is checked again by the operation."""
-    with operation_of(context.run.run_id, context.instance):
-        if not plan_digest:
-            plan_name = kind.plan_key.to_user_string()
-            raise Refused(
-                "an expiry needs the digest of the plan that it carries out",
-                detail=_last_plan(context.instance, kind),
-                hint=f"Read the plan on the page of {plan_name}, then start {kind.apply_job} with its plan_digest.",
-            )
-        from synapse_ops.operations.expire import apply_expiry
+    """Do exactly the plan of that digest. Each entry is checked again by the operation.
 
-        report = apply_expiry(kind.repository(stack.open()), plan_digest, datetime.now(UTC))
+    A digest that names no plan is refused with the newest one; a used digest does nothing and says when it was used.
+    """
+    with operation_of(context.run.run_id, context.instance):
+        from synapse_ops.operations.expire import apply_expiry
+        from synapse_ops.operations.expiry_plans import is_plan_digest
+
+        choices = _last_plan(context.instance, kind)
+        hint = (
+            f"Read the plan on the page of {kind.plan_key.to_user_string()}, "
+            f"then start {kind.apply_job} with its plan_digest."
+        )
+        if not is_plan_digest(plan_digest):
+            given = f'"{plan_digest}" is none: it has 16 hex digits' if plan_digest else "none was given"
+            raise Refused(
+                f"an expiry needs the digest of the plan that it carries out, and {given}", detail=choices, hint=hint
+            )
+        try:
+            report = apply_expiry(kind.repository(stack.open()), plan_digest, datetime.now(UTC))
+        except PlanChanged as error:
+            raise PlanChanged(error.message, detail=choices, hint=hint) from error
     return report_metadata(report)
 
 

@@ -129,7 +129,8 @@ def _retention_set() -> dg.AssetsDefinition:
         kinds={"s3"},
         code_version=code_version("synapse_ops.operations.expire"),
         description="What an expiry removed: exactly the plan of one digest, each entry checked again before. "
-        "Refused without a digest, for a used digest, and for a plan that no longer fits the repository.",
+        "Refused without a digest, for one that names no plan of the last 24 hours, and over "
+        "retention.max_expiry_ratio; a used digest does nothing.",
     )
     def vector_retention_set(
         context: dg.AssetExecutionContext, config: ExpiryConfig, stack: StackResource

@@ -35,6 +35,11 @@ def _applied_key(digest: str) -> str:
     return f"{_PREFIX}{digest}.applied.json"
 
 
+def is_plan_digest(text: str) -> bool:
+    """Whether a text has the form of a plan's digest; there may be no such plan."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def store_plan(repository: Repository, plan: ExpiryPlan) -> None:
     """Write a plan under its digest; an older writing of the same plan is replaced."""
     with tempfile.TemporaryFile() as document:  # in memory it would be as large again as the plan
@@ -44,7 +49,7 @@ def store_plan(repository: Repository, plan: ExpiryPlan) -> None:
 
 def read_plan(repository: Repository, digest: str) -> ExpiryPlan:
     """Return the stored plan of a digest. Raises PlanChanged when there is none, DocumentUnreadable for a torn one."""
-    if _DIGEST.fullmatch(digest) is None:
+    if not is_plan_digest(digest):
         raise ConfigError(
             f'"{digest}" is not the digest of a plan: 16 hex digits',
             hint="`synapse-ops expire --plan` prints the digest.",
@@ -64,7 +69,7 @@ def read_plan(repository: Repository, digest: str) -> ExpiryPlan:
 
 def read_applied_at(repository: Repository, digest: str) -> datetime | None:
     """Return when a digest was applied (the store's clock, aware UTC), None when it was not."""
-    found = repository.store.head(_applied_key(digest)) if _DIGEST.fullmatch(digest) else None
+    found = repository.store.head(_applied_key(digest)) if is_plan_digest(digest) else None
     return found.modified_at if found is not None else None
 
 

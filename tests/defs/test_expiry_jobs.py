@@ -1,0 +1,251 @@
+"""Expiry by Dagster's own runs: nothing goes without the digest of a plan, and then exactly what that plan named.
+
+Databases and collections share the code, so that every claim is made of both. Runs are executed in this process on a
+real instance; the repository is a real store that holds proven backups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from synapse_ops.defs.database import database_definitions
+from synapse_ops.defs.database_jobs import job_definitions
+from synapse_ops.defs.place import Place
+from synapse_ops.defs.policies import TAG_TRIGGER
+from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.subject_kind import COLLECTIONS, DATABASES, SubjectKind
+from synapse_ops.defs.vector_jobs import vector_job_definitions
+from synapse_ops.defs.vectors import vector_definitions
+from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.pins import pin_backup
+from synapse_ops.operations.repository import Repository
+from synapse_ops.operations.stack import open_stack
+from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from tests.stored_backups import StoredBackup, store_backup, store_proof, store_snapshot
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+DAY = timedelta(days=1)
+AGES_DAYS = (40, 30, 20, 5, 1)  # with a window of 10 days: the first two go, the third reaches back to the window
+NO_PLAN = "0123456789abcdef"
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One kind of backup: what names its assets and jobs, and how a backup of it is stored."""
+
+    kind: SubjectKind
+    prefix: str
+    retention_set: str
+    store: Callable[[ObjectStore, datetime], StoredBackup]
+
+
+FLOWS = [
+    Flow(DATABASES, "", "database_retention_set", store_backup),
+    Flow(COLLECTIONS, "vector_", "vector_retention_set", store_snapshot),
+]
+
+
+@dataclass
+class Expiry:
+    """A repository of one kind, and a Dagster instance whose jobs plan and apply its expiry."""
+
+    flow: Flow
+    store: ObjectStore
+    instance: dg.DagsterInstance
+    definitions: dg.Definitions
+
+    def fill(self, *ages_days: int) -> list[str]:
+        """Store proven backups of these ages; return their ids in the order of the ages."""
+        ids = []
+        for age in ages_days:
+            backup = self.flow.store(self.store, NOW - age * DAY)
+            store_proof(self.store, backup, backup.record.finished_at + timedelta(minutes=5))
+            ids.append(backup.place.backup_id)
+        return ids
+
+    def ids(self) -> list[str]:
+        """Return the ids of the backups that the repository holds, oldest first."""
+        return sorted(entry.place.backup_id for entry in read_catalog(Repository(self.store)).backups)
+
+    def plan(self) -> str:
+        """Run the job that plans; return the digest that its asset's page shows."""
+        run = self.run("expire_plan")
+        assert run.success
+        [made] = run.asset_materializations_for_node(self.flow.kind.plan_key.to_user_string())
+        return str(made.metadata["plan_digest"].value)
+
+    def apply(self, digest: str | None) -> dg.ExecuteInProcessResult:
+        config = {} if digest is None else {"ops": {self.flow.retention_set: {"config": {"plan_digest": digest}}}}
+        return self.run("expire_apply", config=config)
+
+    def run(
+        self, job: str, *, config: dict[str, object] | None = None, tags: dict[str, str] | None = None
+    ) -> dg.ExecuteInProcessResult:
+        found = self.definitions.resolve_job_def(self.flow.prefix + job)
+        return found.execute_in_process(run_config=config, tags=tags, instance=self.instance, raise_on_error=False)
+
+    def scheduled(self) -> dg.ExecuteInProcessResult:
+        """Evaluate one tick of the expiry schedule and execute the run that it asks for, as the daemon does."""
+        noun = "database" if self.flow.kind is DATABASES else "vector"
+        schedule = self.definitions.resolve_schedule_def(f"{noun}_expiry_schedule")
+        [request] = schedule.evaluate_tick(dg.build_schedule_context(self.instance, NOW)).run_requests or []
+        assert schedule.job.name == self.flow.prefix + "expire"
+        return self.run("expire", config=dict(request.run_config), tags=dict(request.tags))
+
+    def removed(self, run: dg.ExecuteInProcessResult) -> dict[str, object]:
+        [made] = run.asset_materializations_for_node(self.flow.retention_set)
+        return {name: value.value for name, value in made.metadata.items()}
+
+
+def failure_text(run: dg.ExecuteInProcessResult) -> str:
+    """Return what the page of a failed run says, and that it is our own words and no traceback of a client."""
+    assert not run.success
+    [failed] = run.get_step_failure_events()
+    error = failed.step_failure_data.error
+    assert error is not None
+    assert error.cls_name == "Failure"
+    return str(error.message)
+
+
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.local_temp(str(tmp_path_factory.mktemp("dagster"))) as found:
+        yield found
+
+
+@pytest.fixture(params=FLOWS, ids=["databases", "collections"])
+def expiry(
+    request: pytest.FixtureRequest,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    bucket_url: str,
+    object_store_access: StoreAccess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Expiry:
+    monkeypatch.setenv("TEST_STORE_ACCESS_KEY_ID", object_store_access.access_key or "")
+    monkeypatch.setenv("TEST_STORE_SECRET_ACCESS_KEY", object_store_access.secret_key or "")
+    spec = tmp_path / "infrastructure.yaml"
+    spec.write_text(
+        f"object_store: {{endpoint: '{object_store_access.endpoint}', credentials: 'env:TEST_STORE'}}\n"
+        f"backup:\n"
+        f"  database: {{destination: '{bucket_url}databases/', retention: 10d}}\n"
+        f"  vectors: {{destination: '{bucket_url}vectors/', retention: 10d}}\n"
+    )
+    stack = open_stack(spec, tmp_path)
+    place = Place(spec, tmp_path, is_embedded=True)
+    shared = dg.Definitions(
+        resources={"stack": StackResource(spec_path=str(spec), state_dir=str(tmp_path))},
+        executor=dg.in_process_executor,
+    )
+    definitions = dg.Definitions.merge(
+        shared,
+        database_definitions(stack.spec),
+        job_definitions(stack.spec, place),
+        vector_definitions(stack.spec),
+        vector_job_definitions(stack.spec, place),
+    )
+    instance.wipe_assets([flow.kind.plan_key for flow in FLOWS])
+    repository = request.param.kind.repository(stack)
+    return Expiry(request.param, ObjectStore(repository.url, object_store_access), instance, definitions)
+
+
+def test_the_right_digest_removes_exactly_its_plan_and_only_once(expiry: Expiry) -> None:
+    """What the plan's page lists is what goes; the digest is then spent, and does nothing to what comes later."""
+    backups = expiry.fill(*AGES_DAYS)
+    digest = expiry.plan()
+    assert expiry.ids() == backups
+
+    applied = expiry.removed(expiry.apply(digest))
+    assert (applied["removed"], applied["skipped"], applied["plan_digest"]) == (2, 0, digest)
+    assert expiry.ids() == backups[2:]
+
+    [old] = expiry.fill(50)
+    again = expiry.removed(expiry.apply(digest))
+    assert (again["removed"], expiry.ids()) == (0, [old, *backups[2:]])
+    assert "was applied at" in str(again["report"])
+
+
+@pytest.mark.parametrize("digest", [None, "latest", NO_PLAN], ids=["none", "malformed", "unknown"])
+def test_a_digest_that_names_no_plan_is_refused_with_the_one_that_does(expiry: Expiry, digest: str | None) -> None:
+    """Materialise in the UI, a typing error, a plan of yesterday: refused with the newest plan, nothing removed."""
+    backups = expiry.fill(*AGES_DAYS)
+    never_planned = failure_text(expiry.apply(digest))
+    newest = expiry.plan()
+
+    refused = failure_text(expiry.apply(digest))
+
+    assert "no plan has been made yet" in never_planned
+    assert f"newest plan: {newest}" in refused
+    assert f"then start {expiry.flow.kind.apply_job} with its plan_digest" in refused
+    assert (digest or "none was given") in refused
+    assert expiry.ids() == backups
+
+
+def test_a_plan_of_the_other_kind_is_no_approval(expiry: Expiry, object_store_access: StoreAccess) -> None:
+    """A digest belongs to the repository that it was made for, although the jobs look alike."""
+    other = next(flow for flow in FLOWS if flow is not expiry.flow)
+    backups = expiry.fill(*AGES_DAYS)
+    theirs = Expiry(other, expiry.store, expiry.instance, expiry.definitions).plan()
+
+    assert f"there is no plan {theirs}" in failure_text(expiry.apply(theirs))
+
+    assert expiry.ids() == backups
+
+
+def test_a_pin_after_the_plan_keeps_its_backup(expiry: Expiry) -> None:
+    """The run checks each entry again: what a person asked to keep meanwhile stays, and the page counts it."""
+    backups = expiry.fill(*AGES_DAYS)
+    digest = expiry.plan()
+    repository = Repository(expiry.store)
+    [oldest] = [row.place for row in read_catalog(repository).backups if row.place.backup_id == backups[0]]
+    pin_backup(repository, oldest, "audit", NOW)
+
+    applied = expiry.removed(expiry.apply(digest))
+
+    assert (applied["removed"], applied["skipped"]) == (1, 1)
+    assert expiry.ids() == [backups[0], *backups[2:]]
+
+
+def test_the_schedules_run_plans_and_carries_out_its_own_plan(expiry: Expiry) -> None:
+    """One run, no person: approved by whoever switched the schedule on. The next night has nothing to do."""
+    backups = expiry.fill(*AGES_DAYS)
+
+    first, second = expiry.scheduled(), expiry.scheduled()
+
+    assert (first.success, second.success) == (True, True)
+    assert [expiry.removed(run)["removed"] for run in (first, second)] == [2, 0]
+    assert expiry.ids() == backups[2:]
+
+
+def test_the_schedules_run_stops_and_asks_above_the_ratio(expiry: Expiry) -> None:
+    """60 % of the set in one night is a mistake until a person says otherwise; the plan is there to be read."""
+    backups = expiry.fill(60, 50, 40, 20, 1)
+
+    refused = failure_text(expiry.scheduled())
+
+    [planned] = expiry.instance.fetch_materializations(expiry.flow.kind.plan_key, limit=1).records
+    assert planned.asset_materialization is not None
+    digest = planned.asset_materialization.metadata["plan_digest"].value
+    option = " --vectors" if expiry.flow.kind is COLLECTIONS else ""
+    assert "would remove 3 of 5 backups" in refused
+    assert "limit 50% (retention.max_expiry_ratio)" in refused
+    assert f"synapse-ops expire{option} --apply {digest} --accept-ratio 0.61" in refused
+    assert expiry.ids() == backups
+
+
+@pytest.mark.parametrize("tags", [{}, {TAG_TRIGGER: "schedule"}], ids=["by-hand", "of-a-schedule"])
+def test_nobody_elses_plan_approves_a_run(expiry: Expiry, tags: dict[str, str]) -> None:
+    """Plan and apply in one run is the schedule's right; and it approves the plan of that very run, never an older."""
+    backups = expiry.fill(*AGES_DAYS)
+    expiry.plan()
+
+    run = expiry.run("expire_apply" if tags else "expire", tags=tags)
+
+    assert "none was given" in failure_text(run)
+    assert expiry.ids() == backups
