@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from synapse_ops.cli.options import Place
+from synapse_ops.cli.options import Place, state_dir_option
 from synapse_ops.errors import ConfigError, SynapseOpsError, Unproven
 
 if TYPE_CHECKING:
@@ -39,14 +39,7 @@ CLEANED = {
 
 @click.command("demo", epilog="Example:  synapse-ops demo --size 200MiB")
 @click.option("--size", default="32MiB", show_default=True, help="How much data the stack is filled with.")
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="SYNAPSE_STATE_DIR",
-    default=Path(".synapse"),
-    show_default=True,
-    help="Where the embedded stack keeps its data.",
-)
+@state_dir_option("Where the embedded stack keeps its data.")
 def command(size: str, state_dir: Path) -> None:
     """Start real servers, back up, restore, compare, plan retention, tidy away, and show what happened.
 

@@ -10,19 +10,13 @@ from pathlib import Path
 
 import click
 
+from synapse_ops.cli.options import state_dir_option
 from synapse_ops.domain.progress import Progress
 from synapse_ops.errors import ConfigError, Unreachable
 
 FOLLOW_POLL_S = 0.2
 
-_state_dir = click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="SYNAPSE_STATE_DIR",
-    default=Path(".synapse"),
-    show_default=True,
-    help="Where the stack keeps its data, logs, secrets and spec.",
-)
+_state_dir = state_dir_option("Where the stack keeps its data, logs, secrets and spec.")
 
 
 @click.group()

@@ -31,14 +31,35 @@ _spec_option = click.option(
     envvar="SYNAPSE_SPEC",
     help=f"The spec. Default: {SPEC_NAME} of the state directory, then of the current one.",
 )
-_state_dir_option = click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="SYNAPSE_STATE_DIR",
-    default=Path(".synapse"),
-    show_default=True,
-    help="Where this host keeps its own files: state, caches, scratch.",
-)
+
+
+def state_dir_option(meaning: str) -> Callable[[Any], Any]:
+    """Return --state-dir. meaning: what the command keeps there, for its help."""
+    return click.option(
+        "--state-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="SYNAPSE_STATE_DIR",
+        default=Path(".synapse"),
+        show_default=True,
+        help=meaning,
+    )
+
+
+def timeout_option(meaning: str) -> Callable[[Any], Any]:
+    """Return --timeout, a number of seconds; the command takes `timeout_s: float | None`."""
+    return click.option("--timeout", "timeout_s", type=click.FloatRange(min=1), help=f"Seconds for {meaning}")
+
+
+def work_dir_option(meaning: str) -> Callable[[Any], Any]:
+    """Return --work-dir; the command takes `work_dir: Path | None`, and None means `place.work_dir`."""
+    return click.option(
+        "--work-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        help=f"{meaning} Default: proof/ of the state directory.",
+    )
+
+
+_state_dir_option = state_dir_option("Where this host keeps its own files: state, caches, scratch.")
 _repository_options = (
     click.option(
         "--repository", "repository_url", envvar="SYNAPSE_REPOSITORY", help="s3://bucket/prefix/; no spec needed."
@@ -105,6 +126,19 @@ class Place:
     def vector_repository(self) -> Repository:
         """Open the repository that the options name, else that of backup.vectors.destination."""
         return replace(self, of_vectors=True).repository()
+
+    @property
+    def work_dir(self) -> Path:
+        """Where throwaway servers and staged backups lie for a while."""
+        return self.state_dir.absolute() / "proof"
+
+    def proof_timeout_s(self) -> float:
+        """Return `proof.timeout` of the spec, or its default where the command works on a repository alone."""
+        from synapse_ops.operations.proof import DEFAULT_TIMEOUT_S
+
+        if self.repository_url is not None and self.spec_path is None:
+            return DEFAULT_TIMEOUT_S
+        return self.stack().spec.proof.timeout.total_seconds()
 
     def age_identities(self) -> tuple[str, ...]:
         """Return the age secret keys at hand: SYNAPSE_AGE_IDENTITY_FILE, or what the spec refers to; may be empty."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from synapse_ops.cli.options import Place, repository_options
-from synapse_ops.cli.verify import default_work_dir
+from synapse_ops.cli.options import Place, repository_options, timeout_option, work_dir_option
 from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,12 +34,8 @@ _REFER = "Refer to it instead: --target env:NAME, --target file:/PATH, or --targ
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Print what would happen. The default.")
 @click.option("--apply", "apply", is_flag=True, help="Do it.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=1), help="Seconds for the restore. Default: a day.")
-@click.option(
-    "--work-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where the dump is staged for a while. Default: proof/ of the state directory.",
-)
+@timeout_option("the restore. Default: a day.")
+@work_dir_option("Where the dump is staged for a while.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the result as JSON.")
 @repository_options
 def command(
@@ -84,7 +79,7 @@ def command(
             repository,
             plan,
             identities=identities,
-            work_dir=work_dir or default_work_dir(place),
+            work_dir=work_dir or place.work_dir,
             timeout_s=timeout_s or DEFAULT_TIMEOUT_S,
             progress=progress,
         )

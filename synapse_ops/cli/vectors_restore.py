@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from synapse_ops.cli.options import Place, stack_options
+from synapse_ops.cli.options import Place, stack_options, timeout_option, work_dir_option
 from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 @click.option("--to", "collection", required=True, metavar="COLLECTION", help="A new collection: a name not in use.")
 @click.option("--plan", "only_plan", is_flag=True, help="Print what would happen. The default.")
 @click.option("--apply", "apply", is_flag=True, help="Do it.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=1), help="Seconds for the restore. Default: a day.")
-@click.option(
-    "--work-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where shards are staged for a while. Default: proof/ of the state directory.",
-)
+@timeout_option("the restore. Default: a day.")
+@work_dir_option("Where shards are staged for a while.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON (docs/json/vectors-restore.schema.json)."
 )
@@ -52,7 +48,6 @@ def restore(
       synapse-ops vectors restore 20261123T201726Z-3f9a1c --to documents_yesterday --apply
     """
     from synapse_ops.cli.progress_bar import progress_bar
-    from synapse_ops.cli.verify import default_work_dir
     from synapse_ops.operations.backup_catalog import find_backup
     from synapse_ops.operations.vector_restore import DEFAULT_TIMEOUT_S, apply_vector_restore
     from synapse_ops.operations.vector_restore_plan import plan_vector_restore
@@ -73,7 +68,7 @@ def restore(
                 plan,
                 servers,
                 identities=place.age_identities(),
-                work_dir=work_dir or default_work_dir(place),
+                work_dir=work_dir or place.work_dir,
                 timeout_s=timeout_s or DEFAULT_TIMEOUT_S,
                 progress=progress,
             )

@@ -12,12 +12,11 @@ Collation versions are no part of `compare`: a logical restore builds every inde
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from synapse_ops.errors import DocumentUnreadable
+from synapse_ops.domain.canonical_json import canonical_json, reading
 
 FORMAT_VERSION = 2  # 1 summed hash_record_extended, which is blind to values exchanged between rows
 
@@ -117,9 +116,9 @@ class Fingerprint:
 
     def to_json(self) -> bytes:
         """Return the canonical bytes: sorted keys, UTF-8, one final newline."""
-        body = {"format_version": FORMAT_VERSION, **asdict(self)}
-        body["large_objects"] = {str(oid): value for oid, value in body["large_objects"].items()}
-        return (json.dumps(body, sort_keys=True, ensure_ascii=False, indent=1) + "\n").encode()
+        fields = asdict(self)
+        fields["large_objects"] = {str(oid): value for oid, value in fields["large_objects"].items()}
+        return canonical_json(FORMAT_VERSION, fields)
 
     def digest(self) -> str:
         """Return the sha256 (hex) of the canonical bytes."""
@@ -128,23 +127,11 @@ class Fingerprint:
     @classmethod
     def from_json(cls, data: bytes) -> Fingerprint:
         """Return what `to_json` wrote; raises DocumentUnreadable for anything else."""
-        try:
-            body = json.loads(data)
-            _check_version(body.pop("format_version"))
+        with reading(data, "a fingerprint", FORMAT_VERSION) as body:
             body["tables"] = {name: TableContent(**value) for name, value in body["tables"].items()}
             body["sequences"] = {name: _bracket(value) for name, value in body["sequences"].items()}
             body["large_objects"] = {int(oid): LargeObjects(**value) for oid, value in body["large_objects"].items()}
             return cls(**body)
-        except (ValueError, TypeError, KeyError, AttributeError) as fault:
-            raise DocumentUnreadable(
-                f"cannot read a fingerprint: {fault}",
-                hint="Was it cut short, or written by another version? Take a new backup.",
-            ) from fault
-
-
-def _check_version(version: object) -> None:
-    if version != FORMAT_VERSION:
-        raise ValueError(f"format_version is {version}, this reads {FORMAT_VERSION}")
 
 
 def _bracket(value: Mapping[str, Any]) -> SequenceBracket:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from synapse_ops.errors import DocumentUnreadable
+from synapse_ops.domain.canonical_json import canonical_json, reading
 
 FORMAT_VERSION = 1
 
@@ -38,8 +38,7 @@ class Structure:
 
     def to_json(self) -> bytes:
         """Return the canonical bytes: sorted keys, UTF-8, one final newline."""
-        body = {"format_version": FORMAT_VERSION, "server_major": self.server_major, "entries": dict(self.entries)}
-        return (json.dumps(body, sort_keys=True, ensure_ascii=False, indent=1) + "\n").encode()
+        return canonical_json(FORMAT_VERSION, {"server_major": self.server_major, "entries": dict(self.entries)})
 
     def digest(self) -> str:
         """Return the sha256 (hex) of the canonical bytes."""
@@ -48,19 +47,8 @@ class Structure:
     @classmethod
     def from_json(cls, data: bytes) -> Structure:
         """Return what `to_json` wrote; raises DocumentUnreadable for anything else."""
-        try:
-            body = json.loads(data)
-            _check_version(body["format_version"])
+        with reading(data, "a structure", FORMAT_VERSION) as body:
             return cls(int(body["server_major"]), {name: dict(entry) for name, entry in body["entries"].items()})
-        except (ValueError, TypeError, KeyError, AttributeError) as fault:
-            raise DocumentUnreadable(
-                f"cannot read a structure: {fault}", hint="Was it cut short, or written by a newer version?"
-            ) from fault
-
-
-def _check_version(version: object) -> None:
-    if version != FORMAT_VERSION:
-        raise ValueError(f"format_version is {version}, this reads {FORMAT_VERSION}")
 
 
 def kind_of(name: str) -> str:
@@ -146,37 +134,29 @@ def normal_expression(text: str) -> str:
     return text
 
 
-def _closing(text: str, start: int) -> int | None:
-    """Return where the bracket opened before `start` closes, skipping quoted text; None when it does not."""
-    depth, quote = 1, ""
+def _unquoted(text: str, start: int = 0) -> Iterator[tuple[int, str, int]]:
+    """Yield position, letter, and the depth of brackets behind it, of everything from `start` that is not quoted."""
+    depth, quote = 0, ""
     for position in range(start, len(text)):
         letter = text[position]
         if quote:
             quote = "" if letter == quote else quote
         elif letter in "'\"":
             quote = letter
-        elif letter in "[(":
-            depth += 1
-        elif letter in "])":
-            depth -= 1
-            if depth == 0:
-                return position
-    return None
+        else:
+            depth += (letter in "[(") - (letter in "])")
+            yield position, letter, depth
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Return where the bracket opened before `start` closes; None when it does not."""
+    return next((position for position, _, depth in _unquoted(text, start) if depth < 0), None)
 
 
 def _split(text: str) -> list[str]:
     """Return the elements of a list, divided at commas outside brackets and quotes."""
-    parts, depth, quote, start = [], 0, "", 0
-    for position, letter in enumerate(text):
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        elif letter in "[(":
-            depth += 1
-        elif letter in "])":
-            depth -= 1
-        elif letter == "," and depth == 0:
-            parts.append(text[start:position].strip())
-            start = position + 1
-    return [*parts, text[start:].strip()] if text.strip() else []
+    if not text.strip():
+        return []
+    commas = [position for position, letter, depth in _unquoted(text) if letter == "," and depth == 0]
+    starts, ends = [0, *(comma + 1 for comma in commas)], [*commas, len(text)]
+    return [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]

@@ -10,14 +10,13 @@ Canary queries are exact searches with the ten best points, asked before and aft
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from synapse_ops.domain.canonical_json import canonical_json, reading
 from synapse_ops.domain.vector_config import ShardSchema
-from synapse_ops.errors import DocumentUnreadable
 
 FORMAT_VERSION = 1
 ALL_POINTS_LIMIT = 50_000  # read whole twice: about 45 s a reading at 768 dimensions
@@ -87,8 +86,7 @@ class VectorFingerprint:
 
     def to_json(self) -> bytes:
         """Return the canonical bytes: sorted keys, UTF-8, one final newline."""
-        body = {"format_version": FORMAT_VERSION, **asdict(self)}
-        return (json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+        return canonical_json(FORMAT_VERSION, asdict(self), is_compact=True)
 
     def digest(self) -> str:
         """Return the sha256 (hex) of the canonical bytes."""
@@ -97,11 +95,8 @@ class VectorFingerprint:
     @classmethod
     def from_json(cls, data: bytes) -> Self:
         """Return what `to_json` wrote; raises DocumentUnreadable for anything else."""
-        body = _parse(data, "a fingerprint")
-        try:
+        with reading(data, "a fingerprint", FORMAT_VERSION) as body:
             return cls(**{**body, "moved": tuple(body["moved"])})
-        except (TypeError, KeyError) as fault:
-            raise DocumentUnreadable(f"cannot read a fingerprint: {fault}") from fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,29 +119,14 @@ class CanaryQuery:
 
 def canaries_to_json(queries: Sequence[CanaryQuery]) -> bytes:
     """Return the canonical bytes of stored queries."""
-    body = {"format_version": FORMAT_VERSION, "queries": [query.as_json() for query in queries]}
-    return (json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+    return canonical_json(FORMAT_VERSION, {"queries": [query.as_json() for query in queries]}, is_compact=True)
 
 
 def canaries_from_json(data: bytes) -> tuple[CanaryQuery, ...]:
     """Return what `canaries_to_json` wrote; raises DocumentUnreadable for anything else."""
-    body = _parse(data, "stored queries")
-    try:
+    with reading(data, "stored queries", FORMAT_VERSION) as body:
         rows = [{**row, "top": tuple((str(one), float(score)) for one, score in row["top"])} for row in body["queries"]]
         return tuple(CanaryQuery(**row) for row in rows)
-    except (TypeError, KeyError, ValueError) as fault:
-        raise DocumentUnreadable(f"cannot read stored queries: {fault}") from fault
-
-
-def _parse(data: bytes, what: str) -> dict[str, Any]:
-    try:
-        body = json.loads(data)
-        version = body.pop("format_version")
-    except (ValueError, KeyError, AttributeError, TypeError) as fault:
-        raise DocumentUnreadable(f"cannot read {what}: {fault}", hint="Was it cut short?") from fault
-    if version != FORMAT_VERSION or not isinstance(body, dict):
-        raise DocumentUnreadable(f"cannot read {what}: format_version is {version}, this reads {FORMAT_VERSION}")
-    return body
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from synapse_ops.domain.structure import Structure
 from synapse_ops.errors import ConfigError, Refused, Unproven
 from synapse_ops.operations.backup_writer import BackupWriter
 from synapse_ops.operations.heartbeat import Heartbeat, keep_heartbeat
+from synapse_ops.operations.measured import Measured
 from synapse_ops.systems.dump_progress import reported_dump
 from synapse_ops.systems.dump_tools import ToolStream, application_name, open_tool
 from synapse_ops.systems.encryption import check_recipients
@@ -69,21 +70,6 @@ class _Source:
     facts: ServerFacts
     identity: Identity
     tools: PgTools
-
-
-@dataclass
-class _Measured:
-    """Named durations in seconds, filled in by the steps as they end."""
-
-    phase_s: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phase_s[name] = round(time.monotonic() - begun, 3)
 
 
 def dump_database(
@@ -212,7 +198,7 @@ def _write_contents(
     source: _Source, writer: BackupWriter, heartbeat: Heartbeat, *, with_passwords: bool, progress: ReportProgress
 ) -> _Contents:
     """Dump, fingerprint and describe the database on one snapshot; return when all of it is in the store."""
-    measured, stop = _Measured(), threading.Event()
+    measured, stop = Measured(), threading.Event()
     with _held_snapshot(source) as (snapshot, control, start):
         before = read_sequences(source.conninfo)
         with ThreadPoolExecutor(3, thread_name_prefix="dump") as pool:
@@ -263,7 +249,7 @@ def _dump(
     source: _Source,
     snapshot: str,
     writer: BackupWriter,
-    measured: _Measured,
+    measured: Measured,
     stop: threading.Event,
     progress: ReportProgress,
 ) -> tuple[ObjectRecord, tuple[str, ...]]:
@@ -300,14 +286,14 @@ class _Stoppable:
 
 
 def _fingerprint(
-    source: _Source, snapshot: str, measured: _Measured, stop: threading.Event, progress: ReportProgress
+    source: _Source, snapshot: str, measured: Measured, stop: threading.Event, progress: ReportProgress
 ) -> Fingerprint:
     with measured.phase("fingerprint"):
         return read_fingerprint(source.conninfo, snapshot=snapshot, progress=progress, stop=stop)
 
 
 def _describe(
-    source: _Source, snapshot: str, writer: BackupWriter, measured: _Measured, *, with_passwords: bool
+    source: _Source, snapshot: str, writer: BackupWriter, measured: Measured, *, with_passwords: bool
 ) -> tuple[ObjectRecord, Structure]:
     """Write the globals between two equal readings of the roles, and return them with the structure."""
     with measured.phase("structure"):

@@ -6,9 +6,7 @@ is DIFFERS; what this host lacks, and an interruption, say nothing of the backup
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -19,6 +17,7 @@ from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, attempt_na
 from synapse_ops.errors import IntegrityError, KeyMissing, ObjectMissing, SynapseOpsError, Unproven
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.deadline import Deadline
+from synapse_ops.operations.measured import Measured
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.staged_backup import ReadLog
 from synapse_ops.systems.log_output import current_correlation_id
@@ -51,7 +50,7 @@ class ProofReport:
 
 
 @dataclass
-class Outcome:
+class Outcome(Measured):
     """What is known so far; unproven until the last step says otherwise. has_begun: this host had all it takes."""
 
     has_begun: bool = False
@@ -63,16 +62,7 @@ class Outcome:
     server_version: str | None = None
     amcheck_relations: int = 0
     snapshot: SnapshotFindings | None = None
-    phase_s: dict[str, float] = field(default_factory=dict)
     log: ReadLog = field(default_factory=ReadLog)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phase_s[name] = round(time.monotonic() - begun, 3)
 
     def fail(self, error: SynapseOpsError) -> None:
         self.error = error

@@ -19,6 +19,7 @@ from synapse_ops.operations import restore_to_directory, restore_to_server
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.repository import Repository
+from synapse_ops.operations.restore_run import RestoreRun
 from synapse_ops.operations.restore_target import RestorePlan, RestoreReport, ServerTarget, Target
 from synapse_ops.operations.staged_backup import ReadLog, read_backup_document, read_globals
 
@@ -54,10 +55,10 @@ def apply_restore(
 
     work_dir: for the staged dump; what a killed run left there is swept first.
     """
-    deadline = Deadline(timeout_s, "restore")
+    run = RestoreRun(repository, plan, identities, Deadline(timeout_s, "restore"), progress)
     if isinstance(plan.target, ServerTarget):
-        return restore_to_server.apply(repository, plan, plan.target, identities, work_dir, deadline, progress)
-    return restore_to_directory.apply(repository, plan, plan.target, identities, work_dir, deadline, progress)
+        return restore_to_server.apply(run, plan.target, work_dir)
+    return restore_to_directory.apply(run, plan.target, work_dir)
 
 
 def _predict(repository: Repository, place: BackupPlace, record: BackupRecord) -> float | None:

@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import os
 import pwd
-import time
 from pathlib import Path
 
 from synapse_ops.domain.backup_record import BackupRecord
 from synapse_ops.domain.globals_script import GlobalsScript
-from synapse_ops.domain.progress import ReportProgress
 from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.errors import ConfigError
-from synapse_ops.operations.deadline import Deadline
-from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.restore_into_throwaway import restore_into_throwaway
+from synapse_ops.operations.restore_run import RestoreRun
 from synapse_ops.operations.restore_target import (
     DirectoryTarget,
     RestorePlan,
     RestoreReport,
-    analyze,
-    compare_restored,
     refuse_if_not_empty,
 )
-from synapse_ops.operations.staged_backup import ReadLog, hold_for_reading, stage_backup
+from synapse_ops.operations.staged_backup import hold_for_reading
 from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_base, throwaway_directory
 from synapse_ops.operations.throwaway_server import throwaway_server
 from synapse_ops.systems.local_processes import ServerIdentity, give_to, reachable_by, run_as, server_identity
@@ -87,22 +82,13 @@ def plan(
     )
 
 
-def apply(
-    repository: Repository,
-    planned: RestorePlan,
-    target: DirectoryTarget,
-    identities: tuple[str, ...],
-    work_dir: Path,
-    deadline: Deadline,
-    progress: ReportProgress,
-) -> RestoreReport:
+def apply(run: RestoreRun, target: DirectoryTarget, work_dir: Path) -> RestoreReport:
     """Make, fill, compare and stop a cluster beside the target, then move it into place."""
-    begun = time.monotonic()
-    phase_s: dict[str, float] = {}
-    place, record, directory = planned.place, planned.record, target.directory.absolute()
+    planned, deadline, directory = run.plan, run.deadline, target.directory.absolute()
+    record = planned.record
     sweep_throwaways(directory.parent)
     with (
-        hold_for_reading(repository, place, "restore"),
+        hold_for_reading(run.repository, planned.place, "restore"),
         throwaway_directory(
             directory.parent,
             database_size_bytes=planned.size_bytes,
@@ -110,19 +96,7 @@ def apply(
             programs_dir=throwaway_base(work_dir, server_identity()) / "programs",
         ) as throwaway_dir,
     ):
-        staged = deadline.run(
-            lambda: stage_backup(
-                repository,
-                place,
-                record,
-                identities=identities,
-                scratch_dir=throwaway_dir.scratch_dir,
-                deadline=deadline,
-                log=ReadLog(),
-                progress=progress,
-            )
-        )
-        phase_s["read"] = round(time.monotonic() - begun, 3)
+        staged = run.stage(throwaway_dir.scratch_dir)
         superuser = staged.globals_script.bootstrap_role
         with throwaway_server(
             throwaway_dir,
@@ -137,19 +111,14 @@ def apply(
                 record,
                 scratch_dir=throwaway_dir.scratch_dir,
                 deadline=deadline,
-                progress=progress,
+                progress=run.progress,
             )
-            restore_s = round(time.monotonic() - begun, 3)
-            phase_s["restore"] = round(restore_s - phase_s["read"], 3)
-            conninfo = throwaway.conninfo(record.source.database)
-            notes = compare_restored(staged, conninfo)
-            analyze(conninfo)
-            phase_s["compare"] = round(time.monotonic() - begun - restore_s, 3)
+            run.compare(staged, throwaway.conninfo(record.source.database))
             throwaway.server.stop("fast")
         _make_permanent(throwaway.server.data_dir, throwaway.server.tools, superuser, throwaway_dir.identity)
         refuse_if_not_empty(directory)
         throwaway.server.data_dir.rename(directory)  # replaces an empty directory, and nothing else
-    return RestoreReport(planned, restore_s, phase_s, record.row_count, (*planned.notes, *notes))
+    return run.report(planned)
 
 
 def _make_permanent(data_dir: Path, tools: PgTools, superuser: str, identity: ServerIdentity | None) -> None:

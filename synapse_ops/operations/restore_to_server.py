@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from psycopg.conninfo import make_conninfo
 
 from synapse_ops.domain.backup_record import BackupRecord
 from synapse_ops.domain.globals_script import GlobalsScript, statements_for_missing_roles, without_tablespace
-from synapse_ops.domain.progress import ReportProgress
 from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.domain.structure import SHARED_KINDS
 from synapse_ops.errors import ConfigError, IntegrityError, Refused, TargetNotEmpty
@@ -32,10 +30,9 @@ from synapse_ops.operations.archive_restore import (
     run_pg_restore,
     size_reporter,
 )
-from synapse_ops.operations.deadline import Deadline
-from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.restore_target import RestorePlan, RestoreReport, ServerTarget, analyze, compare_restored
-from synapse_ops.operations.staged_backup import ReadLog, hold_for_reading, stage_backup
+from synapse_ops.operations.restore_run import RestoreRun
+from synapse_ops.operations.restore_target import RestorePlan, RestoreReport, ServerTarget
+from synapse_ops.operations.staged_backup import hold_for_reading
 from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_directory
 from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
 from synapse_ops.systems.postgres import connect, describe, postgres_errors
@@ -138,37 +135,16 @@ def _notes(
             yield f'database "{name}" was left by an interrupted restore; nothing uses it: DROP DATABASE "{name}"'
 
 
-def apply(
-    repository: Repository,
-    planned: RestorePlan,
-    target: ServerTarget,
-    identities: tuple[str, ...],
-    work_dir: Path,
-    deadline: Deadline,
-    progress: ReportProgress,
-) -> RestoreReport:
+def apply(run: RestoreRun, target: ServerTarget, work_dir: Path) -> RestoreReport:
     """Restore, compare, analyse, rename. Raises IntegrityError (the incomplete database stays) when it is not equal."""
-    begun = time.monotonic()
-    phase_s: dict[str, float] = {}
+    planned, deadline = run.plan, run.deadline
     place, record = planned.place, planned.record
     sweep_throwaways(work_dir)
     with (
-        hold_for_reading(repository, place, "restore"),
+        hold_for_reading(run.repository, place, "restore"),
         throwaway_directory(work_dir, database_size_bytes=0, scratch_bytes=record.stored_bytes) as scratch,
     ):
-        staged = deadline.run(
-            lambda: stage_backup(
-                repository,
-                place,
-                record,
-                identities=identities,
-                scratch_dir=scratch.scratch_dir,
-                deadline=deadline,
-                log=ReadLog(),
-                progress=progress,
-            )
-        )
-        phase_s["read"] = round(time.monotonic() - begun, 3)
+        staged = run.stage(scratch.scratch_dir)
         current = plan(place, record, target, staged.globals_script, planned.predicted_s)  # it may have changed
         statements = read_database_statements(
             current.tools, staged.archive, place.subject, scratch_dir=scratch.scratch_dir, deadline=deadline
@@ -186,7 +162,7 @@ def apply(
             create_database(target.conninfo, renamed, name)
             _say_incomplete(target, name, place)
             options = [f"--jobs={jobs_for_this_host()}", *(["--no-tablespaces"] if lacking else [])]
-            report = size_reporter(target.conninfo, name, planned.size_bytes, progress)
+            report = size_reporter(target.conninfo, name, planned.size_bytes, run.progress)
             run_pg_restore(
                 current.tools,
                 staged.archive,
@@ -198,13 +174,9 @@ def apply(
             )
             _say(target, "COMMENT ON DATABASE {} IS NULL", name)
             apply_properties(target.conninfo, renamed, name)
-            phase_s["restore"] = round(time.monotonic() - begun - phase_s["read"], 3)
-            restore_s = round(time.monotonic() - begun, 3)
-            notes = compare_restored(staged, conninfo, without_kinds=tuple(SHARED_KINDS), without_tablespaces=lacking)
-            analyze(conninfo)
-            phase_s["compare"] = round(time.monotonic() - begun - restore_s, 3)
+            run.compare(staged, conninfo, without_kinds=tuple(SHARED_KINDS), without_tablespaces=lacking)
             _rename(target, name)
-    return RestoreReport(current, restore_s, phase_s, record.row_count, (*current.notes, *notes))
+    return run.report(current)
 
 
 @contextlib.contextmanager

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 from synapse_ops.domain.backup_record import ObjectRecord
+from synapse_ops.domain.canonical_json import reading
 from synapse_ops.domain.progress import Progress, ReportProgress
 from synapse_ops.domain.repository_layout import BACKUP, BackupPlace
 from synapse_ops.domain.snapshot_record import ShardRecord, SnapshotRecord
 from synapse_ops.domain.vector_fingerprint import CanaryQuery, VectorFingerprint, canaries_from_json
-from synapse_ops.errors import ChecksumMismatch, DocumentUnreadable, IntegrityError
+from synapse_ops.errors import ChecksumMismatch, IntegrityError
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.staged_backup import ReadLog, read_object
@@ -40,13 +40,8 @@ class CollectionDocument:
     @classmethod
     def from_json(cls, data: bytes) -> CollectionDocument:
         """Raises DocumentUnreadable for anything but what a snapshot writes."""
-        try:
-            body = json.loads(data)
-            if body["format_version"] != 1:
-                raise DocumentUnreadable(f"cannot read {COLLECTION}: format_version is {body['format_version']}")
+        with reading(data, COLLECTION, 1) as body:
             return cls(dict(body["config"]), dict(body["payload_schema"]), tuple(body["aliases"]))
-        except (ValueError, KeyError, TypeError) as fault:
-            raise DocumentUnreadable(f"cannot read {COLLECTION}: {type(fault).__name__} {fault}") from fault
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ node because of us is named in the heartbeat at once, and removed at the end, wh
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from synapse_ops.domain.vector_fingerprint import CanaryQuery, VectorFingerprint
 from synapse_ops.errors import SynapseOpsError, Unreachable
 from synapse_ops.operations.backup_writer import BackupWriter
 from synapse_ops.operations.heartbeat import Heartbeat
+from synapse_ops.operations.measured import Measured
 from synapse_ops.operations.vector_reading import Readout, Scope, answer_queries, canary_queries, read_points, scope_of
 from synapse_ops.operations.vector_shards import CutShard, create_on_node, is_out_of_space
 from synapse_ops.operations.vector_source import CollectionNodes
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class SnapshotRun:
+class SnapshotRun(Measured):
     """One snapshot being taken."""
 
     stack: Stack
@@ -38,17 +38,8 @@ class SnapshotRun:
     heartbeat: Heartbeat
     progress: ReportProgress
     warnings: list[str] = field(default_factory=list)
-    phase_s: dict[str, float] = field(default_factory=dict)
     on_nodes: list[CutShard] = field(default_factory=list)
     database_faults: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phase_s[name] = round(self.phase_s.get(name, 0.0) + time.monotonic() - begun, 3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ Never: an existing name, `priority=replica`, an upload without a checksum.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
@@ -21,6 +21,7 @@ from synapse_ops.domain.vector_config import compare_config, creation_body, inde
 from synapse_ops.domain.vector_fingerprint import CopyFacts, compare_points
 from synapse_ops.errors import IntegrityError, Refused, SynapseOpsError
 from synapse_ops.operations.deadline import Deadline
+from synapse_ops.operations.measured import Measured
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.staged_backup import ReadLog, hold_for_reading
 from synapse_ops.operations.staged_snapshot import StagedSnapshot, stage_snapshot
@@ -47,26 +48,17 @@ class VectorRestoreReport:
 
 
 @dataclass
-class _Restore:
+class _Restore(Measured):
     """A restore under way."""
 
     plan: VectorRestorePlan
     cluster: Cluster
     deadline: Deadline
     progress: ReportProgress
-    phase_s: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.plan.collection
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phase_s[name] = round(time.monotonic() - begun, 3)
 
 
 def apply_vector_restore(

@@ -23,6 +23,22 @@ def _in_schema(catalog: str, alias: str, prefix: str) -> str:
     return f"FROM {catalog} {alias} JOIN pg_namespace n ON n.oid = {namespace} WHERE {ours}"
 
 
+def _named_in_schema(catalog: str, alias: str, prefix: str, **columns: str) -> str:
+    """Return a whole query: the objects of a catalog by their qualified names."""
+    return (
+        f"SELECT format('%I.%I', n.nspname, {alias}.{prefix}name), {attributes(**columns)}\n"
+        f"  {_in_schema(catalog, alias, prefix)}"
+    )
+
+
+def _named(catalog: str, alias: str, prefix: str, **columns: str) -> str:
+    """Return a whole query: objects of the database that live in no schema, those that came with it left out."""
+    return (
+        f"SELECT quote_ident({alias}.{prefix}name), {attributes(**columns)}\n"
+        f"  FROM {catalog} {alias} WHERE {is_created(catalog, f'{alias}.oid')}"
+    )
+
+
 _FUNCTIONS = f"""
 SELECT '=' || CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' ELSE 'function' END
        || ': ' || p.oid::regprocedure, {
@@ -112,98 +128,94 @@ SELECT format('%s as %s', format_type(c.castsource, NULL), format_type(c.casttar
        {attributes(function=function("c.castfunc"), context="c.castcontext", method="c.castmethod")}
   FROM pg_cast c WHERE {is_created("pg_cast", "c.oid")}"""
 
-_CONVERSIONS = f"""
-SELECT format('%I.%I', n.nspname, c.conname), {
-    attributes(
-        owner=owner("c.conowner"),
-        source="pg_encoding_to_char(c.conforencoding)",
-        target="pg_encoding_to_char(c.contoencoding)",
-        function="c.conproc::text",
-        default="c.condefault",
-    )
-} {_in_schema("pg_conversion", "c", "con")}"""
+_CONVERSIONS = _named_in_schema(
+    "pg_conversion",
+    "c",
+    "con",
+    owner=owner("c.conowner"),
+    source="pg_encoding_to_char(c.conforencoding)",
+    target="pg_encoding_to_char(c.contoencoding)",
+    function="c.conproc::text",
+    default="c.condefault",
+)
 
-_COLLATIONS = f"""
-SELECT format('%I.%I', n.nspname, c.collname), {
-    attributes(
-        owner=owner("c.collowner"),
-        facts="to_jsonb(c) - '{oid,collname,collnamespace,collowner,collversion}'::text[]",
-    )
-} {_in_schema("pg_collation", "c", "coll")}"""
+_COLLATIONS = _named_in_schema(
+    "pg_collation",
+    "c",
+    "coll",
+    owner=owner("c.collowner"),
+    facts="to_jsonb(c) - '{oid,collname,collnamespace,collowner,collversion}'::text[]",
+)
 
-_LANGUAGES = f"""
-SELECT quote_ident(l.lanname), {
-    attributes(
-        owner=owner("l.lanowner"),
-        privileges=privileges("l.lanacl", "l", "l.lanowner"),
-        trusted="l.lanpltrusted",
-        handler=function("l.lanplcallfoid"),
-        inline=function("l.laninline"),
-        validator=function("l.lanvalidator"),
-    )
-} FROM pg_language l WHERE {is_created("pg_language", "l.oid")}"""
+_LANGUAGES = _named(
+    "pg_language",
+    "l",
+    "lan",
+    owner=owner("l.lanowner"),
+    privileges=privileges("l.lanacl", "l", "l.lanowner"),
+    trusted="l.lanpltrusted",
+    handler=function("l.lanplcallfoid"),
+    inline=function("l.laninline"),
+    validator=function("l.lanvalidator"),
+)
 
-_ACCESS_METHODS = f"""
-SELECT quote_ident(a.amname), {attributes(handler="a.amhandler::text", kind="a.amtype")}
-  FROM pg_am a WHERE {is_created("pg_am", "a.oid")}"""
+_ACCESS_METHODS = _named("pg_am", "a", "am", handler="a.amhandler::text", kind="a.amtype")
 
 _TRANSFORMS = f"""
 SELECT format('%s language %I', t.trftype::regtype, (SELECT lanname FROM pg_language WHERE oid = t.trflang)),
        {attributes(from_sql=function("t.trffromsql"), to_sql=function("t.trftosql"))}
   FROM pg_transform t WHERE {is_created("pg_transform", "t.oid")}"""
 
-_TEXT_SEARCH_PARSERS = f"""
-SELECT format('%I.%I', n.nspname, p.prsname),
-       {attributes(functions="to_jsonb(p) - '{oid,prsname,prsnamespace}'::text[]")}
-  {_in_schema("pg_ts_parser", "p", "prs")}"""
+_TEXT_SEARCH_PARSERS = _named_in_schema(
+    "pg_ts_parser", "p", "prs", functions="to_jsonb(p) - '{oid,prsname,prsnamespace}'::text[]"
+)
 
-_TEXT_SEARCH_TEMPLATES = f"""
-SELECT format('%I.%I', n.nspname, t.tmplname),
-       {attributes(functions="to_jsonb(t) - '{oid,tmplname,tmplnamespace}'::text[]")}
-  {_in_schema("pg_ts_template", "t", "tmpl")}"""
+_TEXT_SEARCH_TEMPLATES = _named_in_schema(
+    "pg_ts_template", "t", "tmpl", functions="to_jsonb(t) - '{oid,tmplname,tmplnamespace}'::text[]"
+)
 
-_TEXT_SEARCH_DICTIONARIES = f"""
-SELECT format('%I.%I', n.nspname, d.dictname), {
-    attributes(
-        owner=owner("d.dictowner"),
-        template="(SELECT format('%I.%I', tn.nspname, t.tmplname) FROM pg_ts_template t JOIN pg_namespace tn"
-        " ON tn.oid = t.tmplnamespace WHERE t.oid = d.dicttemplate)",
-        options="d.dictinitoption",
-    )
-} {_in_schema("pg_ts_dict", "d", "dict")}"""
+_TEXT_SEARCH_DICTIONARIES = _named_in_schema(
+    "pg_ts_dict",
+    "d",
+    "dict",
+    owner=owner("d.dictowner"),
+    template="(SELECT format('%I.%I', tn.nspname, t.tmplname) FROM pg_ts_template t JOIN pg_namespace tn"
+    " ON tn.oid = t.tmplnamespace WHERE t.oid = d.dicttemplate)",
+    options="d.dictinitoption",
+)
 
-_TEXT_SEARCH_CONFIGURATIONS = f"""
-SELECT format('%I.%I', n.nspname, c.cfgname), {
-    attributes(
-        owner=owner("c.cfgowner"),
-        parser="(SELECT prsname FROM pg_ts_parser WHERE oid = c.cfgparser)",
-        mappings="(SELECT jsonb_agg(format('%s %s', m.maptokentype, m.mapdict::regdictionary)"
-        " ORDER BY m.maptokentype, m.mapseqno) FROM pg_ts_config_map m WHERE m.mapcfg = c.oid)",
-    )
-} {_in_schema("pg_ts_config", "c", "cfg")}"""
+_TEXT_SEARCH_CONFIGURATIONS = _named_in_schema(
+    "pg_ts_config",
+    "c",
+    "cfg",
+    owner=owner("c.cfgowner"),
+    parser="(SELECT prsname FROM pg_ts_parser WHERE oid = c.cfgparser)",
+    mappings="(SELECT jsonb_agg(format('%s %s', m.maptokentype, m.mapdict::regdictionary)"
+    " ORDER BY m.maptokentype, m.mapseqno) FROM pg_ts_config_map m WHERE m.mapcfg = c.oid)",
+)
 
-_WRAPPERS = f"""
-SELECT quote_ident(w.fdwname), {
-    attributes(
-        owner=owner("w.fdwowner"),
-        privileges=privileges("w.fdwacl", "F", "w.fdwowner"),
-        handler=function("w.fdwhandler"),
-        validator=function("w.fdwvalidator"),
-        options=masked_options("w.fdwoptions"),
-    )
-} FROM pg_foreign_data_wrapper w WHERE {is_created("pg_foreign_data_wrapper", "w.oid")}"""
+_WRAPPERS = _named(
+    "pg_foreign_data_wrapper",
+    "w",
+    "fdw",
+    owner=owner("w.fdwowner"),
+    privileges=privileges("w.fdwacl", "F", "w.fdwowner"),
+    handler=function("w.fdwhandler"),
+    validator=function("w.fdwvalidator"),
+    options=masked_options("w.fdwoptions"),
+)
 
-_SERVERS = f"""
-SELECT quote_ident(s.srvname), {
-    attributes(
-        owner=owner("s.srvowner"),
-        privileges=privileges("s.srvacl", "S", "s.srvowner"),
-        wrapper="(SELECT fdwname FROM pg_foreign_data_wrapper WHERE oid = s.srvfdw)",
-        type="s.srvtype",
-        version="s.srvversion",
-        options=masked_options("s.srvoptions"),
-    )
-} FROM pg_foreign_server s WHERE {is_created("pg_foreign_server", "s.oid")}"""
+_SERVERS = _named(
+    "pg_foreign_server",
+    "s",
+    "srv",
+    owner=owner("s.srvowner"),
+    privileges=privileges("s.srvacl", "S", "s.srvowner"),
+    wrapper="(SELECT fdwname FROM pg_foreign_data_wrapper WHERE oid = s.srvfdw)",
+    type="s.srvtype",
+    version="s.srvversion",
+    options=masked_options("s.srvoptions"),
+)
 
 _USER_MAPPINGS = f"""
 SELECT format('%I for %s', (SELECT srvname FROM pg_foreign_server WHERE oid = m.umserver),

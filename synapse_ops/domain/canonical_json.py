@@ -1,0 +1,38 @@
+"""The JSON that a restored copy is compared with: one form of bytes, so that a digest names it, and its reading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from synapse_ops.errors import DocumentUnreadable
+
+
+def canonical_json(version: int, fields: Mapping[str, Any], *, is_compact: bool = False) -> bytes:
+    """Return the canonical bytes: sorted keys, UTF-8, one final newline. is_compact: no white space, for very many."""
+    layout: dict[str, Any] = {"separators": (",", ":")} if is_compact else {"indent": 1}
+    body = {"format_version": version, **fields}
+    return (json.dumps(body, sort_keys=True, ensure_ascii=False, **layout) + "\n").encode()
+
+
+@contextmanager
+def reading(data: bytes, what: str, version: int) -> Iterator[dict[str, Any]]:
+    """Yield the fields of a document of this version; whatever else it is, the block included, is DocumentUnreadable.
+
+    what: names the document in the message, with its article.
+    """
+    try:
+        body = json.loads(data)
+        _refuse_other_version(body.pop("format_version"), version)
+        yield body
+    except (ValueError, TypeError, KeyError, AttributeError) as fault:
+        raise DocumentUnreadable(
+            f"cannot read {what}: {fault}", hint="Was it cut short, or written by another version? Take a new backup."
+        ) from fault
+
+
+def _refuse_other_version(found: object, version: int) -> None:
+    if found != version:
+        raise ValueError(f"format_version is {found}, this reads {version}")
