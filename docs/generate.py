@@ -80,6 +80,13 @@ Data goes to stdout; logs, progress and errors go to stderr. `--json` on a comma
 on stdout; its keys stay, new ones may appear. With `--json` an error is one JSON object on stderr: `error` with `code`,
 `message`, `detail` and `hint`, and `exit_code`. Every command takes `--help`.
 
+With `--repository` no spec is read: the URL, the keys (`AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or another
+source of the AWS tools) and, for a store other than AWS, `--endpoint` or `AWS_ENDPOINT_URL` are all there is. So the
+store of the embedded stack, whose address `local status` shows, is read with
+
+    export AWS_SHARED_CREDENTIALS_FILE=.synapse/secrets/object-store.credentials
+    synapse-ops backup list --repository s3://backups/database/ --endpoint http://127.0.0.1:PORT
+
 ## Exit codes
 """
 

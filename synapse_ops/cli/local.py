@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import deque
 from dataclasses import asdict
@@ -12,7 +13,7 @@ import click
 
 from synapse_ops.cli.options import state_dir_option
 from synapse_ops.domain.progress import Progress
-from synapse_ops.errors import ConfigError, Unreachable
+from synapse_ops.errors import ConfigError, Refused, Unreachable
 
 FOLLOW_POLL_S = 0.2
 
@@ -103,9 +104,22 @@ def reset(state_dir: Path, *, yes: bool) -> None:
     if not yes:
         for path in there:
             click.echo(f"  {_short(path)}", err=True)
-        click.confirm("Remove these, with every backup in the embedded store?", abort=True, err=True)
+        _confirm("Remove these, with every backup in the embedded store?")
     for path in reset_stack(state_dir, progress=_show):
         click.echo(f"removed {_short(path)}", err=True)
+
+
+def _confirm(question: str) -> None:
+    """Ask a person. Raises Refused for a no, ConfigError where nobody is there to answer."""
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise  # Ctrl-C
+        click.echo(err=True)  # the question ended without a line feed
+        raise ConfigError("nobody is there to confirm", hint="Say so in the call: --yes") from None
+    if not agreed:
+        raise Refused("nothing was removed: the answer was no")
 
 
 @command.command()

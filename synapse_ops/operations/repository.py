@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from synapse_ops.systems.certificates import refuse_unless_authorities
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 
 
@@ -26,6 +27,11 @@ class Repository:
 
 
 def open_repository(url: str, access: StoreAccess, *, state_dir: Path | None = None) -> Repository:
-    """Return the repository at `s3://bucket/prefix/`; contacts nothing yet. Raises ConfigError for another URL form."""
+    """Return the repository at `s3://bucket/prefix/`; contacts nothing yet.
+
+    Raises ConfigError for another URL form, and for certificates that are none.
+    """
+    if access.ca_file is not None and (access.endpoint or "https:").startswith("https:"):
+        refuse_unless_authorities(access.ca_file)
     cache_dir = state_dir / "cache" if state_dir is not None else None
     return Repository(ObjectStore(url, access), cache_dir=cache_dir, state_dir=state_dir)

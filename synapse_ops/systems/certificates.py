@@ -10,7 +10,24 @@ from pathlib import Path
 
 from synapse_ops.errors import ConfigError, IntegrityError, Unreachable
 
+GOODBYE_TIMEOUT_S = 0.5
 _SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"  # PostgreSQL's SSLRequest: length 8, code 80877103
+
+
+def refuse_unless_authorities(path: Path) -> None:
+    """Raise ConfigError, naming the file, unless it holds certificates that a TLS client can trust.
+
+    A client finds that out when it connects, and it then looks as if the server did not answer.
+    """
+    try:
+        ssl.create_default_context(cafile=str(path))
+    except (OSError, ValueError) as fault:
+        reason = fault.strerror if isinstance(fault, OSError) and not isinstance(fault, ssl.SSLError) else None
+        raise ConfigError(
+            f"cannot use {path} as certificate authorities: {reason or 'it holds no PEM certificates'}",
+            detail=str(fault),
+            hint="It is a file of one or more blocks that begin with -----BEGIN CERTIFICATE-----.",
+        ) from fault
 
 
 def days_left_of_file(path: Path, now: datetime) -> float:
@@ -52,6 +69,7 @@ async def days_left_of_server(host: str, port: int, *, is_postgres: bool = False
                 return None
         await writer.start_tls(context, server_hostname=host)
         shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        await _take_leave(writer)
     except (OSError, ssl.SSLError, asyncio.IncompleteReadError) as fault:
         raise Unreachable(f"no TLS with {host}:{port}: {fault}") from fault
     finally:
@@ -60,3 +78,11 @@ async def days_left_of_server(host: str, port: int, *, is_postgres: bool = False
             await writer.wait_closed()
     certificate = x509.load_der_x509_certificate(shown)
     return (certificate.not_valid_after_utc - datetime.now(UTC)).total_seconds() / 86400
+
+
+async def _take_leave(writer: asyncio.StreamWriter) -> None:
+    """End a TLS connection in order. PostgreSQL logs one that just breaks off as "Connection reset by peer"."""
+    writer.close()
+    with contextlib.suppress(OSError):  # the certificate is known by now; TimeoutError and SSLError are OSErrors
+        async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+            await writer.wait_closed()

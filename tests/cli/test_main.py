@@ -122,3 +122,32 @@ def test_every_command_has_help_that_ends_in_an_example(command: str, tmp_path: 
     assert result.returncode == 0, result.stderr
     beyond_usage = result.stdout.partition("\n")[2]
     assert f"synapse-ops {command}" in beyond_usage
+
+
+@pytest.mark.usefixtures("empty_environment")
+def test_a_reset_that_nobody_can_confirm_is_refused_with_the_option_that_does(tmp_path: Path) -> None:
+    """In a script, without a terminal, nothing is removed; exit code 2, not the 130 of an interrupt."""
+    data = tmp_path / ".synapse" / "data"
+    data.mkdir(parents=True)
+
+    result = call("local", "reset", cwd=tmp_path)
+
+    assert result.returncode == 2
+    assert "hint: Say so in the call: --yes" in result.stderr
+    assert data.is_dir()
+
+
+@pytest.mark.usefixtures("empty_environment")
+@pytest.mark.parametrize("content", [b"\x7fELF\x00\x01\xff", b"", None], ids=["binary", "empty", "absent"])
+def test_certificate_authorities_that_are_none_are_refused_by_name(tmp_path: Path, content: bytes | None) -> None:
+    """A wrong --ca-file is a wrong argument, exit 2; it once looked as if the store did not answer."""
+    authorities = tmp_path / "authorities.pem"
+    if content is not None:
+        authorities.write_bytes(content)
+    place = ("--repository", "s3://backups/database/", "--endpoint", "https://127.0.0.1:1")
+
+    result = call("info", *place, "--ca-file", str(authorities), cwd=tmp_path)
+
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"error: cannot use {authorities} as certificate authorities" in result.stderr
+    assert "-----BEGIN CERTIFICATE-----" in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from synapse_ops.local.embedded_stack import (
 from synapse_ops.local.layout import far_root, find_layout
 from synapse_ops.local.stack import SERVER_NAMES
 from synapse_ops.spec import load_spec
+from synapse_ops.systems.certificates import days_left_of_server
 from synapse_ops.systems.local_processes import ProcessMark, server_identity
 from synapse_ops.systems.pg_server import FENCE_MARKER, make_socket_dir
 from tests.servers import servers_dir
@@ -97,6 +99,22 @@ def test_every_server_runs_with_what_later_protection_relies_on(state_dir: Path)
         assert value(connection, "select active and wal_status = 'reserved' from pg_replication_slots") is True
         directories = str(value(connection, "show unix_socket_directories"))
     assert not Path(directories).is_relative_to(find_layout(state_dir).data)
+
+
+def test_a_look_at_a_certificate_leaves_no_word_in_a_servers_log(state_dir: Path) -> None:
+    """The prober looks every five minutes; a connection that breaks off is logged as a reset, and hides real ones."""
+    stack = up(state_dir)
+    log = find_layout(state_dir).log("db-primary")
+    before = log.stat().st_size
+
+    days = asyncio.run(days_left_of_server("127.0.0.1", stack.state.ports["db-primary"], is_postgres=True))
+
+    with admin(state_dir) as connection:
+        connection.execute("do $$ begin raise log 'looked at'; end $$")
+    told = log.read_bytes()[before:].decode()
+    assert days is not None
+    assert "looked at" in told
+    assert "could not receive data" not in told
 
 
 def test_the_spec_of_the_stack_is_valid_and_its_secrets_open_the_servers(state_dir: Path) -> None:
