@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from urllib.parse import quote, urlencode
 
-from synapse_ops.manifests.parts import QDRANT, REDIS, PlaceName, address_of, database_nodes
+from synapse_ops.manifests.parts import QDRANT, REDIS, PlaceName, address_of, database_nodes, qdrant_scheme
 from synapse_ops.manifests.units import milliseconds, whole_seconds
 from synapse_ops.spec import Spec
 
@@ -60,7 +60,6 @@ def worker_grace_s(spec: Spec) -> int:
 def environment(spec: Spec, place: PlaceName) -> dict[str, str]:
     """Return what API and worker are told, without a secret."""
     redis, qdrant = address_of(spec, REDIS, place), address_of(spec, QDRANT, place)
-    scheme = "https" if spec.qdrant.tls else "http"
     told = {
         "SYNAPSE_DATABASE_URL": database_url(spec, place),
         "SYNAPSE_DATABASE_PASSWORD_FILE": f"{SECRETS_DIR}/{DATABASE_PASSWORD}",
@@ -69,7 +68,7 @@ def environment(spec: Spec, place: PlaceName) -> dict[str, str]:
         "SYNAPSE_REDIS_URL": f"redis://{redis}/{spec.redis.db}",
         "SYNAPSE_REDIS_MAX_CONNECTIONS": str(spec.redis.max_connections),
         "SYNAPSE_REDIS_TIMEOUT_MS": str(milliseconds(spec.redis.timeout)),
-        "SYNAPSE_QDRANT_URL": f"{scheme}://{qdrant}",
+        "SYNAPSE_QDRANT_URL": f"{qdrant_scheme(spec, place)}://{qdrant}",
         "SYNAPSE_QDRANT_COLLECTION": spec.qdrant.collection,
         "SYNAPSE_WORKER_PROCESSES": str(spec.worker.processes),
         "SYNAPSE_WORKER_THREADS": str(spec.worker.threads),

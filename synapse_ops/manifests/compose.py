@@ -59,7 +59,7 @@ from synapse_ops.spec import Spec
 READS = frozenset(
     {
         "name", "server", "worker", "database", "redis", "qdrant", "docker", "kubernetes", "resources", "health",
-        "failover", "tls", "watch", "object_store",
+        "failover", "tls", "watch", "object_store", "grafana",
     }
 )  # fmt: skip
 PROXY = "proxy"

@@ -21,6 +21,7 @@ from synapse_ops.manifests.compose_service import (
     mounted,
     service,
 )
+from synapse_ops.manifests.grafana import IN_CONTAINER
 from synapse_ops.manifests.parts import (
     ALERTMANAGER_PORT,
     BLACKBOX_PORT,
@@ -121,7 +122,8 @@ def _grafana(spec: Spec) -> Service:
             mounted(
                 "../grafana/provisioning/dashboards/synapse.yml", "/etc/grafana/provisioning/dashboards/synapse.yml"
             ),
-            mounted("../grafana/dashboards", "/var/lib/grafana/dashboards"),
+            # without a dashboard there is no such directory, and Docker would make one that belongs to root
+            *([mounted("../grafana/dashboards", IN_CONTAINER)] if spec.grafana.dashboards else []),
             {"type": "volume", "source": "grafana-data", "target": "/var/lib/grafana"},
         ],
         secrets=[GRAFANA_PASSWORD],

@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from synapse_ops.manifests.alert_catalog import HEARTBEAT
 from synapse_ops.manifests.findings import Finding, Rule, View, name_of
+from synapse_ops.manifests.parts import QDRANT, PlaceName, address_of
 
 _COMPOSE = "docker/compose.yaml"
 _PUBLIC = {"proxy"}  # ends TLS; everything else is published on loopback at most
@@ -67,18 +69,18 @@ def the_image_is_the_service(view: View) -> Iterator[Finding]:
 def the_application_is_told_the_ports(view: View) -> Iterator[Finding]:
     """The URLs that API and worker are given name the spec's ports of database, Redis and Qdrant, in every place."""
     rule, spec = "the_application_is_told_the_ports", view.spec
-    wanted = {
-        "SYNAPSE_DATABASE_URL": spec.database.port,
-        "SYNAPSE_REDIS_URL": spec.redis.port,
-        "SYNAPSE_QDRANT_URL": spec.qdrant.port,
-    }
-    places = [
-        (_COMPOSE, view.compose["services"][name].get("environment", {}))
+    places: list[tuple[str, PlaceName, dict[str, str]]] = [
+        (_COMPOSE, "compose", view.compose["services"][name].get("environment", {}))
         for name in ("api", "worker")
         if name in view.compose["services"]
     ]
-    places += [(path, found.get("data", {})) for path, found in view.of_kind("ConfigMap")]
-    for path, told in places:
+    places += [(path, "kubernetes", found.get("data", {})) for path, found in view.of_kind("ConfigMap")]
+    for path, place, told in places:
+        wanted = {
+            "SYNAPSE_DATABASE_URL": spec.database.port,
+            "SYNAPSE_REDIS_URL": spec.redis.port,
+            "SYNAPSE_QDRANT_URL": address_of(spec, QDRANT, place).port,
+        }
         for variable, port in wanted.items():
             named = {int(found) for found in _PORT.findall(told.get(variable, "") + "/")}
             if named - {port}:
@@ -125,18 +127,21 @@ def prometheus_asks_the_api(view: View) -> Iterator[Finding]:
 def failover_alerts_do_not_wait(view: View) -> Iterator[Finding]:
     """The first route takes alerts of action `failover`, ungrouped and at once: every second of it is downtime."""
     for path in ("alertmanager/alertmanager.yml", "alertmanager/compose.yml"):
-        first = view.yaml(path)["route"]["routes"][0]
-        if (first["matchers"], first["group_wait"], first["group_by"]) != (['action="failover"'], "0s", ["..."]):
+        # before it only the heartbeat's own route, which no other alert matches
+        routes = [one for one in view.yaml(path)["route"]["routes"] if one["matchers"] != [f'alertname="{HEARTBEAT}"']]
+        first = routes[0]
+        if (first["matchers"], first["group_wait"], first.get("group_by")) != (['action="failover"'], "0s", ["..."]):
             yield Finding("failover_alerts_do_not_wait", path, "an alert that starts a failover waits or is grouped")
 
 
 def alerts_link_to_runbooks(view: View) -> Iterator[Finding]:
-    """Each alert's runbook_url names a page below `runbooks/`."""
+    """Each alert's runbook_url names a page where `alerting.runbook_url` says that the runbooks are."""
     path = "prometheus/rules/alerts.yml"
+    base = re.escape((view.spec.alerting.runbook_url or "docs/runbooks").rstrip("/"))
     for group in view.yaml(path)["groups"]:
         for alert in group["rules"]:
             url = alert.get("annotations", {}).get("runbook_url", "")
-            if not re.search(r"/runbooks/[a-z0-9-]+\.md$", f"/{url}"):
+            if not re.fullmatch(rf"{base}/[a-z0-9-]+\.md", url):
                 yield Finding("alerts_link_to_runbooks", path, f'{alert.get("alert")} links to "{url}"')
 
 

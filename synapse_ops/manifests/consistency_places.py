@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from synapse_ops.manifests.findings import Finding, Rule, View, name_of
+from synapse_ops.manifests.parts import LOCAL_HOSTS, qdrant_nodes
 from synapse_ops.spec.units import format_cores, format_size, parse_size
 
 _COMPOSE = "docker/compose.yaml"
@@ -125,7 +126,7 @@ def stores_listen_where_they_are_asked(view: View) -> Iterator[Finding]:
 
 def the_application_is_told_the_same(view: View) -> Iterator[Finding]:
     """API and worker are told the same, in compose and in Kubernetes, but for addresses; the hosts that they are told
-    are services that are rendered.
+    are services that are rendered, or those of the spec.
     """
     rule = "the_application_is_told_the_same"
     services, environment = view.compose.get("services", {}), _service(view, "api").get("environment", {})
@@ -136,6 +137,8 @@ def the_application_is_told_the_same(view: View) -> Iterator[Finding]:
         return
     inside = maps[0]["data"]
     in_cluster = {found["metadata"]["name"] for _, found in view.of_kind("Service")}
+    hosts = {view.spec.database.host, view.spec.redis.host, *(node.host for node in qdrant_nodes(view.spec))}
+    elsewhere = hosts - LOCAL_HOSTS
     for told in _told_in_pods(view):
         for key, value in environment.items():
             if not key.endswith("_URL") and (inside | told).get(key) != value:
@@ -143,7 +146,7 @@ def the_application_is_told_the_same(view: View) -> Iterator[Finding]:
     for key in (key for key in inside if key.endswith("_URL")):
         for path, url, known in ((_COMPOSE, environment.get(key, ""), names), ("kubernetes", inside[key], in_cluster)):
             for host in _hosts(url.replace("$$", "$")):
-                if "." not in host and ":" not in host and host not in known:
+                if "." not in host and ":" not in host and host not in known | elsewhere:
                     yield Finding(rule, path, f"{key} names {host}, which is not rendered")
 
 

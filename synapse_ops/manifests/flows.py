@@ -15,12 +15,13 @@ from synapse_ops.manifests.parts import (
     POSTGRES_EXPORTER_PORT,
     PRIMARY,
     QDRANT,
-    QDRANT_GRPC_PORT,
     REDIS,
     REDIS_EXPORTER_PORT,
     STANDBY,
     WORKER,
     WORKER_METRICS_PORT,
+    is_ours,
+    qdrant_nodes,
 )
 from synapse_ops.spec import Spec
 
@@ -54,13 +55,15 @@ def inbound(spec: Spec) -> tuple[Inbound, ...]:
 def flows(spec: Spec) -> tuple[Flow, ...]:
     """Return every flow between parts of the stack, each once."""
     database, redis = spec.database.port, spec.redis.port
+    ours = is_ours(spec, "qdrant", "kubernetes")
+    vectors = [spec.qdrant.port] if ours else sorted({node.port for node in qdrant_nodes(spec)})
     found = [Flow(ENTRY, API, spec.server.port, "requests, TLS ended")]
     for client in (API, WORKER):
         found += [
             Flow(client, PRIMARY, database, "queries"),
             Flow(client, STANDBY, database, "queries, after a failover"),
             Flow(client, REDIS, redis, "cache and queue"),
-            Flow(client, QDRANT, spec.qdrant.port, "vector search"),
+            *(Flow(client, QDRANT, port, "vector search") for port in vectors),
         ]
     found += [
         Flow(STANDBY, PRIMARY, database, "replication"),
@@ -69,15 +72,13 @@ def flows(spec: Spec) -> tuple[Flow, ...]:
         Flow(OPS, PRIMARY, database, "backup, probes, fencing"),
         Flow(OPS, STANDBY, database, "backup, probes, promotion"),
         Flow(OPS, REDIS, redis, "probes, cleanup"),
-        Flow(OPS, QDRANT, spec.qdrant.port, "snapshots, probes"),
+        *(Flow(OPS, QDRANT, port, "snapshots, probes") for port in vectors),
         Flow(MONITORING, API, spec.server.port, "metrics, probes"),
         Flow(MONITORING, WORKER, WORKER_METRICS_PORT, "metrics"),
         Flow(MONITORING, PRIMARY, POSTGRES_EXPORTER_PORT, "metrics"),
         Flow(MONITORING, STANDBY, POSTGRES_EXPORTER_PORT, "metrics"),
         Flow(MONITORING, REDIS, REDIS_EXPORTER_PORT, "metrics"),
-        Flow(MONITORING, QDRANT, spec.qdrant.port, "metrics"),
+        *(Flow(MONITORING, QDRANT, port, "metrics") for port in vectors),
         Flow(MONITORING, OPS, spec.watch.port or OPS_METRICS_PORT, "metrics"),
     ]
-    if spec.qdrant.nodes:
-        found.append(Flow(QDRANT, QDRANT, QDRANT_GRPC_PORT + 1, "its cluster's own traffic"))
     return tuple(found)

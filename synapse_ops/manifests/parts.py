@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from synapse_ops.spec import Spec
 
@@ -56,12 +57,17 @@ class Address(NamedTuple):
 
 
 def is_ours(spec: Spec, store: Store, place: PlaceName) -> bool:
-    """Return whether a store is part of the stack at a place, rather than somebody else's server."""
+    """Return whether a store is part of the stack at a place, rather than somebody else's server.
+
+    A Qdrant whose nodes are other machines is somebody else's: what is rendered is one server on this machine.
+    """
     if place == "kubernetes":
         chosen = getattr(spec.kubernetes.stores, store)
         if chosen != "auto":
             return bool(chosen == "cluster")
     host = getattr(spec, store).host
+    if store == "qdrant" and has_qdrant_cluster(spec):
+        return False
     return host in LOCAL_HOSTS or host.startswith("/")
 
 
@@ -90,7 +96,10 @@ def address_of(spec: Spec, part: str, place: PlaceName) -> Address:
     elif part == REDIS:
         host, port, ours = spec.redis.host, spec.redis.port, is_ours(spec, "redis", place)
     elif part == QDRANT:
-        host, port, ours = spec.qdrant.host, spec.qdrant.port, is_ours(spec, "qdrant", place)
+        ours = is_ours(spec, "qdrant", place)
+        away = [node for node in qdrant_nodes(spec) if node.host not in LOCAL_HOSTS]
+        is_here = ours or place == "hosts" or not away
+        host, port = (spec.qdrant.host, spec.qdrant.port) if is_here else away[0]
     else:
         raise ValueError(part)
     if ours and place != "hosts":
@@ -98,6 +107,31 @@ def address_of(spec: Spec, part: str, place: PlaceName) -> Address:
     if part == API and place == "kubernetes":
         port = spec.kubernetes.service.port
     return Address("localhost" if host in ("0.0.0.0", "::") else host, port)  # noqa: S104 - compared, never bound
+
+
+def has_qdrant_cluster(spec: Spec) -> bool:
+    """Tell whether Qdrant's nodes are other machines than this one."""
+    return any(authority_of(url).host not in LOCAL_HOSTS for url in spec.qdrant.nodes)
+
+
+def qdrant_nodes(spec: Spec) -> tuple[Address, ...]:
+    """Return where Qdrant's nodes are as the spec says: `qdrant.nodes`, else `qdrant.host`."""
+    nodes = tuple(authority_of(url) for url in spec.qdrant.nodes)
+    return nodes or (Address(spec.qdrant.host, spec.qdrant.port),)
+
+
+def qdrant_scheme(spec: Spec, place: PlaceName) -> str:
+    """Return http or https, as the URL of the node of `address_of` says, else `qdrant.tls`."""
+    for url in spec.qdrant.nodes:
+        if authority_of(url) == address_of(spec, QDRANT, place):
+            return urlsplit(url).scheme
+    return "https" if spec.qdrant.tls else "http"
+
+
+def authority_of(url: str) -> Address:
+    """Return where a URL leads, with the port of its scheme where it names none."""
+    found = urlsplit(url)
+    return Address(found.hostname or "", found.port or (443 if found.scheme == "https" else 80))
 
 
 def database_nodes(spec: Spec, place: PlaceName) -> tuple[Address, ...]:

@@ -75,7 +75,7 @@ def _connections(spec: Spec) -> dict[str, str]:
 
 def server_connections(spec: Spec) -> int:
     """Return `max_connections` of the server: the application's, and those of everything that keeps it safe."""
-    return min(spec.database.max_connections + OTHER_CONNECTIONS, 262_143)
+    return spec.database.max_connections + OTHER_CONNECTIONS
 
 
 def _tls(spec: Spec) -> dict[str, str]:

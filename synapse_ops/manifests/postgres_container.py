@@ -68,7 +68,7 @@ def roles_script(spec: Spec) -> str:
     user, replication = spec.database.user, spec.database.replication_user
     statements = []
     if user != "postgres":
-        limit = min(spec.database.max_connections, 262_143)
+        limit = spec.database.max_connections
         statements += [f"create role {identifier(user)} login connection limit {limit} password\n  :'app';"]
     for setting, value in application_role_settings(spec).items():
         statements.append(f"alter role {identifier(user)} set {setting} = {quoted(value)};")

@@ -30,9 +30,9 @@ def liveness(spec: Spec) -> Probe | None:
 
 
 def readiness(spec: Spec) -> Probe | None:
-    """Return what says that it can serve: the second check, or the first where there is no second."""
+    """Return what says that it can serve: the first check of another path than liveness, else the same."""
     own = _own(spec)
-    return own[min(1, len(own) - 1)] if own else None
+    return next((probe for probe in own if probe.path != own[0].path), own[0]) if own else None
 
 
 def _own(spec: Spec) -> list[Probe]:

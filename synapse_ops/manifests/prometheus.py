@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Literal
-from urllib.parse import urlsplit
 
 from synapse_ops.manifests import parts
 from synapse_ops.manifests.alert_catalog import HEARTBEAT
@@ -40,6 +39,7 @@ def render_prometheus(spec: Spec) -> tuple[Document, ...]:
 def prometheus_yml(spec: Spec, place: Place) -> dict[str, object]:
     """Return the file's content for a place."""
     settings = spec.prometheus
+    told = scraped_addresses(spec, "alertmanager", place)
     return {
         "global": {
             "scrape_interval": format_duration(settings.scrape_interval),
@@ -50,7 +50,7 @@ def prometheus_yml(spec: Spec, place: Place) -> dict[str, object]:
         "rule_files": ["rules/*.yml"],
         "alerting": {
             "alert_relabel_configs": _told_to_nobody(spec),
-            "alertmanagers": [{"static_configs": [{"targets": scraped_addresses(spec, "alertmanager", place)}]}],
+            "alertmanagers": [{"static_configs": [{"targets": told}]}] if told else [],
         },
         "scrape_configs": [
             *_jobs(spec, place),
@@ -108,7 +108,7 @@ def _on_hosts(spec: Spec, job: str) -> list[Address]:
     nodes = [_split(address).host for address in spec.database.nodes.values()] or [_host(spec.database.host)]
     redis, qdrant = _host(spec.redis.host), _qdrant_nodes(spec)
     if job == "api":
-        return [_authority(_base(spec))]
+        return [parts.authority_of(_base(spec))]
     if job == "db":
         return [Address(host, parts.POSTGRES_EXPORTER_PORT) for host in dict.fromkeys(nodes)]
     if job == "redis":
@@ -138,7 +138,7 @@ _WATCHERS_IN_COMPOSE = {
 
 
 def _qdrant_nodes(spec: Spec) -> list[Address]:
-    return [_authority(url) for url in spec.qdrant.nodes] or [address_of(spec, parts.QDRANT, "hosts")]
+    return [*parts.qdrant_nodes(spec)] if spec.qdrant.nodes else [address_of(spec, parts.QDRANT, "hosts")]
 
 
 def _host(host: str) -> str:
@@ -151,12 +151,6 @@ def _base(spec: Spec) -> str:
     if spec.health_base_url is not None:
         return spec.health_base_url.rstrip("/")
     return f"http://{address_of(spec, parts.API, 'hosts')}"
-
-
-def _authority(url: str) -> Address:
-    """Return where a URL leads, with the port of its scheme where it names none."""
-    found = urlsplit(url)
-    return Address(found.hostname or "", found.port or (443 if found.scheme == "https" else 80))
 
 
 def _split(address: str) -> Address:

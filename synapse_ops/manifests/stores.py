@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from synapse_ops.manifests.document import Document, text_document, yaml_document
-from synapse_ops.manifests.parts import QDRANT_GRPC_PORT
+from synapse_ops.manifests.parts import QDRANT_GRPC_PORT, has_qdrant_cluster
 from synapse_ops.spec import Spec
 
 READS_REDIS = frozenset({"redis", "resources"})
@@ -70,7 +70,7 @@ def qdrant_config(spec: Spec) -> dict[str, object]:
             "on_disk_payload": True,
         },
         "service": service,
-        "cluster": {"enabled": bool(spec.qdrant.nodes)},
+        "cluster": {"enabled": has_qdrant_cluster(spec)},
     }
     if spec.qdrant.tls:
         config["tls"] = {"cert": spec.tls.cert_file, "key": spec.tls.key_file}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -71,6 +72,7 @@ class TextForm:
     form: str
     example: str = ""
     most_bytes: int = 0  # in UTF-8; 0 is no limit
+    holds: Callable[[str], bool] | None = None  # what a pattern cannot say; may raise ValueError
 
     def parse(self, value: object) -> str:
         """Return the text; raises ValueError with the form."""
@@ -78,7 +80,16 @@ class TextForm:
             raise ValueError(self.form)
         if self.most_bytes and len(value.encode("utf-8")) > self.most_bytes:
             raise ValueError(self.form)
+        if self.holds is not None and not self._holds(value, self.holds):
+            raise ValueError(self.form)
         return value
+
+    @staticmethod
+    def _holds(value: str, holds: Callable[[str], bool]) -> bool:
+        try:
+            return holds(value)
+        except ValueError:
+            return False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(self.parse, handler(source))
@@ -136,13 +147,45 @@ Count = Annotated[int, Field(ge=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Percent = Annotated[int, Field(ge=1, le=100)]
 
+_CONTROL = r"\x00-\x1f\x7f-\x9f\u2028\u2029"  # and what readers of lines take for the end of one
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DNS_NAME = rf"{_LABEL}(?:\.{_LABEL})*"
+_IPV6 = r"[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){2,7}"
+
+
+def is_host(text: str) -> bool:
+    """Tell whether what looks like a host or a socket's directory is one; a malformed address raises ValueError."""
+    return ":" not in text or text.startswith("/") or ipaddress.ip_address(text).version == 6
+
+
+def is_authority(text: str) -> bool:
+    """Tell whether host, host:port, [IPv6] or [IPv6]:port names a host and a port that there can be."""
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") if rest else "1"
+        ipaddress.IPv6Address(host)
+    elif ":" in text:
+        host, port = text.rsplit(":", 1)
+    return not port or 1 <= int(port) <= 65535
+
+
+def is_url(text: str) -> bool:
+    """Tell whether the host and the port of an http URL are ones that there can be."""
+    return is_authority(text.split("//", 1)[1].split("/", 1)[0])
+
+
 Host = Annotated[
     str,
+    TextForm(rf"{_DNS_NAME}\.?|{_IPV6}", "a host name or an IP address, without port or scheme", "api", holds=is_host),
+]
+SocketHost = Annotated[
+    str,
     TextForm(
-        rf"{_LABEL}(?:\.{_LABEL})*\.?|[0-9a-fA-F]{{0,4}}(?::[0-9a-fA-F]{{0,4}}){{2,7}}|/[^\x00-\x1f]+",
+        rf"{_DNS_NAME}\.?|{_IPV6}|/[^{_CONTROL}]+",
         "a host name, an IP address or the absolute directory of a socket, without port or scheme",
         "db.example.org",
+        holds=is_host,
     ),
 ]
 Node = Annotated[
@@ -153,7 +196,7 @@ Node = Annotated[
 ]
 Address = Annotated[
     str,
-    TextForm(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\]):[0-9]{{1,5}}", "host:port", "10.0.0.7:5432"),
+    TextForm(rf"(?:{_DNS_NAME}|\[{_IPV6}\]):[0-9]{{1,5}}", "host:port", "10.0.0.7:5432", holds=is_authority),
 ]
 Name = Annotated[
     str,
@@ -172,12 +215,12 @@ StackName = Annotated[
 DatabaseName = Annotated[
     str,
     TextForm(  # PostgreSQL cuts identifiers at 63 bytes
-        r"[^\x00-\x1f\x7f]{1,63}", "a name of 1 to 63 bytes without control characters", "synapse", most_bytes=63
+        rf"[^{_CONTROL}]{{1,63}}", "a name of 1 to 63 bytes without control characters", "synapse", most_bytes=63
     ),
 ]
-Text = Annotated[str, TextForm(r"[^\x00-\x1f\x7f]{1,500}", "text of 1 to 500 characters without control characters")]
+Text = Annotated[str, TextForm(rf"[^{_CONTROL}]{{1,500}}", "text of 1 to 500 characters without control characters")]
 AbsolutePath = Annotated[
-    str, TextForm(r"/[^\x00-\x1f\x7f]*", "an absolute path, starting with /", "/etc/ssl/certs/synapse.crt")
+    str, TextForm(rf"/[^{_CONTROL}]*", "an absolute path, starting with /", "/etc/ssl/certs/synapse.crt")
 ]
 ImageName = Annotated[
     str,
@@ -187,12 +230,17 @@ ImageName = Annotated[
         "python:3.11-slim",
     ),
 ]
+# A service of compose may have _ in its name. A path is what may stand in a URL unescaped, and %; no fragment, which is
+# never sent, and no @, after which the text before it reads as a password: write %40.
+URL_PATH = r"/[A-Za-z0-9._~!$&'()*+,;=:%/?-]*"
+URL_BASE = rf"https?://(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[{_IPV6}\])(?::[0-9]{{1,5}})?"
 HttpUrl = Annotated[
     str,
     TextForm(
-        r"https?://[A-Za-z0-9\[\]._:-]+(?:/[^\s\x00-\x1f]*)?",
+        rf"{URL_BASE}(?:{URL_PATH})?",
         "a URL that starts with http:// or https:// and holds no user or password",
         "http://localhost:8333",
+        holds=is_url,
     ),
 ]
 

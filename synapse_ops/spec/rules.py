@@ -218,6 +218,23 @@ def _cleanup_roots(spec: Spec) -> Iterator[Conflict]:
             yield Conflict(later_path, found, "directories that do not contain one another", (path,))
 
 
+def _stores_elsewhere(spec: Spec) -> Iterator[Conflict]:
+    """`kubernetes.stores` says that a store is elsewhere, and its `host` is this machine, which no pod reaches."""
+    for name in ("database", "redis", "qdrant"):
+        host = getattr(spec, name).host
+        is_local = host in _LOCAL or host.startswith("/")
+        if (
+            getattr(spec.kubernetes.stores, name) == "elsewhere"
+            and is_local
+            and not (name == "qdrant" and spec.qdrant.nodes)
+        ):
+            other: FieldPath = (name, "host")
+            found = f"elsewhere, and {{other}} is {host}, which is each pod itself"
+            yield Conflict(
+                ("kubernetes", "stores", name), found, "auto or cluster, or a host that pods reach", (other,)
+            )
+
+
 RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _limits,
     _times,
@@ -228,4 +245,5 @@ RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _vector_nodes,
     _destinations,
     _cleanup_roots,
+    _stores_elsewhere,
 )

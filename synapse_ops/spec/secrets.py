@@ -24,7 +24,8 @@ _POD_TOKENS = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _LITERAL_SECRET = re.compile(
     r"[a-z][a-z0-9+.-]{0,30}://[^/\s@]{0,200}:[^\s@]{1,500}@"  # user:password@host in a URL
     r"|(?<![^\s\"'=])[^\s:/@]{1,100}:[^\s:/@]{1,200}@(?!sha256:)[a-z0-9\[]"  # the same without a scheme
-    r"|(?:password|passwd|pwd|secret|token|api_?key)\s{0,5}=\s{0,5}[^\s&]"  # libpq conninfo and query strings
+    # libpq conninfo, query strings, Logstash; not a reference to the environment such as "${API_KEY}"
+    r"|(?:password|passwd|pwd|secret|token|api_?key)\s{0,5}=>?\s{0,5}[\"']?(?!\$\{)[^\s&\"'>]"
     r"|AGE-SECRET-KEY-1"
     r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",

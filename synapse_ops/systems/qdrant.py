@@ -239,8 +239,6 @@ def _path(name: str) -> str:
 
 def open_qdrant(block: QdrantBlock, url: str | None = None, timeout_s: float = TIMEOUT_S) -> QdrantServer:
     """Return the client of `qdrant.host`, or of one node by its URL. Reads the key anew; raises ConfigError."""
-    if block.host.startswith("/"):
-        raise ConfigError(f'qdrant.host "{block.host}" is a directory: Qdrant has no Unix socket')
     host = f"[{block.host}]" if ":" in block.host else block.host
     address = url or f"{'https' if block.tls else 'http'}://{host}:{block.port}"
     return QdrantServer(address, block.api_key.resolve() if block.api_key else None, block.ca_file, timeout_s)

@@ -143,7 +143,7 @@ _alerts = st.builds(
     severity=st.sampled_from(["info", "warning", "critical"]),
 )
 _health = st.builds(
-    HealthCheck, name=_names, url=st.sampled_from(["/", "/a?b=c:d", "http://[::1]:80/x#y"]), interval=_durations
+    HealthCheck, name=_names, url=st.sampled_from(["/", "/a?b=c:d", "http://[::1]:80/x?y"]), interval=_durations
 ).map(lambda check: check.model_copy(update={"timeout": check.interval}))
 
 

@@ -50,6 +50,15 @@ REFUSED = [
     ("cleanup: {log_roots: [/]}", "cleanup.log_roots[0]"),
     ("cleanup: {temp_roots: [/var/]}", "cleanup.temp_roots[0]"),
     ("cleanup: {log_roots: [/var/log/../../etc]}", "cleanup.log_roots[0]"),
+    ("kubernetes: {stores: {database: elsewhere}}", "kubernetes.stores.database"),
+    ("redis: {host: /run/redis}\nkubernetes: {stores: {redis: elsewhere}}", "kubernetes.stores.redis"),
+    ("qdrant: {host: 'E:4:cAA:1Fe'}", "qdrant.host"),
+    ("qdrant: {host: /run/qdrant}", "qdrant.host"),
+    ("qdrant: {nodes: ['http://[1::2::3]:6333']}", "qdrant.nodes[0]"),
+    ("health_base_url: http://api:70000", "health_base_url"),
+    ("alerting: {runbook_url: 'https://a/b#c'}", "alerting.runbook_url"),
+    ("prometheus: {targets: {api: ['a:0']}}", "prometheus.targets.api[0]"),
+    ("database: {max_connections: 262143}", "database.max_connections"),
     ("cleanup: {log_roots: [/data/a], temp_roots: [/data/a/b]}", "cleanup.temp_roots[0]"),
 ]
 ALLOWED = [

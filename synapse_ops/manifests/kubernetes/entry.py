@@ -9,7 +9,6 @@ from synapse_ops.manifests.kubernetes.objects import Object, thing, tls_secret_n
 from synapse_ops.manifests.parts import API, HTTPS_PORT, object_name
 from synapse_ops.manifests.units import milliseconds
 from synapse_ops.spec import Spec
-from synapse_ops.spec.units import format_duration
 
 ENTRY = "entry"
 
@@ -56,10 +55,22 @@ def _route(spec: Spec) -> Object:
             {
                 "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
                 "backendRefs": [{"name": object_name(spec, API), "port": spec.kubernetes.service.port}],
-                "timeouts": {"request": format_duration(limit) if milliseconds(limit) else "0s"},
+                "timeouts": {"request": _gateway_duration(milliseconds(limit))},
             }
         ],
     }
     if entry.hosts:
         body = {"hostnames": list(entry.hosts)} | body
     return thing(spec, "HTTPRoute", "gateway.networking.k8s.io/v1", ENTRY, spec=body)
+
+
+def _gateway_duration(whole_ms: int) -> str:
+    """Return a duration as the Gateway API writes it: hours, minutes, seconds, milliseconds; it knows no days.
+
+    Source: Gateway API, GEP-2257. 0s is no limit.
+    """
+    rest, parts = whole_ms, []
+    for unit, unit_ms in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, rest = divmod(rest, unit_ms)
+        parts += [f"{count}{unit}"] if count else []
+    return "".join(parts) or "0s"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from synapse_ops.manifests.flows import ENTRY, MONITORING, STORES, Flow, flows, inbound
 from synapse_ops.manifests.kubernetes.objects import Object, selector, thing
-from synapse_ops.manifests.parts import API, OPS, WORKER, is_address, is_ours
+from synapse_ops.manifests.parts import API, OPS, QDRANT, WORKER, is_address, is_ours, qdrant_nodes
 from synapse_ops.spec import Spec
 
 _NAMESPACE = "kubernetes.io/metadata.name"  # set by the API server itself, so that nobody can claim another's
@@ -75,11 +75,13 @@ def _sources(spec: Spec, flow: Flow) -> list[Object]:
 def _targets(spec: Spec, flow: Flow) -> list[Object]:
     if _runs_here(spec, flow.target):
         return [{"podSelector": {"matchLabels": selector(spec, flow.target)}}]
-    host = getattr(spec, STORES[flow.target]).host
-    if not is_address(host):  # policies know no names: the port is all that can be narrowed
+    hosts = [node.host for node in qdrant_nodes(spec)]
+    if flow.target != QDRANT:
+        hosts = [getattr(spec, STORES[flow.target]).host]
+    if not all(is_address(host) for host in hosts):  # policies know no names: the port is all that can be narrowed
         return [{"ipBlock": {"cidr": network}} for network in _BY_FAMILY.values()]
-    address = ipaddress.ip_address(host)
-    return [{"ipBlock": {"cidr": f"{address}/{address.max_prefixlen}"}}]
+    addresses = [ipaddress.ip_address(host) for host in dict.fromkeys(hosts)]
+    return [{"ipBlock": {"cidr": f"{address}/{address.max_prefixlen}"}} for address in addresses]
 
 
 def _in_namespace(name: str) -> Object:

@@ -176,7 +176,9 @@ def redis_objects(spec: Spec) -> list[Object]:
 
 def qdrant_objects(spec: Spec) -> list[Object]:
     """Return Qdrant."""
-    config = config_map(spec, QDRANT, {"config.yaml": write_yaml(qdrant_config(spec))})
+    config = config_map(
+        spec, QDRANT, {"config.yaml": write_yaml(qdrant_config(spec) | {"cluster": {"enabled": False}})}
+    )
     secrets = [QDRANT_API_KEY] if spec.qdrant.api_key is not None else []
     secrets += ["tls.crt", "tls.key"] if spec.qdrant.tls else []
     pairs = [config_volume("config", config, "/etc/qdrant")]

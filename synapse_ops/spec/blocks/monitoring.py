@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Wi
 
 from synapse_ops.spec.block import (
     FORM,
+    URL_BASE,
+    URL_PATH,
     AbsolutePath,
     Address,
     Block,
@@ -21,6 +23,8 @@ from synapse_ops.spec.block import (
     Retention,
     Secret,
     TextForm,
+    is_authority,
+    is_url,
 )
 from synapse_ops.spec.condition import CONDITION_FORM, Condition, parse_condition
 from synapse_ops.spec.measures import check_measure
@@ -36,9 +40,10 @@ AlertCondition = Annotated[
 Endpoint = Annotated[
     str,
     TextForm(
-        r"(?:https?://)?[A-Za-z0-9._-]+(?::[0-9]{1,5})?",
+        r"(?:https?://)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*(?::[0-9]{1,5})?",
         "host:port, with http:// or https:// or without",
         "localhost:9200",
+        holds=lambda text: is_authority(text.split("//")[-1]),
     ),
 ]
 IndexName = Annotated[
@@ -52,9 +57,10 @@ IndexName = Annotated[
 HealthUrl = Annotated[
     str,
     TextForm(
-        r"/[^\s\x00-\x1f]*|https?://[A-Za-z0-9\[\]._:-]+(?:/[^\s\x00-\x1f]*)?",
+        rf"{URL_PATH}|{URL_BASE}(?:{URL_PATH})?",
         "a path such as /health, below health_base_url, or a URL with http:// or https://",
         "/health",
+        holds=lambda text: text.startswith("/") or is_url(text),
     ),
 ]
 Job = Literal["api", "worker", "db", "redis", "qdrant", "node", "synapse_ops", "prometheus", "alertmanager", "blackbox"]

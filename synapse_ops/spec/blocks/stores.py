@@ -20,20 +20,25 @@ from synapse_ops.spec.block import (
     Node,
     Port,
     Secret,
+    SocketHost,
     Text,
 )
 from synapse_ops.spec.secrets import SecretRef
+
+MOST_CONNECTIONS = 262_000  # PostgreSQL's 262,143, less those that keep it safe: standby, backup, probes
 
 
 class Database(Block):
     """PostgreSQL: what clients connect to, and what backup and failover need besides."""
 
-    host: Host = Field("localhost", description="Host that clients use; the nodes are named in `failover`.")
+    host: SocketHost = Field("localhost", description="Host that clients use; the nodes are named in `failover`.")
     port: Port = Field(5432, description="Port of PostgreSQL.")
     name: DatabaseName = Field("synapse", description="The application's database.")
     user: DatabaseName = Field("synapse_user", description="The application's role.")
-    max_connections: Count = Field(20, le=262_143, description="Connections that the application may open in all.")
-    pool_size: Count = Field(5, le=262_143, description="Connections kept in the pool of one process.")
+    max_connections: Count = Field(
+        20, le=MOST_CONNECTIONS, description="Connections that the application may open in all."
+    )
+    pool_size: Count = Field(5, le=MOST_CONNECTIONS, description="Connections kept in the pool of one process.")
     admin: Secret = Field(
         SecretRef("env", "SYNAPSE_ADMIN_DSN"),
         description="Reference to the libpq URL of a superuser, for backup, monitoring and failover.",
@@ -56,7 +61,7 @@ class Database(Block):
 class Redis(Block):
     """Redis, the cache."""
 
-    host: Host = Field("localhost", description="Host of Redis.")
+    host: SocketHost = Field("localhost", description="Host of Redis.")
     port: Port = Field(6379, description="Port of Redis.")
     db: int = Field(0, ge=0, le=15, description="Number of the logical database.")
     max_connections: Count = Field(10, le=1_000_000, description="Connections that the application may open in all.")
