@@ -86,7 +86,7 @@ def list_backups(database: str | None, place: Place, *, as_json: bool) -> None:
                 str(entry.place.identity),
                 format_age(now - (entry.database_time or entry.started_at)),
                 format_bytes(entry.size_bytes),
-                f"{entry.item_count:,}",
+                "?" if entry.unreadable_reason else f"{entry.item_count:,}",
                 format_moment(entry.proven_at) if entry.proven_at else f"NO: {entry.doubt}",
                 ", ".join(entry.pins),
             )

@@ -162,8 +162,8 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
     )
     def restore_proven(context: dg.AssetCheckExecutionContext, stack: StackResource) -> Iterator[dg.AssetCheckResult]:
         judgement = judge_now(DATABASES, stack.open(), context.instance)
-        if judgement.waiting:
-            context.log.info(f"not proven yet: {', '.join(judgement.waiting)}")
+        if not judgement.is_due:
+            context.log.info(f"not proven yet: {', '.join(judgement.waiting) or 'there is nothing to prove'}")
             return
         evaluation = evaluation_of(judgement, instance=context.instance, run_id=context.run.run_id)
         yield dg.AssetCheckResult(

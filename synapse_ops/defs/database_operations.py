@@ -86,14 +86,15 @@ def prove(
             return None
         tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: report.record.backup_id})
         judgement = judge_now(kind, opened, context.instance)
-        evaluation = evaluation_of(
-            judgement,
-            kind=kind,
-            instance=context.instance,
-            backup_id=report.record.backup_id,
-            run_id=context.run.run_id,
-        )
-        context.instance.report_runless_asset_event(evaluation)
+        if not judgement.is_empty:
+            evaluation = evaluation_of(
+                judgement,
+                kind=kind,
+                instance=context.instance,
+                backup_id=report.record.backup_id,
+                run_id=context.run.run_id,
+            )
+            context.instance.report_runless_asset_event(evaluation)
     return report
 
 

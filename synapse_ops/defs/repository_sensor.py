@@ -91,7 +91,7 @@ def look_at_repository(
             _report_unknown(context.instance, kind, repository, catalog.of_subject(subject), findings)
     judgement = judge_now(kind, stack, context.instance, catalog)
     verdict = _digest([judgement.sentence, *(f"{backup_id} {at.isoformat()}" for _, backup_id, at in judgement.proven)])
-    if findings.is_complete and not judgement.waiting and cursor.get("verdict") != verdict:
+    if findings.is_complete and judgement.is_due and cursor.get("verdict") != verdict:
         if _says_otherwise(context.instance, kind, judgement):
             findings.events.append(evaluation_of(judgement, kind=kind, instance=context.instance))
         cursor["verdict"] = verdict

@@ -159,8 +159,8 @@ def _restore_proven() -> dg.AssetChecksDefinition:
         context: dg.AssetCheckExecutionContext, stack: StackResource
     ) -> Iterator[dg.AssetCheckResult]:
         judgement = judge_now(COLLECTIONS, stack.open(), context.instance)
-        if judgement.waiting:
-            context.log.info(f"not proven yet: {', '.join(judgement.waiting)}")
+        if not judgement.is_due:
+            context.log.info(f"not proven yet: {', '.join(judgement.waiting) or 'there is nothing to prove'}")
             return
         found = evaluation_of(judgement, kind=COLLECTIONS, instance=context.instance, run_id=context.run.run_id)
         yield _result_of(found)

@@ -13,6 +13,7 @@ import pytest
 
 from synapse_ops.defs.repository_sensor import look_at_repository
 from synapse_ops.defs.restore_check import CHECK_NAME, DUMP_KEY
+from synapse_ops.defs.subject_kind import COLLECTIONS
 from synapse_ops.domain.backup_record import Verdict
 from synapse_ops.domain.repository_layout import BACKUP
 from synapse_ops.operations.stack import Stack, open_stack
@@ -62,7 +63,7 @@ def repository(
     spec.write_text(
         f"database: {{databases: [synapse, orders]}}\n"
         f"object_store: {{endpoint: '{object_store_access.endpoint}', credentials: 'env:TEST_STORE'}}\n"
-        f"backup: {{database: {{destination: '{bucket_url}'}}}}\n"
+        f"backup:\n  database: {{destination: '{bucket_url}'}}\n  vectors: {{destination: '{bucket_url[:-1]}-vectors/'}}\n"
     )
     stack = open_stack(spec, tmp_path)
     with dg.DagsterInstance.ephemeral() as instance:
@@ -138,6 +139,33 @@ def test_check_lists_every_failing_database(repository: Repository) -> None:
     assert evaluation.description is not None
     assert evaluation.description.startswith(f"orders: {bad.place.backup_id}: newest proof: differs")
     assert evaluation.metadata["failing_databases"].value == 1
+
+
+def test_a_database_that_waits_for_its_proof_hides_no_red_one(repository: Repository) -> None:
+    """The check keeps quiet while a first proof is on its way, unless something else is damaged meanwhile."""
+    store_backup(repository.store, NOW - timedelta(hours=1), database="synapse")
+    orders = store_backup(repository.store, NOW - timedelta(hours=2), database="orders", number=1)
+    store_proof(repository.store, orders, NOW - timedelta(hours=1))
+    repository.tick()
+    quiet = repository.check_passed()
+
+    repository.store.put_bytes(orders.place.key("database.dump"), b"damaged")
+    repository.tick()
+
+    assert quiet is None
+    evaluation = last_evaluation(repository.instance, DUMP_KEY, CHECK_NAME)
+    assert evaluation is not None
+    assert evaluation.passed is False
+    assert "orders" in (evaluation.description or "")
+
+
+def test_where_nothing_is_there_to_be_proven_nothing_passes(repository: Repository) -> None:
+    """Before the first collection is discovered a green check would say that vectors are safe."""
+    context = dg.build_sensor_context(instance=repository.instance)
+
+    result = look_at_repository(context, repository.stack, COLLECTIONS)
+
+    assert result.asset_events == []
 
 
 def test_check_turns_green_with_the_proof_and_red_with_damage(repository: Repository) -> None:
