@@ -63,7 +63,9 @@ def repository(
     spec.write_text(
         f"database: {{databases: [synapse, orders]}}\n"
         f"object_store: {{endpoint: '{object_store_access.endpoint}', credentials: 'env:TEST_STORE'}}\n"
-        f"backup:\n  database: {{destination: '{bucket_url}'}}\n  vectors: {{destination: '{bucket_url[:-1]}-vectors/'}}\n"
+        f"backup:\n"
+        f"  database: {{destination: '{bucket_url}'}}\n"
+        f"  vectors: {{destination: '{bucket_url[:-1]}-vectors/'}}\n"
     )
     stack = open_stack(spec, tmp_path)
     with dg.DagsterInstance.ephemeral() as instance:
