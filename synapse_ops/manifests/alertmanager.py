@@ -7,16 +7,19 @@ is to be told of (`none`; the switch without a heartbeat) do not come here: Prom
 
 from __future__ import annotations
 
-from synapse_ops.manifests import parts
 from synapse_ops.manifests.alert_catalog import HEARTBEAT
 from synapse_ops.manifests.document import Document, text_document, yaml_document
-from synapse_ops.manifests.prometheus import Place
+from synapse_ops.manifests.prometheus import Place, prober_address
 from synapse_ops.manifests.secret_files import secret_file
 from synapse_ops.spec import Spec
 
-PATHS: dict[Place, str] = {"hosts": "alertmanager/alertmanager.yml", "compose": "alertmanager/compose.yml"}
+PATHS: dict[Place, str] = {
+    "hosts": "alertmanager/alertmanager.yml",
+    "compose": "alertmanager/compose.yml",
+    "kubernetes": "alertmanager/kubernetes.yml",
+}
 ROUTES_PATH = "alertmanager/tests/routes.tsv"
-READS = frozenset(["alerting", "watch"])
+READS = frozenset(["alerting", "kubernetes", "name", "watch"])
 WEBHOOK_PATH = "/alerts"
 TOKEN = "webhook-token"  # noqa: S105 - the name of a file
 
@@ -127,8 +130,7 @@ def _receivers(spec: Spec, place: Place) -> list[dict[str, object]]:
 
 def default_webhook_url(spec: Spec, place: Place) -> str:
     """Return where Synapse Ops' prober takes alerts: the address that it is scraped at without `prometheus.targets`."""
-    host = "localhost" if place == "hosts" else parts.OPS
-    return f"http://{host}:{spec.watch.port or parts.OPS_METRICS_PORT}{WEBHOOK_PATH}"
+    return f"http://{prober_address(spec, place)}{WEBHOOK_PATH}"
 
 
 def route_table(spec: Spec) -> tuple[tuple[dict[str, str], tuple[str, ...]], ...]:

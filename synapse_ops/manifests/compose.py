@@ -59,7 +59,7 @@ from synapse_ops.spec import Spec
 READS = frozenset(
     {
         "name", "server", "worker", "database", "redis", "qdrant", "docker", "kubernetes", "resources", "health",
-        "failover", "tls", "watch", "object_store", "grafana",
+        "failover", "tls", "watch", "object_store", "grafana", "alerting",
     }
 )  # fmt: skip
 PROXY = "proxy"
@@ -153,6 +153,7 @@ def _api(spec: Spec, stores: list[str]) -> Service:
             retries=FAILURES,
         ),
         networks=_networks(spec),
+        listens=[spec.server.port],
         entrypoint=[command[0]],
         command=list(command[1:]),
         environment=environment(spec, "compose"),
@@ -172,6 +173,7 @@ def _worker(spec: Spec, stores: list[str]) -> Service:
         resources=part_resources(spec),
         healthcheck=_worker_check(),
         networks=_networks(spec),
+        listens=[WORKER_METRICS_PORT],
         entrypoint=[command[0]],
         command=list(command[1:]),
         environment=environment(spec, "compose") | {"SYNAPSE_WORKER_METRICS_PORT": str(WORKER_METRICS_PORT)},

@@ -6,7 +6,7 @@ They mount the files of the targets that render them; none can be reached from o
 from __future__ import annotations
 
 from synapse_ops.manifests.alertmanager import TOKEN
-from synapse_ops.manifests.application import SECRETS_DIR
+from synapse_ops.manifests.application import QDRANT_API_KEY, SECRETS_DIR
 from synapse_ops.manifests.compose_service import (
     INTERNAL,
     LARGE,
@@ -31,6 +31,7 @@ from synapse_ops.manifests.parts import (
     LOGSTASH_API_PORT,
     NODE_EXPORTER_PORT,
     PROMETHEUS_PORT,
+    is_ours,
 )
 from synapse_ops.spec import Spec
 
@@ -43,14 +44,27 @@ def monitoring_services(spec: Spec) -> dict[str, Service]:
     return {**_metrics(spec), "grafana": _grafana(spec), **_logs(spec)}
 
 
+def _ways(*, is_outside: bool) -> tuple[str, ...]:
+    """The internal network has no way out: who asks somebody else's server needs the other one, and only then."""
+    return (INTERNAL, OUTSIDE) if is_outside else (INTERNAL,)
+
+
+def _scrape_secrets(spec: Spec) -> dict[str, list[str]]:
+    wanted = [QDRANT_API_KEY] if spec.qdrant.api_key is not None else []
+    wanted += ["ca.crt"] if spec.qdrant.tls and is_ours(spec, "qdrant", "compose") else []
+    return {"secrets": wanted} if wanted else {}
+
+
 def _metrics(spec: Spec) -> dict[str, Service]:
-    images = spec.docker.images
+    images, alerting = spec.docker.images, spec.alerting
     return {
         "prometheus": service(
             images.prometheus,
             user=_NOBODY,
             resources=helper_resources(LARGE),
             healthcheck=http_check(PROMETHEUS_PORT, "/-/healthy"),
+            networks=_ways(is_outside=not is_ours(spec, "qdrant", "compose")),
+            listens=[PROMETHEUS_PORT],
             command=[
                 "--config.file=/etc/prometheus/prometheus.yml",
                 "--storage.tsdb.path=/prometheus",
@@ -63,12 +77,15 @@ def _metrics(spec: Spec) -> dict[str, Service]:
                 {"type": "volume", "source": "prometheus-data", "target": "/prometheus"},
             ],
             depends_on=healthy("alertmanager"),
+            **_scrape_secrets(spec),
         ),
         "alertmanager": service(
             images.alertmanager,
             user=_NOBODY,
             resources=helper_resources(SMALL),
             healthcheck=http_check(ALERTMANAGER_PORT, "/-/healthy"),
+            networks=_ways(is_outside=alerting.webhook_url is not None or alerting.heartbeat_url is not None),
+            listens=[ALERTMANAGER_PORT],
             command=[
                 "--config.file=/etc/alertmanager/alertmanager.yml",
                 "--storage.path=/alertmanager",
@@ -85,6 +102,8 @@ def _metrics(spec: Spec) -> dict[str, Service]:
             user=_NOBODY,
             resources=helper_resources(SMALL),
             healthcheck=http_check(BLACKBOX_PORT, "/-/healthy"),
+            networks=_ways(is_outside=any("://" in check.url for check in spec.health)),
+            listens=[BLACKBOX_PORT],
             command=["--config.file=/etc/blackbox/blackbox.yml", f"--web.listen-address=:{BLACKBOX_PORT}"],
             volumes=[mounted("../prometheus/blackbox.yml", "/etc/blackbox/blackbox.yml")],
         ),
@@ -93,6 +112,7 @@ def _metrics(spec: Spec) -> dict[str, Service]:
             user=_NOBODY,
             resources=helper_resources(SMALL),
             healthcheck=http_check(NODE_EXPORTER_PORT, "/"),
+            listens=[NODE_EXPORTER_PORT],
             command=["--path.rootfs=/host", f"--web.listen-address=:{NODE_EXPORTER_PORT}"],
             volumes=[mounted("/", "/host")],
             pid="host",
@@ -106,6 +126,7 @@ def _grafana(spec: Spec) -> Service:
         user="472:472",
         resources=helper_resources(MIDDLE),
         healthcheck=http_check(GRAFANA_PORT, "/api/health"),
+        listens=[GRAFANA_PORT],
         networks=(INTERNAL, OUTSIDE),
         ports=[f"127.0.0.1:{GRAFANA_PORT}:{GRAFANA_PORT}"],
         environment={
@@ -140,6 +161,7 @@ def _logs(spec: Spec) -> dict[str, Service]:
             user="1000:0",
             resources=helper_resources(LARGE),
             healthcheck=check((*ask, f"http://127.0.0.1:{ELASTICSEARCH_PORT}/_cluster/health"), start_s=120),
+            listens=[ELASTICSEARCH_PORT],
             read_only=False,  # its start script writes its keystore beside its configuration
             environment={
                 "discovery.type": "single-node",

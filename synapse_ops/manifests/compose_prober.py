@@ -14,6 +14,7 @@ from synapse_ops.manifests.prober_spec import (
     STATE_DIR,
     health_command,
     prober_command,
+    prober_port,
     prober_secrets,
 )
 from synapse_ops.spec import Spec
@@ -31,6 +32,7 @@ def prober_service(spec: Spec) -> Service:
         resources=helper_resources(_SIZE),
         healthcheck=check(("CMD", *health_command(spec)), interval_s=30),
         networks=(INTERNAL, OUTSIDE),
+        listens=[prober_port(spec)],
         entrypoint=[command[0]],
         command=list(command[1:]),
         secrets=list(prober_secrets(spec, "compose")),

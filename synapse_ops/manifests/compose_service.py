@@ -54,9 +54,13 @@ def service(
     resources: Mapping[str, Any],
     healthcheck: Service,
     networks: Sequence[str] | Mapping[str, Any] = (INTERNAL,),
+    listens: Sequence[int] = (),
     **more: Any,
 ) -> Service:
-    """Return a hardened service. more: what it has besides, in the words of the compose specification."""
+    """Return a hardened service. more: what it has besides, in the words of the compose specification.
+
+    listens: ports for other services, of what shares its network too. Opens nothing; it is what references lead to.
+    """
     return {
         "image": image,
         "user": user,
@@ -68,6 +72,7 @@ def service(
         "tmpfs": ["/tmp"],  # noqa: S108 - the container's own
         "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}},
         **({} if "network_mode" in more else {"networks": networks if isinstance(networks, Mapping) else [*networks]}),
+        **({"expose": [str(port) for port in listens]} if listens else {}),
         **({"group_add": [SECRETS_GROUP]} if more.get("secrets") else {}),
         "deploy": {"resources": dict(resources)},
         "healthcheck": healthcheck,

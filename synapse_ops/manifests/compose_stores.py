@@ -24,6 +24,7 @@ from synapse_ops.manifests.parts import (
     POSTGRES_EXPORTER_PORT,
     PRIMARY,
     QDRANT,
+    QDRANT_GRPC_PORT,
     REDIS,
     REDIS_EXPORTER_PORT,
     STANDBY,
@@ -82,6 +83,7 @@ def _postgres(spec: Spec, node: str) -> Service:
             ("CMD", "pg_isready", "--quiet", "--username", "postgres", "--port", str(spec.database.port)), start_s=300
         ),
         networks={INTERNAL: {"aliases": [name]}} if name != node else (INTERNAL,),
+        listens=[spec.database.port, POSTGRES_EXPORTER_PORT],
         entrypoint=["sh", f"{CONFIG_DIR}/start.sh"],
         command=server_arguments(spec, node, "compose"),
         environment=dict(SERVER_ENVIRONMENT),
@@ -135,6 +137,7 @@ def _redis(spec: Spec) -> Service:
         user="999:999",
         resources=part_resources(spec),
         healthcheck=check(["CMD", *redis_ping(spec)]),
+        listens=[spec.redis.port, REDIS_EXPORTER_PORT],
         entrypoint=redis_start(spec, "/etc/redis/redis.conf"),
         volumes=[
             {"type": "volume", "source": "redis-data", "target": "/data"},
@@ -191,6 +194,7 @@ def _qdrant(spec: Spec) -> Service:
         user=_QDRANT_USER,
         resources=part_resources(spec),
         healthcheck=check(["CMD", *qdrant_ping(spec)]),
+        listens=[spec.qdrant.port, QDRANT_GRPC_PORT],
         entrypoint=qdrant_start(spec),
         environment=qdrant_environment(spec),
         volumes=[

@@ -10,7 +10,13 @@ from collections.abc import Iterator
 
 import yaml
 
-from synapse_ops.manifests import consistency_access, consistency_kubernetes, consistency_places, consistency_safety
+from synapse_ops.manifests import (
+    consistency_access,
+    consistency_kubernetes,
+    consistency_places,
+    consistency_prober,
+    consistency_safety,
+)
 from synapse_ops.manifests.bundle import Bundle
 from synapse_ops.manifests.findings import Finding, Rule, View
 from synapse_ops.manifests.kubernetes_gate import kubernetes_objects_hold
@@ -34,6 +40,7 @@ RULES: tuple[Rule, ...] = (
     *consistency_places.RULES,
     *consistency_safety.RULES,
     *consistency_access.RULES,
+    *consistency_prober.RULES,
     *GATES,
 )
 

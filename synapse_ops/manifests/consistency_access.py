@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from synapse_ops.manifests.alert_catalog import HEARTBEAT
-from synapse_ops.manifests.findings import Finding, Rule, View, name_of
+from synapse_ops.manifests.findings import Finding, Rule, View, name_of, targets_of
 from synapse_ops.manifests.parts import QDRANT, PlaceName, address_of
 
 _COMPOSE = "docker/compose.yaml"
@@ -115,18 +115,17 @@ def prometheus_asks_the_api(view: View) -> Iterator[Finding]:
     rule, spec = "prometheus_asks_the_api", view.spec
     if "api" in spec.prometheus.targets:
         return
-    paths = ["prometheus/compose.yml"]
+    paths = ["prometheus/compose.yml", "prometheus/kubernetes.yml"]
     paths += ["prometheus/prometheus.yml"] if spec.health_base_url is None else []
     for path in paths:
-        for job in view.yaml(path)["scrape_configs"]:
-            for target in (each for static in job["static_configs"] for each in static["targets"]):
-                if job["job_name"] == "api" and not target.endswith(f":{spec.server.port}"):
-                    yield Finding(rule, path, f"asks {target}, server.port is {spec.server.port}")
+        for target in targets_of(view.yaml(path), "api"):
+            if not target.endswith(f":{spec.server.port}"):
+                yield Finding(rule, path, f"asks {target}, server.port is {spec.server.port}")
 
 
 def failover_alerts_do_not_wait(view: View) -> Iterator[Finding]:
     """The first route takes alerts of action `failover`, ungrouped and at once: every second of it is downtime."""
-    for path in ("alertmanager/alertmanager.yml", "alertmanager/compose.yml"):
+    for path in ("alertmanager/alertmanager.yml", "alertmanager/compose.yml", "alertmanager/kubernetes.yml"):
         # before it only the heartbeat's own route, which no other alert matches
         routes = [one for one in view.yaml(path)["route"]["routes"] if one["matchers"] != [f'alertname="{HEARTBEAT}"']]
         first = routes[0]

@@ -106,11 +106,10 @@ def _requests(container: dict[str, Any]) -> dict[str, Any]:
 
 
 def budgets_and_policies_find_pods(view: View) -> Iterator[Finding]:
-    """A disruption budget and a network policy select pods that are rendered; Synapse Ops' own come from elsewhere."""
+    """A disruption budget and a network policy select pods that are rendered."""
     for path, found in view.of_kind("PodDisruptionBudget", "NetworkPolicy"):
         wanted = found["spec"].get("selector", found["spec"].get("podSelector", {})).get("matchLabels", {})
-        is_ours = wanted.get("app.kubernetes.io/name") == "synapse-ops"
-        if wanted and not is_ours and not _matching(view, wanted):
+        if wanted and not _matching(view, wanted):
             yield Finding("budgets_and_policies_find_pods", path, f"{name_of(found)} selects no pod that is rendered")
 
 
@@ -189,9 +188,10 @@ def entries_reach_the_service(view: View) -> Iterator[Finding]:
 
 
 def configuration_is_rendered(view: View) -> Iterator[Finding]:
-    """Each ConfigMap and account that a pod names is rendered, and each ConfigMap is used and immutable."""
+    """Each ConfigMap, claim and account that a pod names is rendered, and each ConfigMap is used and immutable."""
     maps = {found["metadata"]["name"]: found for _, found in view.of_kind("ConfigMap")}
     accounts = {found["metadata"]["name"] for _, found in view.of_kind("ServiceAccount")}
+    claims = {found["metadata"]["name"] for _, found in view.of_kind("PersistentVolumeClaim")}
     used: set[str] = set()
     for path, found, pod in _pods(view):
         for name in _config_maps(pod):
@@ -200,6 +200,10 @@ def configuration_is_rendered(view: View) -> Iterator[Finding]:
                 yield Finding(
                     "configuration_is_rendered", path, f"{name_of(found)} needs ConfigMap {name}, not rendered"
                 )
+        for volume in pod["spec"].get("volumes", ()):
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            if claim is not None and claim not in claims:
+                yield Finding("configuration_is_rendered", path, f"{name_of(found)} needs claim {claim}, not rendered")
         if pod["spec"].get("serviceAccountName") not in accounts:
             yield Finding(
                 "configuration_is_rendered", path, f"{name_of(found)} runs as an account that is not rendered"
@@ -207,6 +211,22 @@ def configuration_is_rendered(view: View) -> Iterator[Finding]:
     for name, found in maps.items():
         if name not in used or not found.get("immutable"):
             yield Finding("configuration_is_rendered", "kubernetes", f"ConfigMap {name} is unused or can be changed")
+
+
+def secrets_are_listed(view: View) -> Iterator[Finding]:
+    """Each key of a Secret that a pod mounts is in the list of those that must exist before it starts."""
+    path = "kubernetes/secrets.txt"
+    listed = {
+        (words[6], word.removeprefix("--from-file="))
+        for words in (line.split() for line in view.text(path).splitlines() if line.startswith("kubectl "))
+        for word in words
+    }
+    for _, found, pod in _pods(view):
+        for volume in pod["spec"].get("volumes", ()):
+            for source in (each["secret"] for each in volume.get("projected", {}).get("sources", ())):
+                for key in (item["key"] for item in source["items"]):
+                    if (source["name"], key) not in listed:
+                        yield Finding("secrets_are_listed", path, f"{name_of(found)} mounts {key} of {source['name']}")
 
 
 def _config_maps(pod: dict[str, Any]) -> Iterator[str]:
@@ -244,5 +264,6 @@ RULES: tuple[Rule, ...] = (
     policy_ports_exist,
     entries_reach_the_service,
     configuration_is_rendered,
+    secrets_are_listed,
     volumes_are_mounted_and_exist,
 )

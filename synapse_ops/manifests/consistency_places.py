@@ -13,6 +13,7 @@ from synapse_ops.manifests.parts import LOCAL_HOSTS, qdrant_nodes
 from synapse_ops.spec.units import format_cores, format_size, parse_size
 
 _COMPOSE = "docker/compose.yaml"
+_PARTS = ("api", "worker", "db-primary", "db-standby", "redis", "qdrant")
 
 
 def _workload(view: View, part: str) -> tuple[str, dict[str, Any]] | None:
@@ -83,15 +84,18 @@ def the_health_check_is_one(view: View) -> Iterator[Finding]:
 
 
 def limits_are_those_of_the_spec(view: View) -> Iterator[Finding]:
-    """`resources` holds for each part in compose and in Kubernetes."""
+    """`resources` holds for each part in compose and in Kubernetes; what only watches them has less."""
     rule, limits = "limits_are_those_of_the_spec", view.spec.resources.limits
-    for path, found in view.workloads:
+    for part in _PARTS:
+        path, found = _workload(view, part) or ("", {})
+        if not found:
+            continue
         resources = found["spec"]["template"]["spec"]["containers"][0]["resources"]
         for which, wanted in (("limits", limits), ("requests", view.spec.resources.requests)):
             got = resources.get(which, {})
             if (got.get("cpu"), got.get("memory")) != (format_cores(wanted.cpu), format_size(wanted.memory)):
                 yield Finding(rule, path, f"{name_of(found)} does not have resources.{which}")
-    for name in ("api", "worker", "db-primary", "db-standby", "redis", "qdrant"):
+    for name in _PARTS:
         service = _service(view, name)
         memory = service.get("deploy", {}).get("resources", {}).get("limits", {}).get("memory")
         if service and (memory is None or parse_size(memory.removesuffix("b")) != limits.memory):
@@ -151,10 +155,11 @@ def the_application_is_told_the_same(view: View) -> Iterator[Finding]:
 
 
 def _told_in_pods(view: View) -> list[dict[str, str]]:
-    """Return the environment that each container of a Deployment names itself."""
+    """Return the environment that each container of API and worker names itself."""
+    workloads = [found for found in (_workload(view, part) for part in ("api", "worker")) if found is not None]
     return [
         {each["name"]: each.get("value", "") for each in container.get("env", ())}
-        for _, found in view.of_kind("Deployment")
+        for _, found in workloads
         for container in found["spec"]["template"]["spec"]["containers"]
     ]
 
@@ -282,6 +287,9 @@ def certificates_carry_every_name(view: View) -> Iterator[Finding]:
     maps = [found["data"] for _, found in view.of_kind("ConfigMap") if "SYNAPSE_DATABASE_URL" in found["data"]]
     urls = [data["SYNAPSE_DATABASE_URL"] for data in maps]
     urls.append(_service(view, "api").get("environment", {}).get("SYNAPSE_DATABASE_URL", ""))
+    vectors = [found["data"].get("SYNAPSE_QDRANT_URL", "") for _, found in view.of_kind("ConfigMap")]
+    vectors.append(_service(view, "api").get("environment", {}).get("SYNAPSE_QDRANT_URL", ""))
+    urls += [url for url in vectors if url.startswith("https://")]
     rendered = {found["metadata"]["name"] for _, found in view.of_kind("Service")} | set(
         view.compose.get("services", ())
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from synapse_ops.manifests.findings import Finding, Rule, View, name_of
+from synapse_ops.manifests.findings import Finding, Rule, View, name_of, resolved
 from synapse_ops.spec.secrets import holds_literal_secret
 
 _LOWEST_USER = 10000
@@ -129,7 +129,7 @@ def compose_references_exist(view: View) -> Iterator[Finding]:
                 yield Finding(rule, path, f"{name} names {wanted}, which is not in {kind}")
         for mount in service.get("volumes", ()):
             if mount["type"] == "bind" and mount["source"].startswith("."):
-                source = _resolved(mount["source"])
+                source = resolved(mount["source"])
                 if not any(other == source or other.startswith(f"{source}/") for other in view.bundle.by_path):
                     yield Finding(rule, path, f"{name} mounts {source}, which is not rendered")
     for name, secret in (compose.get("secrets") or {}).items():
@@ -149,11 +149,6 @@ def _named_in(service: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for mount in service.get("volumes", ()):
         if mount["type"] == "volume":
             yield "volumes", mount["source"]
-
-
-def _resolved(source: str) -> str:
-    """Return a path relative to docker/ as a path of the bundle."""
-    return source.removeprefix("../") if source.startswith("../") else f"docker/{source.removeprefix('./')}"
 
 
 def no_document_holds_a_secret(view: View) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ Rules read documents, never the code that rendered them: a fault of a renderer m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -42,7 +42,7 @@ class View:
         text = self.text(path)
         if not text:
             return {}
-        return json.loads(text) if path.endswith(".json") else _load_yaml(text)[0]
+        return json.loads(text) if path.endswith(".json") else load_yaml(text)[0]
 
     @cached_property
     def compose(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class View:
             (str(document.path), found)
             for document in self.bundle.documents
             if document.path.parts[0] == "kubernetes" and document.path.suffix == ".yaml"
-            for found in _load_yaml(document.text)
+            for found in load_yaml(document.text)
         )
 
     def of_kind(self, *kinds: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -71,11 +71,27 @@ class View:
 Rule = Callable[[View], Iterator[Finding]]
 
 
-def _load_yaml(text: str) -> list[Any]:
+def load_yaml(text: str) -> list[Any]:
+    """Return the values of a YAML text."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return list(yaml.load_all(text, loader))
+
+
+def resolved(source: str) -> str:
+    """Return a path relative to docker/ as a path of the bundle."""
+    return source.removeprefix("../") if source.startswith("../") else f"docker/{source.removeprefix('./')}"
+
+
+def targets_of(config: Mapping[str, Any], job_name: str | None = None) -> list[str]:
+    """Return host:port of the targets of one job of a prometheus.yml, or of all."""
+    found: list[str] = []
+    for job in config["scrape_configs"]:
+        if job_name in (None, job["job_name"]):
+            found += [target for static in job.get("static_configs", ()) for target in static["targets"]]
+            found += [f"{name}:{each['port']}" for each in job.get("dns_sd_configs", ()) for name in each["names"]]
+    return found
 
 
 def name_of(found: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from synapse_ops.manifests.parts import (
     API,
+    HTTPS_PORT,
     OPS,
     OPS_METRICS_PORT,
     POSTGRES_EXPORTER_PORT,
@@ -20,6 +21,7 @@ from synapse_ops.manifests.parts import (
     STANDBY,
     WORKER,
     WORKER_METRICS_PORT,
+    authority_of,
     is_ours,
     qdrant_nodes,
 )
@@ -38,6 +40,14 @@ class Inbound(NamedTuple):
     port: int
 
 
+class Outbound(NamedTuple):
+    """TCP from one part to somebody else's server. host: a name or an address; None is anywhere."""
+
+    source: str
+    host: str | None
+    port: int
+
+
 class Flow(NamedTuple):
     """TCP from one part to a port of another."""
 
@@ -50,6 +60,23 @@ class Flow(NamedTuple):
 def inbound(spec: Spec) -> tuple[Inbound, ...]:
     """Return what may enter from outside, in the order of the spec."""
     return tuple(Inbound(rule.source, rule.port) for rule in spec.firewall.inbound)
+
+
+def outbound(spec: Spec) -> tuple[Outbound, ...]:
+    """Return where the prober asks outside of the cluster, besides each store's own `host`, each once."""
+    endpoint = spec.object_store.endpoint
+    found = [Outbound(OPS, None, HTTPS_PORT) if endpoint is None else _leads(endpoint)]  # AWS has many addresses
+    found += [_leads(check.url) for check in spec.health if not check.url.startswith("/")]
+    if not is_ours(spec, "database", "kubernetes"):
+        nodes = spec.database.nodes
+        found += [_leads(f"tcp://{address}") for address in nodes.values()]
+        if spec.failover.standby not in nodes:
+            found.append(Outbound(OPS, spec.failover.standby, spec.database.port))
+    return tuple(dict.fromkeys(found))
+
+
+def _leads(url: str) -> Outbound:
+    return Outbound(OPS, *authority_of(url))
 
 
 def flows(spec: Spec) -> tuple[Flow, ...]:

@@ -20,10 +20,12 @@ Fault = tuple[str, str]  # the document's path, what is wrong
 _MODELS = {
     "prometheus/prometheus.yml": "PrometheusFile",
     "prometheus/compose.yml": "PrometheusFile",
+    "prometheus/kubernetes.yml": "PrometheusFile",
     "prometheus/rules/recording.yml": "RuleFile",
     "prometheus/rules/alerts.yml": "RuleFile",
     "alertmanager/alertmanager.yml": "AlertmanagerFile",
     "alertmanager/compose.yml": "AlertmanagerFile",
+    "alertmanager/kubernetes.yml": "AlertmanagerFile",
 }
 
 
@@ -108,7 +110,7 @@ def _dashboard_faults(dashboard: dict[str, Any]) -> Iterator[str]:
 
 def _reference_faults(texts: Mapping[str, str]) -> Iterator[Fault]:
     """Yield references between documents that lead nowhere: routes to receivers, alerts to dashboards, twice a name."""
-    for path in ("alertmanager/alertmanager.yml", "alertmanager/compose.yml"):
+    for path in (path for path, model in _MODELS.items() if model == "AlertmanagerFile"):
         if path in texts:
             found = _yaml(texts[path])
             receivers = {receiver["name"] for receiver in found["receivers"]}

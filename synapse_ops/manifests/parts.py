@@ -18,6 +18,7 @@ PlaceName = Literal["hosts", "compose", "kubernetes"]
 Store = Literal["database", "redis", "qdrant"]
 
 API = "api"
+API_PODS = "api-pods"  # the API's pods one by one, in the cluster: what is measured must not be balanced
 WORKER = "worker"
 PRIMARY = "db-primary"
 STANDBY = "db-standby"

@@ -25,7 +25,7 @@ from synapse_ops.manifests.parts import (
     address_of,
     is_ours,
 )
-from synapse_ops.manifests.yaml_text import write_yaml
+from synapse_ops.manifests.yaml_text import write_entries
 from synapse_ops.spec import Spec
 from synapse_ops.spec.secrets import SecretRef
 
@@ -115,9 +115,12 @@ def prober_spec(spec: Spec, place: PlaceName) -> Spec:
 
 
 def prober_spec_text(spec: Spec, place: PlaceName) -> str:
-    """Return it as YAML, every value written out."""
+    """Return it as YAML, every value written out, a block on each line.
+
+    Names below a block are quoted: a bare `password:` in a ConfigMap is taken for a secret, whatever follows it.
+    """
     about = "".join(f"# {line}\n" for line in ABOUT.splitlines())
-    return about + write_yaml(_plain(prober_spec(spec, place).model_dump(mode="json")))
+    return about + write_entries(_plain(prober_spec(spec, place).model_dump(mode="json")))
 
 
 def _database(spec: Spec, place: PlaceName) -> dict[str, Any]:

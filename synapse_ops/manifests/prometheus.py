@@ -1,31 +1,42 @@
 """Renders prometheus.yml: what is scraped, how often, which rules are evaluated, and where alerts go.
 
-Two places, the same jobs: `hosts` with the addresses of the spec, `compose` with service names. Targets are static, so
-that the file alone says what is watched; `prometheus.targets` replaces those of a job.
+Three places, the same jobs: `hosts` with the addresses of the spec, `compose` with service names, `kubernetes` with
+those of Services, whole enough for a Prometheus of any namespace. Targets are static, so that the file alone says what
+is watched; `prometheus.targets` replaces those of a job. Only the pods of the API and of the worker come and go: they
+are found by the names of their headless Services, which asks DNS and no right in the cluster. The node exporter and
+the blackbox exporter belong to compose and hosts; a cluster has its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Literal
 
 from synapse_ops.manifests import parts
 from synapse_ops.manifests.alert_catalog import HEARTBEAT
 from synapse_ops.manifests.document import Document, yaml_document
-from synapse_ops.manifests.parts import Address, address_of
-from synapse_ops.manifests.secret_files import secret_file
+from synapse_ops.manifests.kubernetes.objects import namespace
+from synapse_ops.manifests.parts import Address, PlaceName, address_of, object_name
+from synapse_ops.manifests.secret_files import SECRETS_DIR, secret_file
 from synapse_ops.spec import Spec
 from synapse_ops.spec.blocks.monitoring import HealthCheck
 from synapse_ops.spec.units import format_duration
 
-Place = Literal["hosts", "compose"]
+Place = PlaceName
 
-PATHS: dict[Place, str] = {"hosts": "prometheus/prometheus.yml", "compose": "prometheus/compose.yml"}
+PATHS: dict[Place, str] = {
+    "hosts": "prometheus/prometheus.yml",
+    "compose": "prometheus/compose.yml",
+    "kubernetes": "prometheus/kubernetes.yml",
+}
+_BY_POD = frozenset({"api", "worker"})
 BLACKBOX_PATH = "prometheus/blackbox.yml"
 READS = frozenset(
-    ["alerting", "database", "health", "health_base_url", "name", "prometheus", "qdrant", "redis", "server", "watch"]
-)
+    {
+        "alerting", "database", "health", "health_base_url", "kubernetes", "name", "prometheus", "qdrant", "redis",
+        "server", "watch",
+    }
+)  # fmt: skip
 _LONGEST_SCRAPE = timedelta(seconds=10)
 
 
@@ -75,8 +86,15 @@ def _jobs(spec: Spec, place: Place) -> Iterator[dict[str, object]]:
             settings["scheme"] = "https"
         if job == "qdrant":
             settings |= _qdrant_access(spec, place)
-        if targets:
+        if targets and place == "kubernetes" and job in _BY_POD:
+            yield settings | {"dns_sd_configs": [_by_name(target) for target in targets]}
+        elif targets:
             yield settings | {"static_configs": [{"targets": targets}]}
+
+
+def _by_name(target: str) -> dict[str, object]:
+    address = _split(target)
+    return {"names": [address.host], "type": "A", "port": address.port}
 
 
 def scraped_addresses(spec: Spec, job: str, place: Place) -> list[str]:
@@ -84,7 +102,20 @@ def scraped_addresses(spec: Spec, job: str, place: Place) -> list[str]:
     chosen = {str(name): addresses for name, addresses in spec.prometheus.targets.items()}.get(job)
     if chosen is not None and place == "hosts":
         return list(chosen)
-    return [str(address) for address in (_in_compose if place == "compose" else _on_hosts)(spec, job)]
+    return [str(address) for address in _FINDERS[place](spec, job)]
+
+
+def prober_address(spec: Spec, place: Place) -> Address:
+    """Return where the prober serves its metrics and takes alerts, whatever `prometheus.targets` says."""
+    port = spec.watch.port or parts.OPS_METRICS_PORT
+    if place == "kubernetes":
+        return _service(spec, parts.OPS, port)
+    return Address("localhost" if place == "hosts" else parts.OPS, port)
+
+
+def _service(spec: Spec, name: str, port: int) -> Address:
+    """Return a Service's address with its namespace: whoever asks may be in another."""
+    return Address(f"{object_name(spec, name)}.{namespace(spec)}.svc", port)
 
 
 def _in_compose(spec: Spec, job: str) -> list[Address]:
@@ -97,9 +128,11 @@ def _in_compose(spec: Spec, job: str) -> list[Address]:
         return [Address(parts.REDIS, parts.REDIS_EXPORTER_PORT)] if ours else []
     if job == "qdrant" and not parts.is_ours(spec, "qdrant", "compose"):
         return _qdrant_nodes(spec)
-    services = {"api": parts.API, "worker": parts.WORKER, "qdrant": parts.QDRANT, "synapse_ops": parts.OPS}
+    services = {"api": parts.API, "worker": parts.WORKER, "qdrant": parts.QDRANT}
     if job in services:
         return [address_of(spec, services[job], "compose")]
+    if job == "synapse_ops":
+        return [prober_address(spec, "compose")]
     return [_WATCHERS_IN_COMPOSE[job]]
 
 
@@ -119,10 +152,33 @@ def _on_hosts(spec: Spec, job: str) -> list[Address]:
         hosts = ["localhost", *nodes, redis, *(_host(address.host) for address in qdrant)]
         return [Address(host, parts.NODE_EXPORTER_PORT) for host in dict.fromkeys(hosts)]
     if job == "synapse_ops":
-        return [Address("localhost", spec.watch.port or parts.OPS_METRICS_PORT)]
+        return [prober_address(spec, "hosts")]
     return [_WATCHERS_ON_HOSTS[job]]
 
 
+def _in_cluster(spec: Spec, job: str) -> list[Address]:
+    """Return the names of Services."""
+    if job == "api":
+        return [_service(spec, parts.API_PODS, spec.server.port)]
+    if job == "worker":
+        return [_service(spec, parts.WORKER, parts.WORKER_METRICS_PORT)]
+    if job == "db":
+        ours = parts.is_ours(spec, "database", "kubernetes")
+        return [_service(spec, node, parts.POSTGRES_EXPORTER_PORT) for node in (parts.PRIMARY, parts.STANDBY) if ours]
+    if job == "redis":
+        ours = parts.is_ours(spec, "redis", "kubernetes")
+        return [_service(spec, parts.REDIS, parts.REDIS_EXPORTER_PORT)] if ours else []
+    if job == "qdrant":
+        ours = parts.is_ours(spec, "qdrant", "kubernetes")
+        return [_service(spec, parts.QDRANT, spec.qdrant.port)] if ours else _qdrant_nodes(spec)
+    if job == "synapse_ops":
+        return [prober_address(spec, "kubernetes")]
+    if job == "alertmanager":
+        return [Address(f"alertmanager.{spec.kubernetes.monitoring_namespace}.svc", parts.ALERTMANAGER_PORT)]
+    return [Address("localhost", parts.PROMETHEUS_PORT)] if job == "prometheus" else []
+
+
+_FINDERS = {"hosts": _on_hosts, "compose": _in_compose, "kubernetes": _in_cluster}
 _WATCHERS_ON_HOSTS = {
     "worker": Address("localhost", parts.WORKER_METRICS_PORT),
     "prometheus": Address("localhost", parts.PROMETHEUS_PORT),
@@ -164,8 +220,10 @@ def _qdrant_access(spec: Spec, place: Place) -> dict[str, object]:
     urls = qdrant.nodes or (f"{'https' if qdrant.tls else 'http'}://",)
     if any(url.startswith("https:") for url in urls):
         access["scheme"] = "https"
-        if qdrant.ca_file is not None:
-            access["tls_config"] = {"ca_file": qdrant.ca_file}
+        is_stack_s = place != "hosts" and parts.is_ours(spec, "qdrant", place)
+        ca_file = f"{SECRETS_DIR}/ca.crt" if is_stack_s else qdrant.ca_file
+        if ca_file is not None:
+            access["tls_config"] = {"ca_file": ca_file}
     if qdrant.api_key is not None:
         path = secret_file(qdrant.api_key, "qdrant-api-key", place)
         access["authorization"] = {"type": "Bearer", "credentials_file": path}

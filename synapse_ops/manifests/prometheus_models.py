@@ -6,9 +6,9 @@ Sources: prometheus.io/docs "Configuration", "Recording rules", "Alerting rules"
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DURATION = r"^(?:0|(?:\d+w)?(?:\d+d)?(?:\d+h)?(?:\d+m)?(?:\d+s)?(?:\d+ms)?)$"
 Duration = Annotated[str, Field(pattern=DURATION, min_length=1)]
@@ -38,6 +38,12 @@ class Relabel(Strict):
     action: Literal["replace", "drop", "keep"] = "replace"
 
 
+class DnsConfig(Strict):
+    names: list[str] = Field(min_length=1)
+    type: Literal["A"]
+    port: int = Field(ge=1, le=65535)
+
+
 class Authorization(Strict):
     type: Literal["Bearer"]
     credentials_file: str
@@ -56,8 +62,16 @@ class ScrapeConfig(Strict):
     params: dict[str, list[str]] = {}
     authorization: Authorization | None = None
     tls_config: ScrapeTls | None = None
-    static_configs: list[StaticConfig] = Field(min_length=1)
+    static_configs: list[StaticConfig] = []
+    dns_sd_configs: list[DnsConfig] = []
     relabel_configs: list[Relabel] = []
+
+    @model_validator(mode="after")
+    def _has_targets(self) -> Self:
+        """A job that finds nothing says so by silence: no series, and no alert on them."""
+        if bool(self.static_configs) == bool(self.dns_sd_configs):
+            raise ValueError("either static_configs or dns_sd_configs, and one of them")
+        return self
 
 
 class Global(Strict):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from synapse_ops.manifests.parts import PlaceName
 from synapse_ops.spec.secrets import SecretRef
 
 SECRETS_DIR = "/run/secrets"
 
 
-def secret_file(reference: SecretRef, name: str, place: Literal["hosts", "compose"]) -> str:
+def secret_file(reference: SecretRef, name: str, place: PlaceName) -> str:
     """Return the path: on hosts that of a `file:` reference, otherwise `/run/secrets/<name>`, which somebody fills."""
     if place == "hosts" and reference.scheme == "file":
         return reference.target

@@ -11,6 +11,7 @@ from synapse_ops.manifests.parts import (
     API,
     HTTPS_PORT,
     PRIMARY,
+    QDRANT,
     STANDBY,
     Address,
     PlaceName,
@@ -21,7 +22,7 @@ from synapse_ops.manifests.parts import (
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
 
-READS = frozenset({"name", "server", "tls", "kubernetes", "database", "failover"})
+READS = frozenset({"name", "server", "tls", "kubernetes", "database", "failover", "qdrant"})
 
 CIPHERS = (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
@@ -46,6 +47,8 @@ def certificate_names(spec: Spec) -> tuple[str, ...]:
     names = list(spec.kubernetes.entry.hosts) or [spec.name]
     for place in ("hosts", "compose", "kubernetes"):
         names += _database_names(spec, place)
+        if spec.qdrant.tls and place != "hosts" and is_ours(spec, "qdrant", place):
+            names.append(address_of(spec, QDRANT, place).host)
     return tuple(dict.fromkeys(names))
 
 

@@ -34,6 +34,19 @@ def write_yaml(value: object) -> str:
     return f"{_scalar(value, 0)}\n"
 
 
+def write_entries(value: Mapping[str, object]) -> str:
+    """Return a mapping with one line for each of its keys; what is below stands in braces and brackets, as in JSON."""
+    return "".join(f"{_string(key)}: {_flow(below)}\n" for key, below in value.items())
+
+
+def _flow(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_quoted(key)}: {_flow(below)}" for key, below in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return _string(value) if isinstance(value, str) else _scalar(value, 0)
+
+
 def _lines(value: Mapping[str, object] | Sequence[object], depth: int) -> Iterator[str]:
     indent = "  " * depth
     if isinstance(value, Mapping):
@@ -81,6 +94,10 @@ def _string(text: str) -> str:
         raise TypeError(f"a key of type {type(text).__name__} has no place in a rendered document")
     if _BARE.fullmatch(text) and text.lower() not in _WORDS:
         return text
+    return _quoted(text)
+
+
+def _quoted(text: str) -> str:
     return '"' + "".join(map(_character, text)) + '"'
 
 

@@ -19,7 +19,7 @@ from synapse_ops.manifests.consistency import check_consistency
 from tests.manifests.specs import spec_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "mutation-score.md"
-API, WORKER = ("Deployment", "synapse-api"), ("Deployment", "synapse-worker")
+API, WORKER, PROBER = (("Deployment", f"synapse-{name}") for name in ("api", "worker", "synapse-ops"))
 DATABASE, REDIS, QDRANT = (("StatefulSet", f"synapse-{name}") for name in ("db-primary", "redis", "qdrant"))
 POD = ("spec", "template", "spec")
 CONTAINER = (*POD, "containers", 0)
@@ -102,6 +102,7 @@ def _kubernetes() -> Iterator[Mutant]:
         DATABASE: "kubernetes/30-database.yaml",
         REDIS: "kubernetes/31-redis.yaml",
         QDRANT: "kubernetes/32-qdrant.yaml",
+        PROBER: "kubernetes/43-synapse-ops.yaml",
     }
     hardening: dict[str, Change] = {
         "runAsNonRoot removed": _drop(*POD, "securityContext", "runAsNonRoot"),
@@ -206,7 +207,7 @@ def _network() -> Iterator[Mutant]:
 
 
 def _compose() -> Iterator[Mutant]:
-    for service in ("api", "worker", "db-primary", "redis", "qdrant"):
+    for service in ("api", "worker", "db-primary", "redis", "qdrant", "synapse-ops"):
         for name, change in {
             "root file system writable": _drop("services", service, "read_only"),
             "capabilities kept": _drop("services", service, "cap_drop"),
@@ -235,6 +236,83 @@ def _compose() -> Iterator[Mutant]:
         COMPOSE,
         _whole(_put(["5432:5432"], "services", "db-primary", "ports")),
     )
+
+
+def _prober() -> Iterator[Mutant]:
+    for name, change in {
+        "its port is not said": _drop("services", "synapse-ops", "expose"),
+        "another port": _put(["9110"], "services", "synapse-ops", "expose"),
+        "the token is not mounted": _drop("services", "synapse-ops", "secrets", 0),
+        "its secrets are their owner's": _drop("services", "synapse-ops", "group_add"),
+        "without its spec": _drop("services", "synapse-ops", "volumes", 0),
+        "its history ends with it": _drop("services", "synapse-ops", "volumes", 1),
+        "not rendered": _drop("services", "synapse-ops"),
+    }.items():
+        yield Mutant(f"compose, synapse-ops: {name}", COMPOSE, _whole(change))
+    without_token = _drop("services", "alertmanager", "secrets")
+    yield Mutant("compose, alertmanager: the token is not mounted", COMPOSE, _whole(without_token))
+    path = "kubernetes/43-synapse-ops.yaml"
+    secrets = ("spec", "template", "spec", "volumes", 2, "projected", "sources", 0, "secret", "items")
+    for name, change in {
+        "two of it": _put(2, "spec", "replicas"),
+        "two of it during an update": _put("RollingUpdate", "spec", "strategy", "type"),
+        "called by the pod's address": _drop(*CONTAINER, "livenessProbe", "httpGet", "httpHeaders"),
+        "ready whenever it lives": _put("/healthz", *CONTAINER, "readinessProbe", "httpGet", "path"),
+        "another port": _put(9110, *CONTAINER, "ports", 0, "containerPort"),
+        "another spec": _put("/etc/other.yaml", *CONTAINER, "args", 3),
+        "another state directory": _put("/tmp/state", *CONTAINER, "args", 5),
+        "the token is not mounted": _drop(*secrets, 0),
+        "claim that is not rendered": _put("gone", *POD, "volumes", 3, "persistentVolumeClaim", "claimName"),
+    }.items():
+        yield Mutant(f"synapse-synapse-ops: {name}", path, _object(path, PROBER, change))
+    service = ("Service", "synapse-synapse-ops")
+    for name, change in {
+        "another port": _put(9110, "spec", "ports", 0, "port"),
+        "selects nothing": _put("other", "spec", "selector", "app.kubernetes.io/name"),
+    }.items():
+        yield Mutant(f"synapse-synapse-ops, Service: {name}", path, _object(path, service, change))
+    network, policy = "kubernetes/20-network.yaml", ("NetworkPolicy", "synapse-synapse-ops")
+    closed = _object(network, policy, _put([], "spec", "ingress"))
+    yield Mutant("synapse-synapse-ops, NetworkPolicy: nobody may scrape it", network, closed)
+    inside = "docker/synapse-ops/infrastructure.yaml"
+    for where in (inside, path):
+        prefix = "" if where == inside else "synapse-"
+        for name, old, new in (
+            ("Redis is the container itself", f'{{"host": {prefix}redis,', '{"host": localhost,'),
+            ("another port of Qdrant", '"port": 6333', '"port": 6334'),
+            ("the standby is the primary", f"{prefix}db-standby:5432", f"{prefix}db-primary:5432"),
+            ("another address of the API", f'"http://{prefix}api:', '"http://localhost:'),
+            ("serves its container only", '"host": "0.0.0.0", "port": 9109', '"host": "127.0.0.1", "port": 9109'),
+            ("another port", '"port": 9109', '"port": 9110'),
+            ("another token", "/run/secrets/webhook-token", "/run/secrets/other-token"),
+            ("a field that does not exist", '"repository_interval"', '"repo_interval"'),
+        ):  # fmt: skip
+            yield Mutant(f"{where}: {name}", where, _text(old, new))
+
+
+def _watchers() -> Iterator[Mutant]:
+    for place, prober, api in (
+        ("compose", "synapse-ops:9109", "api:8000"),
+        ("kubernetes", "synapse-synapse-ops.synapse.svc:9109", "synapse-api-pods.synapse.svc"),
+    ):
+        host, port = prober.split(":")
+        for path, name, old, new in (
+            (f"prometheus/{place}.yml", "another port of the prober", prober, f"{host}:9110"),
+            (f"prometheus/{place}.yml", "a service that is not there", api, f"gone-{api}"),
+            (f"prometheus/{place}.yml", "an unknown key", "scrape_timeout", "scrape_time_out"),
+            (f"alertmanager/{place}.yml", "another port of the prober", f":{port}/alerts", ":9110/alerts"),
+            (f"alertmanager/{place}.yml", "a service that is not there", f"http://{host}", f"http://gone-{host}"),
+            (f"alertmanager/{place}.yml", "another token", "secrets/webhook-token", "secrets/other-token"),
+            (f"alertmanager/{place}.yml", "failover waits", 'group_wait: "0s"', 'group_wait: "5m"'),
+            (f"alertmanager/{place}.yml", "a receiver that is not there", "receiver: failover", "receiver: nobody"),
+        ):  # fmt: skip
+            yield Mutant(f"{path}: {name}", path, _text(old, new))
+    managers = "prometheus/compose.yml"
+    yield Mutant(f"{managers}: another Alertmanager", managers, _text("- alertmanager:9093", "- alertmanager:9094"))
+    balanced = "prometheus/kubernetes.yml"
+    yield Mutant(f"{balanced}: no targets", balanced, _text("dns_sd_configs", "other_sd_configs"))
+    secrets = "kubernetes/secrets.txt"
+    yield Mutant(f"{secrets}: one is not listed", secrets, _text(" --from-file=webhook-token", ""))
 
 
 def _files() -> Iterator[Mutant]:
@@ -278,7 +356,7 @@ def _files() -> Iterator[Mutant]:
         yield Mutant(f"{path}: {name}", path, _text(old, new))
 
 
-MUTANTS = (*_kubernetes(), *_network(), *_compose(), *_files())
+MUTANTS = (*_kubernetes(), *_network(), *_compose(), *_prober(), *_watchers(), *_files())
 
 
 def rules_that_catch(mutant: Mutant, bundle: Bundle) -> tuple[str, ...]:

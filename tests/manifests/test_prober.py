@@ -8,7 +8,6 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -28,11 +27,35 @@ START_LIMIT_S = 60
 LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
 
 
-def prober_spec_in_compose(spec: Spec) -> LoadedSpec:
-    """Return the rendered file as our own loader reads it."""
-    loaded, faults = check_text(render_bundle(spec).by_path[SPEC_PATH].text, Path(SPEC_PATH))
+def prober_text(spec: Spec, place: str) -> str:
+    """Return the spec that the prober is given at a place."""
+    documents = render_bundle(spec).by_path
+    if place == "compose":
+        return documents[SPEC_PATH].text
+    [config, *_] = yaml.safe_load_all(documents["kubernetes/43-synapse-ops.yaml"].text)
+    return str(config["data"]["infrastructure.yaml"])
+
+
+def prober_spec_of(spec: Spec, place: str = "compose") -> LoadedSpec:
+    """Return what our own loader reads in it."""
+    loaded, faults = check_text(prober_text(spec, place), Path(SPEC_PATH))
     assert loaded is not None, faults
     return loaded
+
+
+def served(spec: Spec, place: str) -> dict[str, set[int]]:
+    """Return the ports of every service that is rendered at a place."""
+    documents = render_bundle(spec).by_path
+    if place == "compose":
+        services = yaml.safe_load(documents["docker/compose.yaml"].text)["services"]
+        return {name: set(map(int, service.get("expose", ()))) for name, service in services.items()}
+    files = [path for path in documents if path.startswith("kubernetes/") and path.endswith(".yaml")]
+    objects = [found for path in files for found in yaml.safe_load_all(documents[path].text)]
+    return {
+        found["metadata"]["name"]: {port["port"] for port in found["spec"]["ports"]}
+        for found in objects
+        if found["kind"] == "Service"
+    }
 
 
 def asked(loaded: LoadedSpec, state_dir: Path) -> list[tuple[str, int | None]]:
@@ -49,35 +72,30 @@ def asked(loaded: LoadedSpec, state_dir: Path) -> list[tuple[str, int | None]]:
     return found
 
 
+@pytest.mark.parametrize("place", ["compose", "kubernetes"])
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_the_prober_asks_in_compose_is_a_service_there_or_the_operator_s_own_host(
-    name: str, tmp_path: Path
+def test_what_the_prober_asks_is_a_service_there_or_the_operator_s_own_host(
+    name: str, place: str, tmp_path: Path
 ) -> None:
-    """Inside a container `localhost` is the container: each name is a service's, with the port of that service."""
+    """Inside a container `localhost` is the container: each name is a service's, with a port of that service."""
     spec = spec_of(name)
-    services: dict[str, Any] = yaml.safe_load(render_bundle(spec).by_path["docker/compose.yaml"].text)["services"]
-    ports = {
-        "db-primary": spec.database.port,
-        "db-standby": spec.database.port,
-        "redis": spec.redis.port,
-        "qdrant": spec.qdrant.port,
-        "api": spec.server.port,
-    }
+    services = served(spec, place)
 
-    questions = asked(prober_spec_in_compose(spec), tmp_path)
+    questions = asked(prober_spec_of(spec, place), tmp_path)
 
     assert len(questions) >= 4
     given = {spec.database.host, spec.redis.host, spec.qdrant.host, spec.failover.standby, "example.org"} - LOCAL
     for host, port in questions:
-        assert (host in services and ports[host] == port) or host in given, (host, port)
+        assert port in services.get(host, ()) or host in given, (host, port)
 
 
+@pytest.mark.parametrize("place", ["compose", "kubernetes"])
 @pytest.mark.parametrize("name", CHANGES)
-def test_all_else_in_the_prober_s_spec_is_the_operator_s(name: str) -> None:
+def test_all_else_in_the_prober_s_spec_is_the_operator_s(name: str, place: str) -> None:
     """What is not an address or a file in the container is unchanged: encryption, retention, thresholds, schedules."""
     spec = spec_of(name)
 
-    inside = prober_spec_in_compose(spec).spec
+    inside = prober_spec_of(spec, place).spec
 
     moved = {"database", "redis", "qdrant", "object_store", "watch", "tls", "alerting", "health_base_url"}
     for field in Spec.model_fields.keys() - moved:
@@ -92,7 +110,7 @@ def test_one_file_holds_the_webhook_s_token_for_both_that_use_it() -> None:
     services = yaml.safe_load(bundle.by_path["docker/compose.yaml"].text)["services"]
     receiver = yaml.safe_load(bundle.by_path["alertmanager/compose.yml"].text)["receivers"][0]["webhook_configs"][0]
 
-    told = prober_spec_in_compose(spec_of("default")).spec.alerting.webhook_token
+    told = prober_spec_of(spec_of("default")).spec.alerting.webhook_token
 
     assert receiver["http_config"]["authorization"]["credentials_file"] == told.target == "/run/secrets/webhook-token"
     for name in ("alertmanager", "synapse-ops"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from decimal import Decimal
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from synapse_ops.manifests.yaml_text import write_yaml
+from synapse_ops.manifests.yaml_text import write_entries, write_yaml
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
     [
@@ -56,6 +57,22 @@ def test_yaml_1_1_and_1_2_readers_take_back_what_was_written(value: object) -> N
 
     assert yaml.load(text, yaml.CSafeLoader) == value
     assert YAML(typ="safe", pure=True).load(io.StringIO(text)) == value
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(TEXT, VALUES, min_size=1, max_size=4))
+def test_a_mapping_of_one_line_a_key_is_taken_back_as_well(value: dict[str, object]) -> None:
+    """Braces and brackets give more characters a meaning than blocks do."""
+    text = write_entries(value)
+
+    assert yaml.load(text, yaml.CSafeLoader) == value
+    assert YAML(typ="safe", pure=True).load(io.StringIO(text)) == value
+    assert text.count("\n") == len(value)
+
+
+def test_a_decimal_number_is_written_in_its_digits() -> None:
+    """Readers of YAML 1.1 take 1e-07 for text."""
+    assert write_yaml({"a": Decimal("0.0000001")}) == "a: 0.0000001\n"
 
 
 def test_a_float_is_refused() -> None:

@@ -26,7 +26,7 @@ from synapse_ops.manifests.kubernetes.objects import (
     service_account,
     thing,
 )
-from synapse_ops.manifests.parts import API, WORKER, WORKER_METRICS_PORT, object_name
+from synapse_ops.manifests.parts import API, API_PODS, WORKER, WORKER_METRICS_PORT, object_name
 from synapse_ops.manifests.probes import FAILURES, START_LIMIT, Probe, liveness, readiness
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
@@ -76,6 +76,7 @@ def api_objects(spec: Spec) -> list[Object]:
         service_account(spec, API),
         _deployment(spec, API, pod, replicas=None if scaled else spec.kubernetes.replicas),
         _service(spec),
+        _pods_service(spec),
         disruption_budget(spec, API),
     ]
     return [*objects, _autoscaler(spec)] if scaled else objects
@@ -186,14 +187,24 @@ def _service(spec: Spec) -> Object:
     return thing(spec, "Service", "v1", API, spec=body)
 
 
+def _pods_service(spec: Spec) -> Object:
+    """The Service of the API balances: a scrape through it would meet another pod each time, with other counters."""
+    return _headless(spec, API, API_PODS, HTTP, spec.server.port)
+
+
 def _metrics_service(spec: Spec) -> Object:
+    return _headless(spec, WORKER, WORKER, METRICS, WORKER_METRICS_PORT)
+
+
+def _headless(spec: Spec, part: str, name: str, port_name: str, port: int) -> Object:
+    """Return the Service whose name is the addresses of a part's pods: each is scraped by itself."""
     body = {
         "type": "ClusterIP",
-        "clusterIP": "None",  # each pod is scraped by itself
-        "selector": selector(spec, WORKER),
-        "ports": [{"name": METRICS, "port": WORKER_METRICS_PORT, "targetPort": METRICS, "protocol": "TCP"}],
+        "clusterIP": "None",
+        "selector": selector(spec, part),
+        "ports": [{"name": port_name, "port": port, "targetPort": port_name, "protocol": "TCP"}],
     }
-    return thing(spec, "Service", "v1", WORKER, spec=body)
+    return thing(spec, "Service", "v1", part, name=object_name(spec, name), spec=body)
 
 
 def _autoscaler(spec: Spec) -> Object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from synapse_ops.manifests.flows import ENTRY, MONITORING, STORES, Flow, flows, inbound
+from synapse_ops.manifests.flows import ENTRY, MONITORING, STORES, Flow, flows, inbound, outbound
 from synapse_ops.manifests.kubernetes.objects import Object, selector, thing
 from synapse_ops.manifests.parts import API, OPS, QDRANT, WORKER, is_address, is_ours, qdrant_nodes
 from synapse_ops.spec import Spec
@@ -46,6 +46,7 @@ def _policy(spec: Spec, part: str, found: Iterable[Flow]) -> Object:
     if part == API:
         ingress += _from_outside(spec)
     egress = [_rule("to", _targets(spec, flow), flow.port) for flow in leaving]
+    egress += [_rule("to", _blocks([way.host or ""]), way.port) for way in outbound(spec) if way.source == part]
     body: Object = {
         "podSelector": {"matchLabels": selector(spec, part)},
         "policyTypes": ["Ingress", "Egress"],
@@ -75,12 +76,17 @@ def _sources(spec: Spec, flow: Flow) -> list[Object]:
 def _targets(spec: Spec, flow: Flow) -> list[Object]:
     if _runs_here(spec, flow.target):
         return [{"podSelector": {"matchLabels": selector(spec, flow.target)}}]
-    hosts = [node.host for node in qdrant_nodes(spec)]
-    if flow.target != QDRANT:
-        hosts = [getattr(spec, STORES[flow.target]).host]
-    if not all(is_address(host) for host in hosts):  # policies know no names: the port is all that can be narrowed
+    if flow.target == QDRANT:
+        return _blocks([node.host for node in qdrant_nodes(spec)])
+    return _blocks([getattr(spec, STORES[flow.target]).host])
+
+
+def _blocks(hosts: Iterable[str]) -> list[Object]:
+    """Return the networks of hosts. Policies know no names: where there is one, only the port can be narrowed."""
+    hosts = tuple(dict.fromkeys(hosts))
+    if not all(is_address(host) for host in hosts):
         return [{"ipBlock": {"cidr": network}} for network in _BY_FAMILY.values()]
-    addresses = [ipaddress.ip_address(host) for host in dict.fromkeys(hosts)]
+    addresses = [ipaddress.ip_address(host) for host in hosts]
     return [{"ipBlock": {"cidr": f"{address}/{address.max_prefixlen}"}} for address in addresses]
 
 

@@ -79,20 +79,21 @@ def part_resources(spec: Spec) -> Object:
     """Return `resources` of the spec."""
     limits, requests = spec.resources.limits, spec.resources.requests
     return {
-        "requests": _amounts(format_cores(requests.cpu), format_size(requests.memory), "requests"),
-        "limits": _amounts(format_cores(limits.cpu), format_size(limits.memory), "limits"),
+        "requests": amounts(format_cores(requests.cpu), format_size(requests.memory), "requests"),
+        "limits": amounts(format_cores(limits.cpu), format_size(limits.memory), "limits"),
     }
 
 
 def helper_resources() -> Object:
     """Return what an exporter beside a part may use."""
     return {
-        "requests": _amounts("10m", "32Mi", "requests"),
-        "limits": _amounts("200m", "128Mi", "limits"),
+        "requests": amounts("10m", "32Mi", "requests"),
+        "limits": amounts("200m", "128Mi", "limits"),
     }
 
 
-def _amounts(cores: str, memory: str, which: str) -> dict[str, str]:
+def amounts(cores: str, memory: str, which: str) -> dict[str, str]:
+    """Return cores, memory and local disk. which: requests or limits."""
     return {"cpu": cores, "memory": memory, "ephemeral-storage": _LOCAL_DISK[which]}
 
 

@@ -7,15 +7,16 @@ from synapse_ops.manifests.kubernetes.access import access_objects
 from synapse_ops.manifests.kubernetes.application import api_objects, application_config, worker_objects
 from synapse_ops.manifests.kubernetes.entry import entry_objects
 from synapse_ops.manifests.kubernetes.network import policies
-from synapse_ops.manifests.kubernetes.objects import Object, labels, namespace, secret_name, tls_secret_name
+from synapse_ops.manifests.kubernetes.objects import Object, labels, namespace, secrets_volume, tls_secret_name
 from synapse_ops.manifests.kubernetes.stores import database_objects, qdrant_objects, redis_objects
-from synapse_ops.manifests.parts import is_ours, object_name
+from synapse_ops.manifests.parts import is_ours
+from synapse_ops.manifests.prober_spec import prober_secrets
 from synapse_ops.spec import Spec
 
 READS = frozenset(
     {
         "name", "server", "worker", "database", "redis", "qdrant", "docker", "kubernetes", "autoscaling", "resources",
-        "updates", "health", "failover", "tls", "firewall", "backup", "watch",
+        "updates", "health", "failover", "tls", "firewall", "backup", "watch", "object_store",
     }
 )  # fmt: skip
 
@@ -51,14 +52,16 @@ def _namespace(spec: Spec) -> Object:
 
 
 def _secrets(spec: Spec, groups: dict[str, list[Object]]) -> str:
-    """Return which secrets must exist, as the commands that make them from files; found in what was rendered."""
+    """Return which secrets must exist, as the commands that make them from files; found in what was rendered, and in
+    what the prober's own target renders.
+    """
     wanted: dict[str, set[str]] = {}
-    for objects in groups.values():
-        for found in objects:
-            volumes = found.get("spec", {}).get("template", {}).get("spec", {}).get("volumes", ())
-            for source in (source for volume in volumes for source in volume.get("projected", {}).get("sources", ())):
-                items = {item["key"] for item in source["secret"]["items"]}
-                wanted.setdefault(source["secret"]["name"], set()).update(items)
+    volumes = [secrets_volume(spec, prober_secrets(spec, "kubernetes"))[0]]
+    for found in (each for objects in groups.values() for each in objects):
+        volumes += found.get("spec", {}).get("template", {}).get("spec", {}).get("volumes", ())
+    for source in (source for volume in volumes for source in volume.get("projected", {}).get("sources", ())):
+        items = {item["key"] for item in source["secret"]["items"]}
+        wanted.setdefault(source["secret"]["name"], set()).update(items)
     wanted.setdefault(tls_secret_name(spec), set()).update(("tls.crt", "tls.key"))
     lines = [
         f"# Secrets that must exist in namespace {namespace(spec)} before the rest is applied; contents are yours."
@@ -67,6 +70,4 @@ def _secrets(spec: Spec, groups: dict[str, list[Object]]) -> str:
         files = " ".join(f"--from-file={key}" for key in sorted(wanted[name]))
         kind = " --type=kubernetes.io/tls" if name == tls_secret_name(spec) else ""
         lines.append(f"kubectl --namespace {namespace(spec)} create secret generic {name}{kind} {files}")
-    if secret_name(spec) not in wanted:
-        lines.append(f"# {object_name(spec)} needs no password of its own")
     return "\n".join(lines)

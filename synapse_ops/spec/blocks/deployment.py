@@ -116,12 +116,13 @@ class KubernetesStores(Block):
 
 
 class Storage(Block):
-    """Volumes of the data stores in the cluster."""
+    """Volumes in the cluster."""
 
     class_name: KubernetesName | None = Field(None, description="StorageClass; null is the cluster's default.")
     database: Size = Field(100 << 30, ge=1 << 20, description="Volume of each PostgreSQL node.")
     redis: Size = Field(10 << 30, ge=1 << 20, description="Volume of Redis.")
     qdrant: Size = Field(50 << 30, ge=1 << 20, description="Volume of Qdrant.")
+    synapse_ops: Size = Field(2 << 30, ge=1 << 20, description="Volume of the prober's history.")
 
 
 class Kubernetes(Block):

@@ -38,7 +38,7 @@ PROGRAMS: tuple[Program, ...] = (
     Program(
         "promtool-check-config",
         "promtool",
-        ("prometheus/prometheus.yml", "prometheus/compose.yml"),
+        ("prometheus/prometheus.yml", "prometheus/compose.yml", "prometheus/kubernetes.yml"),
         _whole_config,
         _PROMETHEUS,
     ),

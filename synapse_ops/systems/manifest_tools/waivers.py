@@ -20,7 +20,4 @@ WAIVERS: Mapping[tuple[str, str], str] = {
         "The rule knows the registries of cloud vendors only. The images are the stores' own projects'."
     ),
     ("kube-score", "container-image-tag"): _MOVING_TAG,
-    ("kube-score", "networkpolicy-targets-pod"): (
-        "Synapse Ops runs apart from the stack that it keeps; its policy holds for the pod once it is there."
-    ),
 }

@@ -1,0 +1,105 @@
+"""The prober in the cluster: a Deployment of one pod, its spec, its history's volume, and the Service of its metrics.
+
+Never two at once: both would ask every server, and Alertmanager's calls would reach one or the other. So the old pod
+ends before the new one starts, and the volume takes one pod only. It carries no API token: it asks servers, not the
+cluster.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synapse_ops.manifests.kubernetes.objects import (
+    Object,
+    amounts,
+    config_map,
+    config_volume,
+    container,
+    disruption_budget,
+    pod_template,
+    secrets_volume,
+    selector,
+    thing,
+)
+from synapse_ops.manifests.parts import OPS, object_name
+from synapse_ops.manifests.prober_spec import (
+    SPEC_DIR,
+    SPEC_FILE,
+    STATE_DIR,
+    prober_command,
+    prober_port,
+    prober_secrets,
+    prober_spec_text,
+)
+from synapse_ops.manifests.probes import FAILURES
+from synapse_ops.manifests.units import whole_seconds
+from synapse_ops.spec import Spec
+from synapse_ops.spec.units import format_size
+
+METRICS = "metrics"
+_GRACE_S = 10  # it ends at once
+_START_TRIES = 24  # of 5 s
+
+
+def prober_objects(spec: Spec) -> list[Object]:
+    """Return everything of the prober but its account, which access.py renders with its rights."""
+    config = config_map(spec, OPS, {SPEC_FILE: prober_spec_text(spec, "kubernetes")})
+    port = prober_port(spec)
+    service = {
+        "type": "ClusterIP",
+        "selector": selector(spec, OPS),
+        "ports": [{"name": METRICS, "port": port, "targetPort": METRICS, "protocol": "TCP"}],
+    }
+    body = {
+        "replicas": 1,
+        "revisionHistoryLimit": 5,
+        "progressDeadlineSeconds": max(2, whole_seconds(spec.updates.timeout)),
+        "strategy": {"type": "Recreate"},
+        "selector": {"matchLabels": selector(spec, OPS)},
+        "template": _pod(spec, config, port),
+    }
+    return [
+        config,
+        _claim(spec),
+        thing(spec, "Deployment", "apps/v1", OPS, spec=body),
+        thing(spec, "Service", "v1", OPS, spec=service),
+        disruption_budget(spec, OPS),
+    ]
+
+
+def _pod(spec: Spec, config: Object, port: int) -> Object:
+    spec_volume, spec_mount = config_volume("spec", config, SPEC_DIR)
+    secrets, secrets_mount = secrets_volume(spec, prober_secrets(spec, "kubernetes"))
+    state = {"name": "state", "persistentVolumeClaim": {"claimName": object_name(spec, OPS)}}
+    command = prober_command()
+    prober = container(
+        OPS,
+        spec.docker.images.synapse_ops,
+        {"requests": amounts("50m", "128Mi", "requests"), "limits": amounts("1", "512Mi", "limits")},
+        command=[command[0]],
+        args=list(command[1:]),
+        ports=[{"name": METRICS, "containerPort": port, "protocol": "TCP"}],
+        volumeMounts=[spec_mount, secrets_mount, {"name": "state", "mountPath": STATE_DIR}],
+        startupProbe=_probe("/healthz", port) | {"periodSeconds": 5, "failureThreshold": _START_TRIES},
+        livenessProbe=_probe("/healthz", port),
+        readinessProbe=_probe("/metrics", port),
+    )
+    volumes = [spec_volume, secrets, state]
+    return pod_template(spec, OPS, [prober], grace_s=_GRACE_S, volumes=volumes, spread_by_revision=False)
+
+
+def _probe(path: str, port: int) -> dict[str, Any]:
+    """The kubelet calls a pod by its address, which the prober would refuse as a foreign name."""
+    get = {"path": path, "port": METRICS, "httpHeaders": [{"name": "Host", "value": f"localhost:{port}"}]}
+    return {"httpGet": get, "periodSeconds": 15, "timeoutSeconds": 5, "failureThreshold": FAILURES}
+
+
+def _claim(spec: Spec) -> Object:
+    storage = spec.kubernetes.storage
+    body: Object = {
+        "accessModes": ["ReadWriteOncePod"],
+        "resources": {"requests": {"storage": format_size(storage.synapse_ops)}},
+    }
+    if storage.class_name:
+        body["storageClassName"] = storage.class_name
+    return thing(spec, "PersistentVolumeClaim", "v1", OPS, spec=body)
