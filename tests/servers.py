@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,13 @@ def servers_dir(name: str) -> Path:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """A PostgreSQL 17 of this worker's own: checksums, SCRAM over TCP, wal_level logical, room for replicas."""
+    with running_postgres() as server:
+        yield server
+
+
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """Run a server with the settings of `postgres_server`, for what would leave roles or tablespaces on that one."""
     folder = servers_dir("pg")
     [port] = free_ports(1)
     server = PgServer(
