@@ -81,6 +81,26 @@ def _to_exporter(job: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [each for each in job.get("relabel_configs", ()) if each.get("target_label") == "__address__"]
 
 
+def who_asks_outside_has_a_way_out(view: View) -> Iterator[Finding]:
+    """The internal network of compose leads nowhere else: a service that asks somebody else's server is in another one
+    as well. The prober always is, for the object store is never part of the stack.
+    """
+    services = view.compose["services"]
+    webhooks = [
+        each["url"] for one in view.yaml("alertmanager/compose.yml")["receivers"] for each in one["webhook_configs"]
+    ]
+    targets = targets_of(view.yaml("prometheus/compose.yml"))
+    asked = {
+        "prometheus": [target.rpartition(":")[0] for target in targets if "://" not in target],
+        "blackbox-exporter": [urlsplit(target).hostname or "" for target in targets if "://" in target],
+        "alertmanager": [urlsplit(url).hostname or "" for url in webhooks],
+    }
+    outside = [name for name, hosts in asked.items() if set(hosts) - services.keys() - {"localhost"}]
+    for name in [*outside, _PROBER]:
+        if all(view.compose["networks"][network].get("internal") for network in services[name].get("networks", ())):
+            yield Finding("who_asks_outside_has_a_way_out", _COMPOSE, f"{name} asks others, and no network leads out")
+
+
 def _let_in(view: View) -> set[int]:
     """Return the ports that policies open to the namespace of monitoring."""
     wanted = {"kubernetes.io/metadata.name": view.spec.kubernetes.monitoring_namespace}
@@ -275,6 +295,7 @@ def _named(texts: Iterable[str]) -> set[str]:
 RULES: tuple[Rule, ...] = (
     scraped_targets_are_served,
     alerts_reach_the_prober,
+    who_asks_outside_has_a_way_out,
     the_prober_s_spec_is_valid,
     the_prober_is_one_and_has_what_it_needs,
     the_prober_asks_what_is_rendered,

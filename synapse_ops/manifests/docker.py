@@ -68,6 +68,8 @@ LABEL org.opencontainers.image.title="{spec.name}-api" \\
 ENV PATH=/opt/app/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/srv
 COPY --from=build /opt/app /opt/app
 COPY {docker.source} /srv/{package}
+# a new volume takes the owner of the directory that it is mounted on: else no log could be written to it
+RUN install --directory --owner={USER_ID} --group={USER_ID} /var/log/synapse
 WORKDIR /srv
 USER {USER_ID}:{USER_ID}
 EXPOSE {spec.server.port}

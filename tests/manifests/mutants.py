@@ -245,6 +245,7 @@ def _prober() -> Iterator[Mutant]:
         "the token is not mounted": _drop("services", "synapse-ops", "secrets", 0),
         "its secrets are their owner's": _drop("services", "synapse-ops", "group_add"),
         "without its spec": _drop("services", "synapse-ops", "volumes", 0),
+        "no way to the object store": _put(["internal"], "services", "synapse-ops", "networks"),
         "its history ends with it": _drop("services", "synapse-ops", "volumes", 1),
         "not rendered": _drop("services", "synapse-ops"),
     }.items():

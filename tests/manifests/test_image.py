@@ -54,6 +54,18 @@ def test_the_state_directory_of_the_image_belongs_to_its_user() -> None:
     assert f"install --directory --owner={user} --group={group} --mode=0750 {volume['target']}\n" in DOCKERFILE
 
 
+def test_the_log_directory_of_the_application_s_image_belongs_to_its_user() -> None:
+    """API and worker write logs to a volume that is new at first, as the same user."""
+    documents = render_bundle(spec_of("default")).by_path
+    services = yaml.safe_load(documents["docker/compose.yaml"].text)["services"]
+
+    for name in ("api", "worker"):
+        user, group = services[name]["user"].split(":")
+        [volume] = services[name]["volumes"]
+        made = f"RUN install --directory --owner={user} --group={group} {volume['target']}\n"
+        assert made in documents["docker/Dockerfile"].text
+
+
 def test_the_context_holds_what_the_build_needs_and_nothing_else() -> None:
     """Each path that is copied, and each file that the wheel includes, is let into the context; all else is not."""
     ignored = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
