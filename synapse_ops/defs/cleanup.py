@@ -1,4 +1,4 @@
-"""What is tidied away: log files, temporary files, idle cache keys, and Dagster's own history.
+"""What is tidied away: log files, temporary files, idle cache keys, left-over snapshots, and Dagster's own history.
 
 Each kind is a plan asset and an apply asset that takes the plan's digest; the history's plan and apply are one asset,
 because what it removes is the record that this graph shows. A plan only looks; an apply does exactly that plan.
@@ -41,7 +41,7 @@ REDIS_CHECK = "redis_fits_spec"
 
 @dataclass(frozen=True)
 class Group:
-    """The two assets of one kind. modules: what they do."""
+    """The two assets of one kind. modules: what they do. store: the block of the spec that says where, if any."""
 
     kind: str
     plan: str
@@ -50,10 +50,11 @@ class Group:
     modules: tuple[str, ...]
     plan_text: str
     apply_text: str
+    store: str = ""
 
     @property
     def reads(self) -> list[dg.AssetKey]:
-        return [spec_key("cleanup"), *([spec_key("redis")] if self.kind == "cache" else [])]
+        return [spec_key("cleanup"), *([spec_key(self.store)] if self.store else [])]
 
 
 _FILE_MODULES = ("synapse_ops.domain.cleanup", "synapse_ops.operations.cleanup_files", "synapse_ops.systems.filesystem")
@@ -88,6 +89,19 @@ GROUPS = (
         "`estimated_bytes` is their memory, estimated from a sample.",
         apply_text="Idle keys that went: exactly the plan of one digest; a key that was used since stays. "
         "`freed_bytes` is by how much the server's memory shrank meanwhile.",
+        store="redis",
+    ),
+    Group(
+        kind="snapshots",
+        plan="snapshot_cleanup_plan",
+        apply="snapshot_cleanup",
+        shown_as="qdrant",
+        modules=("synapse_ops.operations.vector_cleanup", "synapse_ops.operations.vector_left_overs"),
+        plan_text="Which snapshots that killed runs left on Qdrant's nodes would go: files that such a run named as "
+        "its own, an hour old. What may be another tool's is listed and stays. `delete_bytes` is what goes.",
+        apply_text="Left-over snapshots that went from Qdrant's nodes: exactly the plan of one digest, each looked at "
+        "again under the lease of its collection.",
+        store="qdrant",
     ),
 )
 
@@ -230,6 +244,13 @@ def _verbs(stack: "Stack", kind: str, context: Any) -> "tuple[Callable[[], Store
         return (
             lambda: make_history_plan(stack, context.instance, now, progress=progress),
             lambda digest: apply_history_plan(digest, stack, context.instance, now, progress=progress),
+        )
+    if kind == "snapshots":
+        from synapse_ops.operations.vector_cleanup import apply_snapshots_plan, make_snapshots_plan
+
+        return (
+            lambda: make_snapshots_plan(stack, state_dir, now, progress=progress),
+            lambda digest: apply_snapshots_plan(digest, stack, state_dir, now, progress=progress),
         )
     from synapse_ops.operations.cleanup_files import apply_cleanup, make_cleanup_plan
 

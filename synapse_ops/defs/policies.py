@@ -54,6 +54,7 @@ WITHOUT_FRESHNESS = {
     "log_retention_set": "removes only what a plan names, which may be nothing",
     "temp_cleanup": "removes only what a plan names, which may be nothing",
     "cache_cleanup": "removes only what a plan names, which may be nothing",
+    "snapshot_cleanup": "removes only what a plan names, which may be nothing",
     **dict.fromkeys(MANIFESTS, "rendered anew when a block of the spec that it reads, or its renderer, changes"),
 }
 

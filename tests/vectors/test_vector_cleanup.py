@@ -7,8 +7,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
+from synapse_ops.defs.cleanup import cleanup_definitions
+from synapse_ops.defs.resources import StackResource
 from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.errors import PlanChanged
 from synapse_ops.operations import vector_cleanup
@@ -20,6 +23,10 @@ from synapse_ops.systems.qdrant import QdrantServer, ServerSnapshot
 from tests.vectors.collections import fill, plain_config, plain_points
 
 AN_HOUR_LATER = timedelta(minutes=-1)  # as a grace: what was touched just now is older than that
+
+
+class NotEmbedded:
+    is_embedded = False
 
 
 def leave(stack: Stack, server: QdrantServer, collection: str, *, is_named: bool = True) -> ServerSnapshot:
@@ -132,3 +139,37 @@ def test_a_node_that_does_not_answer_is_a_warning(
 
     assert planned.first_rows == []
     assert any(server.url in warning for warning in planned.warnings)
+
+
+def test_by_dagster_left_overs_go_by_the_digest_that_the_plan_asset_printed_and_by_no_other(
+    stack: Stack, server: QdrantServer, collection: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan asset shows what would go; the apply job without that digest refuses and removes nothing."""
+    left = leave(stack, server, collection)
+    monkeypatch.setattr(vector_cleanup, "GRACE", AN_HOUR_LATER)
+    resource = StackResource(spec_path=str(stack.loaded.path), state_dir=str(stack.state_dir))
+    shared = dg.Definitions(resources={"stack": resource}, executor=dg.in_process_executor)
+    definitions = dg.Definitions.merge(shared, cleanup_definitions(stack.spec, NotEmbedded()))  # type: ignore[arg-type]
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def run(job: str, assets: list[str] | None = None, **config: str) -> dg.ExecuteInProcessResult:
+            return definitions.resolve_job_def(job).execute_in_process(
+                run_config={"ops": {"snapshot_cleanup": {"config": config}}} if config else None,
+                asset_selection=[dg.AssetKey(name) for name in assets] if assets else None,
+                instance=instance,
+                raise_on_error=False,
+            )
+
+        assert run("cleanup_plan", ["snapshot_cleanup_plan"]).success
+        event = instance.get_latest_materialization_event(dg.AssetKey("snapshot_cleanup_plan"))
+        assert event is not None
+        assert event.asset_materialization is not None
+        shown = event.asset_materialization.metadata
+        assert (shown["deleted"].value, shown["delete_bytes"].value) == (1, left.size_bytes)
+
+        assert not run("snapshot_cleanup_apply").success
+        assert not run("snapshot_cleanup_apply", plan_digest="0" * 64).success
+        assert names(server, collection) == [left.name]
+
+        assert run("snapshot_cleanup_apply", plan_digest=str(shown["plan_digest"].value)).success
+    assert names(server, collection) == []
