@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import dagster as dg
 import pytest
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 
 from synapse_ops.systems import dagster_storage as storage
-from tests.servers import PASSWORD, PostgresServer
 
 KEPT = ("failover_record",)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def instance(
-    request: pytest.FixtureRequest, tmp_path: Path, postgres_server: PostgresServer
-) -> Iterator[dg.DagsterInstance]:
-    """An empty instance on one of the two storages."""
-    if request.param == "sqlite":
-        with dg.DagsterInstance.local_temp(str(tmp_path)) as made:
-            yield made
-        return
-    name = f"history_{tmp_path.name}".lower().replace("-", "_")
-    postgres_server.execute(f'create database "{name}"')
-    port = postgres_server.server.port
-    database = {
-        "scheme": "postgresql+psycopg2",
-        "hostname": "127.0.0.1",
-        "port": port,
-        "username": "postgres",
-        "password": PASSWORD,
-        "db_name": name,
-    }
-    with dg.instance_for_test(
-        temp_dir=str(tmp_path), overrides={"storage": {"postgres": {"postgres_db": database}}}
-    ) as made:
-        yield made
+@pytest.fixture
+def instance(stored_instance: dg.DagsterInstance) -> dg.DagsterInstance:
+    return stored_instance
 
 
 def report(instance: dg.DagsterInstance, key: str, partition: str | None = None) -> int:
