@@ -192,10 +192,15 @@ def dagster_instance(environment: Mapping[str, str]) -> Iterator[DagsterInstance
     """Yield the DagsterInstance of an environment built by `dagster_environment`.
 
     dagster.yaml takes its values from os.environ, so ours are put there while the block runs.
-    Raises Unreachable when Dagster's storage goes away, before or during the block.
+    Raises Unreachable when Dagster's home is gone, or its storage goes away, before or during the block.
     """
     from dagster import DagsterInstance
 
+    if not Path(environment[HOME_VARIABLE]).is_dir():
+        raise Unreachable(
+            f"Dagster's home {environment[HOME_VARIABLE]} is gone",
+            hint="Was the stack reset meanwhile? `synapse-ops local up` makes a new one.",
+        )
     ours = {name: value for name, value in environment.items() if name.startswith(("DAGSTER_", "SYNAPSE_"))}
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -163,6 +164,7 @@ def directory() -> Iterator[Path]:
     (parent / "beside").mkdir(mode=0o755)
     yield parent / "restored"
     left = [path.name for path in parent.iterdir()]
+    shutil.rmtree(parent)
     assert sorted(left) in (["beside"], ["beside", "restored"])
 
 

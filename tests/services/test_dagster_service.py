@@ -17,10 +17,10 @@ import psutil
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from synapse_ops.errors import Refused
+from synapse_ops.errors import Refused, Unreachable
 from synapse_ops.services.console import Console, start_console
 from synapse_ops.services.dagster_home import HOME_VARIABLE
-from synapse_ops.services.dagster_service import CODE_SERVER, DagsterService
+from synapse_ops.services.dagster_service import CODE_SERVER, DagsterService, dagster_instance
 from tests.servers import PASSWORD, PostgresServer
 
 pytestmark = pytest.mark.timeout(480)  # seven starts of three interpreters, also on a busy machine
@@ -189,6 +189,15 @@ def test_killed_supervisor_leaves_nothing_and_its_run_is_failed_by_the_next(
     with start_console(tmp_path, spec, webserver=False) as again:
         assert again.run_job("record_spec", timeout_s=DEADLINE_S).succeeded
     assert not _of_home(tmp_path)
+
+
+def test_a_home_that_was_removed_meanwhile_is_told_in_our_own_words(tmp_path: Path) -> None:
+    """`local reset` under a running `ui`: its end looks for its runs, and finds no home to look in."""
+    with (
+        pytest.raises(Unreachable, match=r"home .+ is gone"),
+        dagster_instance({HOME_VARIABLE: str(tmp_path / "removed")}),
+    ):
+        pytest.fail("there is no instance")
 
 
 def _of_home(state_dir: Path) -> list[int]:
