@@ -79,9 +79,10 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line and exit with its code."""
-    from synapse_ops.systems.log_output import configure_logging
+    from synapse_ops.systems.log_output import configure_logging, take_over_libraries
 
     configure_logging()
+    take_over_libraries()
     wants_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     try:
         sys.exit(cli.main(args=arguments, prog_name="synapse-ops", standalone_mode=False) or 0)

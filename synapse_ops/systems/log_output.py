@@ -33,6 +33,28 @@ def configure_logging(level: str | None = None) -> None:
     )
 
 
+def take_over_libraries() -> None:
+    """Have what libraries log through `logging` leave in our format too, for a process that is ours alone."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, _OfLibraries) for handler in root.handlers):
+        root.addHandler(_OfLibraries(logging.WARNING))
+
+
+class _OfLibraries(logging.Handler):
+    """Passes on the first line of each warning, and the same line in a row once.
+
+    While Dagster's storage is away, its client writes four lines at each of its many tries.
+    """
+
+    _last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = next(iter(record.getMessage().splitlines()), "")
+        if line != self._last:
+            self._last = line
+            structlog.get_logger().log(record.levelno, line, logger=record.name)
+
+
 class _Lines(structlog.PrintLogger):
     """Prints lines. One that the disk will not have is lost: a log that is full may end nobody's work."""
 
