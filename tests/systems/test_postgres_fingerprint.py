@@ -22,7 +22,7 @@ def whole(postgres_server: PostgresServer, rich_name: str) -> Fingerprint:
 def test_every_change_of_content_is_named(
     fresh_database: Callable[..., str], rich_name: str, whole: Fingerprint, statement: str, difference: str
 ) -> None:
-    """One change to a copy of the database is reported as exactly that change (issue 3, judging)."""
+    """One change to a copy of the database is reported as exactly that change."""
     copy = fresh_database(template=rich_name)
     with psycopg.connect(copy, autocommit=True) as connection:
         connection.execute(statement)

@@ -31,7 +31,7 @@ def whole(session: psycopg.Connection[Any]) -> Structure:
 def test_every_kind_of_loss_is_named(
     session: psycopg.Connection[Any], whole: Structure, statement: str, difference: str
 ) -> None:
-    """Dropping or altering one thing yields a difference that begins with its kind and name (issue 3, judging)."""
+    """Dropping or altering one thing yields a difference that begins with its kind and name."""
     with session.transaction(force_rollback=True):
         session.execute(statement)
         found = compare(whole, structure_seen_by(session))
