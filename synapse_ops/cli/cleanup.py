@@ -159,7 +159,8 @@ def _show_plan(plan: StoredPlan) -> None:
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"  plan {plan.digest}, whole in {plan.path}")
-    click.echo(f"  apply it with: synapse-ops cleanup --apply {plan.digest}\n")
+    acts = any(row["action"] != "keep" for row in plan.first_rows)  # what a plan does stands before what it keeps
+    click.echo(f"  apply it with: synapse-ops cleanup --apply {plan.digest}\n" if acts else "  nothing to apply\n")
 
 
 def _show_outcome(kind: str, digest: str, outcome: Outcome) -> None:

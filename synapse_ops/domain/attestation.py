@@ -1,11 +1,14 @@
 """What outside tools found in rendered documents, and what that means for a release.
 
-An attestation is about bytes: it is kept under the document's sha256, so that a changed document has none. Only a
-tool that ran to its end attests; one that is absent or was stopped leaves its document unproven, which is never a pass.
+An attestation is about bytes: it is kept under the document's sha256, so that a changed document has none. Tools read
+documents beside one another, so it names the digest of all that its tool was given: two documents that were never
+judged together prove nothing together. Only a tool that ran to its end attests; one that is absent or was stopped
+leaves its document unproven, which is never a pass.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -53,9 +56,13 @@ class ToolOutcome:
 
 
 class Attestation(Document):
-    """The outcome of one tool that ran to its end on one document; `path` is where the document lay in its release."""
+    """The outcome of one tool that ran to its end on one document; `path` is where the document lay in its release.
+
+    judged_with: `set_digest` of the documents that the tool was given together.
+    """
 
     path: str
+    judged_with: str = ""
     sha256: Sha256
     tool: str
     tool_version: str
@@ -85,26 +92,37 @@ class ToolProof:
 Attestations = Mapping[tuple[str, str], Attestation]  # by (sha256 of the document, tool)
 
 
+def set_digest(documents: Iterable[tuple[str, str]]) -> str:
+    """Return the sha256 (hex) of documents, each (path, sha256), in whatever order they come."""
+    return hashlib.sha256("".join(f"{sha256}  {path}\n" for path, sha256 in sorted(documents)).encode()).hexdigest()
+
+
 def judge_proofs(
     documents: Iterable[tuple[str, str]], tools: Mapping[str, Sequence[str]], attestations: Attestations
 ) -> tuple[ToolProof, ...]:
     """Return the state of every proof that a bundle can have.
 
     documents: (path, sha256), each path once. tools: names of those that apply, by path. Result: in the documents'
-    order, then the tools'. An attestation of other bytes than it is kept under proves nothing.
+    order, then the tools'. An attestation of other bytes than it is kept under, or beside others, proves nothing.
     """
+    given: dict[str, list[tuple[str, str]]] = {}
+    pairs = [(path, sha256, tool) for path, sha256 in documents for tool in tools.get(path, ())]
+    for path, sha256, tool in pairs:
+        given.setdefault(tool, []).append((path, sha256))
+    together = {tool: set_digest(judged) for tool, judged in given.items()}
     return tuple(
-        _judge(path, sha256, tool, attestations.get((sha256, tool)))
-        for path, sha256 in documents
-        for tool in tools.get(path, ())
+        _judge(path, sha256, tool, together[tool], attestations.get((sha256, tool))) for path, sha256, tool in pairs
     )
 
 
-def _judge(path: str, sha256: str, tool: str, found: Attestation | None) -> ToolProof:
+def _judge(path: str, sha256: str, tool: str, together: str, found: Attestation | None) -> ToolProof:
     if found is None:
         return ToolProof(path, sha256, tool, "unproven", f"{tool} has attested nothing of these bytes", None)
     if (found.sha256, found.tool) != (sha256, tool):
         reason = f"the attestation is {found.tool}'s, of {found.sha256[:12]}, not of {sha256[:12]}"
+        return ToolProof(path, sha256, tool, "unproven", reason, None)
+    if found.judged_with != together:
+        reason = f"{tool} attested these bytes beside other documents than those of this release"
         return ToolProof(path, sha256, tool, "unproven", reason, None)
     if found.verdict == "failed":
         first = found.findings[0] if found.findings else "it named no finding"
@@ -128,12 +146,15 @@ def obstacles(proofs: Sequence[ToolProof], required: Iterable[str]) -> tuple[str
     return tuple(found)
 
 
-def attestation_of(path: str, sha256: str, outcome: ToolOutcome, now: AwareDatetime) -> Attestation | None:
+def attestation_of(
+    path: str, sha256: str, judged_with: str, outcome: ToolOutcome, now: AwareDatetime
+) -> Attestation | None:
     """Return what is to be recorded of an outcome; None for a tool that did not run to its end."""
     if outcome.verdict not in ("passed", "failed"):
         return None
     return Attestation(
         path=path,
+        judged_with=judged_with,
         sha256=sha256,
         tool=outcome.tool,
         tool_version=outcome.version,

@@ -15,7 +15,15 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
-from synapse_ops.domain.attestation import Attestation, ToolOutcome, ToolProof, attestation_of, judge_proofs, obstacles
+from synapse_ops.domain.attestation import (
+    Attestation,
+    ToolOutcome,
+    ToolProof,
+    attestation_of,
+    judge_proofs,
+    obstacles,
+    set_digest,
+)
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import ConfigError, DeadlineExceeded, ToolFailed
 from synapse_ops.manifests.bundle import Bundle
@@ -154,8 +162,10 @@ def _attestations(
 ) -> list[Attestation]:
     """Return what is to be recorded; of two documents with the same bytes the one that was refused."""
     found: dict[tuple[str, str], Attestation] = {}
+    tools = {tool for _, tool in outcomes}
+    together = {tool: set_digest((path, digests[path]) for path, name in outcomes if name == tool) for tool in tools}
     for (path, tool), outcome in outcomes.items():
-        attestation = attestation_of(path, digests[path], outcome, now)
+        attestation = attestation_of(path, digests[path], together[tool], outcome, now)
         former = found.get((digests[path], tool))
         if attestation is not None and (former is None or former.verdict == "passed"):
             found[digests[path], tool] = attestation

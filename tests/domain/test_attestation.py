@@ -13,6 +13,7 @@ from synapse_ops.domain.attestation import (
     attestation_of,
     judge_proofs,
     obstacles,
+    set_digest,
 )
 from synapse_ops.errors import DocumentUnreadable
 
@@ -22,7 +23,7 @@ ONE, TWO = "1" * 64, "2" * 64
 
 def attested(sha256: str = ONE, *, tool: str = "hadolint", verdict: str = "passed", finding: str = "") -> Attestation:
     outcome = ToolOutcome(tool, "1.0", verdict, (finding,) if finding else (), 0.5)  # type: ignore[arg-type]
-    found = attestation_of("docker/Dockerfile", sha256, outcome, NOW)
+    found = attestation_of("docker/Dockerfile", sha256, set_digest([("docker/Dockerfile", sha256)]), outcome, NOW)
     assert found is not None
     return found
 
@@ -48,6 +49,24 @@ def test_attestation_kept_under_another_digest_proves_nothing() -> None:
     assert "111111111111" in proof.reason
 
 
+def test_two_documents_that_were_never_judged_together_prove_nothing_together() -> None:
+    """A tool read A beside B, then A' beside B': of A beside B' it said nothing, though it knows the bytes of both."""
+    tools = {"a": ("checkov",), "b": ("checkov",)}
+    old, new = [("a", "1" * 64), ("b", "2" * 64)], [("a", "3" * 64), ("b", "4" * 64)]
+    kept: dict[tuple[str, str], Attestation] = {}
+    for release in (old, new):
+        for path, sha256 in release:
+            outcome = ToolOutcome("checkov", "1.0", "passed", (), 0.5)
+            found = attestation_of(path, sha256, set_digest(release), outcome, NOW)
+            assert found is not None
+            kept[sha256, "checkov"] = found
+
+    assert [proof.verdict for proof in judge_proofs(new, tools, kept)] == ["proven", "proven"]
+    mixed = judge_proofs([old[0], new[1]], tools, kept)
+    assert [proof.verdict for proof in mixed] == ["unproven", "unproven"]
+    assert "beside other documents" in mixed[0].reason
+
+
 def test_failed_tool_refuses_and_names_its_first_finding() -> None:
     """A refusal repeats what the tool said, with the tool's version."""
     [proof] = judged(attested(verdict="failed", finding="DL3007 line 1"))
@@ -61,7 +80,7 @@ def test_tool_that_did_not_run_to_its_end_attests_nothing(verdict: str) -> None:
     """An absent tool and a stopped one leave the document unproven, never passed, and never undo a refusal."""
     outcome = ToolOutcome("hadolint", "", verdict, (), 0.0)  # type: ignore[arg-type]
 
-    assert attestation_of("docker/Dockerfile", ONE, outcome, NOW) is None
+    assert attestation_of("docker/Dockerfile", ONE, "", outcome, NOW) is None
 
 
 def test_every_document_and_tool_is_judged_even_without_any_attestation() -> None:
@@ -107,7 +126,7 @@ def test_only_the_required_kinds_stop_the_release() -> None:
 def test_attestation_survives_its_json_form_with_waivers() -> None:
     """What is stored is what was found, the accepted findings and their reasons included."""
     outcome = ToolOutcome("trivy", "1", "passed", (), 1.25, (Waiver(rule="KSV-0125", reason="own registry"),))
-    found = attestation_of("kubernetes/api.yaml", ONE, outcome, NOW)
+    found = attestation_of("kubernetes/api.yaml", ONE, "", outcome, NOW)
     assert found is not None
 
     assert Attestation.from_json(found.to_json(), key="x") == found
