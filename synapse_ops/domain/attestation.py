@@ -1,9 +1,9 @@
 """What outside tools found in rendered documents, and what that means for a release.
 
-An attestation is about bytes: it is kept under the document's sha256, so that a changed document has none. Tools read
-documents beside one another, so it names the digest of all that its tool was given: two documents that were never
-judged together prove nothing together. Only a tool that ran to its end attests; one that is absent or was stopped
-leaves its document unproven, which is never a pass.
+An attestation is about bytes: it is kept under the document's sha256, so that a changed document has none. That of a
+tool which reads documents as one (READ_TOGETHER) names the digest of all that it was given: two that were never judged
+together prove nothing together. Only a tool that ran to its end attests; one that is absent or was stopped leaves its
+document unproven, which is never a pass.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ KIND_OF_TOOL: Mapping[str, ProofKind] = {
     "tls-handshakes": "tls",
     "alert-chain": "chain",
 }
+
+
+# tools that judge several documents as one; every other tool judges each document by itself
+READ_TOGETHER = frozenset({"promtool-test-rules", "nft-packets", "tls-handshakes", "checkov", "trivy", "kube-score"})
 
 
 def kind_of(tool: str) -> ProofKind:
@@ -58,7 +62,7 @@ class ToolOutcome:
 class Attestation(Document):
     """The outcome of one tool that ran to its end on one document; `path` is where the document lay in its release.
 
-    judged_with: `set_digest` of the documents that the tool was given together.
+    judged_with: `judged_with` of what the tool read together; empty of one that judges each document by itself.
     """
 
     path: str
@@ -92,8 +96,13 @@ class ToolProof:
 Attestations = Mapping[tuple[str, str], Attestation]  # by (sha256 of the document, tool)
 
 
-def set_digest(documents: Iterable[tuple[str, str]]) -> str:
-    """Return the sha256 (hex) of documents, each (path, sha256), in whatever order they come."""
+def judged_with(tool: str, documents: Iterable[tuple[str, str]]) -> str:
+    """Return what an attestation of a tool names beside its own document; documents: all that it applies to.
+
+    The sha256 (hex) of all (path, sha256) in order, empty for a tool that judges each document by itself.
+    """
+    if tool not in READ_TOGETHER:
+        return ""
     return hashlib.sha256("".join(f"{sha256}  {path}\n" for path, sha256 in sorted(documents)).encode()).hexdigest()
 
 
@@ -109,7 +118,7 @@ def judge_proofs(
     pairs = [(path, sha256, tool) for path, sha256 in documents for tool in tools.get(path, ())]
     for path, sha256, tool in pairs:
         given.setdefault(tool, []).append((path, sha256))
-    together = {tool: set_digest(judged) for tool, judged in given.items()}
+    together = {tool: judged_with(tool, documents) for tool, documents in given.items()}
     return tuple(
         _judge(path, sha256, tool, together[tool], attestations.get((sha256, tool))) for path, sha256, tool in pairs
     )

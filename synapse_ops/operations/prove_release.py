@@ -21,8 +21,8 @@ from synapse_ops.domain.attestation import (
     ToolProof,
     attestation_of,
     judge_proofs,
+    judged_with,
     obstacles,
-    set_digest,
 )
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import ConfigError, DeadlineExceeded, ToolFailed
@@ -163,7 +163,9 @@ def _attestations(
     """Return what is to be recorded; of two documents with the same bytes the one that was refused."""
     found: dict[tuple[str, str], Attestation] = {}
     tools = {tool for _, tool in outcomes}
-    together = {tool: set_digest((path, digests[path]) for path, name in outcomes if name == tool) for tool in tools}
+    together = {
+        tool: judged_with(tool, [(path, digests[path]) for path, name in outcomes if name == tool]) for tool in tools
+    }
     for (path, tool), outcome in outcomes.items():
         attestation = attestation_of(path, digests[path], together[tool], outcome, now)
         former = found.get((digests[path], tool))

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from synapse_ops.domain.attestation import (
+    READ_TOGETHER,
     Attestation,
     Attestations,
     ToolOutcome,
@@ -12,10 +13,11 @@ from synapse_ops.domain.attestation import (
     Waiver,
     attestation_of,
     judge_proofs,
+    judged_with,
     obstacles,
-    set_digest,
 )
 from synapse_ops.errors import DocumentUnreadable
+from synapse_ops.systems.manifest_tools import TOOLS
 
 NOW = datetime(2026, 11, 24, 4, 0, tzinfo=UTC)
 ONE, TWO = "1" * 64, "2" * 64
@@ -23,7 +25,9 @@ ONE, TWO = "1" * 64, "2" * 64
 
 def attested(sha256: str = ONE, *, tool: str = "hadolint", verdict: str = "passed", finding: str = "") -> Attestation:
     outcome = ToolOutcome(tool, "1.0", verdict, (finding,) if finding else (), 0.5)  # type: ignore[arg-type]
-    found = attestation_of("docker/Dockerfile", sha256, set_digest([("docker/Dockerfile", sha256)]), outcome, NOW)
+    found = attestation_of(
+        "docker/Dockerfile", sha256, judged_with(tool, [("docker/Dockerfile", sha256)]), outcome, NOW
+    )
     assert found is not None
     return found
 
@@ -57,7 +61,7 @@ def test_two_documents_that_were_never_judged_together_prove_nothing_together() 
     for release in (old, new):
         for path, sha256 in release:
             outcome = ToolOutcome("checkov", "1.0", "passed", (), 0.5)
-            found = attestation_of(path, sha256, set_digest(release), outcome, NOW)
+            found = attestation_of(path, sha256, judged_with("checkov", release), outcome, NOW)
             assert found is not None
             kept[sha256, "checkov"] = found
 
@@ -65,6 +69,7 @@ def test_two_documents_that_were_never_judged_together_prove_nothing_together() 
     mixed = judge_proofs([old[0], new[1]], tools, kept)
     assert [proof.verdict for proof in mixed] == ["unproven", "unproven"]
     assert "beside other documents" in mixed[0].reason
+    assert {tool.name for tool in TOOLS} >= READ_TOGETHER
 
 
 def test_failed_tool_refuses_and_names_its_first_finding() -> None:
