@@ -11,37 +11,27 @@ import dagster as dg
 from pydantic import Field
 
 from synapse_ops.defs.database_operations import (
-    EXPIRY_PLAN_KEY,
     PROOF_KEY,
-    apply_plan,
     dump,
-    plan_expiry,
     proof_events,
     prove,
     refuse_unless_proven,
 )
+from synapse_ops.defs.expiry import expiry_assets
 from synapse_ops.defs.policies import (
     GROUP_DATABASE,
     OWNERS,
     POOL_POSTGRES_IO,
-    POOL_REPOSITORY_DELETE,
-    TAG_TRIGGER,
     code_version,
     freshness_of,
 )
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.restore_check import CHECK_NAME, DUMP_KEY, evaluation_of, judge_now
 from synapse_ops.defs.spec_assets import spec_key
-from synapse_ops.defs.subject_kind import DATABASES, SubjectKind
+from synapse_ops.defs.subject_kind import DATABASES
 
 if TYPE_CHECKING:
     from synapse_ops.spec import Spec
-
-RETENTION_KEY = dg.AssetKey("database_retention_set")
-AUTOMATIC = {
-    "schedule",
-    "sensor",
-}  # triggers that an operator switched on; the plan of their own run is approved by that
 
 
 class ProofConfig(dg.Config):
@@ -51,16 +41,6 @@ class ProofConfig(dg.Config):
         "",
         description="Id of the backup to restore, as `synapse-ops backup list` prints it. "
         "Empty: the newest backup of the database that has not been proven.",
-    )
-
-
-class ExpiryConfig(dg.Config):
-    """Which plan an expiry carries out."""
-
-    plan_digest: str = Field(
-        "",
-        description="The plan_digest that database_expiry_plan printed: the approval of exactly that plan. "
-        "Empty is refused, except in a run of the expiry schedule, which makes its plan itself.",
     )
 
 
@@ -113,39 +93,6 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
         refuse_unless_proven(report)
         yield dg.MaterializeResult(metadata=proof_events(report), data_version=dg.DataVersion(report.record.digest()))
 
-    @dg.asset(
-        key=EXPIRY_PLAN_KEY,
-        deps=[PROOF_KEY, spec_key("backup"), spec_key("retention")],
-        group_name=GROUP_DATABASE,
-        owners=OWNERS,
-        kinds={"s3"},
-        code_version=code_version("synapse_ops.domain.retention", "synapse_ops.domain.expiry_plan"),
-        freshness_policy=freshness_of(spec.proof.schedule.longest_gap(spec.time_zone)),
-        description="What an expiry would do: every backup, kept or expired, with the reason. Nothing is removed here. "
-        "`plan_digest` names exactly this plan; expire_apply takes it.",
-    )
-    def database_expiry_plan(context: dg.AssetExecutionContext, stack: StackResource) -> dg.MaterializeResult[None]:
-        digest, metadata = plan_expiry(context, stack)
-        return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(digest))
-
-    @dg.asset(
-        key=RETENTION_KEY,
-        deps=[EXPIRY_PLAN_KEY],
-        pool=POOL_REPOSITORY_DELETE,
-        group_name=GROUP_DATABASE,
-        owners=OWNERS,
-        kinds={"s3"},
-        code_version=code_version("synapse_ops.operations.expire"),
-        description="What an expiry removed: exactly the plan of one digest, each entry checked again before. "
-        "Refused without a digest, for one that names no plan of the last 24 hours, and over "
-        "retention.max_expiry_ratio; a used digest does nothing.",
-    )
-    def database_retention_set(
-        context: dg.AssetExecutionContext, config: ExpiryConfig, stack: StackResource
-    ) -> dg.MaterializeResult[None]:
-        digest = config.plan_digest or plan_of_same_run(context, DATABASES)
-        return dg.MaterializeResult(metadata=apply_plan(context, stack, digest))
-
     @dg.multi_asset_check(
         name=CHECK_NAME,
         specs=[
@@ -175,16 +122,5 @@ def database_definitions(spec: "Spec") -> dg.Definitions:
             metadata=evaluation.metadata,
         )
 
-    assets = [database_dump, database_restore_proof, database_expiry_plan, database_retention_set]
+    assets = [database_dump, database_restore_proof, *expiry_assets(DATABASES, spec, GROUP_DATABASE)]
     return dg.Definitions(assets=assets, asset_checks=[restore_proven])
-
-
-def plan_of_same_run(context: dg.AssetExecutionContext, kind: SubjectKind) -> str:
-    """Return the digest of the plan made in this very run, when a schedule or sensor started it; else ""."""
-    if context.run.tags.get(TAG_TRIGGER) not in AUTOMATIC:
-        return ""
-    event = context.instance.get_latest_materialization_event(kind.plan_key)
-    made = event.asset_materialization if event is not None else None
-    if event is None or made is None or event.run_id != context.run.run_id:
-        return ""
-    return str(made.metadata["plan_digest"].value)

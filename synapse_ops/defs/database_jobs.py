@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from synapse_ops.defs.database import RETENTION_KEY
 from synapse_ops.defs.database_operations import (
-    EXPIRY_PLAN_KEY,
     PROOF_KEY,
     dump,
     proof_events,
@@ -18,6 +16,7 @@ from synapse_ops.defs.database_operations import (
     refuse_unless_proven,
     restore_backup,
 )
+from synapse_ops.defs.expiry import expiry_jobs
 from synapse_ops.defs.policies import (
     POOL_POSTGRES_IO,
     TAG_SET_ID,
@@ -26,13 +25,13 @@ from synapse_ops.defs.policies import (
 )
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.restore_check import DUMP_KEY
+from synapse_ops.defs.subject_kind import DATABASES
 
 if TYPE_CHECKING:
     from synapse_ops.defs.place import Place
     from synapse_ops.spec import Spec
 
 DUMP_LIMIT = timedelta(hours=12)
-EXPIRY_LIMIT = timedelta(hours=4)
 RESTORE_LIMIT = timedelta(hours=24)
 PROOF_MARGIN = timedelta(minutes=15)  # after its own deadline a proof removes the throwaway and writes its document
 
@@ -74,32 +73,12 @@ def job_definitions(spec: "Spec", place: "Place") -> dg.Definitions:
         description="Prove the newest unproven backup of one database.",
         tags=run_limit(proof_limit),
     )
-    expire_plan = dg.define_asset_job(
-        "expire_plan",
-        selection=dg.AssetSelection.assets(EXPIRY_PLAN_KEY),
-        description="Say what an expiry would remove, and why. Removes nothing; prints the digest for expire_apply.",
-        tags=run_limit(EXPIRY_LIMIT),
-    )
-    expire_apply = dg.define_asset_job(
-        "expire_apply",
-        selection=dg.AssetSelection.assets(RETENTION_KEY),
-        description="Carry out exactly the plan whose digest you give.",
-        tags=run_limit(EXPIRY_LIMIT),
-    )
-    expire = dg.define_asset_job(
-        "expire",
-        selection=dg.AssetSelection.assets(EXPIRY_PLAN_KEY, RETENTION_KEY),
-        description="Plan, and carry out that plan: what the expiry schedule starts where an operator switched it on.",
-        tags=run_limit(EXPIRY_LIMIT),
-    )
-    jobs = [dump_databases, prove_databases, expire_plan, expire_apply, expire]
-    jobs += [_backup_now(spec), _prove_backup(proof_limit), _restore_to_new()]
+    jobs = [dump_databases, prove_databases, _backup_now(spec), _prove_backup(proof_limit), _restore_to_new()]
     schedules = [
         _partition_schedule("database_dump_schedule", dump_databases, spec.backup.database.schedule, spec),
         _partition_schedule("database_proof_schedule", prove_databases, spec.proof.schedule, spec),
-        expiry_schedule("database_expiry_schedule", expire, spec, is_running=place.is_embedded),
     ]
-    return dg.Definitions(jobs=jobs, schedules=schedules)
+    return dg.Definitions.merge(dg.Definitions(jobs=jobs, schedules=schedules), expiry_jobs(DATABASES, spec, place))
 
 
 def _backup_now(spec: "Spec") -> Any:
@@ -186,23 +165,4 @@ def _partition_schedule(name: str, job: Any, cron: str, spec: "Spec") -> dg.Sche
         execution_fn=requests,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=f"{job.description} At {cron} in {spec.time_zone}; a change of clock fires it once.",
-    )
-
-
-def expiry_schedule(name: str, job: Any, spec: "Spec", *, is_running: bool) -> dg.ScheduleDefinition:
-    """Return the schedule that deletes: running on the embedded stack, elsewhere once an operator switched it on."""
-
-    def requests(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-        at = context.scheduled_execution_time.isoformat()
-        return dg.RunRequest(run_key=at, tags={TAG_TRIGGER: "schedule"})
-
-    status = dg.DefaultScheduleStatus.RUNNING if is_running else dg.DefaultScheduleStatus.STOPPED
-    return dg.ScheduleDefinition(
-        name=name,
-        job=job,
-        cron_schedule=str(spec.proof.schedule),
-        execution_timezone=spec.time_zone,
-        execution_fn=requests,
-        default_status=status,
-        description="Plan an expiry and carry it out. It starts with the proofs; what they prove counts the next time.",
     )

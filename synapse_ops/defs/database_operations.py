@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from synapse_ops.operations.expire import ExpiryReport
     from synapse_ops.operations.proof import ProofReport
 
-EXPIRY_PLAN_KEY = DATABASES.plan_key
 PROOF_KEY = DATABASES.proof_key
 
 

@@ -24,9 +24,10 @@ COLLECTIONS_PARTITION = "collections"
 class SubjectKind:
     """One kind of subject. noun: for people and in names of metadata. kind: of `backup.json`.
 
-    backup_key, proof_key, plan_key: of its assets. proof_jobs: those that prove; the first is what the sensor starts.
-    proof_op: the op of that job. subjects: names that must have backups. read_record: `backup.json` of one place.
-    metadata: what an asset page shows of such a record.
+    backup_key, proof_key, plan_key, retention_key: of its assets. subjects: names that must have backups.
+    job_prefix: of the names of its expiry jobs. expiry_schedule: name of the schedule that deletes.
+    proof_jobs: those that prove; the first is what the sensor starts. proof_op: the op of that job.
+    read_record: `backup.json` of one place. metadata: what an asset page shows of such a record.
     """
 
     noun: str
@@ -34,7 +35,9 @@ class SubjectKind:
     backup_key: dg.AssetKey
     proof_key: dg.AssetKey
     plan_key: dg.AssetKey
-    apply_job: str
+    retention_key: dg.AssetKey
+    job_prefix: str
+    expiry_schedule: str
     proof_jobs: tuple[str, ...]
     proof_op: str
     repository: Callable[["Stack"], "Repository"]
@@ -43,6 +46,14 @@ class SubjectKind:
     metadata: Callable[[Any, str], dict[str, Any]]
     prove: Callable[..., Any]
     policy: Callable[["Stack"], "RetentionPolicy"]
+
+    def expiry_job(self, step: str = "") -> str:
+        """Return the name of the job that plans or applies an expiry; without a step, of the one that does both."""
+        return self.job_prefix + "_".join(filter(None, ("expire", step)))
+
+    @property
+    def apply_job(self) -> str:
+        return self.expiry_job("apply")
 
     def catalog(self, stack: "Stack") -> "Catalog":
         """Read the repository of this kind."""
@@ -119,7 +130,9 @@ DATABASES = SubjectKind(
     backup_key=dg.AssetKey("database_dump"),
     proof_key=dg.AssetKey("database_restore_proof"),
     plan_key=dg.AssetKey("database_expiry_plan"),
-    apply_job="expire_apply",
+    retention_key=dg.AssetKey("database_retention_set"),
+    job_prefix="",
+    expiry_schedule="database_expiry_schedule",
     proof_jobs=("prove_backup", "prove_databases"),
     proof_op="prove_chosen",
     repository=lambda stack: stack.database_repository(),
@@ -136,7 +149,9 @@ COLLECTIONS = SubjectKind(
     backup_key=dg.AssetKey("vector_snapshot"),
     proof_key=dg.AssetKey("vector_restore_proof"),
     plan_key=dg.AssetKey("vector_expiry_plan"),
-    apply_job="vector_expire_apply",
+    retention_key=dg.AssetKey("vector_retention_set"),
+    job_prefix="vector_",
+    expiry_schedule="vector_expiry_schedule",
     proof_jobs=("prove_snapshot", "prove_collections"),
     proof_op="prove_chosen_snapshot",
     repository=lambda stack: stack.vector_repository(),

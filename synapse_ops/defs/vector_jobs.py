@@ -9,19 +9,18 @@ from pydantic import Field
 
 from synapse_ops.defs.database_jobs import (
     DUMP_LIMIT,
-    EXPIRY_LIMIT,
     PROOF_MARGIN,
     RESTORE_LIMIT,
     ChosenBackup,
-    expiry_schedule,
 )
 from synapse_ops.defs.database_operations import proof_events, prove, refuse_unless_proven
+from synapse_ops.defs.expiry import expiry_jobs
 from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.policies import POOL_QDRANT_IO, TAG_SET_ID, TAG_TRIGGER, run_limit
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.subject_kind import COLLECTIONS, COLLECTIONS_PARTITION
 from synapse_ops.defs.vector_operations import discover, restore_snapshot, snapshot
-from synapse_ops.defs.vectors import PLAN_KEY, PROOF_KEY, RETENTION_KEY, SNAPSHOT_KEY
+from synapse_ops.defs.vectors import PROOF_KEY, SNAPSHOT_KEY
 from synapse_ops.errors import Refused
 
 if TYPE_CHECKING:
@@ -68,32 +67,13 @@ def vector_job_definitions(spec: "Spec", place: "Place") -> dg.Definitions:
         description="Prove the newest unproven backup of one collection.",
         tags=run_limit(proof_limit),
     )
-    plan = dg.define_asset_job(
-        "vector_expire_plan",
-        selection=dg.AssetSelection.assets(PLAN_KEY),
-        description="Say what an expiry of snapshots would remove, and why. Removes nothing; prints the digest.",
-        tags=run_limit(EXPIRY_LIMIT),
-    )
-    apply = dg.define_asset_job(
-        "vector_expire_apply",
-        selection=dg.AssetSelection.assets(RETENTION_KEY),
-        description="Carry out exactly the plan whose digest you give.",
-        tags=run_limit(EXPIRY_LIMIT),
-    )
-    expire = dg.define_asset_job(
-        "vector_expire",
-        selection=dg.AssetSelection.assets(PLAN_KEY, RETENTION_KEY),
-        description="Plan, and carry out that plan: what the expiry schedule starts where an operator switched it on.",
-        tags=run_limit(EXPIRY_LIMIT),
-    )
-    jobs = [snapshot_collections, prove_collections, plan, apply, expire]
+    jobs = [snapshot_collections, prove_collections]
     jobs += [_snapshot_now(), _prove_snapshot(proof_limit), _restore_collection(), _forget_collection()]
     schedules = [
         _collection_schedule("vector_snapshot_schedule", snapshot_collections, spec.backup.vectors.schedule, spec),
         _collection_schedule("vector_proof_schedule", prove_collections, spec.proof.schedule, spec),
-        expiry_schedule("vector_expiry_schedule", expire, spec, is_running=place.is_embedded),
     ]
-    return dg.Definitions(jobs=jobs, schedules=schedules)
+    return dg.Definitions.merge(dg.Definitions(jobs=jobs, schedules=schedules), expiry_jobs(COLLECTIONS, spec, place))
 
 
 def _snapshot_now() -> Any:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from synapse_ops.defs.database import ExpiryConfig, ProofConfig, plan_of_same_run
-from synapse_ops.defs.database_operations import apply_plan, plan_expiry, proof_events, prove, refuse_unless_proven
+from synapse_ops.defs.database import ProofConfig
+from synapse_ops.defs.database_operations import proof_events, prove, refuse_unless_proven
+from synapse_ops.defs.expiry import expiry_assets
 from synapse_ops.defs.policies import (
     GROUP_VECTORS,
     OWNERS,
     POOL_QDRANT_IO,
-    POOL_REPOSITORY_DELETE,
     code_version,
     freshness_of,
 )
@@ -29,8 +29,7 @@ from synapse_ops.errors import Unreachable
 if TYPE_CHECKING:
     from synapse_ops.spec import Spec
 
-SNAPSHOT_KEY, PROOF_KEY, PLAN_KEY = COLLECTIONS.backup_key, COLLECTIONS.proof_key, COLLECTIONS.plan_key
-RETENTION_KEY = dg.AssetKey("vector_retention_set")
+SNAPSHOT_KEY, PROOF_KEY = COLLECTIONS.backup_key, COLLECTIONS.proof_key
 SENSOR_INTERVAL_S = 60
 
 collection_partitions = dg.DynamicPartitionsDefinition(name=COLLECTIONS_PARTITION)
@@ -39,7 +38,7 @@ collection_partitions = dg.DynamicPartitionsDefinition(name=COLLECTIONS_PARTITIO
 def vector_definitions(spec: "Spec") -> dg.Definitions:
     """Return the assets, the checks and the sensor of the collections."""
     return dg.Definitions(
-        assets=[_snapshot(spec), _proof(spec), _plan(spec), _retention_set()],
+        assets=[_snapshot(spec), _proof(spec), *expiry_assets(COLLECTIONS, spec, GROUP_VECTORS)],
         asset_checks=[_restore_proven(), _collections_present()],
         sensors=[_collection_sensor()],
     )
@@ -98,47 +97,6 @@ def _proof(spec: "Spec") -> dg.AssetsDefinition:
         yield dg.MaterializeResult(metadata=proof_events(report), data_version=dg.DataVersion(report.record.digest()))
 
     return vector_restore_proof
-
-
-def _plan(spec: "Spec") -> dg.AssetsDefinition:
-    @dg.asset(
-        key=PLAN_KEY,
-        deps=[PROOF_KEY, spec_key("backup"), spec_key("retention")],
-        group_name=GROUP_VECTORS,
-        owners=OWNERS,
-        kinds={"s3"},
-        code_version=code_version("synapse_ops.domain.retention", "synapse_ops.domain.expiry_plan"),
-        freshness_policy=freshness_of(spec.proof.schedule.longest_gap(spec.time_zone)),
-        description="What an expiry of snapshots would do: every backup, kept or expired, with the reason. Nothing is "
-        "removed here. `plan_digest` names exactly this plan; vector_expire_apply takes it.",
-    )
-    def vector_expiry_plan(context: dg.AssetExecutionContext, stack: StackResource) -> dg.MaterializeResult[None]:
-        digest, metadata = plan_expiry(context, stack, COLLECTIONS)
-        return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(digest))
-
-    return vector_expiry_plan
-
-
-def _retention_set() -> dg.AssetsDefinition:
-    @dg.asset(
-        key=RETENTION_KEY,
-        deps=[PLAN_KEY],
-        pool=POOL_REPOSITORY_DELETE,
-        group_name=GROUP_VECTORS,
-        owners=OWNERS,
-        kinds={"s3"},
-        code_version=code_version("synapse_ops.operations.expire"),
-        description="What an expiry removed: exactly the plan of one digest, each entry checked again before. "
-        "Refused without a digest, for one that names no plan of the last 24 hours, and over "
-        "retention.max_expiry_ratio; a used digest does nothing.",
-    )
-    def vector_retention_set(
-        context: dg.AssetExecutionContext, config: ExpiryConfig, stack: StackResource
-    ) -> dg.MaterializeResult[None]:
-        digest = config.plan_digest or plan_of_same_run(context, COLLECTIONS)
-        return dg.MaterializeResult(metadata=apply_plan(context, stack, digest, COLLECTIONS))
-
-    return vector_retention_set
 
 
 def _restore_proven() -> dg.AssetChecksDefinition:
