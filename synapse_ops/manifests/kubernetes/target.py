@@ -37,7 +37,8 @@ def render_kubernetes(spec: Spec) -> tuple[Document, ...]:
     groups["40-application"] = [application_config(spec)]
     groups["41-api"] = api_objects(spec)
     groups["42-worker"] = worker_objects(spec)
-    groups["50-entry"] = entry_objects(spec)
+    # by its own name, since other tools judge a custom resource than a built-in kind
+    groups["50-gateway" if spec.kubernetes.entry.kind == "gateway" else "50-entry"] = entry_objects(spec)
     documents = [
         yaml_document(f"kubernetes/{name}.yaml", *objects, reads=READS) for name, objects in groups.items() if objects
     ]

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path, PurePosixPath
 
-from synapse_ops.systems.manifest_tools import kubernetes_models, packets
+from synapse_ops.systems.manifest_tools import custom_resources, kubernetes_models, packets
 from synapse_ops.systems.manifest_tools.program import Program
 
 _PROMETHEUS = "apt-get install prometheus"
@@ -116,11 +116,18 @@ PROGRAMS: tuple[Program, ...] = (
     Program(
         "kubernetes-models",
         "kubernetes-models-python",
-        ("kubernetes/[0-4]*.yaml",),  # a Gateway is no built-in kind
+        ("kubernetes/[0-4]*.yaml", "kubernetes/50-entry.yaml"),  # a Gateway is no built-in kind
         lambda _, path: [[kubernetes_models.__file__, str(path)]],
         _PACKAGED,
         version_arguments=("-c", "import kubernetes; print(kubernetes.__version__)"),
         unjudged_status=kubernetes_models.UNJUDGED_STATUS,
+    ),
+    Program(
+        "gateway-definitions",
+        "gateway-definitions",
+        ("kubernetes/50-gateway.yaml",),
+        lambda _, path: [[custom_resources.__file__, str(path)]],
+        f"{_PACKAGED}, with go on PATH",
     ),
     Program("amlint", "amlint", ("alertmanager/*.yml",), lambda _, path: [["check", str(path)]], _PACKAGED),
     Program(
