@@ -31,13 +31,15 @@ def main() -> int:
 
 
 def _schemas(path: Path) -> list[tuple[tuple[str, str], Schema]]:
-    """Return (apiVersion, kind) and the strict schema of each version that a definition serves."""
-    found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or found.get("kind") != "CustomResourceDefinition":
-        return []
-    spec = found["spec"]
+    """Return (apiVersion, kind) and the strict schema of each version that a file's definitions serve."""
+    specs = [
+        found["spec"]
+        for found in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.get("kind") == "CustomResourceDefinition"
+    ]
     return [
         ((f"{spec['group']}/{each['name']}", spec["names"]["kind"]), _strict(each["schema"]["openAPIV3Schema"]))
+        for spec in specs
         for each in spec["versions"]
         if each["served"]
     ]
