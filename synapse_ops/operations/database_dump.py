@@ -29,6 +29,7 @@ from synapse_ops.domain.repository_layout import HEARTBEAT, KIND_DUMP, BackupPla
 from synapse_ops.domain.structure import Structure
 from synapse_ops.errors import ConfigError, Refused, Unproven
 from synapse_ops.operations.backup_writer import BackupWriter
+from synapse_ops.operations.dead_uploads import abort_uploads_of_the_dead
 from synapse_ops.operations.heartbeat import Heartbeat, keep_heartbeat
 from synapse_ops.operations.measured import Measured
 from synapse_ops.systems.dump_progress import reported_dump
@@ -99,6 +100,7 @@ def dump_database(
     )
     writer = BackupWriter(store, place, recipients)
     with_passwords = _with_passwords(stack.spec.backup.database.role_passwords, recipients)
+    abort_uploads_of_the_dead(store, place)
     writer.begin(started)
     body = {"backup_id": place.backup_id, "host": started.host, "pid": started.pid}
     with keep_heartbeat(store, place.key(HEARTBEAT), body=body) as heartbeat:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.errors import DeadlineExceeded, SynapseOpsError
+from synapse_ops.systems.process_presence import presence_of_this_process
 
 if TYPE_CHECKING:
     from synapse_ops.systems.object_store import ObjectStore
@@ -29,7 +30,7 @@ class Heartbeat:
     def __init__(self, store: ObjectStore, key: str, body: Mapping[str, Any]) -> None:
         self._store = store
         self._key = key
-        self._body = dict(body)
+        self._body = {**presence_of_this_process(), **body}  # the writer's own host can tell that it died
         self._beats = 0
         self._last_success = time.monotonic()
         self._last_error = ""

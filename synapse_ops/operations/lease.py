@@ -18,16 +18,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -35,8 +32,8 @@ import structlog
 from synapse_ops.domain.repository_layout import quote_segment
 from synapse_ops.errors import ConfigError, LeaseHeld, LeaseLost, SynapseOpsError
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.local_processes import ProcessMark
 from synapse_ops.systems.object_store import ConditionFailed, ObjectStore
+from synapse_ops.systems.process_presence import has_ended_here, presence_of_this_process
 
 TTL_S = 60.0
 RENEWALS_PER_TTL = 3  # two may be lost to a slow store before the lease is
@@ -127,7 +124,7 @@ class _Keeper:
                 seen_etag, seen_at = etag, time.monotonic()
             ttl_s = float(body.get("ttl_s", self._ttl_s))
             silent_s = time.monotonic() - seen_at
-            is_free = found is None or body.get("state") == "released" or silent_s >= ttl_s or _has_ended_here(body)
+            is_free = found is None or body.get("state") == "released" or silent_s >= ttl_s or has_ended_here(body)
             if is_free and self._write(int(body.get("epoch", 0)) + 1, "held", over=etag):
                 return
             if not is_free:
@@ -158,7 +155,6 @@ class _Keeper:
         """Write our body over the version `over` (empty: over nothing); False when another writer was first."""
         asked_at = time.monotonic()
         self._renewals += 1
-        mark = ProcessMark.of(os.getpid())
         body = {
             "format_version": 1,
             "name": self.lease.name,
@@ -169,10 +165,7 @@ class _Keeper:
             "state": state,
             "token": self._token,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "host": socket.gethostname(),
-            "boot_id": _boot_id(),
-            "pid": os.getpid(),
-            "pid_started_s": mark.started_s if mark else None,
+            **presence_of_this_process(),
         }
         data = (json.dumps(body, sort_keys=True) + "\n").encode()
         try:
@@ -195,29 +188,6 @@ def _parse(data: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return body if isinstance(body, dict) else {}
-
-
-def _has_ended_here(body: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this very host and boot, and is no more."""
-    boot_id = _boot_id()
-    if not boot_id or body.get("boot_id") != boot_id or body.get("host") != socket.gethostname():
-        return False
-    pid, started_s = body.get("pid"), body.get("pid_started_s")
-    if not isinstance(pid, int) or not isinstance(started_s, float):
-        return False
-    return not ProcessMark(pid, started_s).is_alive()
-
-
-def _boot_id() -> str:
-    """Return what names this boot of this kernel and pid namespace; empty where the system has no such thing.
-
-    Two containers share a boot but not their pids: a pid that means nothing here must not read as ended.
-    """
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from synapse_ops.domain.snapshot_record import (
 from synapse_ops.domain.vector_fingerprint import canaries_to_json
 from synapse_ops.errors import SynapseOpsError, Unproven, Unreachable
 from synapse_ops.operations.backup_writer import BackupWriter
+from synapse_ops.operations.dead_uploads import abort_uploads_of_the_dead
 from synapse_ops.operations.heartbeat import keep_heartbeat
 from synapse_ops.operations.lease import Lease, hold_lease
 from synapse_ops.operations.repository import Repository
@@ -120,6 +121,7 @@ def _attempt(
             correlation_id=current_correlation_id(),
         )
         writer = BackupWriter(repository.store, place, stack.spec.encryption.recipients)
+        abort_uploads_of_the_dead(repository.store, place)
         writer.begin(started)
         body = {"backup_id": place.backup_id, "host": started.host, "pid": started.pid}
         with keep_heartbeat(repository.store, place.key(HEARTBEAT), body=body) as heartbeat:
