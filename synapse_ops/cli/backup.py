@@ -78,7 +78,7 @@ def list_backups(database: str | None, place: Place, *, as_json: bool) -> None:
         return
     now = datetime.now(UTC)
     show_table(
-        ("backup", "database", "identity", ">age", ">stored", ">rows", "proven", "pins"),
+        ("backup", "of", "identity", ">age", ">stored", ">items", "proven", "pins"),
         (
             (
                 entry.place.backup_id,

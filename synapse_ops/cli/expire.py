@@ -110,7 +110,7 @@ def _show_plan(plan: ExpiryPlan, url: str, *, of_vectors: bool, as_json: bool) -
         click.echo(json.dumps(body, ensure_ascii=False, indent=2))
         return
     show_table(
-        ("action", "backup", "database", "taken", ">stored", "proven", "because"),
+        ("action", "backup", "of", "taken", ">stored", "proven", "because"),
         (
             (
                 str(entry.action),
@@ -148,7 +148,7 @@ def _show_report(report: ExpiryReport, *, as_json: bool) -> None:
     rows = [(str(entry.action), entry.place.backup_id, entry.place.subject, entry.reason) for entry in report.removed]
     rows += [("kept", row.entry.place.backup_id, row.entry.place.subject, row.reason) for row in report.skipped]
     if rows:
-        show_table(("done", "backup", "database", "because"), rows)
+        show_table(("done", "backup", "of", "because"), rows)
     for key in report.old_plans_removed:
         click.echo(f"removed {key}: it could no longer be applied")
     click.echo(f"{report}; {format_bytes(report.freed_bytes)} freed")

@@ -19,11 +19,11 @@ def probes_of(stack: Stack, clients: HttpClients) -> tuple[Probe, ...]:
 
 def endpoint_url(stack: Stack, url: str) -> str:
     """Return the whole URL of a `health` entry."""
-    if "://" in url:
+    if not url.startswith("/"):  # a path may hold ://, as /proxy?to=http://other does
         return url
     spec = stack.spec
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(spec.server.host, spec.server.host)  # noqa: S104 - compared
-    base = spec.health_base_url or f"http://{host}:{spec.server.port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(spec.server.host, spec.server.host)  # noqa: S104 - compared
+    base = spec.health_base_url or f"http://{f'[{host}]' if ':' in host else host}:{spec.server.port}"
     return base.rstrip("/") + url
 
 

@@ -13,7 +13,9 @@ import pytest
 
 from synapse_ops.domain.health import ProbeVerdict, State
 from synapse_ops.domain.http_health import judge_reply
+from synapse_ops.operations.health_probes import endpoint_url
 from synapse_ops.operations.probing import ENDPOINT, Asker, Probe
+from synapse_ops.operations.stack import open_stack
 from synapse_ops.systems.http_probe import HttpProbe
 from synapse_ops.systems.probe_clients import Stage
 from tests.misbehaving import MisbehavingServer, make_certificate, misbehaving
@@ -225,3 +227,22 @@ def test_our_own_trouble_is_unknown_and_theirs_is_failed(error: Exception, state
 
     assert verdict.state is state
     assert verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("server", "entry", "asked"),
+    [
+        ("{host: 0.0.0.0, port: 8000}", "/health", "http://127.0.0.1:8000/health"),
+        ("{host: '2001:db8::7', port: 8000}", "/health", "http://[2001:db8::7]:8000/health"),
+        ("{host: '::', port: 8000}", "/go?to=http://other/", "http://[::1]:8000/go?to=http://other/"),
+        ("{}", "https://other:8443/health", "https://other:8443/health"),
+    ],
+)
+def test_a_relative_endpoint_lies_below_the_server_whatever_is_in_it(
+    tmp_path: Path, server: str, entry: str, asked: str
+) -> None:
+    """An IPv6 address takes brackets; a path that carries a URL is still a path."""
+    spec = tmp_path / "infrastructure.yaml"
+    spec.write_text(f"server: {server}\nhealth: [{{name: it, url: '{entry}'}}]\n")
+
+    assert endpoint_url(open_stack(spec, tmp_path), entry) == asked
