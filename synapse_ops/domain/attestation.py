@@ -1,9 +1,8 @@
 """What outside tools found in rendered documents, and what that means for a release.
 
 An attestation is about bytes: it is kept under the document's sha256, so that a changed document has none. That of a
-tool which reads documents as one (READ_TOGETHER) names the digest of all that it was given: two that were never judged
-together prove nothing together. Only a tool that ran to its end attests; one that is absent or was stopped leaves its
-document unproven, which is never a pass.
+tool which opens other documents as well names the digest of those: beside others it proves nothing. Only a tool that
+ran to its end attests; one that is absent or was stopped leaves its document unproven, which is never a pass.
 """
 
 from __future__ import annotations
@@ -27,10 +26,6 @@ KIND_OF_TOOL: Mapping[str, ProofKind] = {
     "tls-handshakes": "tls",
     "alert-chain": "chain",
 }
-
-
-# tools that judge several documents as one; every other tool judges each document by itself
-READ_TOGETHER = frozenset({"promtool-test-rules", "nft-packets", "tls-handshakes", "checkov", "trivy", "kube-score"})
 
 
 def kind_of(tool: str) -> ProofKind:
@@ -62,7 +57,7 @@ class ToolOutcome:
 class Attestation(Document):
     """The outcome of one tool that ran to its end on one document; `path` is where the document lay in its release.
 
-    judged_with: `judged_with` of what the tool read together; empty of one that judges each document by itself.
+    judged_with: `digest_of` all that the tool opens whichever document it judges; empty of one that opens only that.
     """
 
     path: str
@@ -96,41 +91,38 @@ class ToolProof:
 Attestations = Mapping[tuple[str, str], Attestation]  # by (sha256 of the document, tool)
 
 
-def judged_with(tool: str, documents: Iterable[tuple[str, str]]) -> str:
-    """Return what an attestation of a tool names beside its own document; documents: all that it applies to.
-
-    The sha256 (hex) of all (path, sha256) in order, empty for a tool that judges each document by itself.
-    """
-    if tool not in READ_TOGETHER:
-        return ""
-    return hashlib.sha256("".join(f"{sha256}  {path}\n" for path, sha256 in sorted(documents)).encode()).hexdigest()
+def digest_of(documents: Iterable[tuple[str, str]]) -> str:
+    """Return the sha256 (hex) of documents, given as (path, sha256) in any order; "" of none."""
+    lines = "".join(f"{sha256}  {path}\n" for path, sha256 in sorted(documents))
+    return hashlib.sha256(lines.encode()).hexdigest() if lines else ""
 
 
 def judge_proofs(
-    documents: Iterable[tuple[str, str]], tools: Mapping[str, Sequence[str]], attestations: Attestations
+    documents: Iterable[tuple[str, str]],
+    tools: Mapping[str, Sequence[str]],
+    attestations: Attestations,
+    judged_with: Mapping[str, str],
 ) -> tuple[ToolProof, ...]:
     """Return the state of every proof that a bundle can have.
 
-    documents: (path, sha256), each path once. tools: names of those that apply, by path. Result: in the documents'
+    documents: (path, sha256), each path once. tools: names of those that apply, by path. judged_with: by tool, the
+    `digest_of` what it opens of this bundle; a tool that opens only what it judges may lack. Result: in the documents'
     order, then the tools'. An attestation of other bytes than it is kept under, or beside others, proves nothing.
     """
-    given: dict[str, list[tuple[str, str]]] = {}
-    pairs = [(path, sha256, tool) for path, sha256 in documents for tool in tools.get(path, ())]
-    for path, sha256, tool in pairs:
-        given.setdefault(tool, []).append((path, sha256))
-    together = {tool: judged_with(tool, documents) for tool, documents in given.items()}
     return tuple(
-        _judge(path, sha256, tool, together[tool], attestations.get((sha256, tool))) for path, sha256, tool in pairs
+        _judge(path, sha256, tool, judged_with.get(tool, ""), attestations.get((sha256, tool)))
+        for path, sha256 in documents
+        for tool in tools.get(path, ())
     )
 
 
-def _judge(path: str, sha256: str, tool: str, together: str, found: Attestation | None) -> ToolProof:
+def _judge(path: str, sha256: str, tool: str, judged_with: str, found: Attestation | None) -> ToolProof:
     if found is None:
         return ToolProof(path, sha256, tool, "unproven", f"{tool} has attested nothing of these bytes", None)
     if (found.sha256, found.tool) != (sha256, tool):
         reason = f"the attestation is {found.tool}'s, of {found.sha256[:12]}, not of {sha256[:12]}"
         return ToolProof(path, sha256, tool, "unproven", reason, None)
-    if found.judged_with != together:
+    if found.judged_with != judged_with:
         reason = f"{tool} attested these bytes beside other documents than those of this release"
         return ToolProof(path, sha256, tool, "unproven", reason, None)
     if found.verdict == "failed":

@@ -20,8 +20,8 @@ from synapse_ops.domain.attestation import (
     ToolOutcome,
     ToolProof,
     attestation_of,
+    digest_of,
     judge_proofs,
-    judged_with,
     obstacles,
 )
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
@@ -37,12 +37,17 @@ TOOL_TIMEOUT_S = 300.0  # the slowest, checkov, takes some 20 s on two quiet cor
 
 
 class ManifestTool(Protocol):
-    """An outside tool. version: None where it is not installed. install: how to get it, for the operator."""
+    """An outside tool. version: None where it is not installed. install: how to get it, for the operator.
+
+    opens: globs of the documents that it opens whichever it judges; none where it opens only what it judges.
+    """
 
     @property
     def name(self) -> str: ...
     @property
     def install(self) -> str: ...
+    @property
+    def opens(self) -> tuple[str, ...]: ...
     def applies(self, path: PurePosixPath, /) -> bool: ...
     def version(self) -> str | None: ...
     def check(
@@ -102,7 +107,19 @@ def recorded_proofs(
     """Return the state of each proof of exactly these bytes, from what is recorded; runs nothing."""
     documents = [(str(document.path), document.digest) for document in bundle.documents]
     found = read_attestations((digest for _, digest in documents), store, state_dir)
-    return judge_proofs(documents, tools_by_path(bundle, tools), found)
+    return judge_proofs(documents, tools_by_path(bundle, tools), found, _judged_with(bundle, tools))
+
+
+def _judged_with(bundle: Bundle, tools: Sequence[ManifestTool]) -> dict[str, str]:
+    """Return the digest of what each tool opens whichever document it judges."""
+    return {
+        tool.name: digest_of(
+            (str(document.path), document.digest)
+            for document in bundle.documents
+            if any(document.path.match(glob) for glob in tool.opens)
+        )
+        for tool in tools
+    }
 
 
 def prove_release(
@@ -126,7 +143,7 @@ def prove_release(
             progress(Progress(f"judging with {tool.name}", number, len(tools), "tools"))
             outcomes |= _outcomes_of(tool, bundle, directory, timeout_s)
     digests = {str(document.path): document.digest for document in bundle.documents}
-    keep_attestations(_attestations(outcomes, digests, now), store, state_dir)
+    keep_attestations(_attestations(outcomes, digests, _judged_with(bundle, tools), now), store, state_dir)
     proofs = recorded_proofs(bundle, _with_all(tools), store, state_dir)
     return ProofsReport(bundle, outcomes, proofs, obstacles(proofs, required))
 
@@ -158,16 +175,15 @@ def _outcomes_of(
 
 
 def _attestations(
-    outcomes: Mapping[tuple[str, str], ToolOutcome], digests: Mapping[str, str], now: datetime
+    outcomes: Mapping[tuple[str, str], ToolOutcome],
+    digests: Mapping[str, str],
+    judged_with: Mapping[str, str],
+    now: datetime,
 ) -> list[Attestation]:
     """Return what is to be recorded; of two documents with the same bytes the one that was refused."""
     found: dict[tuple[str, str], Attestation] = {}
-    tools = {tool for _, tool in outcomes}
-    together = {
-        tool: judged_with(tool, [(path, digests[path]) for path, name in outcomes if name == tool]) for tool in tools
-    }
     for (path, tool), outcome in outcomes.items():
-        attestation = attestation_of(path, digests[path], together[tool], outcome, now)
+        attestation = attestation_of(path, digests[path], judged_with[tool], outcome, now)
         former = found.get((digests[path], tool))
         if attestation is not None and (former is None or former.verdict == "passed"):
             found[digests[path], tool] = attestation

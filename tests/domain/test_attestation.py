@@ -5,19 +5,17 @@ from datetime import UTC, datetime
 import pytest
 
 from synapse_ops.domain.attestation import (
-    READ_TOGETHER,
     Attestation,
     Attestations,
     ToolOutcome,
     ToolProof,
     Waiver,
     attestation_of,
+    digest_of,
     judge_proofs,
-    judged_with,
     obstacles,
 )
 from synapse_ops.errors import DocumentUnreadable
-from synapse_ops.systems.manifest_tools import TOOLS
 
 NOW = datetime(2026, 11, 24, 4, 0, tzinfo=UTC)
 ONE, TWO = "1" * 64, "2" * 64
@@ -25,16 +23,14 @@ ONE, TWO = "1" * 64, "2" * 64
 
 def attested(sha256: str = ONE, *, tool: str = "hadolint", verdict: str = "passed", finding: str = "") -> Attestation:
     outcome = ToolOutcome(tool, "1.0", verdict, (finding,) if finding else (), 0.5)  # type: ignore[arg-type]
-    found = attestation_of(
-        "docker/Dockerfile", sha256, judged_with(tool, [("docker/Dockerfile", sha256)]), outcome, NOW
-    )
+    found = attestation_of("docker/Dockerfile", sha256, "", outcome, NOW)
     assert found is not None
     return found
 
 
 def judged(*found: Attestation, tools: tuple[str, ...] = ("hadolint",), sha256: str = ONE) -> tuple[ToolProof, ...]:
     kept: Attestations = {(each.sha256, each.tool): each for each in found}
-    return judge_proofs([("docker/Dockerfile", sha256)], {"docker/Dockerfile": tools}, kept)
+    return judge_proofs([("docker/Dockerfile", sha256)], {"docker/Dockerfile": tools}, kept, {})
 
 
 def test_document_is_proven_by_an_attestation_of_its_own_bytes_only() -> None:
@@ -47,7 +43,7 @@ def test_document_is_proven_by_an_attestation_of_its_own_bytes_only() -> None:
 
 def test_attestation_kept_under_another_digest_proves_nothing() -> None:
     """An object that was copied to another document's name is of other bytes, and says so."""
-    [proof] = judge_proofs([("a", TWO)], {"a": ("hadolint",)}, {(TWO, "hadolint"): attested(ONE)})
+    [proof] = judge_proofs([("a", TWO)], {"a": ("hadolint",)}, {(TWO, "hadolint"): attested(ONE)}, {})
 
     assert proof.verdict == "unproven"
     assert "111111111111" in proof.reason
@@ -61,15 +57,16 @@ def test_two_documents_that_were_never_judged_together_prove_nothing_together() 
     for release in (old, new):
         for path, sha256 in release:
             outcome = ToolOutcome("checkov", "1.0", "passed", (), 0.5)
-            found = attestation_of(path, sha256, judged_with("checkov", release), outcome, NOW)
+            found = attestation_of(path, sha256, digest_of(release), outcome, NOW)
             assert found is not None
             kept[sha256, "checkov"] = found
 
-    assert [proof.verdict for proof in judge_proofs(new, tools, kept)] == ["proven", "proven"]
-    mixed = judge_proofs([old[0], new[1]], tools, kept)
-    assert [proof.verdict for proof in mixed] == ["unproven", "unproven"]
-    assert "beside other documents" in mixed[0].reason
-    assert {tool.name for tool in TOOLS} >= READ_TOGETHER
+    whole = judge_proofs(new, tools, kept, {"checkov": digest_of(new)})
+    assert [proof.verdict for proof in whole] == ["proven", "proven"]
+    mixed = [old[0], new[1]]
+    apart = judge_proofs(mixed, tools, kept, {"checkov": digest_of(mixed)})
+    assert [proof.verdict for proof in apart] == ["unproven", "unproven"]
+    assert "beside other documents" in apart[0].reason
 
 
 def test_failed_tool_refuses_and_names_its_first_finding() -> None:
@@ -90,7 +87,7 @@ def test_tool_that_did_not_run_to_its_end_attests_nothing(verdict: str) -> None:
 
 def test_every_document_and_tool_is_judged_even_without_any_attestation() -> None:
     """Nothing recorded is unproven for each tool that applies, and for no other."""
-    proofs = judge_proofs([("a", ONE), ("b", TWO)], {"a": ("x", "y")}, {})
+    proofs = judge_proofs([("a", ONE), ("b", TWO)], {"a": ("x", "y")}, {}, {})
 
     assert [(proof.path, proof.tool, proof.verdict) for proof in proofs] == [
         ("a", "x", "unproven"),

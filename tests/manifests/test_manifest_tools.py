@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import subprocess
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from synapse_ops.manifests.bundle import Bundle, bundle_of, render_bundle
 from synapse_ops.manifests.document import Document
 from synapse_ops.operations.prove_release import known_tools, prove_release
+from synapse_ops.operations.render import write_directory
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.manifest_tools.tls_servers import accepts
 from synapse_ops.systems.manifest_tools.waivers import WAIVERS
@@ -106,6 +109,32 @@ def test_exactly_the_written_waivers_are_used_for_the_default_spec(tmp_path: Pat
 
     used = {waiver.rule for outcome in report.outcomes.values() for waiver in outcome.waived}
     assert used == {rule for of, rule in WAIVERS if of == name}
+
+
+@pytest.mark.parametrize("name", [tool.name for tool in known_tools()])
+def test_a_tool_opens_no_document_that_its_attestations_do_not_name(tmp_path: Path, name: str) -> None:
+    """Else a change of one that it opened would leave its proof valid. The kernel's access times tell."""
+    tool = next(tool for tool in known_tools() if tool.name == name)
+    bundle = render_bundle(spec_of("gateway" if name == "gateway-definitions" else "default"))
+    judged = next(document.path for document in bundle.documents if tool.applies(document.path))
+    directory = tmp_path / "release"
+    write_directory(bundle, directory)
+    if not (tool.version() and opened_by(lambda: (directory / judged).read_bytes(), bundle, directory)):
+        pytest.skip("not installed, or this file system keeps no access times")
+
+    opened = opened_by(lambda: tool.check(directory, (judged,), 300), bundle, directory)
+
+    named = {path for path in map(PurePosixPath, bundle.by_path) if any(path.match(glob) for glob in tool.opens)}
+    assert opened == named | {judged}
+
+
+def opened_by(act: Callable[[], object], bundle: Bundle, directory: Path) -> set[PurePosixPath]:
+    """Return the documents of a directory whose bytes were read. An access time before the last change is renewed."""
+    paths = {document.path: directory / document.path for document in bundle.documents}
+    for path in paths.values():
+        os.utime(path, (1, 2))
+    act()
+    return {name for name, path in paths.items() if path.stat().st_atime != 1}
 
 
 def test_the_client_does_offer_tls_1_1(tmp_path: Path) -> None:

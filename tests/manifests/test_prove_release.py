@@ -46,6 +46,7 @@ class WordFinder:
 
     name: str = "word-finder"
     install: str = "nothing to install"
+    opens: tuple[str, ...] = ()
     folder: str = "docker"
     word: str = "never-in-a-document"
     is_installed: bool = True

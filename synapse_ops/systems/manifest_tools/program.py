@@ -29,6 +29,7 @@ class Program:
     """commands: the arguments of each call, without the program; all must end with 0. install: how to get it.
 
     paths: globs of the documents that it applies to. complaint: words that mean a finding whatever the status is.
+    opens: globs of the documents that it opens whichever it judges; none where it opens only what it judges.
     unjudged_status: the status that says that the program has no opinion, with the reason; the document is unproven.
     """
 
@@ -38,6 +39,7 @@ class Program:
     commands: Commands
     install: str
     prefix: tuple[str, ...] = ()
+    opens: tuple[str, ...] = ()
     version_arguments: tuple[str, ...] = ("--version",)
     complaint: str | None = None
     unjudged_status: int | None = None

@@ -12,6 +12,7 @@ from synapse_ops.systems.manifest_tools.program import Program
 _PROMETHEUS = "apt-get install prometheus"
 _ALERTMANAGER = "apt-get install prometheus-alertmanager"
 _PACKAGED = "sh requirements/manifest-tools"
+_RULES = ("prometheus/rules/*.yml",)
 _ROUTES = "alertmanager/tests/routes.tsv"
 _PACKETS = "firewall/tests/packets.tsv"
 # root of a network of its own: nft asks for that
@@ -41,11 +42,12 @@ PROGRAMS: tuple[Program, ...] = (
         ("prometheus/prometheus.yml", "prometheus/compose.yml", "prometheus/kubernetes.yml"),
         _whole_config,
         _PROMETHEUS,
+        opens=_RULES,
     ),
     Program(
         "promtool-check-rules",
         "promtool",
-        ("prometheus/rules/*.yml",),
+        _RULES,
         lambda _, path: [["check", "rules", "--lint=all", "--lint-fatal", str(path)]],
         _PROMETHEUS,
     ),
@@ -55,6 +57,7 @@ PROGRAMS: tuple[Program, ...] = (
         ("prometheus/rules/alerts.yml", "prometheus/tests/alerts.yml"),
         lambda _directory, _path: [["test", "rules", "prometheus/tests/alerts.yml"]],
         _PROMETHEUS,
+        opens=(*_RULES, "prometheus/tests/alerts.yml"),
     ),
     Program(
         "amtool-check-config",
@@ -63,7 +66,7 @@ PROGRAMS: tuple[Program, ...] = (
         lambda _, path: [["check-config", str(path)]],
         _ALERTMANAGER,
     ),
-    Program("amtool-routes", "amtool", ("alertmanager/*.yml",), _routes, _ALERTMANAGER),
+    Program("amtool-routes", "amtool", ("alertmanager/*.yml",), _routes, _ALERTMANAGER, opens=(_ROUTES,)),
     Program(
         "blackbox-exporter",
         "prometheus-blackbox-exporter",
@@ -88,6 +91,7 @@ PROGRAMS: tuple[Program, ...] = (
         ],
         "apt-get install nftables iproute2 util-linux",
         version_arguments=(*_NAMESPACE, "nft", "--version"),
+        opens=("firewall/nftables.conf", _PACKETS),
         unjudged_status=packets.UNJUDGED_STATUS,
     ),
     Program(

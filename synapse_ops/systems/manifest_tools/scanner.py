@@ -38,7 +38,7 @@ class Scanner:
     """command: the arguments of one scan, without the program. read: its report, as parsed JSON, and what was asked.
 
     one_by_one: each document has a scan of its own. Status 0 or 1 means that the scan ended well. install: how to get
-    it. waivers: the reason, by (tool, rule).
+    it. opens: globs of the documents that it opens whichever it judges. waivers: the reason, by (tool, rule).
     """
 
     name: str
@@ -49,6 +49,7 @@ class Scanner:
     install: str
     version_arguments: tuple[str, ...] = ("--version",)
     one_by_one: bool = False
+    opens: tuple[str, ...] = ()
     waivers: Mapping[tuple[str, str], str] = field(default_factory=lambda: WAIVERS)
 
     def applies(self, path: PurePosixPath, /) -> bool:

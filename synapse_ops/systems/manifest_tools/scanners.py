@@ -7,6 +7,7 @@ from typing import Any
 
 from synapse_ops.systems.manifest_tools.scanner import Complaint, Scan, Scanner
 
+_KUBERNETES = ("kubernetes/*.yaml",)
 _BEST_GRADE = 10  # of kube-score: less is a finding
 
 
@@ -84,6 +85,7 @@ SCANNERS: tuple[Scanner, ...] = (
         _checkov,
         _checkov_report,
         "sh requirements/manifest-tools",
+        opens=_KUBERNETES,
     ),
     Scanner(
         "trivy",
@@ -102,5 +104,6 @@ SCANNERS: tuple[Scanner, ...] = (
         _kube_score_report,
         "sh requirements/manifest-tools, where Go is present",
         version_arguments=("version",),
+        opens=_KUBERNETES,
     ),
 )

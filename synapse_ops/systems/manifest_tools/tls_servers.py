@@ -113,6 +113,7 @@ class TlsHandshakes:
 
     name: str = "tls-handshakes"
     install: str = _INSTALL
+    opens: tuple[str, ...] = ()
 
     def applies(self, path: PurePosixPath, /) -> bool:
         return any(path.match(glob) for glob in (*_NGINX, *_HAPROXY))
