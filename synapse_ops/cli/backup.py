@@ -13,9 +13,11 @@ from synapse_ops.cli.options import Place, any_repository_options
 from synapse_ops.cli.tables import format_age, format_bytes, format_moment, show_table
 
 if TYPE_CHECKING:
+    from synapse_ops.domain.any_record import AnyBackup
     from synapse_ops.domain.backup_record import BackupRecord, ProofRecord
     from synapse_ops.domain.catalog import CatalogEntry
-    from synapse_ops.domain.snapshot_record import AnyBackup, SnapshotRecord
+    from synapse_ops.domain.rdb_record import RdbRecord
+    from synapse_ops.domain.snapshot_record import SnapshotRecord
 
 
 class _BackupCommands(click.Group):
@@ -168,11 +170,10 @@ def entry_as_json(entry: CatalogEntry) -> dict[str, Any]:
 
 def _show_record(url: str, entry: CatalogEntry, record: AnyBackup, proofs: tuple[ProofRecord, ...]) -> None:
     from synapse_ops.domain.catalog import not_attempted
-    from synapse_ops.domain.snapshot_record import SnapshotRecord
 
     facts = (
         ("where", url),
-        *(_snapshot_facts(record) if isinstance(record, SnapshotRecord) else _dump_facts(record)),
+        *_facts_of(record),
         ("encryption", ", ".join(record.encryption_recipients) or "off: whoever reads the bucket reads the data"),
         ("proven", format_moment(entry.proven_at) if entry.proven_at else f"NO: {entry.doubt}"),
         *([("warning", not_attempted(entry.not_attempted_at))] if entry.not_attempted_at else []),
@@ -199,6 +200,15 @@ def _show_record(url: str, entry: CatalogEntry, record: AnyBackup, proofs: tuple
         )
 
 
+def _facts_of(record: AnyBackup) -> tuple[tuple[str, str], ...]:
+    from synapse_ops.domain.rdb_record import RdbRecord
+    from synapse_ops.domain.snapshot_record import SnapshotRecord
+
+    if isinstance(record, RdbRecord):
+        return _rdb_facts(record)
+    return _snapshot_facts(record) if isinstance(record, SnapshotRecord) else _dump_facts(record)
+
+
 def _dump_facts(record: BackupRecord) -> tuple[tuple[str, str], ...]:
     source = record.source
     server = f"PostgreSQL {source.server_version}, identity {record.identity}"
@@ -223,6 +233,20 @@ def _snapshot_facts(record: SnapshotRecord) -> tuple[tuple[str, str], ...]:
         ("size", f"{format_bytes(record.dumped_bytes)} -> {format_bytes(record.stored_bytes)} stored"),
         ("content", f"{window.points_after:,} points in {len(record.shards)} shards"),
         ("window", f"{window.moved_points} of {window.read_points} compared points moved ({window.scope})"),
+        ("took", f"{record.duration_s:.1f} s"),
+    )
+
+
+def _rdb_facts(record: RdbRecord) -> tuple[tuple[str, str], ...]:
+    source, window = record.source, record.window
+    keys = ", ".join(f"{count:,} in db {number}" for number, count in sorted(window.keys_after.items()))
+    moved = "nothing was written" if window.is_idle else f"{window.moved_keys} of {window.read_keys} read keys moved"
+    return (
+        ("source", f"Redis {source.server_version} at {source.address}, {source.role}, identity {record.identity}"),
+        ("restores to", f"{format_moment(window.cut_at)}, offset {source.replication_offset}"),
+        ("size", f"{format_bytes(record.dumped_bytes)} of RDB version {source.rdb_version}"),
+        ("content", f"keys: {keys or 'none'}"),
+        ("window", f"{moved} ({window.scope})"),
         ("took", f"{record.duration_s:.1f} s"),
     )
 

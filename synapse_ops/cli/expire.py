@@ -60,7 +60,7 @@ def command(
         if accept_ratio is not None:
             raise click.UsageError("--accept-ratio belongs to --apply DIGEST")
         plan = make_expiry_plan(repository, _policy(place, retention), datetime.now(UTC))
-        _show_plan(plan, repository.url, of_vectors=place.of_vectors, as_json=as_json)
+        _show_plan(plan, repository.url, kind_option=place.kind_option, as_json=as_json)
         return
     if retention is not None:
         raise click.UsageError("--retention belongs to --plan; a plan carries its own")
@@ -91,11 +91,14 @@ def _policy(place: Place, retention: str | None) -> RetentionPolicy:
             )
         return RetentionPolicy(window)
     spec = place.stack().spec
-    policy = RetentionPolicy.of_vectors(spec) if place.of_vectors else RetentionPolicy.of_databases(spec)
+    if place.of_redis:
+        policy = RetentionPolicy.of_redis(spec)
+    else:
+        policy = RetentionPolicy.of_vectors(spec) if place.of_vectors else RetentionPolicy.of_databases(spec)
     return policy if window is None else replace(policy, window=window)
 
 
-def _show_plan(plan: ExpiryPlan, url: str, *, of_vectors: bool, as_json: bool) -> None:
+def _show_plan(plan: ExpiryPlan, url: str, *, kind_option: str, as_json: bool) -> None:
     if as_json:
         body = {
             "repository": url,
@@ -133,8 +136,7 @@ def _show_plan(plan: ExpiryPlan, url: str, *, of_vectors: bool, as_json: bool) -
     for warning in plan.warnings:
         click.echo(f"warning: {warning}")
     if any(entry.removes for entry in plan.entries):
-        option = " --vectors" if of_vectors else ""
-        click.echo(f"apply it within 24 hours:  synapse-ops expire{option} --apply {plan.digest}")
+        click.echo(f"apply it within 24 hours:  synapse-ops expire{kind_option} --apply {plan.digest}")
     else:
         click.echo(f"nothing to remove; digest {plan.digest}")
 

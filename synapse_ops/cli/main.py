@@ -28,6 +28,7 @@ COMMANDS = {
     "restore": ("restore", "Restore a backup into a new target."),
     "verify": ("verify", "Prove backups by restoring and comparing them."),
     "vectors": ("vectors", "Snapshot, verify and restore collections of Qdrant."),
+    "redis": ("redis", "Snapshot Redis and verify its snapshots."),
     "expire": ("expire", "Plan and apply retention."),
     "cleanup": ("cleanup", "Plan and apply the cleanup of logs, temporary files, cache and run history."),
     "pin": ("pin", "Exempt a backup from expiry."),

@@ -71,8 +71,11 @@ _repository_options = (
     ),
 )
 
-_vectors_option = click.option(
-    "--vectors", "of_vectors", is_flag=True, help="The spec's repository of collections, not that of databases."
+_kind_options = (
+    click.option(
+        "--vectors", "of_vectors", is_flag=True, help="The spec's repository of collections, not that of databases."
+    ),
+    click.option("--redis", "of_redis", is_flag=True, help="The spec's repository of RDB snapshots of Redis."),
 )
 
 
@@ -87,6 +90,7 @@ class Place:
     region: str | None = None
     ca_file: Path | None = None
     of_vectors: bool = False
+    of_redis: bool = False
 
     def stack(self) -> Stack:
         """Open the spec. Raises ConfigError when there is none, or for its faults."""
@@ -107,9 +111,13 @@ class Place:
         )
 
     def repository(self) -> Repository:
-        """Open the repository that the options or the spec name: the databases', or with --vectors that of vectors."""
+        """Open the repository that the options or the spec name: the databases', or that of --vectors or --redis."""
+        if self.of_vectors and self.of_redis:
+            raise click.UsageError("--vectors and --redis exclude one another")
         if self.repository_url is None:
             stack = self.stack()
+            if self.of_redis:
+                return stack.redis_repository()
             return stack.vector_repository() if self.of_vectors else stack.database_repository()
         from synapse_ops.operations.repository import open_repository
         from synapse_ops.systems.object_store import StoreAccess
@@ -126,6 +134,15 @@ class Place:
     def vector_repository(self) -> Repository:
         """Open the repository that the options name, else that of backup.vectors.destination."""
         return replace(self, of_vectors=True).repository()
+
+    def redis_repository(self) -> Repository:
+        """Open the repository that the options name, else that of backup.redis.destination."""
+        return replace(self, of_redis=True).repository()
+
+    @property
+    def kind_option(self) -> str:
+        """Return the option that names the same kind of backups, with a space before it; the databases' has none."""
+        return " --vectors" if self.of_vectors else " --redis" if self.of_redis else ""
 
     @property
     def work_dir(self) -> Path:
@@ -166,8 +183,8 @@ def repository_options(command: Command) -> Command:
 
 
 def any_repository_options(command: Command) -> Command:
-    """Add what `repository_options` adds, and --vectors: the command works on backups of either kind."""
-    return _with_place(command, (_spec_option, _state_dir_option, *_repository_options, _vectors_option))
+    """Add what `repository_options` adds, --vectors and --redis: the command works on backups of every kind."""
+    return _with_place(command, (_spec_option, _state_dir_option, *_repository_options, *_kind_options))
 
 
 def _with_place(command: Command, options: tuple[Callable[[Any], Any], ...]) -> Command:
@@ -175,7 +192,7 @@ def _with_place(command: Command, options: tuple[Callable[[Any], Any], ...]) -> 
 
     @wraps(command)
     def with_place(*args: Any, spec_path: Path | None, state_dir: Path, **rest: Any) -> Any:
-        names = ("repository_url", "endpoint", "region", "ca_file", "of_vectors")
+        names = ("repository_url", "endpoint", "region", "ca_file", "of_vectors", "of_redis")
         chosen = {name: rest.pop(name) for name in names if name in rest}
         return command(*args, place=Place(spec_path, state_dir, **chosen), **rest)
 

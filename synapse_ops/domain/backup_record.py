@@ -185,6 +185,28 @@ class SnapshotFindings(BaseModel):
     recall_at_10: float | None = Field(default=None, ge=0, le=1)
 
 
+class RdbFindings(BaseModel):
+    """What a proof of an RDB snapshot found in the throwaway server that loaded it.
+
+    keys: by logical database. expired_keys: had a time to live that ended before they were looked at. dataset_digest:
+    Redis's own digest (DEBUG DIGEST) over all that was loaded. still_keys: held to what the live server said, and equal
+    where proven. by_value: of those, the ones whose values were compared; of the others their types were.
+    window_keys: known keys that moved while the snapshot was taken, held to nothing. passing_keys: in the copy, and in
+    no reading of the live server.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keys: dict[int, int]
+    expired_keys: int = Field(ge=0)
+    dataset_digest: str
+    scope: Literal["all", "sample"]
+    still_keys: int = Field(ge=0)
+    by_value: int = Field(ge=0)
+    window_keys: int = Field(ge=0)
+    passing_keys: int = Field(ge=0)
+
+
 class ProofRecord(Document):
     """`proof-<time>.json`: a restore that was carried out and compared. `attempt-<time>.json`: one that never began.
 
@@ -192,7 +214,8 @@ class ProofRecord(Document):
     A proof is void when backup.json or the listing of any object differs from what it names.
     differences: first lines of what differed, "table public.documents: 11 rows, expected 12"; empty when proven.
     restore_s: from the first byte read to a server that answers, comparison excluded. predicted_restore_s: what was
-    predicted before it ran, None for the first of its size. snapshot: of a collection only.
+    predicted before it ran, None for the first of its size. snapshot: of a collection only. rdb: of an RDB
+    snapshot only.
     """
 
     backup_id: str
@@ -207,6 +230,7 @@ class ProofRecord(Document):
     server_version: str | None = None
     amcheck_relations: int = Field(default=0, ge=0)
     snapshot: SnapshotFindings | None = None
+    rdb: RdbFindings | None = None
     reason: str = ""
     differences: tuple[str, ...] = ()
     correlation_id: str = ""

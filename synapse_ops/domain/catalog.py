@@ -19,6 +19,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
+from synapse_ops.domain.any_record import AnyBackup
 from synapse_ops.domain.backup_record import ProofRecord, Verdict
 from synapse_ops.domain.repository_layout import (
     BACKUP,
@@ -29,7 +30,6 @@ from synapse_ops.domain.repository_layout import (
     started_at_of,
     time_of_attempt,
 )
-from synapse_ops.domain.snapshot_record import AnyBackup
 
 HOLD_GRACE = timedelta(minutes=10)  # 30 missed renewals of 20 s: the reader has died
 

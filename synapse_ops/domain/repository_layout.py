@@ -6,12 +6,14 @@
       probes/<host>-<8 hex>.json                         put, read and removed by a prober of the store
       <identity>/dump/<database>/<backup id>/            a logical dump of one database
       <identity>/snapshot/<collection>/<backup id>/      the Qdrant snapshots of one collection
+      <identity>/rdb/<address>/<backup id>/              an RDB snapshot of one Redis server
         started.json                                     written first
         heartbeat.json                                   rewritten while the backup runs; its age decides left-overs
         database.dump[.age]  globals.sql[.age]           pg_dump -Fc; pg_dumpall --globals-only
         fingerprint.json[.age]  structure.json[.age]     what a restored copy must equal
         shard-<n>-of-<peer>.snapshot[.zst][.age]         one shard of a collection, in the server's own archive layout
         collection.json[.age]  canaries.json[.age]       its configuration, payload schema and aliases; stored queries
+        dump.rdb[.age]                                   every logical database of a Redis server, as it was sent
         backup.json                                      written last: a backup exists when this exists
         proof-<time>.json                                one per completed proof, passed or failed
         attempt-<time>.json                              a proof that never began: its host lacked a key, programs, room
@@ -39,12 +41,13 @@ BACKUP = "backup.json"
 
 KIND_DUMP = "dump"
 KIND_SNAPSHOT = "snapshot"
-KINDS = (KIND_DUMP, KIND_SNAPSHOT)
+KIND_RDB = "rdb"
+KINDS = (KIND_DUMP, KIND_SNAPSHOT, KIND_RDB)
 
 # every name that this tool writes below a backup's prefix; anything else there is foreign and never touched
 _OWN_NAME = re.compile(
     r"started\.json|heartbeat\.json|backup\.json"
-    r"|(?:database\.dump|globals\.sql|fingerprint\.json|structure\.json|collection\.json|canaries\.json)(?:\.age)?"
+    r"|(?:database\.dump|globals\.sql|fingerprint\.json|structure\.json|collection\.json|canaries\.json|dump\.rdb)(?:\.age)?"
     r"|shard-\d{1,6}-of-\d{1,20}\.snapshot(?:\.zst)?(?:\.age)?"
     r"|(?:proof|attempt)-\d{8}T\d{6}Z\.json|(?:pin|reading)-[A-Za-z0-9_%~-]+\.json",
     re.ASCII,
@@ -114,7 +117,8 @@ def quote_segment(name: str) -> str:
 class BackupPlace:
     """The prefix of one backup. `prefix` ends in a slash; `key(name)` is one object of it.
 
-    subject: what is backed up, by its own name: the database of a dump, the collection of a snapshot.
+    subject: what is backed up, by its own name: the database of a dump, the collection of a
+    snapshot, the address of a Redis server.
     """
 
     identity: Identity

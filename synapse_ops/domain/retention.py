@@ -51,6 +51,11 @@ class RetentionPolicy:
         return cls._of(spec, spec.backup.vectors.retention)
 
     @classmethod
+    def of_redis(cls, spec: Any) -> Self:
+        """Return the policy for RDB snapshots, `backup.redis` being set. spec: as for `of_databases`."""
+        return cls._of(spec, spec.backup.redis.retention)
+
+    @classmethod
     def _of(cls, spec: Any, window: timedelta) -> Self:
         rules = spec.retention
         return cls(

@@ -1,17 +1,16 @@
-"""`started.json` and `backup.json` of a collection's snapshots, and the reading of either kind of `backup.json`.
+"""`started.json` and `backup.json` of a collection's snapshots.
 
 The rules of form are those of `backup_record.py`. Source of the rules: docs/repository-format.md.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from synapse_ops.domain.backup_record import BackupRecord, Document, LsnText, ObjectRecord, Sha256
-from synapse_ops.domain.repository_layout import KIND_SNAPSHOT, Identity
+from synapse_ops.domain.backup_record import Document, LsnText, ObjectRecord, Sha256
+from synapse_ops.domain.repository_layout import Identity
 
 
 class SnapshotStartedRecord(Document):
@@ -147,15 +146,3 @@ class SnapshotRecord(Document):
     @property
     def database_time(self) -> AwareDatetime:
         return self.window.opened_at
-
-
-AnyBackup = BackupRecord | SnapshotRecord
-
-
-def parse_backup(data: bytes, *, key: str) -> AnyBackup:
-    """Return the `backup.json` stored under `key`, of the kind that it says; raises DocumentUnreadable."""
-    try:
-        is_snapshot = json.loads(data)["kind"] == KIND_SNAPSHOT
-    except (ValueError, KeyError, TypeError):
-        is_snapshot = False  # the other model says what is wrong
-    return (SnapshotRecord if is_snapshot else BackupRecord).from_json(data, key=key)

@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from synapse_ops.domain.canonical_json import canonical_json, reading
 from synapse_ops.domain.vector_config import ShardSchema
@@ -227,7 +227,24 @@ def recall(query: CanaryQuery, top: Sequence[tuple[str, float]]) -> float:
     return 1 - len(missing) / len(query.top)
 
 
-def count_bounds(expected: VectorFingerprint) -> tuple[int, int]:
+class TwoReadings(Protocol):
+    """What two readings of a live store tell of the copy that was cut between them; points here are keys elsewhere."""
+
+    @property
+    def scope(self) -> Literal["all", "sample"]: ...
+    @property
+    def has_window(self) -> bool: ...
+    @property
+    def count_before(self) -> int: ...
+    @property
+    def count_after(self) -> int: ...
+    @property
+    def still(self) -> Mapping[str, Any]: ...
+    @property
+    def moved(self) -> Sequence[str]: ...
+
+
+def count_bounds(expected: TwoReadings) -> tuple[int, int]:
     """Return the least and the most points that a copy may hold.
 
     All points known: those that stood still, and those that moved; passing ones come on top where there was a window.

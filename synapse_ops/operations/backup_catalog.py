@@ -20,6 +20,7 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from synapse_ops.domain.any_record import AnyBackup, parse_backup
 from synapse_ops.domain.backup_record import BackupRecord, ProofRecord, Verdict
 from synapse_ops.domain.catalog import BackupFacts, CatalogEntry, ListedBackup, ListedObject, ProofFacts, gather, judge
 from synapse_ops.domain.repository_layout import (
@@ -30,7 +31,7 @@ from synapse_ops.domain.repository_layout import (
     parse_key,
     quote_segment,
 )
-from synapse_ops.domain.snapshot_record import AnyBackup, SnapshotRecord, parse_backup
+from synapse_ops.domain.snapshot_record import SnapshotRecord
 from synapse_ops.errors import ConfigError, DocumentUnreadable, IntegrityError, ObjectMissing, WrongIdentity
 from synapse_ops.operations.document_cache import DocumentCache
 from synapse_ops.operations.repository import Repository

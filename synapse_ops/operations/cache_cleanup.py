@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from synapse_ops.domain.retention import format_days
 from synapse_ops.errors import PlanChanged, Refused
 from synapse_ops.operations.plan_document import Draft, Outcome, StoredPlan, apply_plan, write_plan
 from synapse_ops.spec import Spec
-from synapse_ops.systems.redis import UNLINK_KEYS, IdlePage, RedisServer
+from synapse_ops.systems.redis import UNLINK_KEYS, IdlePage, RedisServer, redis_of
 
 KIND = "cache"
 BUSY_WAIT_S = 30.0  # a save of some gigabytes; the schedule comes back tomorrow
@@ -95,15 +95,8 @@ def _findings(spec: Spec, server: RedisServer) -> tuple[Finding, ...]:
     return compare_settings(spec.redis, server.info(), server.settings())
 
 
-@contextmanager
-def _server(spec: Spec) -> Iterator[RedisServer]:
-    redis = spec.redis
-    password = redis.password.resolve() if redis.password is not None else None
-    server = RedisServer(redis.host, redis.port, redis.db, password=password, timeout_s=redis.timeout.total_seconds())
-    try:
-        yield server
-    finally:
-        server.close()
+def _server(spec: Spec) -> AbstractContextManager[RedisServer]:
+    return closing(redis_of(spec.redis))
 
 
 def _policy(spec: Spec, server: RedisServer) -> dict[str, Any]:

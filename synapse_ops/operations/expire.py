@@ -20,7 +20,7 @@ from synapse_ops.domain.catalog import ListedObject, gather, is_data
 from synapse_ops.domain.expiry_plan import MAX_AGE, Action, ExpiryPlan, PlanEntry, entries_of, excesses_of
 from synapse_ops.domain.left_overs import DanglingUpload, is_past_grace, plan_left_overs
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.domain.repository_layout import BACKUP, KIND_SNAPSHOT, BackupPlace, parse_key
+from synapse_ops.domain.repository_layout import BACKUP, KIND_RDB, KIND_SNAPSHOT, BackupPlace, parse_key
 from synapse_ops.domain.retention import CLOCK_TOLERANCE, Clocks, RetentionPolicy, is_held, plan_retention
 from synapse_ops.errors import PlanChanged, Refused, Unreachable
 from synapse_ops.operations.backup_catalog import list_own_objects, read_catalog
@@ -194,13 +194,13 @@ def _refuse_ratio(plan: ExpiryPlan, accept_ratio: float | None) -> None:
         return
     worst = max(found, key=lambda row: row.ratio)
     setting = "retention.max_expiry_ratio" if accept_ratio is None else "--accept-ratio"
-    of_vectors = " --vectors" if worst.place.kind == KIND_SNAPSHOT else ""
+    option = {KIND_SNAPSHOT: " --vectors", KIND_RDB: " --redis"}.get(worst.place.kind, "")
     raise Refused(
         f"plan {plan.digest} would remove {worst.expiring} of {worst.total} backups of {worst.place.subject} "
         f"({worst.ratio:.0%}), limit {limit:.0%} ({setting})",
         detail="\n".join(f"{row.place.subject}: {row.expiring} of {row.total}" for row in found),
         hint="Is that meant? Then accept it with "
-        f"`synapse-ops expire{of_vectors} --apply {plan.digest} --accept-ratio {_rounded_up(worst.ratio)}`.",
+        f"`synapse-ops expire{option} --apply {plan.digest} --accept-ratio {_rounded_up(worst.ratio)}`.",
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from synapse_ops.domain.backup_record import ProofRecord, SnapshotFindings, Verdict
+from synapse_ops.domain.backup_record import ProofRecord, RdbFindings, SnapshotFindings, Verdict
 from synapse_ops.domain.catalog import CatalogEntry
 from synapse_ops.domain.recovery import predict_restore_s
 from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, attempt_name, proof_name
@@ -62,6 +62,7 @@ class Outcome(Measured):
     server_version: str | None = None
     amcheck_relations: int = 0
     snapshot: SnapshotFindings | None = None
+    rdb: RdbFindings | None = None
     log: ReadLog = field(default_factory=ReadLog)
 
     def fail(self, error: SynapseOpsError) -> None:
@@ -156,6 +157,7 @@ def _write(
         server_version=outcome.server_version,
         amcheck_relations=outcome.amcheck_relations,
         snapshot=outcome.snapshot,
+        rdb=outcome.rdb,
         reason=outcome.reason,
         differences=outcome.differences,
         correlation_id=current_correlation_id(),

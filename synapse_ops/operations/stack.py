@@ -31,6 +31,16 @@ class Stack:
         """Return the repository of `backup.vectors.destination`. Raises ConfigError for missing credentials."""
         return open_repository(self.spec.backup.vectors.destination, self.store_access(), state_dir=self.state_dir)
 
+    def redis_repository(self) -> Repository:
+        """Return the repository of `backup.redis.destination`. Raises ConfigError where that is off, and as above."""
+        redis = self.spec.backup.redis
+        if redis is None:
+            raise ConfigError(
+                "backup.redis is not set: Redis is taken for a cache, of which no backup is made",
+                hint="Write `redis: {}` into the block `backup` of the spec to keep what is in it.",
+            )
+        return open_repository(redis.destination, self.store_access(), state_dir=self.state_dir)
+
     def release_store(self) -> ObjectStore:
         """Return the store of `manifests.destination`. Raises ConfigError for missing credentials."""
         return ObjectStore(self.spec.manifests.destination, self.store_access())

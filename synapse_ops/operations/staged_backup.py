@@ -21,12 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
 
+from synapse_ops.domain.any_record import AnyBackup
 from synapse_ops.domain.backup_record import BackupRecord, ObjectRecord
 from synapse_ops.domain.fingerprint import Fingerprint
 from synapse_ops.domain.globals_script import GlobalsScript, parse_globals
 from synapse_ops.domain.progress import Progress, ReportProgress
+from synapse_ops.domain.rdb_record import RdbRecord
 from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, reading_name
-from synapse_ops.domain.snapshot_record import AnyBackup, SnapshotRecord
+from synapse_ops.domain.snapshot_record import SnapshotRecord
 from synapse_ops.domain.structure import Structure
 from synapse_ops.errors import (
     ChecksumMismatch,
@@ -69,7 +71,7 @@ class ReadLog:
     objects: list[ObjectRecord] = field(default_factory=list)
 
 
-AnyRecord = TypeVar("AnyRecord", BackupRecord, SnapshotRecord)
+AnyRecord = TypeVar("AnyRecord", BackupRecord, SnapshotRecord, RdbRecord)
 
 
 def read_backup_document(repository: Repository, place: BackupPlace, log: ReadLog, model: type[AnyRecord]) -> AnyRecord:

@@ -51,7 +51,12 @@ HEARTBEAT_STALE_S = 600.0  # for owners on other hosts only
 
 _PREFIX = "throwaway-"
 _OWNER_SUFFIX = ".owner"
-_PROGRAMS = {"postgres", "initdb", "pg_restore"}  # what a sweep may end; a person's shell in the directory is not
+_PROGRAMS = {
+    "postgres",
+    "initdb",
+    "pg_restore",
+    "redis-server",
+}  # what a sweep may end; a person's shell in the directory is not
 
 
 @dataclass(frozen=True)
@@ -218,7 +223,7 @@ def _remove(directory: Path) -> None:
 
 
 def _processes_of(directory: Path) -> list[ProcessMark]:
-    """Return PostgreSQL's processes that work in the directory or name it on their command line."""
+    """Return the servers' processes that work in the directory or name it on their command line."""
     found = [mark for name in ("data", "data.making", ".") for mark in processes_in(directory / name)]
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):

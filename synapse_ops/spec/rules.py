@@ -191,13 +191,23 @@ def _vector_nodes(spec: Spec) -> Iterator[Conflict]:
 
 
 def _destinations(spec: Spec) -> Iterator[Conflict]:
-    """Destinations of `backup.database` and `backup.vectors` that are equal or lie within one another."""
-    path: FieldPath = ("backup", "vectors", "destination")
-    other: FieldPath = ("backup", "database", "destination")
-    vectors, database = spec.backup.vectors.destination, spec.backup.database.destination
-    if vectors.startswith(database) or database.startswith(vectors):
-        found = f'"{vectors}", which overlaps {{other}} "{database}"'
-        yield Conflict(path, found, "a prefix of its own", (other,))
+    """Destinations of `backup.database`, `backup.vectors` and `backup.redis` that are equal or within one another."""
+    kinds = ("database", "vectors") if spec.backup.redis is None else ("database", "vectors", "redis")
+    places = [(("backup", kind, "destination"), getattr(spec.backup, kind).destination) for kind in kinds]
+    for (other, first), (path, later) in combinations(places, 2):
+        if later.startswith(first) or first.startswith(later):
+            yield Conflict(path, f'"{later}", which overlaps {{other}} "{first}"', "a prefix of its own", (other,))
+
+
+def _redis_state(spec: Spec) -> Iterator[Conflict]:
+    """A pattern in `cleanup.cache_patterns` that is nothing but `*` where `backup.redis` is on: what is backed up
+    because it is no cache would go as soon as nobody used it for a while.
+    """
+    for index, pattern in enumerate(spec.cleanup.cache_patterns):
+        if spec.backup.redis is not None and not pattern.strip("*"):
+            found = f'"{pattern}", which removes every idle key, where {{other}} keeps what is in Redis'
+            path: FieldPath = ("cleanup", "cache_patterns", index)
+            yield Conflict(path, found, "patterns of the cache alone, such as cache:*", (("backup", "redis"),))
 
 
 def _cleanup_roots(spec: Spec) -> Iterator[Conflict]:
@@ -244,6 +254,7 @@ RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _names,
     _vector_nodes,
     _destinations,
+    _redis_state,
     _cleanup_roots,
     _stores_elsewhere,
 )

@@ -301,6 +301,11 @@ def works_in(mark: ProcessMark, folder: Path) -> bool:
     return False
 
 
+def available_memory_bytes() -> int:
+    """Return what this host can still give without swapping, as the kernel estimates it."""
+    return int(psutil.virtual_memory().available)
+
+
 def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
     """Return distinct TCP ports that nobody listens on, outside the range the kernel gives to outgoing connections.
 

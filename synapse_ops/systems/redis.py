@@ -1,4 +1,4 @@
-"""Redis: the only place that imports its client, and where its errors become ours.
+"""Redis: the only place that makes a client of it.
 
 Idle keys are found inside the server: a Lua script takes one page of SCAN and asks OBJECT IDLETIME of each key, so that
 a million keys cost some seven hundred round trips, and a page holds up other clients for one or two milliseconds.
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops.errors import ConfigError, DeadlineExceeded, Refused, ToolFailed, Unreachable
+from synapse_ops.systems.redis_errors import redis_errors
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -77,6 +77,7 @@ class RedisServer:
 
     def __init__(self, host: str, port: int, db: int, *, password: str | None, timeout_s: float) -> None:
         self._at: Any = {"host": host, "port": port} if not host.startswith("/") else {"unix_socket_path": host}
+        self.location = host if host.startswith("/") else f"{host}:{port}"  # of the server, all its databases
         self.address = f"{host}:{port}/{db}"
         self._db = db
         self._password = password
@@ -103,6 +104,37 @@ class RedisServer:
             except (NoPermissionError, ResponseError):
                 return {}
         return {_text(name): _text(value) for name, value in found.items()}
+
+    @contextmanager
+    def reading(self, db: int) -> Iterator[Any]:
+        """Yield a client of one connection to a logical database, replies as bytes; its errors become ours.
+
+        What it reads does not count as use where the server can tell (7.2): idle times stay.
+        """
+        from redis.exceptions import ResponseError
+
+        with self._errors(), closing(self._new_client(db=db, single_connection_client=True, protocol=2)) as opened:
+            client: Any = opened
+            with suppress(ResponseError):
+                client.execute_command("CLIENT", "NO-TOUCH", "ON")
+            yield client
+
+    @contextmanager
+    def as_replica(self) -> Iterator[Any]:
+        """Yield one connection of the client that has introduced itself, for a stream that the client does not know."""
+        with self._errors(), closing(self._new_client(protocol=2)) as client:
+            connection: Any = client.connection_pool.get_connection()
+            try:
+                yield connection
+            finally:
+                connection.disconnect()
+
+    def dataset_digest(self) -> str:
+        """Return Redis's own digest over all data (DEBUG DIGEST): of a throwaway only, it stops a server meanwhile."""
+        with self._errors():
+            client: Any = self._connected()
+            found: bytes | str = client.execute_command("DEBUG", "DIGEST")
+        return _text(found)
 
     def idle_pages(self, pattern: str, least_idle_s: int) -> Iterator[IdlePage]:
         """Yield every page of keys that match a glob pattern; a key may be met twice, as SCAN says."""
@@ -147,49 +179,32 @@ class RedisServer:
 
     def _connected(self) -> Redis:
         if self._client is None:
-            from redis import Redis
-            from redis.backoff import NoBackoff
-            from redis.retry import Retry
-
-            self._client = Redis(
-                **self._at,
-                db=self._db,
-                password=self._password,
-                socket_timeout=self._timeout_s,
-                socket_connect_timeout=self._timeout_s,
-                retry=Retry(NoBackoff(), 0),
-                client_name="synapse-ops",
-            )
+            self._client = self._new_client(db=self._db)
         return self._client
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn the client's errors into ours. The password never stands in one of them."""
-        from redis import exceptions
+    def _new_client(self, **more: Any) -> Redis:
+        from redis import Redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
-        try:
-            yield
-        except exceptions.AuthenticationError as error:
-            raise ConfigError(
-                f"Redis {self.address} does not take our password: {error}",
-                hint="redis.password of the spec refers to it; null means that none is sent.",
-            ) from None
-        except exceptions.TimeoutError as error:
-            raise DeadlineExceeded(
-                f"Redis {self.address} did not answer within {self._timeout_s:g} s (redis.timeout)"
-            ) from error
-        except exceptions.BusyLoadingError as error:
-            raise Unreachable(f"Redis {self.address} is loading its data", hint="Try again when it has.") from error
-        except exceptions.ConnectionError as error:
-            raise Unreachable(f"could not reach Redis {self.address}: {error}", hint="Does it run there?") from error
-        except exceptions.NoPermissionError as error:
-            raise ConfigError(f"Redis {self.address} does not allow our user what it must do: {error}") from error
-        except exceptions.ReadOnlyError as error:
-            raise Refused(
-                f"Redis {self.address} is a replica: {error}", hint="Name the primary in redis.host."
-            ) from error
-        except exceptions.RedisError as error:
-            raise ToolFailed(["redis"], status=1, stderr_tail=f"{self.address}: {error}") from error
+        return Redis(
+            **self._at,
+            **more,
+            password=self._password,
+            socket_timeout=self._timeout_s,
+            socket_connect_timeout=self._timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            client_name="synapse-ops",
+        )
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return redis_errors(self.address, self._timeout_s)
+
+
+def redis_of(spec: Any) -> RedisServer:
+    """Return the server of a spec's `redis` block. Raises ConfigError when its password cannot be resolved."""
+    password = spec.password.resolve() if spec.password is not None else None
+    return RedisServer(spec.host, spec.port, spec.db, password=password, timeout_s=spec.timeout.total_seconds())
 
 
 def _text(value: Any) -> str:

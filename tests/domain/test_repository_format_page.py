@@ -12,11 +12,13 @@ from synapse_ops.domain.backup_record import (
     BackupRecord,
     ObjectRecord,
     ProofRecord,
+    RdbFindings,
     SnapshotFindings,
     SourceRecord,
     StartedRecord,
     Verdict,
 )
+from synapse_ops.domain.rdb_record import RdbRecord, RdbStartedRecord, RdbWindow, RedisSource
 from synapse_ops.domain.snapshot_record import (
     CollectionSource,
     ShardRecord,
@@ -42,6 +44,11 @@ PAGE = (Path(__file__).parents[2] / "docs" / "repository-format.md").read_text(e
         CollectionSource,
         ShardRecord,
         SnapshotWindow,
+        RdbFindings,
+        RdbStartedRecord,
+        RdbRecord,
+        RedisSource,
+        RdbWindow,
     ],
 )
 def test_every_field_of_every_document_is_specified(model: type[BaseModel]) -> None:

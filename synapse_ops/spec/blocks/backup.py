@@ -89,11 +89,22 @@ class VectorBackup(Block):
     )
 
 
+class RedisBackup(Block):
+    """Backups of Redis, for those who keep more than a cache in it."""
+
+    schedule: Schedule = Field(Cron("0 0 * * *"), description="When an RDB snapshot is taken, in `time_zone`.")
+    destination: BucketUrl = Field("s3://backups/redis/", description="Where the repository lies.")
+    retention: Retention = Field(timedelta(days=7), description="How long snapshots are kept. A bare number is days.")
+
+
 class Backup(Block):
     """What is backed up, when, where to, and for how long it is kept. A flat block is the vector store's."""
 
     database: DatabaseBackup = DatabaseBackup()
     vectors: VectorBackup = VectorBackup()
+    redis: RedisBackup | None = Field(
+        None, description="RDB snapshots of Redis, every logical database in one; null: a cache, which needs none."
+    )
 
 
 class Encryption(Block):
