@@ -107,16 +107,11 @@ class RedisServer:
 
     @contextmanager
     def reading(self, db: int) -> Iterator[Any]:
-        """Yield a client of one connection to a logical database, replies as bytes; its errors become ours.
+        """Yield a client of a logical database of its own, replies as bytes; its errors become ours.
 
         What it reads does not count as use where the server can tell (7.2): idle times stay.
         """
-        from redis.exceptions import ResponseError
-
-        with self._errors(), closing(self._new_client(db=db, single_connection_client=True, protocol=2)) as opened:
-            client: Any = opened
-            with suppress(ResponseError):
-                client.execute_command("CLIENT", "NO-TOUCH", "ON")
+        with self._errors(), closing(self._new_client(db=db, protocol=2, redis_connect_func=_touch_nothing)) as client:
             yield client
 
     @contextmanager
@@ -205,6 +200,16 @@ def redis_of(spec: Any) -> RedisServer:
     """Return the server of a spec's `redis` block. Raises ConfigError when its password cannot be resolved."""
     password = spec.password.resolve() if spec.password is not None else None
     return RedisServer(spec.host, spec.port, spec.db, password=password, timeout_s=spec.timeout.total_seconds())
+
+
+def _touch_nothing(connection: Any) -> None:
+    """Introduce a new connection, and have its reading not count as use; every connection, a pipeline has its own."""
+    from redis.exceptions import ResponseError
+
+    connection.on_connect()
+    connection.send_command("CLIENT", "NO-TOUCH", "ON")
+    with suppress(ResponseError):
+        connection.read_response()
 
 
 def _text(value: Any) -> str:
