@@ -14,6 +14,7 @@ from synapse_ops.defs.database_jobs import job_definitions
 from synapse_ops.defs.health import health_definitions
 from synapse_ops.defs.manifests import manifest_definitions
 from synapse_ops.defs.place import find_place
+from synapse_ops.defs.redis import redis_definitions
 from synapse_ops.defs.repository_sensor import repository_definitions
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec_assets import spec_definitions
@@ -40,6 +41,7 @@ def merged_definitions() -> dg.Definitions:
         jobs,
         vector_definitions(loaded.spec),
         vector_jobs,
+        redis_definitions(loaded.spec),
         repository_definitions(job_named(jobs, "prove_backup"), job_named(vector_jobs, "prove_snapshot")),
         health_definitions(loaded, Stack(loaded, place.state_dir)),
         active_alert_definitions(),

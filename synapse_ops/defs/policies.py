@@ -22,6 +22,7 @@ GROUP_SPEC = "spec"
 GROUP_MANIFESTS = "manifests"
 GROUP_DATABASE = "database"
 GROUP_VECTORS = "vectors"
+GROUP_REDIS = "redis"
 GROUP_HEALTH = "health"
 GROUP_CLEANUP = "cleanup"
 
