@@ -55,7 +55,7 @@ def _snapshot(freshness: dg.FreshnessPolicy) -> Any:
         code_version=code_version("synapse_ops.operations.rdb_snapshot"),
         freshness_policy=freshness,
         description="An RDB snapshot of Redis in the repository, every logical database in one file. `keys` is what "
-        "the second reading counted; `window_keys` moved between the two readings, and no proof can say what they were.",
+        "the second reading counted; `window_keys` moved between the two, and no proof can say what they were.",
     )
     def redis_snapshot(context: dg.AssetExecutionContext, stack: StackResource) -> dg.MaterializeResult[None]:
         with operation_of(context.run.run_id, context.instance):
