@@ -21,6 +21,9 @@ from synapse_ops.errors import (
 
 _CLUSTER_HINT = "Each primary of a cluster holds a part of the keys; Synapse Ops works on a single server."
 
+# a missing permission, as a script tells of it: since 7, and before
+_REFUSED_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
+
 # what a reply without a class of its own begins with -> our error, what it means, what to do
 _BY_WORD: dict[str, tuple[type[SynapseOpsError], str, str]] = {
     "BUSY": (Throttled, "is busy with a script", "Try again when it has ended; `SCRIPT KILL` ends it."),
@@ -39,10 +42,11 @@ def redis_errors(address: str, timeout_s: float) -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        raise _ours(error, address, timeout_s) from None
+        raise redis_error(error, address, timeout_s) from None
 
 
-def _ours(error: Exception, address: str, timeout_s: float) -> SynapseOpsError:
+def redis_error(error: Exception, address: str, timeout_s: float) -> SynapseOpsError:
+    """Return what an error of the client is in our terms."""
     from redis import exceptions as theirs
 
     for classes, build in (
@@ -70,6 +74,8 @@ def _ours(error: Exception, address: str, timeout_s: float) -> SynapseOpsError:
 
 
 def _by_word(address: str, text: str) -> SynapseOpsError:
+    if text.startswith(_REFUSED_IN_SCRIPT):
+        return _not_allowed(address, text.partition(" script: ")[0])
     word, _, rest = text.partition(" ")
     if word in _BY_WORD:
         kind, meaning, hint = _BY_WORD[word]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from synapse_ops.errors import ConfigError, SynapseOpsError, Unreachable
+from synapse_ops.errors import ConfigError, Unreachable
 from synapse_ops.systems.probe_clients import Stage
+from synapse_ops.systems.redis_errors import redis_error
 
 
 async def read_info(host: str, port: int, *, password: str | None, timeout_s: float, stage: Stage) -> Mapping[str, Any]:
@@ -17,9 +18,9 @@ async def read_info(host: str, port: int, *, password: str | None, timeout_s: fl
     from redis.backoff import NoBackoff
 
     where = f"Redis at {host}:{port}"
+    at: dict[str, Any] = {"unix_socket_path": host} if host.startswith("/") else {"host": host, "port": port}
     client = Redis(
-        host=host,
-        port=port,
+        **at,
         password=password,
         socket_connect_timeout=timeout_s,
         socket_timeout=timeout_s,
@@ -39,7 +40,7 @@ async def read_info(host: str, port: int, *, password: str | None, timeout_s: fl
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         raise Unreachable(f"{where} does not answer: {_shortly(error)}") from None
     except exceptions.RedisError as error:
-        raise SynapseOpsError(f"{where} answers with an error: {_shortly(error)}") from None
+        raise redis_error(error, f"{host}:{port}", timeout_s) from None
     finally:
         await client.aclose()
 
