@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from synapse_ops.manifests.bundle import Bundle
@@ -71,12 +71,13 @@ class View:
 Rule = Callable[[View], Iterator[Finding]]
 
 
-def load_yaml(text: str) -> list[Any]:
-    """Return the values of a YAML text."""
+@lru_cache(maxsize=128)
+def load_yaml(text: str) -> tuple[Any, ...]:
+    """Return the values of a YAML text. Rules share them: many read the same document, and none changes it."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return list(yaml.load_all(text, loader))
+    return tuple(yaml.load_all(text, loader))
 
 
 def resolved(source: str) -> str:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from synapse_ops.manifests.findings import Finding, View, name_of
+
+if TYPE_CHECKING:
+    import jsonschema_rs
 
 MINORS = ("1.33", "1.35", "1.37")  # the oldest still supported upstream, one between, the newest known here
 _RULE = "kubernetes_objects_hold"
@@ -41,29 +44,28 @@ def object_faults(found: Mapping[str, Any]) -> Iterator[str]:
             complaints.setdefault(f"{kind} of {api_version} is not known", []).append(minor)
             continue
         for error in validator.iter_errors(found):
-            complaints.setdefault(f"{'.'.join(map(str, error.path))}: {error.message}", []).append(minor)
+            complaints.setdefault(f"{'.'.join(map(str, error.instance_path))}: {error.message}", []).append(minor)
     for complaint, minors in complaints.items():
         yield f"{complaint} (Kubernetes {', '.join(minors)})"
 
 
 @cache
-def _definitions(minor: str) -> tuple[str, Any]:
+def _definitions(minor: str) -> tuple[str, jsonschema_rs.Registry]:
     """Return the folder of a version's strict schemas, and a registry with what they share."""
+    from jsonschema_rs import Draft202012, Registry
     from kubernetes_validate.utils import all_versions, major_minor, schema_contents
-    from referencing import Registry, Resource
 
     [*_, version] = (known for known in all_versions() if major_minor(known) == minor)
     folder = f"kubernetes-json-schema/v{version}-local-strict"
-    shared: Any = Resource.from_contents(schema_contents(f"{folder}/_definitions.json", minor))
-    return folder, shared @ Registry()
+    shared = schema_contents(f"{folder}/_definitions.json", minor)
+    return folder, Registry([(shared["$id"], shared)], draft=Draft202012)
 
 
 @cache
-def _validator(minor: str, kind: str, api_version: str) -> Any:
+def _validator(minor: str, kind: str, api_version: str) -> jsonschema_rs.Draft202012Validator | None:
     """Return the validator of one kind, None where the version does not know it."""
-    from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+    from jsonschema_rs import Draft202012Validator
     from kubernetes_validate.utils import schema_contents
-    from referencing import Resource
 
     folder, registry = _definitions(minor)
     group = re.sub(r"^([^./]*)(?:\.[^/]*)?/", r"\1-", api_version)
@@ -71,8 +73,7 @@ def _validator(minor: str, kind: str, api_version: str) -> Any:
         schema = schema_contents(f"{folder}/{kind.lower()}-{group}.json", minor)
     except FileNotFoundError:
         return None
-    resource: Any = Resource.from_contents(schema)
-    return Draft202012Validator(schema, registry=resource @ registry)
+    return Draft202012Validator(schema, registry=registry)
 
 
 class _Strict(BaseModel):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from synapse_ops.manifests.document import Document
+from synapse_ops.manifests.findings import load_yaml
 from synapse_ops.manifests.logstash_gate import pipeline_faults
 from synapse_ops.manifests.metrics import METRICS
 from synapse_ops.manifests.promql import selectors
@@ -133,6 +134,5 @@ def _reference_faults(texts: Mapping[str, str]) -> Iterator[Fault]:
 
 
 def _yaml(text: str) -> Any:
-    import yaml
-
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - the safe loader in C
+    [found] = load_yaml(text)
+    return found

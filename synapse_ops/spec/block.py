@@ -177,7 +177,12 @@ def is_url(text: str) -> bool:
 
 Host = Annotated[
     str,
-    TextForm(rf"{_DNS_NAME}\.?|{_IPV6}", "a host name or an IP address, without port or scheme", "api", holds=is_host),
+    TextForm(
+        rf"{_DNS_NAME}\.?|{_IPV6}",
+        "a host name or an IP address, without port or scheme",
+        "db.example.org",
+        holds=is_host,
+    ),
 ]
 SocketHost = Annotated[
     str,
@@ -220,7 +225,10 @@ DatabaseName = Annotated[
 ]
 Text = Annotated[str, TextForm(rf"[^{_CONTROL}]{{1,500}}", "text of 1 to 500 characters without control characters")]
 AbsolutePath = Annotated[
-    str, TextForm(rf"/[^{_CONTROL}]*", "an absolute path, starting with /", "/etc/ssl/certs/synapse.crt")
+    str,
+    TextForm(  # Logstash has no way to write a text that ends with a backslash
+        rf"/[^{_CONTROL}\\]*", "an absolute path, starting with /, without backslashes", "/etc/ssl/certs/synapse.crt"
+    ),
 ]
 ImageName = Annotated[
     str,

@@ -7,7 +7,7 @@ A cron that never fires (`0 0 30 2 *`) is refused, because its silence would loo
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
@@ -33,17 +33,23 @@ class Cron(str):
 
     def longest_gap(self, tz: str) -> timedelta:
         """Return the longest time between two of 60 firings, from a fixed day: the same at each call."""
-        return max(self._gaps(tz, 60), default=_CENTURY)
+        return _longest_gap(self, tz)
 
     def shortest_gap(self) -> timedelta:
         """Return the shortest time between two of 50 firings, in UTC: a change of clock is not a shorter window."""
-        return min(self._gaps("UTC", 50), default=_CENTURY)
+        return min(self.gaps("UTC", 50), default=_CENTURY)
 
-    def _gaps(self, tz: str, firings: int) -> list[timedelta]:
+    def gaps(self, tz: str, firings: int) -> list[timedelta]:
         """Return the times between so many firings; fewer, or none, of a schedule that hardly ever fires."""
         ticks = CronSim(str(self), _PROBE_START.astimezone(ZoneInfo(tz)))
         moments = [moment.astimezone(UTC) for _, moment in zip(range(firings), ticks, strict=False)]
         return [later - earlier for earlier, later in pairwise(moments)]
+
+
+@lru_cache(maxsize=256)
+def _longest_gap(cron: Cron, tz: str) -> timedelta:
+    """Many alerts and panels ask for the same schedule's."""
+    return max(cron.gaps(tz, 60), default=_CENTURY)
 
 
 def parse_cron(value: object) -> Cron:

@@ -7,8 +7,9 @@ Faults are gathered over all steps. Only a file that is not YAML at all stops at
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from synapse_ops.spec.document import Spec
 from synapse_ops.spec.effects import ignored_values, notes_on
@@ -18,7 +19,13 @@ from synapse_ops.spec.secrets import NOT_SHOWN, REFERENCE_FORM, holds_literal_se
 from synapse_ops.spec.validation import validate
 from synapse_ops.spec.yaml_source import Source, parse_source, read_source
 
-_FLAT_BACKUP = ("schedule", "destination", "retention", "compression")  # the reference's flat block: the vector store's
+_FLAT_BACKUP = (
+    "schedule",
+    "destination",
+    "retention",
+    "compression",
+    "method",
+)  # the reference's flat block: the vector store's
 _VECTORS: FieldPath = ("backup", "vectors")
 
 
@@ -41,6 +48,18 @@ def check_spec(path: Path) -> tuple[LoadedSpec | None, list[Fault]]:
 def check_text(text: str, path: Path) -> tuple[LoadedSpec | None, list[Fault]]:
     """Like `check_spec`, for text that is at hand; `path` is what messages call it."""
     return _judge(parse_source(text), path)
+
+
+def value_faults(values: Mapping[str, Any]) -> list[Fault]:
+    """Return the faults of a spec that was read already; their places are those of no file."""
+    return _judge(Source({key: _read_only(value) for key, value in values.items()}), Path())[1]
+
+
+def _read_only(value: Any) -> Any:
+    """Return a value as `read_source` gives it: lists are tuples."""
+    if isinstance(value, dict):
+        return {key: _read_only(below) for key, below in value.items()}
+    return tuple(map(_read_only, value)) if isinstance(value, list) else value
 
 
 def _judge(source: Source, path: Path) -> tuple[LoadedSpec | None, list[Fault]]:

@@ -7,10 +7,11 @@ compared, so that it is left out when one of them has a fault of its own: its va
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import combinations
+from urllib.parse import urlsplit
 
 from synapse_ops.spec.document import Spec
 from synapse_ops.spec.faults import FieldPath
@@ -19,6 +20,16 @@ from synapse_ops.spec.units import format_cores, format_duration, format_size
 _LOCAL = {"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"}  # noqa: S104 - compared, never bound
 _SYSTEM = "bin boot dev etc home lib lib64 opt proc root run sbin srv sys usr var"
 _NOT_OURS = {f"/{name}" for name in _SYSTEM.split()}
+# Of the rendered compose project, where these names are hosts; a store's are there where that store is.
+COMPOSE_SERVICES = frozenset(
+    {"proxy", "api", "worker", "synapse-ops", "prometheus", "alertmanager", "blackbox-exporter", "node-exporter"}
+    | {"grafana", "elasticsearch", "logstash", "kibana", "filebeat"}
+)
+COMPOSE_STORES: Mapping[str, frozenset[str]] = {
+    "database": frozenset({"db-primary", "db-primary-exporter", "db-standby", "db-standby-exporter"}),
+    "redis": frozenset({"redis", "redis-exporter"}),
+    "qdrant": frozenset({"qdrant"}),
+}
 _SHORTEST_GRACE = timedelta(minutes=1)  # three heartbeats of 20 s
 
 
@@ -245,6 +256,22 @@ def _stores_elsewhere(spec: Spec) -> Iterator[Conflict]:
             )
 
 
+def _compose_names(spec: Spec) -> Iterator[Conflict]:
+    """The host of a store elsewhere (`database.host`, `redis.host`, `qdrant.host`, `qdrant.nodes`,
+    `object_store.endpoint`) that is also a service's name in the rendered compose project, such as `api`: containers
+    would reach that service.
+    """
+    hosts: list[tuple[FieldPath, str]] = [((store, "host"), getattr(spec, store).host) for store in COMPOSE_STORES]
+    hosts += [(("qdrant", "nodes", i), urlsplit(url).hostname or "") for i, url in enumerate(spec.qdrant.nodes)]
+    hosts.append((("object_store", "endpoint"), urlsplit(spec.object_store.endpoint or "").hostname or ""))
+    taken = COMPOSE_SERVICES.union(
+        *(names for store, names in COMPOSE_STORES.items() if getattr(spec, store).host in _LOCAL)
+    )
+    for path, host in hosts:
+        if host in taken:
+            yield Conflict(path, f'"{host}", which is a service of the rendered compose project', "another host name")
+
+
 RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _limits,
     _times,
@@ -257,4 +284,5 @@ RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _redis_state,
     _cleanup_roots,
     _stores_elsewhere,
+    _compose_names,
 )

@@ -12,7 +12,9 @@ import pytest
 
 from synapse_ops.manifests.bundle import render_bundle
 from synapse_ops.manifests.consistency import check_consistency
+from synapse_ops.manifests.findings import View
 from synapse_ops.manifests.targets import TARGETS
+from synapse_ops.spec.rules import COMPOSE_SERVICES, COMPOSE_STORES
 from tests.manifests.recording_spec import RecordingSpec
 from tests.manifests.specs import CHANGES, spec_of
 
@@ -65,6 +67,16 @@ def test_the_documents_of_every_spec_agree(name: str) -> None:
     findings = check_consistency(render_bundle(spec), spec)
 
     assert [finding for finding in findings if finding.severity == "error"] == []
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_no_service_of_compose_has_a_name_that_a_store_elsewhere_may_have(name: str) -> None:
+    """`spec check` knows them without rendering; containers that ask for the store would reach the service."""
+    spec = spec_of(name)
+    services = View(render_bundle(spec), spec).compose["services"]
+
+    assert services.keys() <= COMPOSE_SERVICES.union(*COMPOSE_STORES.values())
+    assert services.keys() >= COMPOSE_SERVICES
 
 
 def test_a_render_is_quick() -> None:

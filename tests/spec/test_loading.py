@@ -57,10 +57,13 @@ def test_the_blocks_of_the_reference_are_valid_together() -> None:
 
 def test_a_flat_backup_block_is_the_vector_stores() -> None:
     """The reference's flat block keeps its lines, and leaves the database's backup at its defaults."""
-    loaded = loaded_from('backup:\n  schedule: "5 5 * * *"\n  retention: 9\n  database: {retention: 60d}\n')
+    loaded = loaded_from(
+        'backup:\n  schedule: "5 5 * * *"\n  retention: 9\n  method: streamed\n  database: {retention: 60d}\n'
+    )
 
     assert loaded.spec.backup.vectors.schedule == "5 5 * * *"
     assert loaded.spec.backup.vectors.retention.days == 9
+    assert loaded.spec.backup.vectors.method == "streamed"
     assert loaded.spec.backup.database.schedule == "0 0 * * *"
     assert loaded.spec.backup.database.retention.days == 60
     assert loaded.origins["backup.vectors.retention"] == "infrastructure.yaml:3"

@@ -58,6 +58,11 @@ REFUSED = [
     ("health_base_url: http://api:70000", "health_base_url"),
     ("alerting: {runbook_url: 'https://a/b#c'}", "alerting.runbook_url"),
     ("prometheus: {targets: {api: ['a:0']}}", "prometheus.targets.api[0]"),
+    ("redis: {host: worker}", "redis.host"),
+    ("qdrant: {host: db-primary}", "qdrant.host"),
+    ("qdrant: {nodes: ['http://q:6333', 'http://api:6333']}", "qdrant.nodes[1]"),
+    ("object_store: {endpoint: 'http://elasticsearch:9000'}", "object_store.endpoint"),
+    ("tls: {cert_file: '/etc/x\\'}", "tls.cert_file"),
     ("database: {max_connections: 262143}", "database.max_connections"),
     ("cleanup: {log_roots: [/data/a], temp_roots: [/data/a/b]}", "cleanup.temp_roots[0]"),
 ]
@@ -75,6 +80,7 @@ ALLOWED = [
     "qdrant: {tls: true, nodes: ['https://a:1', 'http://b:1']}",
     "qdrant: {api_key: 'env:A', nodes: ['https://a:1', 'http://b:1']}",
     "cleanup: {log_roots: [/var/log/synapse], temp_roots: [/var/log/synapse2]}",
+    "database: {host: db-primary}\nredis: {host: redis}\nqdrant: {host: qdrant}",
     "alerting: {actions: {'null': notify, 'true': none}}",
 ]
 
