@@ -51,7 +51,7 @@ from synapse_ops.manifests.parts import (
     is_ours,
 )
 from synapse_ops.manifests.postgres_container import roles_script, start_script
-from synapse_ops.manifests.probes import FAILURES, START_LIMIT, liveness
+from synapse_ops.manifests.probes import START_LIMIT, liveness, liveness_failures
 from synapse_ops.manifests.tls import HTTP_PORT, INNER_HTTP_PORT, INNER_HTTPS_PORT, nginx_conf
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
@@ -150,7 +150,7 @@ def _api(spec: Spec, stores: list[str]) -> Service:
             interval_s=interval_s,
             timeout_s=timeout_s,
             start_s=whole_seconds(START_LIMIT),
-            retries=FAILURES,
+            retries=liveness_failures(spec),
         ),
         networks=_networks(spec),
         listens=[spec.server.port],

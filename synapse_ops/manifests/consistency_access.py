@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from synapse_ops.manifests.alert_catalog import HEARTBEAT
-from synapse_ops.manifests.findings import Finding, Rule, View, name_of, targets_of
+from synapse_ops.manifests.findings import Finding, Rule, View, name_of, targets_of, told_in_pods
 from synapse_ops.manifests.parts import QDRANT, PlaceName, address_of
 
 _COMPOSE = "docker/compose.yaml"
@@ -43,7 +43,7 @@ def readiness_asks_more(view: View) -> Iterator[Finding]:
     paths = [check.url for check in view.spec.health if check.url.startswith("/")]
     if len(set(paths)) < 2:
         return
-    for path, found in view.of_kind("Deployment"):
+    for path, found in view.workloads:
         container = found["spec"]["template"]["spec"]["containers"][0]
         asked = [container[kind].get("httpGet", {}).get("path") for kind in ("livenessProbe", "readinessProbe")]
         if asked[0] is not None and asked[0] == asked[1]:
@@ -74,7 +74,7 @@ def the_application_is_told_the_ports(view: View) -> Iterator[Finding]:
         for name in ("api", "worker")
         if name in view.compose["services"]
     ]
-    places += [(path, "kubernetes", found.get("data", {})) for path, found in view.of_kind("ConfigMap")]
+    places += [(path, "kubernetes", told) for path, told in told_in_pods(view)]
     for path, place, told in places:
         wanted = {
             "SYNAPSE_DATABASE_URL": spec.database.port,

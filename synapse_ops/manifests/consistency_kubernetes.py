@@ -188,10 +188,9 @@ def entries_reach_the_service(view: View) -> Iterator[Finding]:
 
 
 def configuration_is_rendered(view: View) -> Iterator[Finding]:
-    """Each ConfigMap, claim and account that a pod names is rendered, and each ConfigMap is used and immutable."""
+    """Each ConfigMap and account that a pod names is rendered, and each ConfigMap is used and immutable."""
     maps = {found["metadata"]["name"]: found for _, found in view.of_kind("ConfigMap")}
     accounts = {found["metadata"]["name"] for _, found in view.of_kind("ServiceAccount")}
-    claims = {found["metadata"]["name"] for _, found in view.of_kind("PersistentVolumeClaim")}
     used: set[str] = set()
     for path, found, pod in _pods(view):
         for name in _config_maps(pod):
@@ -200,10 +199,6 @@ def configuration_is_rendered(view: View) -> Iterator[Finding]:
                 yield Finding(
                     "configuration_is_rendered", path, f"{name_of(found)} needs ConfigMap {name}, not rendered"
                 )
-        for volume in pod["spec"].get("volumes", ()):
-            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
-            if claim is not None and claim not in claims:
-                yield Finding("configuration_is_rendered", path, f"{name_of(found)} needs claim {claim}, not rendered")
         if pod["spec"].get("serviceAccountName") not in accounts:
             yield Finding(
                 "configuration_is_rendered", path, f"{name_of(found)} runs as an account that is not rendered"
@@ -233,10 +228,6 @@ def _config_maps(pod: dict[str, Any]) -> Iterator[str]:
     for volume in pod["spec"].get("volumes", ()):
         if "configMap" in volume:
             yield volume["configMap"]["name"]
-    for container in pod["spec"].get("containers", ()):
-        for source in container.get("envFrom", ()):
-            if "configMapRef" in source:
-                yield source["configMapRef"]["name"]
 
 
 def volumes_are_mounted_and_exist(view: View) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from synapse_ops.manifests.findings import Finding, Rule, View, name_of
+from synapse_ops.manifests.findings import Finding, Rule, View, name_of, told_in_pods
 from synapse_ops.manifests.parts import LOCAL_HOSTS, qdrant_nodes
 from synapse_ops.spec.units import format_cores, format_size, parse_size
 
@@ -67,6 +67,8 @@ def the_health_check_is_one(view: View) -> Iterator[Finding]:
     dockerfile = view.text("docker/Dockerfile")
     if f"HEALTHCHECK --interval={period} --timeout={timeout} " not in dockerfile:
         yield Finding(rule, "docker/Dockerfile", f"is not checked every {period} within {timeout} as in {found[0]}")
+    if f" --retries={probe['failureThreshold']} " not in dockerfile:
+        yield Finding(rule, "docker/Dockerfile", f"is not given {probe['failureThreshold']} tries as in {found[0]}")
     check = _service(view, "api").get("healthcheck", {})
     if (check.get("interval"), check.get("timeout")) != (period, timeout):
         yield Finding(rule, _COMPOSE, f"api is not checked every {period} within {timeout} as in {found[0]}")
@@ -135,33 +137,22 @@ def the_application_is_told_the_same(view: View) -> Iterator[Finding]:
     rule = "the_application_is_told_the_same"
     services, environment = view.compose.get("services", {}), _service(view, "api").get("environment", {})
     names = set(services) | {alias for each in services.values() for alias in _aliases(each)}
-    maps = [found for _, found in view.of_kind("ConfigMap") if "SYNAPSE_DATABASE_URL" in found["data"]]
-    if len(maps) != 1:
-        yield Finding(rule, "kubernetes/40-application.yaml", "what the application is told is not one ConfigMap")
-        return
-    inside = maps[0]["data"]
     in_cluster = {found["metadata"]["name"] for _, found in view.of_kind("Service")}
     hosts = {view.spec.database.host, view.spec.redis.host, *(node.host for node in qdrant_nodes(view.spec))}
     elsewhere = hosts - LOCAL_HOSTS
-    for told in _told_in_pods(view):
+    pods = told_in_pods(view)
+    for path, told in pods:
         for key, value in environment.items():
-            if not key.endswith("_URL") and (inside | told).get(key) != value:
-                yield Finding(rule, _COMPOSE, f"{key} is {value} here and {(inside | told).get(key)} in Kubernetes")
-    for key in (key for key in inside if key.endswith("_URL")):
-        for path, url, known in ((_COMPOSE, environment.get(key, ""), names), ("kubernetes", inside[key], in_cluster)):
-            for host in _hosts(url.replace("$$", "$")):
-                if "." not in host and ":" not in host and host not in known | elsewhere:
-                    yield Finding(rule, path, f"{key} names {host}, which is not rendered")
-
-
-def _told_in_pods(view: View) -> list[dict[str, str]]:
-    """Return the environment that each container of API and worker names itself."""
-    workloads = [found for found in (_workload(view, part) for part in ("api", "worker")) if found is not None]
-    return [
-        {each["name"]: each.get("value", "") for each in container.get("env", ())}
-        for _, found in workloads
-        for container in found["spec"]["template"]["spec"]["containers"]
-    ]
+            if not key.endswith("_URL") and told.get(key) != value:
+                yield Finding(rule, _COMPOSE, f"{key} is {value} here and {told.get(key)} in {path}")
+            elif told.get(key) != pods[0][1].get(key):
+                yield Finding(rule, path, f"{key} is {told.get(key)} here and another in {pods[0][0]}")
+    urls = [(path, key, url, in_cluster) for path, told in pods for key, url in told.items()]
+    urls += [(_COMPOSE, key, url.replace("$$", "$"), names) for key, url in environment.items()]
+    for path, key, url, known in urls:
+        for host in _hosts(url) if key.endswith("_URL") else ():
+            if "." not in host and ":" not in host and host not in known | elsewhere:
+                yield Finding(rule, path, f"{key} names {host}, which is not rendered")
 
 
 def _aliases(service: dict[str, Any]) -> list[str]:

@@ -140,17 +140,17 @@ def _compose_prober(view: View) -> dict[str, Any]:
     return found
 
 
-def _deployment(view: View) -> tuple[str, dict[str, Any]]:
-    """Return the prober's Deployment with its path."""
-    for path, found in view.of_kind("Deployment"):
+def _prober_set(view: View) -> tuple[str, dict[str, Any]]:
+    """Return the prober's StatefulSet with its path."""
+    for path, found in view.of_kind("StatefulSet"):
         if found["spec"]["template"]["metadata"]["labels"].get(_NAME) == _PROBER:
             return path, found
-    raise LookupError("the prober's Deployment")
+    raise LookupError("the prober's StatefulSet")
 
 
 def _cluster_text(view: View) -> tuple[str, str]:
-    """Return the path of the prober's Deployment, and the text of the ConfigMap that its pod mounts."""
-    path, found = _deployment(view)
+    """Return the path of the prober's StatefulSet, and the text of the ConfigMap that its pod mounts."""
+    path, found = _prober_set(view)
     maps = {each["metadata"]["name"]: each for _, each in view.of_kind("ConfigMap")}
     volumes = found["spec"]["template"]["spec"]["volumes"]
     [name] = [each["configMap"]["name"] for each in volumes if "configMap" in each]
@@ -176,8 +176,8 @@ def the_prober_is_one_and_has_what_it_needs(view: View) -> Iterator[Finding]:
     answers to. In both places the spec on its command line is mounted, and its state outlives it.
     """
     rule = "the_prober_is_one_and_has_what_it_needs"
-    path, found = _deployment(view)
-    if (found["spec"].get("replicas"), found["spec"].get("strategy", {}).get("type")) != (1, "Recreate"):
+    path, found = _prober_set(view)
+    if found["spec"].get("replicas") != 1:
         yield Finding(rule, path, "more than one prober may run at once: each takes a part of the alerts")
     pod = found["spec"]["template"]["spec"]
     container = pod["containers"][0]
@@ -186,7 +186,7 @@ def the_prober_is_one_and_has_what_it_needs(view: View) -> Iterator[Finding]:
         headers = container.get(kind, {}).get("httpGet", {}).get("httpHeaders", ())
         if {"name": "Host", "value": f"localhost:{port}"} not in headers:
             yield Finding(rule, path, f"{kind} calls by the pod's address, which the prober refuses as a foreign name")
-    claims = {volume["name"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume}
+    claims = {claim["metadata"]["name"] for claim in found["spec"].get("volumeClaimTemplates", ())}
     mounts = {mount["mountPath"]: mount["name"] in claims for mount in container["volumeMounts"]}
     service = view.compose["services"][_PROBER]
     bound = {mount["target"]: mount["type"] == "volume" for mount in service.get("volumes", ())}

@@ -74,11 +74,9 @@ def probes_differ(view: View) -> Iterator[Finding]:
             for kind, probe in probes.items():
                 if probe.get("timeoutSeconds", 1) > probe.get("periodSeconds", 10):
                     yield Finding(rule, path, f"{where}: {kind} takes longer than its period")
-            checks = len(view.spec.health)
             live, ready = probes.get("livenessProbe"), probes.get("readinessProbe")
             if live == ready and live is not None:
-                message = f"{where}: liveness and readiness ask the same; `health` has {checks} checks to choose from"
-                yield Finding(rule, path, message, "note")
+                yield Finding(rule, path, f"{where}: liveness and readiness are the same: not ready is started anew")
 
 
 def pods_end_with_grace(view: View) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import json
 
 from synapse_ops.manifests.application import STOP_SIGNAL, USER_ID, api_command
 from synapse_ops.manifests.document import Document, text_document
-from synapse_ops.manifests.probes import FAILURES, START_LIMIT, liveness
+from synapse_ops.manifests.probes import START_LIMIT, liveness, liveness_failures
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
 
@@ -86,7 +86,7 @@ def _healthcheck(spec: Spec) -> str:
     if probe is not None:
         interval, timeout = f"{whole_seconds(probe.interval)}s", f"{whole_seconds(probe.timeout)}s"
     times = f"--interval={interval} --timeout={timeout} --start-period={whole_seconds(START_LIMIT)}s"
-    return f"HEALTHCHECK {times} --retries={FAILURES} \\\n  CMD {json.dumps(list(health_command(spec)))}"
+    return f"HEALTHCHECK {times} --retries={liveness_failures(spec)} \\\n  CMD {json.dumps(list(health_command(spec)))}"
 
 
 def health_command(spec: Spec) -> tuple[str, ...]:

@@ -98,3 +98,17 @@ def targets_of(config: Mapping[str, Any], job_name: str | None = None) -> list[s
 def name_of(found: dict[str, Any]) -> str:
     """Return kind/name as kubectl writes it."""
     return f"{str(found.get('kind', '')).lower()}/{found.get('metadata', {}).get('name', '')}"
+
+
+def told_in_pods(view: View) -> list[tuple[str, dict[str, str]]]:
+    """Return the path and the environment of each container of API and worker in the cluster."""
+    found = [
+        (path, container)
+        for path, workload in view.workloads
+        if workload["spec"]["template"]["metadata"]["labels"].get("app.kubernetes.io/name") in ("api", "worker")
+        for container in workload["spec"]["template"]["spec"]["containers"]
+    ]
+    return [
+        (path, {each["name"]: each.get("value", "").replace("$$(", "$(") for each in container.get("env", ())})
+        for path, container in found
+    ]

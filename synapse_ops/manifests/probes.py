@@ -35,5 +35,12 @@ def readiness(spec: Spec) -> Probe | None:
     return next((probe for probe in own if probe.path != own[0].path), own[0]) if own else None
 
 
+def liveness_failures(spec: Spec) -> int:
+    """Return how many failures in a row mean that the process is dead. Twice as many where both probes ask the same:
+    what cannot serve is taken out of service first, and started anew only when that did not help.
+    """
+    return FAILURES if liveness(spec) != readiness(spec) else 2 * FAILURES
+
+
 def _own(spec: Spec) -> list[Probe]:
     return [Probe(check.url, check.interval, check.timeout) for check in spec.health if check.url.startswith("/")]

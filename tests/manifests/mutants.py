@@ -19,8 +19,10 @@ from synapse_ops.manifests.consistency import check_consistency
 from tests.manifests.specs import spec_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "mutation-score.md"
-API, WORKER, PROBER = (("Deployment", f"synapse-{name}") for name in ("api", "worker", "synapse-ops"))
-DATABASE, REDIS, QDRANT = (("StatefulSet", f"synapse-{name}") for name in ("db-primary", "redis", "qdrant"))
+API, WORKER = (("Deployment", f"synapse-{name}") for name in ("api", "worker"))
+DATABASE, REDIS, QDRANT, PROBER = (
+    ("StatefulSet", f"synapse-{name}") for name in ("db-primary", "redis", "qdrant", "synapse-ops")
+)
 POD = ("spec", "template", "spec")
 CONTAINER = (*POD, "containers", 0)
 COMPOSE = "docker/compose.yaml"
@@ -62,6 +64,16 @@ def _drop(*path: Key) -> Change:
 def _put(value: Any, *path: Key) -> Change:
     def change(found: Any) -> None:
         _at(found, path[:-1])[path[-1]] = value
+
+    return change
+
+
+def _tell(name: str, value: str) -> Change:
+    """Return a change of one variable of a pod's first container."""
+
+    def change(found: Any) -> None:
+        [entry] = [each for each in _at(found, CONTAINER)["env"] if each["name"] == name]
+        entry["value"] = value
 
     return change
 
@@ -140,8 +152,7 @@ def _kubernetes() -> Iterator[Mutant]:
         "told another port": _put("8001", *CONTAINER, "args", 4),
         "preStop longer than the grace": _put(90, *CONTAINER, "lifecycle", "preStop", "sleep", "seconds"),
         "no preStop": _drop(*CONTAINER, "lifecycle"),
-        "ConfigMap that is not rendered": _put("gone", *CONTAINER, "envFrom", 0, "configMapRef", "name"),
-        "another pool size": _put("500", *CONTAINER, "env", 1, "value"),
+        "another pool size": _tell("SYNAPSE_DATABASE_POOL_SIZE", "500"),
         "another memory limit": _put("5Gi", *CONTAINER, "resources", "limits", "memory"),
         "limit below the request": _put("100m", *CONTAINER, "resources", "limits", "cpu"),
         "another user than the image's": _put(10002, *POD, "securityContext", "runAsUser"),
@@ -196,10 +207,13 @@ def _network() -> Iterator[Mutant]:
     yield Mutant("Namespace: rendered twice", copied, lambda text: f"{text}---\n{text}")
     headless = _drop("spec", "clusterIP")
     yield Mutant("synapse-redis, Service: not headless", redis, _object(redis, ("Service", "synapse-redis"), headless))
-    application = "kubernetes/40-application.yaml"
-    yield Mutant("ConfigMap: not immutable", application, _text("immutable: true", "immutable: false"))
-    yield Mutant("ConfigMap: another database port", application, _text("primary:5432", "primary:5433"))
-    yield Mutant("ConfigMap: a password", application, _text("synapse_user@", "synapse_user:hunter2hunter2@"))
+    yield Mutant("ConfigMap: not immutable", redis, _text("immutable: true", "immutable: false"))
+    gone = _object(redis, REDIS, _put("gone", *POD, "volumes", 1, "configMap", "name"))
+    yield Mutant("synapse-redis: ConfigMap that is not rendered", redis, gone)
+    for path in ("kubernetes/41-api.yaml", "kubernetes/42-worker.yaml"):
+        yield Mutant(f"{path}: another database port", path, _text("primary:5432", "primary:5433"))
+        yield Mutant(f"{path}: another database host", path, _text("synapse-db-primary:", "synapse-db:"))
+        yield Mutant(f"{path}: a password", path, _text("synapse_user@", "synapse_user:hunter2hunter2@"))
     other = _text(
         "kind: ConfigMap\nmetadata:\n  name: synapse-redis-", "kind: ConfigMap\nmetadata:\n  name: synapse-other-"
     )
@@ -256,19 +270,19 @@ def _prober() -> Iterator[Mutant]:
     secrets = ("spec", "template", "spec", "volumes", 2, "projected", "sources", 0, "secret", "items")
     for name, change in {
         "two of it": _put(2, "spec", "replicas"),
-        "two of it during an update": _put("RollingUpdate", "spec", "strategy", "type"),
+        "without a volume": _drop("spec", "volumeClaimTemplates"),
         "called by the pod's address": _drop(*CONTAINER, "livenessProbe", "httpGet", "httpHeaders"),
         "ready whenever it lives": _put("/healthz", *CONTAINER, "readinessProbe", "httpGet", "path"),
         "another port": _put(9110, *CONTAINER, "ports", 0, "containerPort"),
         "another spec": _put("/etc/other.yaml", *CONTAINER, "args", 3),
         "another state directory": _put("/tmp/state", *CONTAINER, "args", 5),
         "the token is not mounted": _drop(*secrets, 0),
-        "claim that is not rendered": _put("gone", *POD, "volumes", 3, "persistentVolumeClaim", "claimName"),
     }.items():
         yield Mutant(f"synapse-synapse-ops: {name}", path, _object(path, PROBER, change))
     service = ("Service", "synapse-synapse-ops")
     for name, change in {
         "another port": _put(9110, "spec", "ports", 0, "port"),
+        "not headless": _drop("spec", "clusterIP"),
         "selects nothing": _put("other", "spec", "selector", "app.kubernetes.io/name"),
     }.items():
         yield Mutant(f"synapse-synapse-ops, Service: {name}", path, _object(path, service, change))

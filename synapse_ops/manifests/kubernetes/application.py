@@ -1,4 +1,4 @@
-"""API and worker in the cluster: Deployments, the API's Service and autoscaler, their budgets and settings."""
+"""API and worker in the cluster: Deployments, the API's Service and autoscaler, their budgets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from synapse_ops.manifests.application import (
 from synapse_ops.manifests.flows import ANYONE, inbound
 from synapse_ops.manifests.kubernetes.objects import (
     Object,
-    config_map,
     container,
     disruption_budget,
     part_resources,
@@ -27,7 +26,7 @@ from synapse_ops.manifests.kubernetes.objects import (
     thing,
 )
 from synapse_ops.manifests.parts import API, API_PODS, WORKER, WORKER_METRICS_PORT, object_name
-from synapse_ops.manifests.probes import FAILURES, START_LIMIT, Probe, liveness, readiness
+from synapse_ops.manifests.probes import FAILURES, START_LIMIT, Probe, liveness, liveness_failures, readiness
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
 
@@ -36,20 +35,10 @@ _CALM_S = 10  # a pod that falls over at once never counts as available
 _START_PERIOD_S = 5
 
 
-def application_config(spec: Spec) -> Object:
-    """Return the ConfigMap of the addresses that API and worker are told."""
-    told = environment(spec, "kubernetes")
-    return config_map(spec, "application", {name: value for name, value in told.items() if _is_address(name)})
-
-
 def _settings(spec: Spec) -> list[Object]:
-    """Return the rest of their environment: scanners take numbers and secrets' paths in a ConfigMap for secrets."""
+    """Return their environment, in the pod itself: scanners take addresses and paths in a ConfigMap for secrets."""
     told = environment(spec, "kubernetes") | {"SYNAPSE_WORKER_METRICS_PORT": str(WORKER_METRICS_PORT)}
-    return [{"name": name, "value": value} for name, value in told.items() if not _is_address(name)]
-
-
-def _is_address(name: str) -> bool:
-    return name.endswith(("_URL", "_COLLECTION"))
+    return [{"name": name, "value": _unexpanded(value)} for name, value in told.items()]
 
 
 def api_objects(spec: Spec) -> list[Object]:
@@ -58,7 +47,7 @@ def api_objects(spec: Spec) -> list[Object]:
     live, ready = liveness(spec), readiness(spec)
     probes = {
         "startupProbe": _start_probe(live),
-        "livenessProbe": _probe(live),
+        "livenessProbe": _probe(live) | {"failureThreshold": liveness_failures(spec)},
         "readinessProbe": _probe(ready),
     }
     pod = _pod(
@@ -119,7 +108,6 @@ def _pod(spec: Spec, part: str, *, grace_s: int, **more: Any) -> Object:
         spec.kubernetes.image,
         part_resources(spec),
         env=_settings(spec),
-        envFrom=[{"configMapRef": {"name": application_config(spec)["metadata"]["name"]}}],
         volumeMounts=[mount, {"name": "logs", "mountPath": "/var/log/synapse"}],
         **more,
     )

@@ -153,6 +153,29 @@ def pod_template(
     }
 
 
+def stateful_set(spec: Spec, part: str, pod: Object, size_bytes: int, *, volume: str) -> Object:
+    """Return a part of one pod that keeps its volume, mounted by this name: never two at once on one volume."""
+    claim: Object = {
+        "accessModes": ["ReadWriteOncePod"],  # two servers on one data directory would destroy it
+        "resources": {"requests": {"storage": format_size(size_bytes)}},
+    }
+    if spec.kubernetes.storage.class_name:
+        claim["storageClassName"] = spec.kubernetes.storage.class_name
+    body = {
+        "replicas": 1,
+        "serviceName": object_name(spec, part),
+        "podManagementPolicy": "OrderedReady",
+        "revisionHistoryLimit": 5,
+        "updateStrategy": {"type": "RollingUpdate"},
+        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
+        "selector": {"matchLabels": selector(spec, part)},
+        "template": pod,
+        "volumeClaimTemplates": [{"metadata": {"name": volume}, "spec": claim}],
+    }
+    name = object_name(spec, part, longest=52)  # a pod's controller-revision label adds 11
+    return thing(spec, "StatefulSet", "apps/v1", part, name=name, spec=body)
+
+
 def _apart(spec: Spec, part: str) -> Object:
     """Two pods of a part rather not on one node: preferred, so that a small cluster still runs them all."""
     term = {"labelSelector": {"matchLabels": selector(spec, part)}, "topologyKey": "kubernetes.io/hostname"}

@@ -1,8 +1,8 @@
-"""The prober in the cluster: a Deployment of one pod, its spec, its history's volume, and the Service of its metrics.
+"""The prober in the cluster: a StatefulSet of one pod, its spec, its history's volume, the Service of its metrics.
 
-Never two at once: both would ask every server, and Alertmanager's calls would reach one or the other. So the old pod
-ends before the new one starts, and the volume takes one pod only. It carries no API token: it asks servers, not the
-cluster.
+Never two at once: both would ask every server, and Alertmanager's calls would reach one or the other. A StatefulSet's
+old pod ends before the new one starts, and the volume takes one pod only. It carries no API token: it asks servers,
+not the cluster.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from synapse_ops.manifests.kubernetes.objects import (
     pod_template,
     secrets_volume,
     selector,
+    stateful_set,
     thing,
 )
-from synapse_ops.manifests.parts import OPS, object_name
+from synapse_ops.manifests.parts import OPS
 from synapse_ops.manifests.prober_spec import (
     SPEC_DIR,
     SPEC_FILE,
@@ -32,11 +33,10 @@ from synapse_ops.manifests.prober_spec import (
     prober_spec_text,
 )
 from synapse_ops.manifests.probes import FAILURES
-from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
-from synapse_ops.spec.units import format_size
 
 METRICS = "metrics"
+_STATE = "state"  # the volume of its history
 _GRACE_S = 10  # it ends at once
 _START_TRIES = 24  # of 5 s
 
@@ -47,21 +47,13 @@ def prober_objects(spec: Spec) -> list[Object]:
     port = prober_port(spec)
     service = {
         "type": "ClusterIP",
+        "clusterIP": "None",
         "selector": selector(spec, OPS),
         "ports": [{"name": METRICS, "port": port, "targetPort": METRICS, "protocol": "TCP"}],
     }
-    body = {
-        "replicas": 1,
-        "revisionHistoryLimit": 5,
-        "progressDeadlineSeconds": max(2, whole_seconds(spec.updates.timeout)),
-        "strategy": {"type": "Recreate"},
-        "selector": {"matchLabels": selector(spec, OPS)},
-        "template": _pod(spec, config, port),
-    }
     return [
         config,
-        _claim(spec),
-        thing(spec, "Deployment", "apps/v1", OPS, spec=body),
+        stateful_set(spec, OPS, _pod(spec, config, port), spec.kubernetes.storage.synapse_ops, volume=_STATE),
         thing(spec, "Service", "v1", OPS, spec=service),
         disruption_budget(spec, OPS),
     ]
@@ -70,7 +62,6 @@ def prober_objects(spec: Spec) -> list[Object]:
 def _pod(spec: Spec, config: Object, port: int) -> Object:
     spec_volume, spec_mount = config_volume("spec", config, SPEC_DIR)
     secrets, secrets_mount = secrets_volume(spec, prober_secrets(spec, "kubernetes"))
-    state = {"name": "state", "persistentVolumeClaim": {"claimName": object_name(spec, OPS)}}
     command = prober_command()
     prober = container(
         OPS,
@@ -79,12 +70,12 @@ def _pod(spec: Spec, config: Object, port: int) -> Object:
         command=[command[0]],
         args=list(command[1:]),
         ports=[{"name": METRICS, "containerPort": port, "protocol": "TCP"}],
-        volumeMounts=[spec_mount, secrets_mount, {"name": "state", "mountPath": STATE_DIR}],
+        volumeMounts=[spec_mount, secrets_mount, {"name": _STATE, "mountPath": STATE_DIR}],
         startupProbe=_probe("/healthz", port) | {"periodSeconds": 5, "failureThreshold": _START_TRIES},
         livenessProbe=_probe("/healthz", port),
         readinessProbe=_probe("/metrics", port),
     )
-    volumes = [spec_volume, secrets, state]
+    volumes = [spec_volume, secrets]
     return pod_template(spec, OPS, [prober], grace_s=_GRACE_S, volumes=volumes, spread_by_revision=False)
 
 
@@ -92,14 +83,3 @@ def _probe(path: str, port: int) -> dict[str, Any]:
     """The kubelet calls a pod by its address, which the prober would refuse as a foreign name."""
     get = {"path": path, "port": METRICS, "httpHeaders": [{"name": "Host", "value": f"localhost:{port}"}]}
     return {"httpGet": get, "periodSeconds": 15, "timeoutSeconds": 5, "failureThreshold": FAILURES}
-
-
-def _claim(spec: Spec) -> Object:
-    storage = spec.kubernetes.storage
-    body: Object = {
-        "accessModes": ["ReadWriteOncePod"],
-        "resources": {"requests": {"storage": format_size(storage.synapse_ops)}},
-    }
-    if storage.class_name:
-        body["storageClassName"] = storage.class_name
-    return thing(spec, "PersistentVolumeClaim", "v1", OPS, spec=body)

@@ -29,6 +29,7 @@ from synapse_ops.manifests.kubernetes.objects import (
     secrets_volume,
     selector,
     service_account,
+    stateful_set,
     thing,
 )
 from synapse_ops.manifests.parts import (
@@ -39,7 +40,6 @@ from synapse_ops.manifests.parts import (
     REDIS,
     REDIS_EXPORTER_PORT,
     STANDBY,
-    object_name,
 )
 from synapse_ops.manifests.postgres import pg_hba, postgresql_conf
 from synapse_ops.manifests.postgres_container import (
@@ -58,7 +58,6 @@ from synapse_ops.manifests.probes import FAILURES
 from synapse_ops.manifests.stores import qdrant_config, redis_conf
 from synapse_ops.manifests.yaml_text import write_yaml
 from synapse_ops.spec import Spec
-from synapse_ops.spec.units import format_size
 
 POSTGRES, METRICS = "postgres", "metrics"
 CLIENT_SERVICE = "db"
@@ -176,9 +175,8 @@ def redis_objects(spec: Spec) -> list[Object]:
 
 def qdrant_objects(spec: Spec) -> list[Object]:
     """Return Qdrant."""
-    config = config_map(
-        spec, QDRANT, {"config.yaml": write_yaml(qdrant_config(spec) | {"cluster": {"enabled": False}})}
-    )
+    told = {key: value for key, value in qdrant_config(spec).items() if key != "tls"}  # the environment names its files
+    config = config_map(spec, QDRANT, {"config.yaml": write_yaml(told | {"cluster": {"enabled": False}})})
     secrets = [QDRANT_API_KEY] if spec.qdrant.api_key is not None else []
     secrets += ["tls.crt", "tls.key"] if spec.qdrant.tls else []
     pairs = [config_volume("config", config, "/etc/qdrant")]
@@ -204,13 +202,6 @@ def qdrant_objects(spec: Spec) -> list[Object]:
 
 
 def _stateful(spec: Spec, part: str, pod: Object, ports: list[Object], size: int) -> list[Object]:
-    name = object_name(spec, part, longest=52)  # a pod's controller-revision label adds 11
-    claim: Object = {
-        "accessModes": ["ReadWriteOncePod"],  # two servers on one data directory would destroy it
-        "resources": {"requests": {"storage": format_size(size)}},
-    }
-    if spec.kubernetes.storage.class_name:
-        claim["storageClassName"] = spec.kubernetes.storage.class_name
     headless = {
         "type": "ClusterIP",
         "clusterIP": "None",
@@ -218,21 +209,10 @@ def _stateful(spec: Spec, part: str, pod: Object, ports: list[Object], size: int
         "selector": selector(spec, part),
         "ports": ports,
     }
-    body = {
-        "replicas": 1,
-        "serviceName": object_name(spec, part),
-        "podManagementPolicy": "OrderedReady",
-        "revisionHistoryLimit": 5,
-        "updateStrategy": {"type": "RollingUpdate"},
-        "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
-        "selector": {"matchLabels": selector(spec, part)},
-        "template": pod,
-        "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": claim}],
-    }
     return [
         service_account(spec, part),
         thing(spec, "Service", "v1", part, spec=headless),
-        thing(spec, "StatefulSet", "apps/v1", part, name=name, spec=body),
+        stateful_set(spec, part, pod, size, volume="data"),
         disruption_budget(spec, part),
     ]
 

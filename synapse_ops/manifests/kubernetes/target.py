@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from synapse_ops.manifests.document import Document, text_document, yaml_document
 from synapse_ops.manifests.kubernetes.access import access_objects
-from synapse_ops.manifests.kubernetes.application import api_objects, application_config, worker_objects
+from synapse_ops.manifests.kubernetes.application import api_objects, worker_objects
 from synapse_ops.manifests.kubernetes.entry import entry_objects
 from synapse_ops.manifests.kubernetes.network import policies
 from synapse_ops.manifests.kubernetes.objects import Object, labels, namespace, secrets_volume, tls_secret_name
@@ -34,7 +34,6 @@ def render_kubernetes(spec: Spec) -> tuple[Document, ...]:
         groups["31-redis"] = redis_objects(spec)
     if is_ours(spec, "qdrant", "kubernetes"):
         groups["32-qdrant"] = qdrant_objects(spec)
-    groups["40-application"] = [application_config(spec)]
     groups["41-api"] = api_objects(spec)
     groups["42-worker"] = worker_objects(spec)
     # by its own name, since other tools judge a custom resource than a built-in kind

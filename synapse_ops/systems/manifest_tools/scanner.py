@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from synapse_ops.domain.attestation import ToolOutcome, ToolVerdict, Waiver
 from synapse_ops.systems.manifest_tools.program import FINDINGS, found_program, run_program, version_of
-from synapse_ops.systems.manifest_tools.waivers import WAIVERS
+from synapse_ops.systems.manifest_tools.waivers import CHOSEN, WAIVERS, Accepted
 
 
 class Complaint(NamedTuple):
@@ -38,7 +38,7 @@ class Scanner:
     """command: the arguments of one scan, without the program. read: its report, as parsed JSON, and what was asked.
 
     one_by_one: each document has a scan of its own. Status 0 or 1 means that the scan ended well. install: how to get
-    it. opens: globs of the documents that it opens whichever it judges. waivers: the reason, by (tool, rule).
+    it. opens: globs of the documents that it opens whichever it judges. waivers: by (tool, rule).
     """
 
     name: str
@@ -50,7 +50,7 @@ class Scanner:
     version_arguments: tuple[str, ...] = ("--version",)
     one_by_one: bool = False
     opens: tuple[str, ...] = ()
-    waivers: Mapping[tuple[str, str], str] = field(default_factory=lambda: WAIVERS)
+    waivers: Mapping[tuple[str, str], Accepted] = field(default_factory=lambda: {**WAIVERS, **CHOSEN})
 
     def applies(self, path: PurePosixPath, /) -> bool:
         return any(path.match(glob) for glob in self.paths)
@@ -69,7 +69,9 @@ class Scanner:
             began_s = time.monotonic()
             scan = self._scan(directory, asked, ends_s)
             share_s = round((time.monotonic() - began_s) / len(asked), 3)
-            outcomes |= {path: self._outcome(path, scan, version, share_s) for path in asked}
+            for path in asked:
+                text = (directory / path).read_text(encoding="utf-8")
+                outcomes[path] = self._outcome(path, text, scan, version, share_s)
         return outcomes
 
     def _scan(self, directory: Path, asked: tuple[PurePosixPath, ...], ends_s: float) -> Scan | str:
@@ -86,14 +88,18 @@ class Scanner:
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             return f"its report cannot be read: {type(error).__name__} {error}"
 
-    def _outcome(self, path: PurePosixPath, scan: Scan | str, version: str, spent_s: float) -> ToolOutcome:
+    def _outcome(self, path: PurePosixPath, text: str, scan: Scan | str, version: str, spent_s: float) -> ToolOutcome:
         if isinstance(scan, str):
             return ToolOutcome(self.name, version, "timed-out", (scan,), spent_s)
         found = [complaint for complaint in scan.complaints if complaint.path == path]
         if not found and path not in scan.judged:
             return ToolOutcome(self.name, version, "absent", ("it has no rule for what this document holds",), spent_s)
-        findings = [f"{one.rule}: {one.what}" for one in found if (self.name, one.rule) not in self.waivers]
-        waived = sorted({one.rule for one in found if (self.name, one.rule) in self.waivers})
+        waived = {one.rule: accepted.reason for one in found if (accepted := self._accepted(one, text)) is not None}
+        findings = [f"{one.rule}: {one.what}" for one in found if one.rule not in waived]
         verdict: ToolVerdict = "failed" if findings else "passed"
-        reasons = tuple(Waiver(rule=rule, reason=self.waivers[self.name, rule]) for rule in waived)
+        reasons = tuple(Waiver(rule=rule, reason=waived[rule]) for rule in sorted(waived))
         return ToolOutcome(self.name, version, verdict, tuple(findings[:FINDINGS]), spent_s, reasons)
+
+    def _accepted(self, complaint: Complaint, text: str) -> Accepted | None:
+        accepted = self.waivers.get((self.name, complaint.rule))
+        return accepted if accepted is not None and accepted.holds(text) else None

@@ -99,7 +99,7 @@ SCANNERS: tuple[Scanner, ...] = (
     Scanner(
         "kube-score",
         "kube-score",
-        ("kubernetes/20-network.yaml", "kubernetes/3*.yaml", "kubernetes/4[12]-*.yaml"),
+        ("kubernetes/20-network.yaml", "kubernetes/3*.yaml", "kubernetes/4*.yaml"),
         _kube_score,
         _kube_score_report,
         "sh requirements/manifest-tools, where Go is present",
