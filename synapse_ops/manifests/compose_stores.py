@@ -30,12 +30,12 @@ from synapse_ops.manifests.parts import (
     STANDBY,
     is_ours,
 )
+from synapse_ops.manifests.postgres import MONITORING_USER
 from synapse_ops.manifests.postgres_container import (
     CONFIG_DIR,
     CONTAINER_SECRETS,
     DATA_DIR,
     MONITORING_PASSWORD,
-    MONITORING_USER,
     RUN_DIR,
     SERVER_ENVIRONMENT,
     server_arguments,

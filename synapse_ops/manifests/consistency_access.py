@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from synapse_ops.manifests.alert_catalog import HEARTBEAT
 from synapse_ops.manifests.findings import Finding, Rule, View, name_of, targets_of, told_in_pods
 from synapse_ops.manifests.parts import QDRANT, PlaceName, address_of
+from synapse_ops.manifests.postgres import hba_name
 
 _COMPOSE = "docker/compose.yaml"
 _PUBLIC = {"proxy"}  # ends TLS; everything else is published on loopback at most
+_HBA_FIELD = re.compile(r'"(?:[^"]|"")*"|[^\s"]+')
 _PORT = re.compile(r":(\d+)(?=[,/])")
 
 
@@ -34,6 +37,53 @@ def clients_of_the_database_are_checked(view: View) -> Iterator[Finding]:
                 continue
             if fields[0] not in {"local", "hostssl"} or fields[-1] != "scram-sha-256":
                 yield Finding(rule, path, f'"{line}" lets in without password or without TLS')
+
+
+def whoever_connects_is_admitted(view: View) -> Iterator[Finding]:
+    """Application, exporter and standby are each let into the database that they ask for, by the rendered pg_hba.conf
+    of the servers beside them.
+    """
+    rule = "whoever_connects_is_admitted"
+    services = view.compose["services"]
+    in_compose = [view.text(f"postgres/{role}/pg_hba.conf") for role in ("primary", "standby")]
+    containers = [(_COMPOSE, str(name), service.get("environment", {}), service) for name, service in services.items()]
+    places = [(in_compose if "db-primary" in services else [], containers)]
+    pods = [(path, one) for path, found in view.workloads for one in found["spec"]["template"]["spec"]["containers"]]
+    told = {id(one): {each["name"]: each.get("value", "") for each in one.get("env", ())} for _, one in pods}
+    in_cluster = [
+        found["data"]["pg_hba.conf"] for _, found in view.of_kind("ConfigMap") if "pg_hba.conf" in found["data"]
+    ]
+    places.append((in_cluster, [(path, one["name"], told[id(one)], one) for path, one in pods]))
+    for tables, clients in places:
+        for path, name, environment, container in clients:
+            for database, user in _asked_of_the_database(environment, container):
+                if not all(_admits(table, database, user) for table in tables):
+                    yield Finding(rule, path, f'{name} asks for "{database}" as "{user}", which pg_hba.conf rejects')
+
+
+def _asked_of_the_database(environment: Mapping[str, str], container: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield database and role of each connection that a container will ask for."""
+    if "SYNAPSE_DATABASE_URL" in environment:
+        url = environment["SYNAPSE_DATABASE_URL"].replace("$$", "$")
+        userinfo, _, rest = url.partition("://")[2].partition("@")
+        yield unquote(rest.partition("/")[2].partition("?")[0]), unquote(userinfo)
+    if "DATA_SOURCE_URI" in environment:
+        yield environment["DATA_SOURCE_URI"].partition("/")[2].partition("?")[0], environment["DATA_SOURCE_USER"]
+    for argument in container.get("args", container.get("command", ())):
+        follows = re.search(r"^primary_conninfo=.*\buser=('(?:[^'\\]|\\.)*'|\S+)", argument.replace("$$", "$"))
+        if follows:
+            yield "replication", re.sub(r"\\(.)", r"\1", follows[1].removeprefix("'").removesuffix("'"))
+
+
+def _admits(table: str, database: str, user: str) -> bool:
+    """Tell whether the first line for a role's TLS connections to a database lets it in. Addresses are not judged."""
+    databases = {"replication"} if database == "replication" else {"all", database, hba_name(database)}
+    for line in table.splitlines():
+        fields = _HBA_FIELD.findall(line)
+        is_of_network = fields[:1] in (["hostssl"], ["host"])
+        if is_of_network and fields[1] in databases and fields[2] in {"all", user, hba_name(user)}:
+            return bool(fields[-1] != "reject")
+    return False
 
 
 def readiness_asks_more(view: View) -> Iterator[Finding]:
@@ -147,6 +197,7 @@ def alerts_link_to_runbooks(view: View) -> Iterator[Finding]:
 RULES: tuple[Rule, ...] = (
     only_the_proxy_is_published,
     clients_of_the_database_are_checked,
+    whoever_connects_is_admitted,
     readiness_asks_more,
     the_image_is_the_service,
     the_application_is_told_the_ports,

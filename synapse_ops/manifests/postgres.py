@@ -19,6 +19,7 @@ READS = frozenset({"name", "server", "worker", "database", "resources", "failove
 
 OTHER_CONNECTIONS = 20  # superuser, replication, backup, monitoring and probes, beside the application's
 SENDERS = 10  # standby, WAL receiver, base backups, and room for each to come back before its old sender is gone
+MONITORING_USER = "synapse_monitoring"  # of the exporter: it reads statistics, from the database postgres
 SLOT = "standby"
 PASSFILE = "/etc/synapse/replication.pgpass"
 SERVER_MEMORY_FLOOR = 32 << 20
@@ -187,6 +188,8 @@ def pg_hba(spec: Spec) -> str:
     lines += [f"hostssl  {hba_name(name)}  {user}  all  scram-sha-256" for name in _databases(spec)]
     lines += [
         f"hostssl  replication  {replication}  all  scram-sha-256",
+        "# the exporter beside the server",
+        f"hostssl  postgres  {MONITORING_USER}  samehost  scram-sha-256",
         "# the superuser, for backup, monitoring and failover",
         "hostssl  all  postgres  all  scram-sha-256",
         "hostssl  replication  postgres  all  scram-sha-256",

@@ -41,13 +41,12 @@ from synapse_ops.manifests.parts import (
     REDIS_EXPORTER_PORT,
     STANDBY,
 )
-from synapse_ops.manifests.postgres import pg_hba, postgresql_conf
+from synapse_ops.manifests.postgres import MONITORING_USER, pg_hba, postgresql_conf
 from synapse_ops.manifests.postgres_container import (
     CONFIG_DIR,
     CONTAINER_SECRETS,
     DATA_DIR,
     MONITORING_PASSWORD,
-    MONITORING_USER,
     RUN_DIR,
     SERVER_ENVIRONMENT,
     roles_script,
