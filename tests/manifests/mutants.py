@@ -1,24 +1,23 @@
 """Bad twins of the default bundle: each with one protection removed or one reference broken.
 
-    python -m tests.manifests.mutants        writes docs/mutation-score.md: which rule catches which twin
-
-A mutant changes the rendered bytes, as a slip of a renderer or an edit by hand would.
+A mutant changes the rendered bytes, as a slip of a renderer or an edit by hand would, and nothing else: what it does
+not change stands as it was rendered, so that no outside tool refuses a twin for the way it is written.
+mutation_score.py and mutants_by_tools.py tell what catches each.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from decimal import Decimal
 from typing import Any
 
 import yaml
 
-from synapse_ops.manifests.bundle import Bundle, render_bundle
-from synapse_ops.manifests.consistency import check_consistency
-from tests.manifests.specs import spec_of
+from synapse_ops.manifests.bundle import Bundle
+from synapse_ops.manifests.yaml_text import write_yaml
 
-PAGE = Path(__file__).parents[2] / "docs" / "mutation-score.md"
 API, WORKER = (("Deployment", f"synapse-{name}") for name in ("api", "worker"))
 DATABASE, REDIS, QDRANT, PROBER = (
     ("StatefulSet", f"synapse-{name}") for name in ("db-primary", "redis", "qdrant", "synapse-ops")
@@ -46,6 +45,22 @@ class Mutant:
         assert worse != document.text, f"{self.name}: nothing changed"
         documents = (replace(found, data=worse.encode()) if found is document else found for found in bundle.documents)
         return replace(bundle, documents=tuple(documents))
+
+
+class _Exact(yaml.SafeLoader):
+    """Keeps a number's digits: the renderer's writer takes no float."""
+
+
+_Exact.add_constructor("tag:yaml.org,2002:float", lambda _, node: Decimal(node.value))
+
+
+def rewritten(text: str, change: Callable[[list[Any]], None]) -> str:
+    """Return YAML with its objects changed, in the renderer's own style, the comment at its head kept."""
+    lines = text.splitlines(keepends=True)
+    head = "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    objects = list(yaml.load_all(text, _Exact))
+    change(objects)
+    return head + "---\n".join(map(write_yaml, objects))
 
 
 def _at(found: Any, path: tuple[Key, ...]) -> Any:
@@ -81,22 +96,15 @@ def _tell(name: str, value: str) -> Change:
 def _object(path: str, which: tuple[str, str], change: Change) -> Callable[[str], str]:
     """Return a change of one object of a file of several."""
 
-    def worse(text: str) -> str:
-        objects = list(yaml.safe_load_all(text))
+    def worse(objects: list[Any]) -> None:
         [found] = [one for one in objects if (one["kind"], one["metadata"]["name"]) == which]
         change(found)
-        return yaml.safe_dump_all(objects, sort_keys=False)
 
-    return worse
+    return lambda text: rewritten(text, worse)
 
 
 def _whole(change: Change) -> Callable[[str], str]:
-    def worse(text: str) -> str:
-        found = yaml.safe_load(text)
-        change(found)
-        return yaml.safe_dump(found, sort_keys=False)
-
-    return worse
+    return lambda text: rewritten(text, lambda objects: change(objects[0]))
 
 
 def _text(old: str, new: str) -> Callable[[str], str]:
@@ -376,28 +384,3 @@ def _files() -> Iterator[Mutant]:
 
 
 MUTANTS = (*_kubernetes(), *_network(), *_compose(), *_prober(), *_watchers(), *_files())
-
-
-def rules_that_catch(mutant: Mutant, bundle: Bundle) -> tuple[str, ...]:
-    """Return the rules that find an error in a mutant, in their order."""
-    findings = check_consistency(mutant.of(bundle), spec_of("default"))
-    return tuple(dict.fromkeys(finding.rule for finding in findings if finding.severity == "error"))
-
-
-def main() -> None:
-    """Write the page."""
-    bundle = render_bundle(spec_of("default"))
-    rows = [(mutant, rules_that_catch(mutant, bundle)) for mutant in MUTANTS]
-    caught = sum(bool(rules) for _, rules in rows)
-    lines = [f"| {mutant.name} | {', '.join(f'`{rule}`' for rule in rules) or '**none**'} |" for mutant, rules in rows]
-    PAGE.write_text(
-        "# Mutation score\n\n"
-        "Written by `python -m tests.manifests.mutants`; tests/manifests/test_mutants.py holds each row.\n"
-        f"{caught} of {len(rows)} bad twins of the default bundle are caught wherever it is rendered, before anything "
-        "is written.\n\n| bad twin | caught by |\n|---|---|\n" + "\n".join(lines) + "\n",
-        encoding="utf-8",
-    )
-
-
-if __name__ == "__main__":
-    main()

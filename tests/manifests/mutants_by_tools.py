@@ -1,0 +1,217 @@
+"""Which outside tools refuse which bad twin, from real runs, as tests/manifests/mutants_by_tools.json keeps it.
+
+    python -m tests.manifests.mutants_by_tools         asks what is not recorded yet
+    python -m tests.manifests.mutants_by_tools --all   asks everything again
+
+A tool is asked about a twin when it judges or opens the changed document. What it said holds for these bytes of that
+document and this version of the tool; either changed, it is asked again. Each twin is saved when it is done, so that a
+run that was stopped goes on where it was. A refusal counts where the tool takes the unchanged rendering.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from synapse_ops.domain.attestation import ToolOutcome
+from synapse_ops.manifests.bundle import Bundle, render_bundle
+from synapse_ops.operations.prove_release import ManifestTool, known_tools
+from synapse_ops.operations.render import write_directory
+from tests.manifests.mutants import MUTANTS, Mutant
+from tests.manifests.specs import spec_of
+from tests.manifests.warm_python import warmed
+
+DATA = Path(__file__).with_suffix(".json")
+TIMEOUT_S = 300.0
+AT_ONCE = 2
+
+
+class ToolStopped(Exception):
+    """A tool did not end in time, or left no report that can be read."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """sha256: of the changed document. The rest: names of tools, sorted; unjudged: those without an opinion on it."""
+
+    sha256: str
+    refused: tuple[str, ...] = ()
+    passed: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> frozenset[str]:
+        return frozenset((*self.refused, *self.passed, *self.unjudged))
+
+    def without(self, tools: frozenset[str]) -> Row:
+        """Return it as if these tools had not been asked."""
+        kept = (
+            tuple(name for name in said if name not in tools) for said in (self.refused, self.passed, self.unjudged)
+        )
+        return Row(self.sha256, *kept)
+
+    def joined(self, other: Row) -> Row:
+        """Return what both know of the same bytes."""
+        pairs = ((self.refused, other.refused), (self.passed, other.passed), (self.unjudged, other.unjudged))
+        return Row(self.sha256, *(tuple(sorted((*one, *two))) for one, two in pairs))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """versions: of each tool, as it was last asked. rows: by the twin's name."""
+
+    versions: Mapping[str, str]
+    rows: Mapping[str, Row]
+
+
+def read_recorded() -> Recorded:
+    """Return the committed data; nothing when there is none."""
+    if not DATA.exists():
+        return Recorded({}, {})
+    found = json.loads(DATA.read_text(encoding="utf-8"))
+    return Recorded(
+        found["versions"],
+        {
+            name: Row(row["sha256"], *(tuple(row[said]) for said in ("refused", "passed", "unjudged")))
+            for name, row in found["twins"].items()
+        },
+    )
+
+
+def write_recorded(recorded: Recorded) -> None:
+    """Replace the data as a whole: one line a twin, in the order of MUTANTS."""
+    order = [mutant.name for mutant in MUTANTS if mutant.name in recorded.rows]
+    rows = ",\n".join(f"    {json.dumps(name)}: {json.dumps(asdict(recorded.rows[name]))}" for name in order)
+    versions = json.dumps(dict(sorted(recorded.versions.items())))
+    new = DATA.with_suffix(".new")
+    new.write_text(f'{{\n  "versions": {versions},\n  "twins": {{\n{rows}\n  }}\n}}\n', encoding="utf-8")
+    new.replace(DATA)
+
+
+def still_true(recorded: Recorded, digests: Mapping[str, str], versions: Mapping[str, str]) -> Recorded:
+    """Return what need not be asked again.
+
+    digests: of each twin's changed document, by the twin's name. versions: of the tools that are here; what one said in
+    another version is left out, what one that is absent said stays.
+    """
+    renewed = frozenset(name for name, version in versions.items() if recorded.versions.get(name, version) != version)
+    rows = {name: row.without(renewed) for name, row in recorded.rows.items() if digests.get(name) == row.sha256}
+    return Recorded({**recorded.versions, **versions}, rows)
+
+
+def applicable(mutant: Mutant, tools: Iterable[ManifestTool]) -> frozenset[str]:
+    """Return the names of the tools that judge or open the changed document."""
+    path = PurePosixPath(mutant.path)
+    return frozenset(tool.name for tool in tools if tool.applies(path) or any(path.match(glob) for glob in tool.opens))
+
+
+def digest_of_twin(mutant: Mutant, bundle: Bundle) -> str:
+    """Return the sha256 of the changed document."""
+    return mutant.of(bundle).by_path[mutant.path].digest
+
+
+def judge(bundle: Bundle, path: PurePosixPath, tools: Sequence[ManifestTool]) -> dict[str, list[ToolOutcome]]:
+    """Return what each tool says of a document and, where it opens that with others, of all that it judges."""
+    said: dict[str, list[ToolOutcome]] = {}
+    with tempfile.TemporaryDirectory(prefix="twin-") as scratch:
+        directory = Path(scratch) / "release"
+        write_directory(bundle, directory)
+        for tool in tools:
+            opened = any(path.match(glob) for glob in tool.opens)
+            asked = (
+                [document.path for document in bundle.documents if tool.applies(document.path)] if opened else [path]
+            )
+            said[tool.name] = list(tool.check(directory, tuple(asked), TIMEOUT_S).values())
+    return said
+
+
+def row_of(sha256: str, said: Mapping[str, Sequence[ToolOutcome]]) -> Row:
+    """Return the row: a tool refuses a twin when it refuses any of its documents, and passes it when it passes all.
+
+    Raises ToolStopped where one did not end well, which is no opinion.
+    """
+    found: dict[str, list[str]] = {"failed": [], "passed": [], "absent": []}
+    for name, outcomes in sorted(said.items()):
+        verdicts = [outcome.verdict for outcome in outcomes]
+        verdict = next((one for one in ("failed", "timed-out", "passed") if one in verdicts), "absent")
+        if verdict == "timed-out":
+            raise ToolStopped(f"{name} did not judge: {[outcome.findings for outcome in outcomes]}")
+        found[verdict].append(name)
+    return Row(sha256, *map(tuple, found.values()))
+
+
+def judge_twin(mutant: Mutant, bundle: Bundle, tools: Sequence[ManifestTool]) -> Row:
+    """Return what these tools say of a twin."""
+    twin = mutant.of(bundle)
+    return row_of(twin.by_path[mutant.path].digest, judge(twin, PurePosixPath(mutant.path), tools))
+
+
+def refusing_the_unchanged(bundle: Bundle, tools: Sequence[ManifestTool]) -> frozenset[str]:
+    """Return the tools that refuse the rendering itself: what they say of a twin tells nothing."""
+    found = set[str]()
+    for tool in tools:
+        paths = tuple(document.path for document in bundle.documents if tool.applies(document.path))
+        with tempfile.TemporaryDirectory(prefix="twin-") as scratch:
+            write_directory(bundle, Path(scratch) / "release")
+            outcomes = tool.check(Path(scratch) / "release", paths, TIMEOUT_S).values()
+        if any(outcome.verdict in ("failed", "timed-out") for outcome in outcomes):
+            found.add(tool.name)
+    return frozenset(found)
+
+
+def ask_what_is_missing(recorded: Recorded, bundle: Bundle, progress: Callable[[str], None]) -> list[str]:
+    """Judge every twin by every tool that applies and has not said anything; save each. Returns what could not be."""
+    twins = [(mutant, recorded.rows.get(mutant.name) or Row(digest_of_twin(mutant, bundle))) for mutant in MUTANTS]
+    wanted = {mutant.name: applicable(mutant, known_tools()) - row.asked for mutant, row in twins}
+    needed = [tool for tool in known_tools() if any(tool.name in names for names in wanted.values())]
+    obstacles = [f"{tool.name} is not installed: {tool.install}" for tool in needed if not tool.version()]
+    usable = [tool for tool in needed if tool.version()]
+    useless = refusing_the_unchanged(bundle, usable)
+    obstacles += [f"{name} refuses the unchanged rendering" for name in sorted(useless)]
+    usable = [tool for tool in usable if tool.name not in useless]
+    rows = dict(recorded.rows)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = {
+            pool.submit(judge_twin, mutant, bundle, [tool for tool in usable if tool.name in wanted[mutant.name]]): (
+                mutant,
+                row,
+            )
+            for mutant, row in twins
+            if wanted[mutant.name] or mutant.name not in recorded.rows
+        }
+        for number, future in enumerate(as_completed(futures), 1):
+            mutant, row = futures[future]
+            try:
+                rows[mutant.name] = row.joined(future.result())
+            except ToolStopped as error:
+                obstacles.append(f"{mutant.name}: {error}")
+                continue
+            write_recorded(Recorded(recorded.versions, rows))
+            progress(f"{number}/{len(futures)} {mutant.name}: {', '.join(rows[mutant.name].refused) or 'none'}")
+    return obstacles
+
+
+def main() -> int:
+    """Ask what is not recorded, and write the page. Status 14: a tool that applies is not installed, or did not end."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="ask everything again")
+    bundle = render_bundle(spec_of("default"))
+    recorded = Recorded({}, {}) if parser.parse_args().all else read_recorded()
+    digests = {mutant.name: digest_of_twin(mutant, bundle) for mutant in MUTANTS}
+    names = frozenset[str]().union(*(applicable(mutant, known_tools()) for mutant in MUTANTS))
+    with tempfile.TemporaryDirectory(prefix="warm-") as scratch, warmed(Path(scratch)):
+        versions = {tool.name: found for tool in known_tools() if tool.name in names and (found := tool.version())}
+        obstacles = ask_what_is_missing(still_true(recorded, digests, versions), bundle, print)
+    for line in obstacles:
+        print(line, file=sys.stderr)
+    return 14 if obstacles else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
