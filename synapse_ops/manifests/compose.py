@@ -37,29 +37,18 @@ from synapse_ops.manifests.compose_service import (
 from synapse_ops.manifests.compose_stores import store_services
 from synapse_ops.manifests.docker import health_command
 from synapse_ops.manifests.document import Document, text_document, yaml_document
-from synapse_ops.manifests.parts import (
-    API,
-    HTTPS_PORT,
-    OPS,
-    PRIMARY,
-    QDRANT,
-    REDIS,
-    STANDBY,
-    WORKER,
-    WORKER_METRICS_PORT,
-    Address,
-    is_ours,
-)
+from synapse_ops.manifests.parts import API, HTTPS_PORT, OPS, PRIMARY, QDRANT, REDIS, STANDBY, WORKER, Address, is_ours
 from synapse_ops.manifests.postgres_container import roles_script, start_script
 from synapse_ops.manifests.probes import START_LIMIT, liveness, liveness_failures
 from synapse_ops.manifests.tls import HTTP_PORT, INNER_HTTP_PORT, INNER_HTTPS_PORT, nginx_conf
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import WORKER_METRICS_PORT
 
 READS = frozenset(
     {
         "name", "server", "worker", "database", "redis", "qdrant", "docker", "kubernetes", "resources", "health",
-        "failover", "tls", "watch", "object_store", "grafana", "alerting",
+        "failover", "tls", "watch", "object_store", "grafana", "alerting", "logging",
     }
 )  # fmt: skip
 PROXY = "proxy"

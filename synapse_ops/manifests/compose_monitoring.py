@@ -22,6 +22,7 @@ from synapse_ops.manifests.compose_service import (
     service,
 )
 from synapse_ops.manifests.grafana import IN_CONTAINER
+from synapse_ops.manifests.logging_pipeline import has_own_elasticsearch, needs_api_key
 from synapse_ops.manifests.parts import (
     ALERTMANAGER_PORT,
     BLACKBOX_PORT,
@@ -36,6 +37,7 @@ from synapse_ops.manifests.parts import (
 from synapse_ops.spec import Spec
 
 GRAFANA_PASSWORD = "grafana-password"  # noqa: S105 - the name of a secret, not a secret
+ELASTICSEARCH_API_KEY = "elasticsearch-api-key"
 _NOBODY = "65534:65534"
 
 
@@ -153,14 +155,23 @@ def _grafana(spec: Spec) -> Service:
 
 
 def _logs(spec: Spec) -> dict[str, Service]:
+    """Elsewhere Elasticsearch has its own Kibana: then neither is rendered."""
+    own = _own_elasticsearch(spec) if has_own_elasticsearch(spec, "compose") else {}
+    return own | {"logstash": _logstash(spec, is_own=bool(own)), "filebeat": _filebeat(spec)}
+
+
+def _ask(url: str) -> Service:
+    return check(("CMD", "curl", "--silent", "--fail", "--output", "/dev/null", url), start_s=120)
+
+
+def _own_elasticsearch(spec: Spec) -> dict[str, Service]:
     images = spec.docker.images
-    ask = ("CMD", "curl", "--silent", "--fail", "--output", "/dev/null")
     return {
         "elasticsearch": service(
             images.elasticsearch,
             user="1000:0",
             resources=helper_resources(LARGE),
-            healthcheck=check((*ask, f"http://127.0.0.1:{ELASTICSEARCH_PORT}/_cluster/health"), start_s=120),
+            healthcheck=_ask(f"http://127.0.0.1:{ELASTICSEARCH_PORT}/_cluster/health"),
             listens=[ELASTICSEARCH_PORT],
             read_only=False,  # its start script writes its keystore beside its configuration
             environment={
@@ -171,26 +182,11 @@ def _logs(spec: Spec) -> dict[str, Service]:
             },
             volumes=[{"type": "volume", "source": "elasticsearch-data", "target": "/usr/share/elasticsearch/data"}],
         ),
-        "logstash": service(
-            images.logstash,
-            user="1000:1000",
-            resources=helper_resources(LARGE),
-            healthcheck=check((*ask, f"http://127.0.0.1:{LOGSTASH_API_PORT}/"), start_s=120),
-            read_only=False,  # its start script edits its own settings
-            environment={"LS_JAVA_OPTS": "-Xms1g -Xmx1g"},
-            volumes=[
-                mounted("../logging/compose/logstash.yml", "/usr/share/logstash/config/logstash.yml"),
-                mounted("../logging/compose/pipelines.yml", "/usr/share/logstash/config/pipelines.yml"),
-                mounted("../logging/compose/logstash.conf", "/usr/share/logstash/pipeline/logstash.conf"),
-                {"type": "volume", "source": "logstash-data", "target": "/usr/share/logstash/data"},
-            ],
-            depends_on=healthy("elasticsearch"),
-        ),
         "kibana": service(
             images.kibana,
             user="1000:0",
             resources=helper_resources(MIDDLE),
-            healthcheck=check((*ask, f"http://127.0.0.1:{KIBANA_PORT}/api/status"), start_s=120),
+            healthcheck=_ask(f"http://127.0.0.1:{KIBANA_PORT}/api/status"),
             read_only=False,  # it writes its bundles when it starts
             environment={
                 "SERVER_PORT": str(KIBANA_PORT),
@@ -198,17 +194,48 @@ def _logs(spec: Spec) -> dict[str, Service]:
             },
             depends_on=healthy("elasticsearch"),
         ),
-        "filebeat": service(
-            images.filebeat,
-            user="1000:1000",
-            resources=helper_resources(SMALL),
-            healthcheck=check(("CMD", "filebeat", "test", "config", "--strict.perms=false"), interval_s=60),
-            command=["--strict.perms=false"],
-            volumes=[
-                mounted("../logging/compose/filebeat.yml", "/usr/share/filebeat/filebeat.yml"),
-                {"type": "volume", "source": "application-logs", "target": "/var/log/synapse", "read_only": True},
-                {"type": "volume", "source": "filebeat-data", "target": "/usr/share/filebeat/data"},
-            ],
-            depends_on=healthy("logstash"),
-        ),
     }
+
+
+def _logstash(spec: Spec, *, is_own: bool) -> Service:
+    start = "sh /usr/share/logstash/set-up/set-up.sh; exec /usr/local/bin/docker-entrypoint"
+    more: Service = {"depends_on": healthy("elasticsearch")} if is_own else {}
+    if needs_api_key(spec, "compose"):
+        start = f'export ELASTICSEARCH_API_KEY="$(cat {SECRETS_DIR}/{ELASTICSEARCH_API_KEY})"; {start}'
+        more["secrets"] = [ELASTICSEARCH_API_KEY]
+    return service(
+        spec.docker.images.logstash,
+        user="1000:1000",
+        resources=helper_resources(LARGE),
+        healthcheck=_ask(f"http://127.0.0.1:{LOGSTASH_API_PORT}/"),
+        networks=_ways(is_outside=not is_own),
+        read_only=False,  # its start script edits its own settings
+        entrypoint=["sh", "-euc", start],
+        environment={"LS_JAVA_OPTS": "-Xms1g -Xmx1g"},
+        volumes=[
+            mounted("../logging/compose/logstash.yml", "/usr/share/logstash/config/logstash.yml"),
+            mounted("../logging/compose/pipelines.yml", "/usr/share/logstash/config/pipelines.yml"),
+            mounted("../logging/compose/logstash.conf", "/usr/share/logstash/pipeline/logstash.conf"),
+            mounted("../logging/compose/set-up.sh", "/usr/share/logstash/set-up/set-up.sh"),
+            mounted("../logging/ilm-policy.json", "/usr/share/logstash/set-up/ilm-policy.json"),
+            mounted("../logging/index-template.json", "/usr/share/logstash/set-up/index-template.json"),
+            {"type": "volume", "source": "logstash-data", "target": "/usr/share/logstash/data"},
+        ],
+        **more,
+    )
+
+
+def _filebeat(spec: Spec) -> Service:
+    return service(
+        spec.docker.images.filebeat,
+        user="1000:1000",
+        resources=helper_resources(SMALL),
+        healthcheck=check(("CMD", "filebeat", "test", "config", "--strict.perms=false"), interval_s=60),
+        command=["--strict.perms=false"],
+        volumes=[
+            mounted("../logging/compose/filebeat.yml", "/usr/share/filebeat/filebeat.yml"),
+            {"type": "volume", "source": "application-logs", "target": "/var/log/synapse", "read_only": True},
+            {"type": "volume", "source": "filebeat-data", "target": "/usr/share/filebeat/data"},
+        ],
+        depends_on=healthy("logstash"),
+    )

@@ -20,17 +20,7 @@ from synapse_ops.manifests.compose_service import (
     part_resources,
     service,
 )
-from synapse_ops.manifests.parts import (
-    POSTGRES_EXPORTER_PORT,
-    PRIMARY,
-    QDRANT,
-    QDRANT_GRPC_PORT,
-    REDIS,
-    REDIS_EXPORTER_PORT,
-    STANDBY,
-    is_ours,
-)
-from synapse_ops.manifests.postgres import MONITORING_USER
+from synapse_ops.manifests.parts import PRIMARY, QDRANT, REDIS, STANDBY, is_ours
 from synapse_ops.manifests.postgres_container import (
     CONFIG_DIR,
     CONTAINER_SECRETS,
@@ -41,6 +31,7 @@ from synapse_ops.manifests.postgres_container import (
     server_arguments,
 )
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import MONITORING_USER, POSTGRES_EXPORTER_PORT, QDRANT_GRPC_PORT, REDIS_EXPORTER_PORT
 
 REDIS_EXPORTER_PASSWORDS = "redis-exporter-passwords.json"
 _POSTGRES_USER = "999:999"  # of the image; its data directory belongs to it

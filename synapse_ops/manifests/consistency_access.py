@@ -194,6 +194,23 @@ def alerts_link_to_runbooks(view: View) -> Iterator[Finding]:
                 yield Finding("alerts_link_to_runbooks", path, f'{alert.get("alert")} links to "{url}"')
 
 
+def logs_find_their_way(view: View) -> Iterator[Finding]:
+    """Logstash in compose has a way out to nodes that are no services, and the key that it sends; whoever sets up
+    Elasticsearch loads the policy that the index template names.
+    """
+    rule, service = "logs_find_their_way", view.compose["services"]["logstash"]
+    pipeline = view.text("logging/compose/logstash.conf")
+    for host in re.findall(r'https?://(\[[^]]+\]|[^:/"]+)', pipeline):
+        if host not in view.compose["services"] and "outside" not in service["networks"]:
+            yield Finding(rule, _COMPOSE, f"logstash has no way to {host}")
+    if "${ELASTICSEARCH_API_KEY}" in pipeline and "ELASTICSEARCH_API_KEY" not in str(service.get("entrypoint")):
+        yield Finding(rule, _COMPOSE, "logstash sends a key that it is not told")
+    policy = view.yaml("logging/index-template.json")["template"]["settings"]["index.lifecycle.name"]
+    for path in ("logging/set-up.sh", "logging/compose/set-up.sh"):
+        if f"/_ilm/policy/{policy}' ilm-policy.json" not in view.text(path):
+            yield Finding(rule, path, f"does not load the policy {policy} of the index template")
+
+
 RULES: tuple[Rule, ...] = (
     only_the_proxy_is_published,
     clients_of_the_database_are_checked,
@@ -206,4 +223,5 @@ RULES: tuple[Rule, ...] = (
     prometheus_asks_the_api,
     failover_alerts_do_not_wait,
     alerts_link_to_runbooks,
+    logs_find_their_way,
 )

@@ -12,20 +12,17 @@ from synapse_ops.manifests.parts import (
     API,
     HTTPS_PORT,
     OPS,
-    OPS_METRICS_PORT,
-    POSTGRES_EXPORTER_PORT,
     PRIMARY,
     QDRANT,
     REDIS,
-    REDIS_EXPORTER_PORT,
     STANDBY,
     WORKER,
-    WORKER_METRICS_PORT,
     authority_of,
     is_ours,
     qdrant_nodes,
 )
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import OPS_METRICS_PORT, POSTGRES_EXPORTER_PORT, REDIS_EXPORTER_PORT, WORKER_METRICS_PORT
 
 ANYONE = ("0.0.0.0/0", "::/0")
 MONITORING = "monitoring"  # Prometheus and its exporters

@@ -15,9 +15,11 @@ from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
 
 PIPELINE_PATHS: dict[Place, str] = {"hosts": "logging/logstash.conf", "compose": "logging/compose/logstash.conf"}
+SET_UP_PATHS: dict[Place, str] = {"hosts": "logging/set-up.sh", "compose": "logging/compose/set-up.sh"}
 FILEBEAT_PATHS: dict[Place, str] = {"hosts": "logging/filebeat.yml", "compose": "logging/compose/filebeat.yml"}
 POLICY = "synapse-logs"
 PIPELINE_READS = frozenset(["logging", "tls"])
+_SET_UP_READS = frozenset(["logging"])
 FILEBEAT_READS = frozenset(["logging", "name", "tls"])
 TEMPLATE_READS = frozenset(["cleanup", "logging"])
 _WARM_AFTER_DAYS = 2
@@ -28,8 +30,10 @@ def render_logstash(spec: Spec) -> tuple[Document, ...]:
     pipelines = tuple(
         text_document(PIPELINE_PATHS[place], _pipeline(spec, place), PIPELINE_READS) for place in PIPELINE_PATHS
     )
+    scripts = tuple(text_document(SET_UP_PATHS[place], _set_up(spec, place), _SET_UP_READS) for place in SET_UP_PATHS)
     return (
         *pipelines,
+        *scripts,
         yaml_document("logging/logstash.yml", _logstash_yml("127.0.0.1"), reads=frozenset()),
         yaml_document("logging/pipelines.yml", _pipelines_yml("/etc/logstash/conf.d/logstash.conf"), reads=frozenset()),
         yaml_document("logging/compose/logstash.yml", _logstash_yml("0.0.0.0"), reads=frozenset()),  # noqa: S104
@@ -116,7 +120,7 @@ _FILTER = """filter {
 
 def _output(spec: Spec, place: Place) -> str:
     logging = spec.logging
-    urls = [_url(node, place) for node in logging.elasticsearch]
+    urls = elasticsearch_urls(spec, place)
     options = [
         f"hosts => {_list(urls)}",
         f"index => {_quoted(logging.index)}",
@@ -127,18 +131,53 @@ def _output(spec: Spec, place: Place) -> str:
     ]
     if any(url.startswith("https:") for url in urls):
         options += ["ssl_enabled => true", 'ssl_verification_mode => "full"']
-    if logging.api_key is not None:
+    if needs_api_key(spec, place):
         options.append('api_key => "${ELASTICSEARCH_API_KEY}"')
     return _block("output", "elasticsearch", options)
 
 
-def _url(node: str, place: Place) -> str:
-    """Return a node's URL; in compose this machine is the service that stands in for it."""
-    scheme, _, rest = node.rpartition("://")
-    host, _, port = rest.partition(":")
-    if place == "compose" and host in parts.LOCAL_HOSTS:
-        host = "elasticsearch"
-    return f"{scheme or 'http'}://{host}:{port or parts.ELASTICSEARCH_PORT}"
+def has_own_elasticsearch(spec: Spec, place: Place) -> bool:
+    """Tell whether Elasticsearch is a service of the compose file: where the spec's nodes are all this machine."""
+    return place == "compose" and all(_host_of(node) in parts.LOCAL_HOSTS for node in spec.logging.elasticsearch)
+
+
+def elasticsearch_urls(spec: Spec, place: Place) -> list[str]:
+    """Return the URL of each node. In compose a node on this machine is out of reach beside others, and alone it is
+    the service of that name, which has neither TLS nor keys and no way out.
+    """
+    if has_own_elasticsearch(spec, place):
+        return [f"http://elasticsearch:{parts.ELASTICSEARCH_PORT}"]
+    nodes = [node for node in spec.logging.elasticsearch if place == "hosts" or _host_of(node) not in parts.LOCAL_HOSTS]
+    return [node if "://" in node else f"http://{node}" for node in nodes]
+
+
+def needs_api_key(spec: Spec, place: Place) -> bool:
+    """Tell whether Elasticsearch asks for the key of `logging.api_key`."""
+    return spec.logging.api_key is not None and not has_own_elasticsearch(spec, place)
+
+
+def _host_of(node: str) -> str:
+    return parts.authority_of(node if "://" in node else f"http://{node}").host
+
+
+def _set_up(spec: Spec, place: Place) -> str:
+    """Return the script that loads what Logstash does not: the age limit, and the template that applies it."""
+    url = elasticsearch_urls(spec, place)[0]
+    return f"""#!/bin/sh
+# Loads the policy that deletes old indices, and the template that gives it to each; safe to repeat, and before the
+# first line is shipped. Needs curl; a key in ELASTICSEARCH_API_KEY is sent, and seen by nobody in a list of processes.
+set -eu
+cd "$(dirname "$0")"
+authorization() {{
+  [ -z "${{ELASTICSEARCH_API_KEY:-}}" ] || printf 'header = "Authorization: ApiKey %s"\\n' "$ELASTICSEARCH_API_KEY"
+}}
+put() {{
+  authorization | curl --config - --silent --show-error --fail --max-time 30 --retry 10 --retry-connrefused \\
+    --output /dev/null --request PUT --header 'Content-Type: application/json' --data-binary "@$2" "$1"
+}}
+put '{url}/_ilm/policy/{POLICY}' ilm-policy.json
+put '{url}/_index_template/{POLICY}' index-template.json
+"""
 
 
 def _block(kind: str, plugin: str, options: list[str]) -> str:
@@ -171,7 +210,8 @@ def _filebeat(spec: Spec, place: Place) -> dict[str, object]:
             "ssl.enabled": True,
             "ssl.certificate_authorities": [spec.tls.cert_file],
             "ssl.supported_protocols": versions,
-            "ssl.verification_mode": "full",
+            # this machine's own Logstash, by an address that no public authority puts into a certificate
+            "ssl.verification_mode": "certificate",
         }
     return {
         "filebeat.inputs": [

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import OPS_METRICS_PORT, WORKER_METRICS_PORT
 
 PlaceName = Literal["hosts", "compose", "kubernetes"]
 Store = Literal["database", "redis", "qdrant"]
@@ -26,11 +27,7 @@ REDIS = "redis"
 QDRANT = "qdrant"
 OPS = "synapse-ops"
 
-# Ports that the spec does not name: of exporters and of what watches, each the one its project registers.
-WORKER_METRICS_PORT = 9108
-OPS_METRICS_PORT = 9109
-POSTGRES_EXPORTER_PORT = 9187
-REDIS_EXPORTER_PORT = 9121
+# Ports of what watches, each the one its project registers; spec/fixed.py has those beside the stack's own.
 NODE_EXPORTER_PORT = 9100
 BLACKBOX_PORT = 9115
 PROMETHEUS_PORT = 9090
@@ -39,7 +36,6 @@ GRAFANA_PORT = 3000
 KIBANA_PORT = 5601
 ELASTICSEARCH_PORT = 9200
 LOGSTASH_API_PORT = 9600
-QDRANT_GRPC_PORT = 6334
 HTTPS_PORT = 443
 
 LOCAL_HOSTS = frozenset({"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"})  # noqa: S104 - compared, never bound

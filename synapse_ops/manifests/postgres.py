@@ -14,12 +14,12 @@ from synapse_ops.manifests.document import Document, text_document
 from synapse_ops.manifests.parts import Address, database_nodes
 from synapse_ops.manifests.units import milliseconds
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import MONITORING_USER
 
 READS = frozenset({"name", "server", "worker", "database", "resources", "failover", "tls", "backup"})
 
 OTHER_CONNECTIONS = 20  # superuser, replication, backup, monitoring and probes, beside the application's
 SENDERS = 10  # standby, WAL receiver, base backups, and room for each to come back before its old sender is gone
-MONITORING_USER = "synapse_monitoring"  # of the exporter: it reads statistics, from the database postgres
 SLOT = "standby"
 PASSFILE = "/etc/synapse/replication.pgpass"
 SERVER_MEMORY_FLOOR = 32 << 20

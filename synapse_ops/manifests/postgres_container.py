@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from synapse_ops.manifests.application import DATABASE_PASSWORD, SECRETS_DIR
 from synapse_ops.manifests.parts import PRIMARY, STANDBY, PlaceName, address_of
-from synapse_ops.manifests.postgres import MONITORING_USER, SLOT, application_role_settings, primary_conninfo, quoted
+from synapse_ops.manifests.postgres import SLOT, application_role_settings, primary_conninfo, quoted
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import MONITORING_USER
 
 SUPERUSER_PASSWORD = "postgres-password"  # noqa: S105 - names of secrets, not secrets
 REPLICATION_PASSWORD = "replication-password"  # noqa: S105

@@ -14,19 +14,10 @@ from typing import Any
 
 from synapse_ops.manifests.alertmanager import TOKEN
 from synapse_ops.manifests.application import QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR
-from synapse_ops.manifests.parts import (
-    API,
-    OPS_METRICS_PORT,
-    PRIMARY,
-    QDRANT,
-    REDIS,
-    STANDBY,
-    PlaceName,
-    address_of,
-    is_ours,
-)
+from synapse_ops.manifests.parts import API, PRIMARY, QDRANT, REDIS, STANDBY, PlaceName, address_of, is_ours
 from synapse_ops.manifests.yaml_text import write_entries
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import OPS_METRICS_PORT
 from synapse_ops.spec.secrets import SecretRef
 
 READS = frozenset(Spec.model_fields)

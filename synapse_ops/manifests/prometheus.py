@@ -18,7 +18,7 @@ from synapse_ops.manifests.document import Document, yaml_document
 from synapse_ops.manifests.kubernetes.objects import namespace
 from synapse_ops.manifests.parts import Address, PlaceName, address_of, object_name
 from synapse_ops.manifests.secret_files import SECRETS_DIR, secret_file
-from synapse_ops.spec import Spec
+from synapse_ops.spec import Spec, fixed
 from synapse_ops.spec.blocks.monitoring import HealthCheck
 from synapse_ops.spec.units import format_duration
 
@@ -107,7 +107,7 @@ def scraped_addresses(spec: Spec, job: str, place: Place) -> list[str]:
 
 def prober_address(spec: Spec, place: Place) -> Address:
     """Return where the prober serves its metrics and takes alerts, whatever `prometheus.targets` says."""
-    port = spec.watch.port or parts.OPS_METRICS_PORT
+    port = spec.watch.port or fixed.OPS_METRICS_PORT
     if place == "kubernetes":
         return _service(spec, parts.OPS, port)
     return Address("localhost" if place == "hosts" else parts.OPS, port)
@@ -122,10 +122,10 @@ def _in_compose(spec: Spec, job: str) -> list[Address]:
     """Return the service names. An exporter shares the network of its store: one that is not ours has none."""
     if job == "db":
         ours = parts.is_ours(spec, "database", "compose")
-        return [Address(node, parts.POSTGRES_EXPORTER_PORT) for node in (parts.PRIMARY, parts.STANDBY) if ours]
+        return [Address(node, fixed.POSTGRES_EXPORTER_PORT) for node in (parts.PRIMARY, parts.STANDBY) if ours]
     if job == "redis":
         ours = parts.is_ours(spec, "redis", "compose")
-        return [Address(parts.REDIS, parts.REDIS_EXPORTER_PORT)] if ours else []
+        return [Address(parts.REDIS, fixed.REDIS_EXPORTER_PORT)] if ours else []
     if job == "qdrant" and not parts.is_ours(spec, "qdrant", "compose"):
         return _qdrant_nodes(spec)
     services = {"api": parts.API, "worker": parts.WORKER, "qdrant": parts.QDRANT}
@@ -143,9 +143,9 @@ def _on_hosts(spec: Spec, job: str) -> list[Address]:
     if job == "api":
         return [parts.authority_of(_base(spec))]
     if job == "db":
-        return [Address(host, parts.POSTGRES_EXPORTER_PORT) for host in dict.fromkeys(nodes)]
+        return [Address(host, fixed.POSTGRES_EXPORTER_PORT) for host in dict.fromkeys(nodes)]
     if job == "redis":
-        return [Address(redis, parts.REDIS_EXPORTER_PORT)]
+        return [Address(redis, fixed.REDIS_EXPORTER_PORT)]
     if job == "qdrant":
         return qdrant
     if job == "node":
@@ -161,13 +161,13 @@ def _in_cluster(spec: Spec, job: str) -> list[Address]:
     if job == "api":
         return [_service(spec, parts.API_PODS, spec.server.port)]
     if job == "worker":
-        return [_service(spec, parts.WORKER, parts.WORKER_METRICS_PORT)]
+        return [_service(spec, parts.WORKER, fixed.WORKER_METRICS_PORT)]
     if job == "db":
         ours = parts.is_ours(spec, "database", "kubernetes")
-        return [_service(spec, node, parts.POSTGRES_EXPORTER_PORT) for node in (parts.PRIMARY, parts.STANDBY) if ours]
+        return [_service(spec, node, fixed.POSTGRES_EXPORTER_PORT) for node in (parts.PRIMARY, parts.STANDBY) if ours]
     if job == "redis":
         ours = parts.is_ours(spec, "redis", "kubernetes")
-        return [_service(spec, parts.REDIS, parts.REDIS_EXPORTER_PORT)] if ours else []
+        return [_service(spec, parts.REDIS, fixed.REDIS_EXPORTER_PORT)] if ours else []
     if job == "qdrant":
         ours = parts.is_ours(spec, "qdrant", "kubernetes")
         return [_service(spec, parts.QDRANT, spec.qdrant.port)] if ours else _qdrant_nodes(spec)
@@ -180,7 +180,7 @@ def _in_cluster(spec: Spec, job: str) -> list[Address]:
 
 _FINDERS = {"hosts": _on_hosts, "compose": _in_compose, "kubernetes": _in_cluster}
 _WATCHERS_ON_HOSTS = {
-    "worker": Address("localhost", parts.WORKER_METRICS_PORT),
+    "worker": Address("localhost", fixed.WORKER_METRICS_PORT),
     "prometheus": Address("localhost", parts.PROMETHEUS_PORT),
     "alertmanager": Address("localhost", parts.ALERTMANAGER_PORT),
     "blackbox": Address("localhost", parts.BLACKBOX_PORT),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from synapse_ops.manifests.document import Document, text_document, yaml_document
-from synapse_ops.manifests.parts import QDRANT_GRPC_PORT, has_qdrant_cluster
+from synapse_ops.manifests.parts import has_qdrant_cluster
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import QDRANT_GRPC_PORT
 
 READS_REDIS = frozenset({"redis", "resources"})
 READS_QDRANT = frozenset({"qdrant", "tls"})

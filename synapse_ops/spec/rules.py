@@ -15,11 +15,20 @@ from urllib.parse import urlsplit
 
 from synapse_ops.spec.document import Spec
 from synapse_ops.spec.faults import FieldPath
+from synapse_ops.spec.fixed import (
+    MONITORING_USER,
+    OPS_METRICS_PORT,
+    POSTGRES_EXPORTER_PORT,
+    QDRANT_GRPC_PORT,
+    REDIS_EXPORTER_PORT,
+    WORKER_METRICS_PORT,
+)
 from synapse_ops.spec.units import format_cores, format_duration, format_size
 
 _LOCAL = {"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"}  # noqa: S104 - compared, never bound
-_SYSTEM = "bin boot dev etc home lib lib64 opt proc root run sbin srv sys usr var"
-_NOT_OURS = {f"/{name}" for name in _SYSTEM.split()}
+_SYSTEM = "bin boot dev etc home lib lib64 media mnt opt proc root run sbin srv sys tmp usr var"
+_HOLDING_OTHERS = {"home", "var"}  # a directory right below these is somebody else's, too: /var/lib, /home/alice
+_NEVER_OURS = {"bin", "boot", "dev", "etc", "lib", "lib64", "proc", "root", "sbin", "sys", "usr"}  # nor below them
 # Of the rendered compose project, where these names are hosts; a store's are there where that store is.
 COMPOSE_SERVICES = frozenset(
     {"proxy", "api", "worker", "synapse-ops", "prometheus", "alertmanager", "blackbox-exporter", "node-exporter"}
@@ -130,8 +139,21 @@ def _nodes(spec: Spec) -> Iterator[Conflict]:
 
 def _ports(spec: Spec) -> Iterator[Conflict]:
     """One port for two services of one host: `server`, `database`, `redis`, `qdrant`, `logging.beats_port`.
-    `localhost`, `127.0.0.1`, `0.0.0.0` and their IPv6 forms are one host.
+    `localhost`, `127.0.0.1`, `0.0.0.0` and their IPv6 forms are one host. Nor one that a part's companion has in the
+    same container or pod: exporters of `database` and `redis`, gRPC of `qdrant`; or the worker's and the prober's
+    metrics beside `server`.
     """
+    metrics = spec.watch.port or OPS_METRICS_PORT
+    for path, port, taken, by in (
+        (("database", "port"), spec.database.port, POSTGRES_EXPORTER_PORT, "the exporter beside it"),
+        (("redis", "port"), spec.redis.port, REDIS_EXPORTER_PORT, "the exporter beside it"),
+        (("qdrant", "port"), spec.qdrant.port, QDRANT_GRPC_PORT, "its own gRPC"),
+        (("server", "port"), spec.server.port, WORKER_METRICS_PORT, "the worker's metrics"),
+        (("server", "port"), spec.server.port, metrics, "the metrics of `watch`"),
+        (("watch", "port"), metrics, WORKER_METRICS_PORT, "the worker's metrics"),
+    ):
+        if port == taken:
+            yield Conflict(path, f"{port}, which {by} has", "a port of its own")
     listening = [
         (("server", "port"), spec.server.host, spec.server.port),
         (("database", "port"), spec.database.host, spec.database.port),
@@ -144,6 +166,27 @@ def _ports(spec: Spec) -> Iterator[Conflict]:
         if same_host and port == later_port and not host.startswith("/"):
             found = f"{later_port}, which is {{other}} on the same host"
             yield Conflict(later_path, found, "a port of its own", (path, (*path[:-1], "host")))
+
+
+def _database_names(spec: Spec) -> Iterator[Conflict]:
+    """Names in `database` that PostgreSQL keeps for itself or that another role of the stack has, where the database is
+    part of the stack: its first start would fail half way.
+    """
+    database = spec.database
+    is_ours = spec.kubernetes.stores.database == "cluster" or database.host in _LOCAL or database.host.startswith("/")
+    if not is_ours:
+        return
+    for key, role in (("user", database.user), ("replication_user", database.replication_user)):
+        if role.startswith("pg_") or role in (MONITORING_USER, "postgres", "none", "public"):
+            yield Conflict(("database", key), f'"{role}", which is not yours to name', "a role of its own")
+    if database.user == database.replication_user:
+        path: FieldPath = ("database", "replication_user")
+        yield Conflict(path, f'"{database.user}", which is {{other}}', "a role of its own", (("database", "user"),))
+    names: list[tuple[FieldPath, str]] = [(("database", "name"), database.name)]
+    names += [(("database", "databases", i), name) for i, name in enumerate(database.databases)]
+    for path, name in names:
+        if name in ("template0", "template1"):
+            yield Conflict(path, f'"{name}", which new databases are made from', "a database of its own")
 
 
 def _firewall(spec: Spec) -> Iterator[Conflict]:
@@ -222,21 +265,28 @@ def _redis_state(spec: Spec) -> Iterator[Conflict]:
 
 
 def _cleanup_roots(spec: Spec) -> Iterator[Conflict]:
-    """Directories in `cleanup.log_roots` and `cleanup.temp_roots` that belong to the system (`/`, `/var`), hold `..`,
-    or lie within one another.
+    """Directories in `cleanup.log_roots` and `cleanup.temp_roots` that belong to the system or to others (`/`, `/tmp`,
+    `/var/lib`, `/home/alice`, whatever is below `/etc`), hold `..`, or lie within one another.
     """
     roots: list[tuple[FieldPath, str]] = [
         (("cleanup", "log_roots", i), root) for i, root in enumerate(spec.cleanup.log_roots)
     ]
     roots += [(("cleanup", "temp_roots", i), root) for i, root in enumerate(spec.cleanup.temp_roots)]
     for path, root in roots:
-        if ".." in root.split("/") or root.rstrip("/") in {"", *_NOT_OURS}:
+        if not _may_be_ours(root):
             yield Conflict(path, f'"{root}"', "a directory that belongs to this stack alone, without ..")
     for (path, root), (later_path, later) in combinations(roots, 2):
         outer, inner = sorted((f"{root.rstrip('/')}/", f"{later.rstrip('/')}/"), key=len)
         if inner.startswith(outer) and outer != "/":
             found = f'"{later}", which overlaps {{other}} "{root}"'
             yield Conflict(later_path, found, "directories that do not contain one another", (path,))
+
+
+def _may_be_ours(directory: str) -> bool:
+    parts = [part for part in directory.split("/") if part not in ("", ".")]
+    if not parts or ".." in parts or parts[0] in _NEVER_OURS:
+        return False
+    return parts[0] not in _SYSTEM.split() or len(parts) > (2 if parts[0] in _HOLDING_OTHERS else 1)
 
 
 def _stores_elsewhere(spec: Spec) -> Iterator[Conflict]:
@@ -254,6 +304,38 @@ def _stores_elsewhere(spec: Spec) -> Iterator[Conflict]:
             yield Conflict(
                 ("kubernetes", "stores", name), found, "auto or cluster, or a host that pods reach", (other,)
             )
+
+
+def _namespaces(spec: Spec) -> Iterator[Conflict]:
+    """`kubernetes.namespace`, or `name` in its place, that is `default` or Kubernetes' own (`kube-...`), or where the
+    monitoring or the entry's controller runs: everything in it that is not ours would be cut off from the network.
+    """
+    kubernetes = spec.kubernetes
+    path: FieldPath = ("kubernetes", "namespace") if kubernetes.namespace else ("name",)
+    found = kubernetes.namespace or spec.name
+    if found == "default" or found.startswith("kube-"):
+        yield Conflict(path, f'"{found}", where others run', "a namespace that belongs to this stack alone")
+    others: list[tuple[FieldPath, str]] = [(("kubernetes", "monitoring_namespace"), kubernetes.monitoring_namespace)]
+    if kubernetes.entry.kind != "none":
+        others.append((("kubernetes", "entry", "controller_namespace"), kubernetes.entry.controller_namespace))
+    for where, other in others:
+        if found == other:
+            yield Conflict(where, f'"{other}", which is {{other}}', "another namespace than the stack's", (path,))
+
+
+def _log_nodes(spec: Spec) -> Iterator[Conflict]:
+    """Nodes in `logging.elasticsearch` of which some are https:// and some are not, or an `logging.api_key` for one
+    that is not: Logstash takes one scheme for all, and sends no key in the clear.
+    """
+    nodes = spec.logging.elasticsearch
+    secure = [node.startswith("https://") for node in nodes]
+    for index, node in enumerate(nodes):
+        path: FieldPath = ("logging", "elasticsearch", index)
+        if not secure[index] and any(secure):
+            other: FieldPath = ("logging", "elasticsearch", secure.index(True))
+            yield Conflict(path, f'"{node}" without https://, beside {{other}}', "one scheme for all nodes", (other,))
+        elif not secure[index] and spec.logging.api_key is not None:
+            yield Conflict(path, f'"{node}" without https://', "https:// beside {other}", (("logging", "api_key"),))
 
 
 def _compose_names(spec: Spec) -> Iterator[Conflict]:
@@ -277,6 +359,7 @@ RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _times,
     _nodes,
     _ports,
+    _database_names,
     _firewall,
     _names,
     _vector_nodes,
@@ -285,4 +368,6 @@ RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _cleanup_roots,
     _stores_elsewhere,
     _compose_names,
+    _namespaces,
+    _log_nodes,
 )

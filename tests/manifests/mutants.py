@@ -367,6 +367,8 @@ def _files() -> Iterator[Mutant]:
         ("redis/redis.conf", "another port", "port 6379", "port 6380"),
         ("qdrant/config.yaml", "another port", "http_port: 6333", "http_port: 6332"),
         ("tls/certificate-names.txt", "a host without a name", "db-primary\n", ""),
+        ("logging/compose/set-up.sh", "another policy", "_ilm/policy/synapse-logs", "_ilm/policy/other"),
+        ("logging/compose/logstash.conf", "a node that cannot be reached", "http://elasticsearch:", "http://es.org:"),
         ("logging/logstash.conf", "TLS 1.1", '["TLSv1.2"', '["TLSv1.1", "TLSv1.2"'),
         ("logging/logstash.conf", "an option that does not exist", "port => 5044", "prot => 5044"),
         ("logging/logstash.conf", "a brace too few", "output {", "output "),

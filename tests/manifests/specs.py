@@ -57,6 +57,9 @@ CHANGES: dict[str, dict[str, Any]] = {
         "qdrant": {"api_key": "env:QDRANT_KEY", "tls": True},
         "failover": {"synchronous": "standby", "primary": "pg-1", "standby": "pg-2"},
     },
+    "logs elsewhere": {
+        "logging": {"elasticsearch": ["https://es-1.example.org:9243", "https://es-2.example.org"], "api_key": "env:ES"}
+    },
     "odd health": {"health": [{"name": "a", "url": "https://example.org/x"}]},
     "tight times": {
         "health": [{"name": "q", "url": "/it's?a=$(b)&c=%25", "interval": "1500ms", "timeout": "700ms"}],

@@ -25,10 +25,11 @@ from synapse_ops.manifests.kubernetes.objects import (
     service_account,
     thing,
 )
-from synapse_ops.manifests.parts import API, API_PODS, WORKER, WORKER_METRICS_PORT, object_name
+from synapse_ops.manifests.parts import API, API_PODS, WORKER, object_name
 from synapse_ops.manifests.probes import FAILURES, START_LIMIT, Probe, liveness, liveness_failures, readiness
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import WORKER_METRICS_PORT
 
 HTTP, METRICS = "http", "metrics"  # names of ports; Services and policies refer to them
 _CALM_S = 10  # a pod that falls over at once never counts as available

@@ -32,16 +32,8 @@ from synapse_ops.manifests.kubernetes.objects import (
     stateful_set,
     thing,
 )
-from synapse_ops.manifests.parts import (
-    POSTGRES_EXPORTER_PORT,
-    PRIMARY,
-    QDRANT,
-    QDRANT_GRPC_PORT,
-    REDIS,
-    REDIS_EXPORTER_PORT,
-    STANDBY,
-)
-from synapse_ops.manifests.postgres import MONITORING_USER, pg_hba, postgresql_conf
+from synapse_ops.manifests.parts import PRIMARY, QDRANT, REDIS, STANDBY
+from synapse_ops.manifests.postgres import pg_hba, postgresql_conf
 from synapse_ops.manifests.postgres_container import (
     CONFIG_DIR,
     CONTAINER_SECRETS,
@@ -57,6 +49,7 @@ from synapse_ops.manifests.probes import FAILURES
 from synapse_ops.manifests.stores import qdrant_config, redis_conf
 from synapse_ops.manifests.yaml_text import write_yaml
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import MONITORING_USER, POSTGRES_EXPORTER_PORT, QDRANT_GRPC_PORT, REDIS_EXPORTER_PORT
 
 POSTGRES, METRICS = "postgres", "metrics"
 CLIENT_SERVICE = "db"

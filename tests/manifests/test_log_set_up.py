@@ -1,0 +1,98 @@
+"""The rendered script loads policy and template into Elasticsearch, and sends a key without showing it to others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from synapse_ops.manifests.bundle import render_bundle
+from synapse_ops.operations.render import write_directory
+from tests.manifests.specs import spec_of
+
+KEY = "a2V5OnNlY3JldA=="
+
+
+class Elasticsearch(ThreadingHTTPServer):
+    """A stand-in that records what is put; a real one needs a Java machine and a gigabyte."""
+
+    puts: dict[str, tuple[dict[str, object], str | None]]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Recorder(BaseHTTPRequestHandler):
+    server: Elasticsearch
+
+    def do_PUT(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.puts[self.path] = (body, self.headers["Authorization"])
+        self.send_response(401 if KEY not in (self.headers["Authorization"] or "") else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def elasticsearch() -> Iterator[Elasticsearch]:
+    with Elasticsearch(("127.0.0.1", 0), _Recorder) as server:
+        server.puts = {}
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(10)
+
+
+def set_up(release: Path, server: Elasticsearch, key: str, trace: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script of hosts against the stand-in, with a curl that notes its arguments before it runs."""
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("the script needs curl")
+    write_directory(render_bundle(spec_of("logs elsewhere")), release)
+    script = release / "logging" / "set-up.sh"
+    script.write_text(script.read_text().replace("https://es-1.example.org:9243", server.url))
+    programs = trace.parent / "programs"
+    programs.mkdir()
+    (programs / "curl").write_text(f'#!/bin/sh\nprintf "%s " "$@" >>{trace}\nexec {curl} "$@"\n')
+    (programs / "curl").chmod(0o755)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "ELASTICSEARCH_API_KEY": key}
+    return subprocess.run(
+        ["sh", str(script)], env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_policy_and_template_are_loaded_with_a_key_that_nobody_sees(
+    tmp_path: Path, elasticsearch: Elasticsearch
+) -> None:
+    trace = tmp_path / "arguments"
+
+    done = set_up(tmp_path / "release", elasticsearch, KEY, trace)
+
+    assert done.returncode == 0, done.stderr
+    policy, template = (
+        elasticsearch.puts[path] for path in ("/_ilm/policy/synapse-logs", "/_index_template/synapse-logs")
+    )
+    assert policy[1] == template[1] == f"ApiKey {KEY}"
+    assert policy[0] == json.loads((tmp_path / "release/logging/ilm-policy.json").read_text())
+    assert template[0]["template"]["settings"]["index.lifecycle.name"] == "synapse-logs"  # type: ignore[index]
+    assert KEY not in trace.read_text()
+
+
+def test_a_refusal_fails_the_script(tmp_path: Path, elasticsearch: Elasticsearch) -> None:
+    """Else Logstash would start, and logs would stay for ever."""
+    done = set_up(tmp_path / "release", elasticsearch, "wrong", tmp_path / "arguments")
+
+    assert done.returncode != 0
+    assert "401" in done.stderr
+    assert "wrong" not in done.stderr
