@@ -55,8 +55,9 @@ def _routes(spec: Spec) -> list[dict[str, object]]:
         "matchers": [f'alertname="{HEARTBEAT}"'],
         "receiver": _HEART,
         "group_wait": "0s",
-        "group_interval": "1m",
-        "repeat_interval": "1m",
+        # a group is looked at once an interval, and sent when the repeat is over: equal times would skip every other
+        "group_interval": "10s",
+        "repeat_interval": "55s",
     }
     return [
         *([heart] if spec.alerting.heartbeat_url is not None else []),

@@ -19,22 +19,28 @@ DRAIN_S = 5  # a load balancer's endpoints lag behind a pod's end by a second or
 CONNECT_TIMEOUT_S = 5
 KEEPALIVES_S = 10  # idle time, then three probes of 5 s: a dead peer is known after 25 s
 
+# Whose word on a client's address and scheme counts: private networks, where the proxy and the entry's controller are.
+# A client that a load balancer leaves its own public address is not believed.
+_PROXIES = "127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
+ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 - of a container's own networks
 DATABASE_PASSWORD = "database-password"  # noqa: S105 - names of secrets, not secrets
 REDIS_PASSWORD = "redis-password"  # noqa: S105
 QDRANT_API_KEY = "qdrant-api-key"
 
 
 def api_command(spec: Spec) -> tuple[str, ...]:
-    """Return uvicorn's command line.
+    """Return uvicorn's command line in a container: there it listens on all addresses, whatever `server.host` says of
+    the host, since whoever asks is in another container. `::` stays, for networks without IPv4.
 
     `server.timeout` is how long a request may still run when the process is told to end; that no request is longer is
     kept by the proxy in front, because uvicorn has no such limit.
     """
     server = spec.server
     options: dict[str, object] = {
-        "--host": server.host,
+        "--host": server.host if server.host == "::" else ALL_ADDRESSES,
         "--port": server.port,
         "--workers": server.workers,
+        "--forwarded-allow-ips": _PROXIES,
         "--timeout-keep-alive": whole_seconds(server.keepalive),
         "--timeout-graceful-shutdown": whole_seconds(server.timeout),
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 from synapse_ops.manifests.findings import Finding, Rule, View, name_of, told_in_pods
 from synapse_ops.manifests.parts import LOCAL_HOSTS, qdrant_nodes
+from synapse_ops.manifests.postgres import node_port
 from synapse_ops.spec.units import format_cores, format_size, parse_size
 
 _COMPOSE = "docker/compose.yaml"
@@ -47,9 +48,22 @@ def the_api_listens_where_it_is_asked(view: View) -> Iterator[Finding]:
             yield Finding(rule, found[0], f"the api's container has another port than {port}")
         if _option(container.get("args", []), "--port") != port:
             yield Finding(rule, found[0], f"the api does not listen on {port}")
+    for path, started in ((_COMPOSE, command), ("kubernetes", _api_arguments(view)), ("docker/Dockerfile", dockerfile)):
+        if _is_deaf(started):
+            yield Finding(rule, path, "the api listens on its container's own loopback address")
     for path in ("tls/nginx.conf", "tls/haproxy.cfg", "docker/nginx.conf"):
         if not re.search(rf"server (?:\S+ )?\S+:{port}\b", view.text(path)):
             yield Finding(rule, path, f"does not lead to port {port}")
+
+
+def _api_arguments(view: View) -> list[str]:
+    found = _workload(view, "api")
+    return [] if found is None else found[1]["spec"]["template"]["spec"]["containers"][0].get("args", [])
+
+
+def _is_deaf(started: list[str] | str) -> bool:
+    words = started if isinstance(started, list) else re.findall(r'"(.*?)"', started)
+    return _option(words, "--host") not in ("0.0.0.0", "::")  # noqa: S104 - what the api must be started with
 
 
 def _option(command: list[str], name: str) -> str | None:
@@ -108,8 +122,8 @@ def stores_listen_where_they_are_asked(view: View) -> Iterator[Finding]:
     """The port of each store is the same in its own file, in its pod, and in what the application is told."""
     rule, spec = "stores_listen_where_they_are_asked", view.spec
     told = {
-        "postgres/primary/postgresql.conf": rf"^port = {spec.database.port}$",
-        "postgres/standby/postgresql.conf": rf"^port = {spec.database.port}$",
+        "postgres/primary/postgresql.conf": rf"^port = {node_port(spec, 'primary')}$",
+        "postgres/standby/postgresql.conf": rf"^port = {node_port(spec, 'standby')}$",
         "redis/redis.conf": rf"^port {spec.redis.port}$",
         "qdrant/config.yaml": rf"^  http_port: {spec.qdrant.port}$",
     }

@@ -41,7 +41,7 @@ def postgresql_conf(spec: Spec, role: str) -> str:
     nodes = database_nodes(spec, "hosts")
     followed = nodes[1 if role == "primary" else 0] if len(nodes) > 1 else nodes[0]
     sections = {
-        "Connections": _connections(spec),
+        "Connections": _connections(spec, node_port(spec, role)),
         "TLS": _tls(spec),
         "Memory": _memory(spec),
         "Write-ahead log and replication": _replication(spec, node, other, followed),
@@ -60,10 +60,16 @@ def _pair(spec: Spec, role: str) -> tuple[str, str]:
     return names if role == "primary" else (names[1], names[0])
 
 
-def _connections(spec: Spec) -> dict[str, str]:
+def node_port(spec: Spec, role: str) -> int:
+    """Return the port of a node on its host, as `database.nodes` says."""
+    nodes = database_nodes(spec, "hosts")
+    return nodes[1 if role == "standby" and len(nodes) > 1 else 0].port
+
+
+def _connections(spec: Spec, port: int) -> dict[str, str]:
     return {
         "listen_addresses": quoted("*"),
-        "port": str(spec.database.port),
+        "port": str(port),
         "max_connections": str(server_connections(spec)),
         "superuser_reserved_connections": "3",
         "password_encryption": "scram-sha-256",

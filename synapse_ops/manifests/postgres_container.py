@@ -97,6 +97,7 @@ def server_arguments(spec: Spec, node: str, place: PlaceName) -> list[str]:
     settings = {
         "config_file": f"{CONFIG_DIR}/postgresql.conf",
         "hba_file": f"{CONFIG_DIR}/pg_hba.conf",
+        "port": str(spec.database.port),
         "ssl_cert_file": f"{SECRETS_DIR}/tls.crt",
         "ssl_key_file": f"{SECRETS_DIR}/tls.key",
         "primary_conninfo": container_conninfo(spec, node, place),

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from synapse_ops.manifests.alertmanager import TOKEN
-from synapse_ops.manifests.application import QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR
+from synapse_ops.manifests.application import ALL_ADDRESSES, QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR
 from synapse_ops.manifests.parts import API, PRIMARY, QDRANT, REDIS, STANDBY, PlaceName, address_of, is_ours
 from synapse_ops.manifests.yaml_text import write_entries
 from synapse_ops.spec import Spec
@@ -24,7 +24,6 @@ READS = frozenset(Spec.model_fields)
 SPEC_DIR = "/etc/synapse"
 SPEC_FILE = "infrastructure.yaml"
 STATE_DIR = "/var/lib/synapse-ops"
-ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 - of the container's own networks: whoever scrapes it is in another container
 
 DATABASE_ADMIN = "database-admin-url"
 OBJECT_STORE_CREDENTIALS = "object-store-credentials"

@@ -7,7 +7,7 @@ from synapse_ops.manifests.parts import has_qdrant_cluster
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import QDRANT_GRPC_PORT
 
-READS_REDIS = frozenset({"redis", "resources"})
+READS_REDIS = frozenset({"redis", "resources", "backup"})
 READS_QDRANT = frozenset({"qdrant", "tls"})
 _OTHER_CLIENTS = 32  # probes, exporter, this tool, and Redis' own reserve
 
@@ -18,7 +18,9 @@ def render_redis(spec: Spec) -> tuple[Document, ...]:
 
 
 def redis_conf(spec: Spec) -> str:
-    """Return Redis' settings: a cache that survives a restart and never grows beyond its memory."""
+    """Return Redis' settings: a cache that survives a restart and never grows beyond its memory. What `backup.redis`
+    keeps is no cache: then a write that finds no room is refused, and nothing is evicted.
+    """
     memory = max(spec.resources.limits.memory * 3 // 4, 1 << 20)  # a quarter is left for copies on write and buffers
     is_locked = spec.redis.password is not None
     settings = {
@@ -30,7 +32,7 @@ def redis_conf(spec: Spec) -> str:
         "timeout": 0,
         "tcp-keepalive": 60,
         "maxmemory": f"{memory}b",
-        "maxmemory-policy": "allkeys-lru",
+        "maxmemory-policy": "allkeys-lru" if spec.backup.redis is None else "noeviction",
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "60 1000",

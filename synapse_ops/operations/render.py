@@ -6,10 +6,13 @@ an unchanged former rendering: what a person put or edited there is never lost. 
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from synapse_ops.manifests.consistency import Finding, check_consistency
 from synapse_ops.spec import Spec
 
 INDEX = "SHA256SUMS"  # `sha256sum --check SHA256SUMS` verifies a directory by hand
+LEFT_OVER_S = 3600.0
 _SHOWN = 20
 
 
@@ -72,6 +76,7 @@ def write_directory(bundle: Bundle, out: Path) -> bool:
         return False
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_overs(out)
         making = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise ConfigError(f'cannot write into "{out.parent}"', detail=str(error)) from error
@@ -82,20 +87,34 @@ def write_directory(bundle: Bundle, out: Path) -> bool:
         _fill(making, bundle)
         former = put_in_place(making, out)
     except OSError as error:
-        raise ConfigError(f'could not write the documents to "{out}"', detail=str(error)) from error
+        hint = "It is replaced as a whole, by a rename: name a directory below a mount point, not the mount point."
+        raise ConfigError(
+            f'could not write the documents to "{out}"',
+            detail=str(error),
+            hint=hint if error.errno in (errno.EBUSY, errno.EXDEV) else "",
+        ) from error
     finally:
         if former is not None:
             shutil.rmtree(former, ignore_errors=True)
     return True
 
 
+def _remove_left_overs(out: Path) -> None:
+    """Remove what renderings that were killed left beside `out`: one that runs is done long before that age."""
+    for path in out.parent.glob(f".{glob.escape(out.name)}.????????"):
+        if path.is_dir() and not path.is_symlink() and time.time() - path.stat().st_mtime > LEFT_OVER_S:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _fill(directory: Path, bundle: Bundle) -> None:
-    directory.chmod(0o755)
+    """Write the documents, readable for all whatever our umask is: containers' users read what compose mounts."""
     for document in bundle.documents:
         path = directory / document.path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(document.data)
     (directory / INDEX).write_text(bundle.index(), encoding="utf-8", newline="\n")
+    for path in (directory, *directory.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -103,7 +122,10 @@ def _refuse_foreign(out: Path) -> None:
     if not os.path.lexists(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
         return
     if out.is_symlink() or not out.is_dir():
-        raise TargetNotEmpty(f'cannot render into "{out}": it is not a directory')
+        raise TargetNotEmpty(
+            f'cannot render into "{out}": it is not a directory',
+            hint="It is replaced as a whole, by a rename: name the directory itself, not a link to it.",
+        )
     index = out / INDEX
     known = _read_index(index) if index.is_file() else {}
     strange = [path for path, digest in _files_of(out).items() if known.get(path) != digest]

@@ -277,7 +277,7 @@ BucketUrl = Annotated[  # always ends in /, so that joining a key is concatenati
 
 
 def _parse_network(value: object) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "%" in value:  # a zone such as fe80::1%eth0 means nothing on another host
         raise ValueError(NETWORK_FORM)
     try:
         return str(ipaddress.ip_network(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -60,5 +61,30 @@ def _notes(spec: Spec) -> Iterator[str]:
         yield f'qdrant.api_key is sent to "{qdrant.host}" in the clear: qdrant.tls is false'
     if spec.database.name not in spec.database.databases:
         yield f'database.databases does not list database.name "{spec.database.name}": it is not backed up'
+    yield from _unreachable_nodes(spec)
+    if spec.tls.min_version != "TLSv1.2" and spec.kubernetes.entry.kind != "none":
+        kind = "an Ingress" if spec.kubernetes.entry.kind == "ingress" else "a Gateway"
+        yield f"tls.min_version {spec.tls.min_version}: {kind} has no field for it, set it in the controller too"
     if spec.backup.database.wal_archiving == "off":
         yield "backup.database.wal_archiving is off: work since the last dump is lost with the server"
+
+
+def _unreachable_nodes(spec: Spec) -> Iterator[str]:
+    """Nodes of the database on several machines meet through the firewall that is rendered for each of them."""
+    places = [address.rpartition(":") for address in spec.database.nodes.values()]
+    hosts = {host.strip("[]") for host, _, _ in places}
+    if len(hosts) < 2:
+        return
+    for port in sorted({int(port) for _, _, port in places}):
+        opened = [ipaddress.ip_network(rule.source) for rule in spec.firewall.inbound if rule.port == port]
+        closed = sorted(host for host in hosts if not any(_may_be_in(host, network) for network in opened))
+        if closed:
+            yield f"firewall.inbound opens no port {port} to {', '.join(closed)}: its nodes cannot meet"
+
+
+def _may_be_in(host: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
+    """Tell whether a host may be in a network: of a name nobody knows before it is resolved."""
+    try:
+        return ipaddress.ip_address(host) in network
+    except ValueError:
+        return True

@@ -289,6 +289,26 @@ def _may_be_ours(directory: str) -> bool:
     return parts[0] not in _SYSTEM.split() or len(parts) > (2 if parts[0] in _HOLDING_OTHERS else 1)
 
 
+def _fencing_password(spec: Spec) -> Iterator[Conflict]:
+    """A password in `failover.stonith_command`: it would stand in the spec, in rendered files and in every list of
+    processes.
+    """
+    words = spec.failover.stonith_command or ()
+    for index, word in enumerate(words):
+        option, _, value = word.partition("=")
+        is_asked = option in ("-p", "--password", "--passwd")
+        if is_asked and (value or index + 1 < len(words)):
+            path: FieldPath = ("failover", "stonith_command", index if value else index + 1)
+            yield Conflict(path, "a password (not shown)", "a program that reads it from a file, as --password-script")
+
+
+def _log_paths(spec: Spec) -> Iterator[Conflict]:
+    """A pattern with braces in `logging.paths`: neither Filebeat nor logrotate knows them."""
+    for index, path in enumerate(spec.logging.paths):
+        if "{" in path or "}" in path:
+            yield Conflict(("logging", "paths", index), f'"{path}"', "one path for each, with * ? [ ] at most")
+
+
 def _stores_elsewhere(spec: Spec) -> Iterator[Conflict]:
     """`kubernetes.stores` says that a store is elsewhere, and its `host` is this machine, which no pod reaches."""
     for name in ("database", "redis", "qdrant"):
@@ -367,6 +387,8 @@ RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _redis_state,
     _cleanup_roots,
     _stores_elsewhere,
+    _fencing_password,
+    _log_paths,
     _compose_names,
     _namespaces,
     _log_nodes,

@@ -26,6 +26,9 @@ _LITERAL_SECRET = re.compile(
     r"|(?<![^\s\"'=])[^\s:/@]{1,100}:[^\s:/@]{1,200}@(?!sha256:)[a-z0-9\[]"  # the same without a scheme
     # libpq conninfo, query strings, Logstash; not a reference to the environment such as "${API_KEY}"
     r"|(?:password|passwd|pwd|secret|token|api_?key)\s{0,5}=>?\s{0,5}[\"']?(?!\$\{)[^\s&\"'>]"
+    # webhooks whose path is the key
+    r"|hooks\.slack\.com/(?:services|workflows|triggers)/\w|discord(?:app)?\.com/api/webhooks/\w"
+    r"|api\.telegram\.org/bot\d|\.webhook\.office\.com/webhookb2/\w"
     r"|AGE-SECRET-KEY-1"
     r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",

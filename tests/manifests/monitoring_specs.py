@@ -29,7 +29,8 @@ SPECS = {
         "alerting: {heartbeat_url: 'https://beat.example.org/x', "
         "actions: {service_down: none, primary_down: failover}}\n"
         "tls: {min_version: TLSv1.3}\n"
-        "logging: {elasticsearch: ['https://e0.example.org', 'e1.example.org:9201'], index: 'logs-%{+YYYY.ww}'}\n"
+        "logging: {elasticsearch: ['https://e0.example.org', 'https://e1.example.org:9201'], "
+        "index: 'logs-%{+YYYY.ww}'}\n"
     ),
     "nothing listed": "alerts: []\nhealth: []\ngrafana: {dashboards: []}\nalerting: {actions: {}}\n",
     "fast": (

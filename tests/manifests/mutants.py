@@ -160,6 +160,7 @@ def _kubernetes() -> Iterator[Mutant]:
         "told another port": _put("8001", *CONTAINER, "args", 4),
         "preStop longer than the grace": _put(90, *CONTAINER, "lifecycle", "preStop", "sleep", "seconds"),
         "no preStop": _drop(*CONTAINER, "lifecycle"),
+        "listens on loopback": _put("127.0.0.1", *CONTAINER, "args", 2),
         "another pool size": _tell("SYNAPSE_DATABASE_POOL_SIZE", "500"),
         "another memory limit": _put("5Gi", *CONTAINER, "resources", "limits", "memory"),
         "limit below the request": _put("100m", *CONTAINER, "resources", "limits", "cpu"),

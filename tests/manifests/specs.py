@@ -60,6 +60,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "logs elsewhere": {
         "logging": {"elasticsearch": ["https://es-1.example.org:9243", "https://es-2.example.org"], "api_key": "env:ES"}
     },
+    "behind a proxy of the host": {
+        "server": {"host": "127.0.0.1", "port": 8080},
+        "backup": {"redis": {"schedule": "0 1 * * *"}},
+        "database": {"nodes": {"db-primary": "localhost:5433", "db-standby": "localhost:5434"}},
+    },
     "odd health": {"health": [{"name": "a", "url": "https://example.org/x"}]},
     "tight times": {
         "health": [{"name": "q", "url": "/it's?a=$(b)&c=%25", "interval": "1500ms", "timeout": "700ms"}],

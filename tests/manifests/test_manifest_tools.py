@@ -33,6 +33,7 @@ BROKEN = {
     "promtool-test-rules": ("prometheus/rules/alerts.yml", b"up == 0", b"up == 2"),
     "amtool-check-config": ("alertmanager/alertmanager.yml", b"receiver:", b"reciever:"),
     "amtool-routes": ("alertmanager/alertmanager.yml", b"critical", b"criticall"),
+    "redis-server": ("redis/redis.conf", b"maxmemory-policy", b"maxmemory-policies"),
     "nft": ("firewall/nftables.conf", b"dport", b"dprt"),
     "nft-packets": ("firewall/nftables.conf", b"ip saddr 10.0.0.0/8 tcp dport 22", b"tcp dport 22"),
     "nginx": ("tls/nginx.conf", b"ssl_protocols", b"ssl_protocol"),

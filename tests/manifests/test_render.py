@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,32 @@ def test_a_directory_is_written_once_and_checked_by_sha256sum(tmp_path: Path) ->
     checked = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=out, check=False, timeout=30)
     assert checked.returncode == 0
     assert [path.name for path in out.parent.iterdir()] == ["rendered"]
+
+
+def test_containers_may_read_what_a_careful_umask_writes(tmp_path: Path) -> None:
+    """Compose mounts the files into containers of other users."""
+    former = os.umask(0o077)
+    try:
+        write_directory(render_bundle(spec_of("default")), tmp_path / "rendered")
+    finally:
+        os.umask(former)
+
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "rendered").rglob("*") if path.is_file()}
+    assert modes == {0o644}
+    assert (tmp_path / "rendered" / "docker").stat().st_mode & 0o777 == 0o755
+
+
+def test_what_a_killed_rendering_left_is_removed_by_a_later_one(tmp_path: Path) -> None:
+    """Each kill -9 would leave a hidden copy of everything, for ever. One that may still be written is left alone."""
+    old, new, other = (tmp_path / name for name in (".rendered.abcd1234", ".rendered.efgh5678", ".other.abcd1234"))
+    for path in (old, new, other):
+        (path / "docker").mkdir(parents=True)
+    for path in (old, other):
+        os.utime(path, (1, 1))
+
+    write_directory(render_bundle(spec_of("default")), tmp_path / "rendered")
+
+    assert {path.name for path in tmp_path.iterdir()} == {"rendered", new.name, other.name}
 
 
 def test_another_spec_replaces_the_whole_directory(tmp_path: Path) -> None:

@@ -224,6 +224,20 @@ def test_the_databases_to_back_up_follow_the_applications_database() -> None:
     assert loaded_from("database: {name: shop, databases: [a, b]}").spec.database.databases == ("a", "b")
 
 
+def test_nodes_that_the_rendered_firewall_parts_are_noted() -> None:
+    """Each machine gets the same firewall: a standby on another one could not follow."""
+    nodes = "database: {nodes: {db-primary: '10.0.0.7:5432', db-standby: '10.0.0.8:5432'}}\n"
+
+    assert any("no port 5432 to 10.0.0.7, 10.0.0.8" in note for note in loaded_from(nodes).notes)
+    opened = f"{nodes}firewall: {{inbound: [{{port: 5432, source: 10.0.0.0/28}}]}}\n"
+    assert not any("5432" in note for note in loaded_from(opened).notes)
+
+
+def test_a_tls_version_that_the_cluster_s_entry_cannot_carry_is_noted() -> None:
+    assert any("an Ingress has no field" in note for note in loaded_from("tls: {min_version: TLSv1.3}").notes)
+    assert not any("Ingress" in note for note in loaded_from("name: synapse").notes)
+
+
 def test_a_database_that_is_not_backed_up_is_noted() -> None:
     """It is allowed, and told."""
     loaded = loaded_from("database: {name: shop, databases: [other]}")

@@ -28,6 +28,8 @@ LITERALS = [
     f"host=db password={PASSWORD}",
     f"host=db sslpassword = {PASSWORD}",
     f"https://hooks.example.org/?token={PASSWORD}",
+    f"https://hooks.slack.com/services/T0/B0/{PASSWORD}",
+    f"https://discord.com/api/webhooks/1/{PASSWORD}",
     f"AGE-SECRET-KEY-1{PASSWORD}",
     f"-----BEGIN RSA PRIVATE KEY----- {PASSWORD}",
 ]

@@ -186,10 +186,13 @@ def _metrics_service(spec: Spec) -> Object:
 
 
 def _headless(spec: Spec, part: str, name: str, port_name: str, port: int) -> Object:
-    """Return the Service whose name is the addresses of a part's pods: each is scraped by itself."""
+    """Return the Service whose name is the addresses of a part's pods: each is scraped by itself, ready or not. One
+    that vanished from DNS while it is not ready would be no target that is down: `up == 0` would never be said.
+    """
     body = {
         "type": "ClusterIP",
         "clusterIP": "None",
+        "publishNotReadyAddresses": True,
         "selector": selector(spec, part),
         "ports": [{"name": port_name, "port": port, "targetPort": port_name, "protocol": "TCP"}],
     }

@@ -48,6 +48,7 @@ def prober_objects(spec: Spec) -> list[Object]:
     service = {
         "type": "ClusterIP",
         "clusterIP": "None",
+        "publishNotReadyAddresses": True,  # else it would not be down, but unknown, while it is not ready
         "selector": selector(spec, OPS),
         "ports": [{"name": METRICS, "port": port, "targetPort": METRICS, "protocol": "TCP"}],
     }

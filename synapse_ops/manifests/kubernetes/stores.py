@@ -52,24 +52,14 @@ from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import MONITORING_USER, POSTGRES_EXPORTER_PORT, QDRANT_GRPC_PORT, REDIS_EXPORTER_PORT
 
 POSTGRES, METRICS = "postgres", "metrics"
-CLIENT_SERVICE = "db"
 _START_TRIES = 120  # of 5 s: a standby is cloned before it answers
 
 
 def database_objects(spec: Spec) -> list[Object]:
-    """Return both nodes of PostgreSQL and the Service of the one that takes writes."""
-    client = thing(
-        spec,
-        "Service",
-        "v1",
-        CLIENT_SERVICE,
-        spec={
-            "type": "ClusterIP",
-            "selector": selector(spec, PRIMARY),
-            "ports": [_port(POSTGRES, spec.database.port)],
-        },
-    )
-    return [*_node(spec, PRIMARY), *_node(spec, STANDBY), client]
+    """Return both nodes of PostgreSQL. Clients name both and take the one that takes writes: a Service of one of them
+    would be wrong after a failover.
+    """
+    return [*_node(spec, PRIMARY), *_node(spec, STANDBY)]
 
 
 def _node(spec: Spec, node: str) -> list[Object]:

@@ -84,13 +84,17 @@ def found_program(name: str) -> str | None:
 
 
 def version_of(name: str, arguments: tuple[str, ...]) -> str | None:
-    """Return the version a program tells; None when it is not installed or does not answer with status 0."""
+    """Return the version a program tells; None when it is not installed or ends with another status than 0. One that
+    is slow to tell is there, of an unknown version: what it says of a document decides.
+    """
     program = found_program(name)
     if program is None:
         return None
     try:
         done = run_program([program, *arguments], Path("/"), VERSION_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired):
+    except subprocess.TimeoutExpired:
+        return "unknown"
+    except OSError:
         return None
     number = re.search(r"\d+\.\d+(\.\d+)?", done.stdout + done.stderr)
     return None if done.returncode else number.group() if number else "unknown"

@@ -14,6 +14,10 @@ _ALERTMANAGER = "apt-get install prometheus-alertmanager"
 _PACKAGED = "sh requirements/manifest-tools"
 _RULES = ("prometheus/rules/*.yml",)
 _ROUTES = "alertmanager/tests/routes.tsv"
+_REDIS_FOR_A_SECOND = (
+    'grep -v "^dir " "$2" | timeout --preserve-status --signal=TERM 1 '
+    '"$1" - --port 0 --unixsocket ../redis.sock --appendonly no --save ""'
+)
 _PACKETS = "firewall/tests/packets.tsv"
 # root of a network of its own: nft asks for that
 _NAMESPACE = ("--net",) if os.geteuid() == 0 else ("--net", "--map-root-user")
@@ -73,6 +77,14 @@ PROGRAMS: tuple[Program, ...] = (
         ("prometheus/blackbox.yml",),
         lambda _, path: [["--config.check", f"--config.file={path}"]],
         "apt-get install prometheus-blackbox-exporter",
+    ),
+    Program(  # the server itself, which ends with 0 when it had started; its directory is the container's own
+        "redis-server",
+        "redis-server",
+        ("redis/redis.conf",),
+        lambda _, path: [[str(path)]],
+        "apt-get install redis-server",
+        prefix=("sh", "-euc", _REDIS_FOR_A_SECOND, "sh"),
     ),
     Program(
         "nft",
