@@ -6,7 +6,6 @@ of them nothing here is proven, and that is a failure.
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import re
@@ -14,13 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +32,15 @@ from synapse_ops.manifests.monitoring_targets import MONITORING
 from synapse_ops.manifests.promql import selectors
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.local_processes import ProcessMark, free_ports
+from synapse_ops.systems.manifest_tools.monitoring_servers import (
+    Webhook,
+    alertmanager_command,
+    answers,
+    instant,
+    prometheus_command,
+    wait_for,
+)
+from synapse_ops.systems.manifest_tools.program import serving
 from synapse_ops.systems.qdrant import open_qdrant
 from tests.servers import servers_dir
 
@@ -63,76 +68,6 @@ EXPORTERS = {"node": "prometheus-node-exporter", "redis": "prometheus-redis-expo
 EXPORTERS |= {"db": "prometheus-postgres-exporter", "blackbox": "prometheus-blackbox-exporter"}
 
 
-class Webhook:
-    """Takes Alertmanager's calls, those with the right token."""
-
-    def __init__(self) -> None:
-        calls: list[dict[str, Any]] = []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                allowed = self.headers["Authorization"] == f"Bearer {TOKEN}"
-                if allowed:
-                    calls.append(json.loads(body))
-                self.send_response(200 if allowed else 401)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        self.calls = calls
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}/alerts"
-
-    def alerts(self) -> list[dict[str, Any]]:
-        return [alert for call in list(self.calls) for alert in call["alerts"]]
-
-    def told_of_api(self, status: str) -> bool:
-        wanted = {"alertname": "service_down", "job": "api"}
-        return any(wanted.items() <= alert["labels"].items() and alert["status"] == status for alert in self.alerts())
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return condition()
-
-
-def get(url: str) -> Any:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return json.load(answer)
-    except (OSError, ValueError):
-        return None
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except OSError:
-        return False
-
-
-@contextmanager
-def running(log: Path, *argv: str, environment: dict[str, str] | None = None) -> Iterator[None]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(argv, stdout=output, stderr=output, env=os.environ | (environment or {}))
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
 class Chain:
     """The stack, Prometheus, Alertmanager, the webhook."""
 
@@ -140,12 +75,13 @@ class Chain:
         self.state_dir = state_dir
         self.ports = ports
         self.release = release
-        self.webhook = Webhook()
+        self.webhook = Webhook(TOKEN)
 
     def query(self, expr: str) -> list[Any]:
-        url = f"http://127.0.0.1:{self.ports['prometheus']}/api/v1/query?{urllib.parse.urlencode({'query': expr})}"
-        answer = get(url)
-        return list(answer["data"]["result"]) if answer else []
+        return instant(f"http://127.0.0.1:{self.ports['prometheus']}", expr)
+
+    def told_of_api(self) -> str:
+        return self.webhook.last_status({"alertname": "service_down", "job": "api"})
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +98,7 @@ def chain() -> Iterator[Chain]:
         _stack_with_a_proven_backup(state_dir)
         made = Chain(state_dir, ports, folder / "release")
         _render(made)
-        with ExitStack() as programs:
+        with made.webhook, ExitStack() as programs:
             _start(made, folder, programs)
             yield made
     finally:
@@ -210,25 +146,12 @@ def _render(chain: Chain) -> None:
 
 def _start(chain: Chain, folder: Path, programs: ExitStack) -> None:
     ports = chain.ports
-    programs.enter_context(
-        running(
-            folder / "prometheus.log",
-            "prometheus",
-            f"--config.file={chain.release / 'prometheus/prometheus.yml'}",
-            f"--storage.tsdb.path={folder / 'tsdb'}",
-            f"--web.listen-address=127.0.0.1:{ports['prometheus']}",
-        )
-    )
-    programs.enter_context(
-        running(
-            folder / "alertmanager.log",
-            "prometheus-alertmanager",
-            f"--config.file={chain.release / 'alertmanager/alertmanager.yml'}",
-            f"--storage.path={folder / 'alertmanager'}",
-            f"--web.listen-address=127.0.0.1:{ports['alertmanager']}",
-            "--cluster.listen-address=",
-        )
-    )
+    config = chain.release / "prometheus/prometheus.yml"
+    command = prometheus_command(config, folder / "tsdb", ports["prometheus"])
+    programs.enter_context(serving(command, folder / "prometheus.log"))
+    config = chain.release / "alertmanager/alertmanager.yml"
+    command = alertmanager_command(config, folder / "alertmanager", ports["alertmanager"])
+    programs.enter_context(serving(command, folder / "alertmanager.log"))
     spec = load_spec(chain.release.parent / "infrastructure.yaml").spec
     password = spec.redis.password.resolve() if spec.redis.password is not None else ""
     settings = {
@@ -241,7 +164,7 @@ def _start(chain: Chain, folder: Path, programs: ExitStack) -> None:
         environment, arguments = settings[job]
         listen = f"--web.listen-address=127.0.0.1:{ports[job]}"
         log = folder / f"{job}.log"
-        programs.enter_context(running(log, EXPORTERS[job], listen, *arguments, environment=environment))
+        programs.enter_context(serving((EXPORTERS[job], listen, *arguments), log, environment))
     for name in ("prometheus", "alertmanager"):
         assert wait_for(lambda name=name: answers(f"http://127.0.0.1:{ports[name]}/-/ready"), READY_TIMEOUT_S), name
 
@@ -287,10 +210,10 @@ def test_a_killed_api_is_told_and_its_return_too(chain: Chain) -> None:
 
     began = time.monotonic()
     os.kill(api, signal.SIGKILL)
-    assert wait_for(lambda: chain.webhook.told_of_api("firing"), ALERT_TIMEOUT_S)
+    assert wait_for(lambda: chain.told_of_api() == "firing", ALERT_TIMEOUT_S)
     fired_s = time.monotonic() - began
     start_stack(chain.state_dir, until=ProcessMark.of(os.getpid()))
-    assert wait_for(lambda: chain.webhook.told_of_api("resolved"), ALERT_TIMEOUT_S)
+    assert wait_for(lambda: chain.told_of_api() == "resolved", ALERT_TIMEOUT_S)
 
     told = [alert for alert in chain.webhook.alerts() if alert["labels"].get("job") == "api"]
     assert {alert["labels"]["stack"] for alert in told} == {"synapse"}

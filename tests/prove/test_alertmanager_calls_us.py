@@ -14,7 +14,8 @@ from synapse_ops.manifests.alertmanager import PATHS, render_alertmanager
 from synapse_ops.operations.alerts_told import read_active_alerts
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.local_processes import free_ports
-from tests.prove.test_alert_chain import answers, running, wait_for
+from synapse_ops.systems.manifest_tools.monitoring_servers import alertmanager_command, answers, wait_for
+from synapse_ops.systems.manifest_tools.program import serving
 from tests.services.test_watch import prober, write_spec
 
 pytestmark = pytest.mark.skipif("SYNAPSE_PROVE" not in os.environ, reason="run by make prove-monitoring")
@@ -33,13 +34,12 @@ def test_a_failover_alert_reaches_the_prober_and_its_end_too(tmp_path: Path) -> 
     for document in render_alertmanager(load_spec(path).spec):
         (tmp_path / Path(document.path).name).write_bytes(document.data)
     url = f"http://127.0.0.1:{port}"
-    argv = [f"--config.file={tmp_path / Path(PATHS['hosts']).name}", f"--storage.path={tmp_path / 'alertmanager'}"]
-    argv += [f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address="]
+    command = alertmanager_command(tmp_path / Path(PATHS["hosts"]).name, tmp_path / "alertmanager-data", port)
 
     def names() -> list[str]:
         return [alert.name for alert in read_active_alerts(tmp_path, datetime.now(UTC)) or ()]
 
-    with prober(path, tmp_path), running(tmp_path / "log", "prometheus-alertmanager", *argv):
+    with prober(path, tmp_path), serving(command, tmp_path / "log"):
         assert wait_for(lambda: answers(f"{url}/-/ready"), TIMEOUT_S)
         alert = {"labels": {"alertname": "primary_down", "severity": "critical", "action": "failover"}}
         httpx.post(f"{url}/api/v2/alerts", json=[alert]).raise_for_status()

@@ -9,19 +9,24 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from synapse_ops.domain.attestation import ToolOutcome, ToolVerdict
+from synapse_ops.systems.local_processes import spawn
 
 VERSION_TIMEOUT_S = 30.0  # checkov imports for seconds before it says its version
+STOP_TIMEOUT_S = 5.0
 FINDINGS = 20  # lines of a tool's words that are kept
 SYSTEM_PATH = "/usr/sbin:/sbin"  # where Debian puts nft, nginx and ip; not on an ordinary user's path
 
 Commands = Callable[[Path, PurePosixPath], list[list[str]]]
+Server = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,27 @@ def run_program(argv: list[str], directory: Path, timeout_s: float) -> subproces
         check=False,
         stdin=subprocess.DEVNULL,
     )
+
+
+@contextmanager
+def serving(argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """Run a server until the block ends, its words appended to `log`; it ends when we do, however that happens.
+
+    environment: what it is told besides `tool_environment`. Raises OSError when there is no such program.
+    """
+    program, *arguments = argv
+    command = [found_program(program) or program, *arguments]
+    told = tool_environment() | dict(environment or {})
+    server = spawn(None, command, log_path=log, env=told, die_with_parent=signal.SIGKILL)
+    try:
+        yield server
+    finally:
+        server.terminate()
+        try:
+            server.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def tool_environment() -> dict[str, str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from synapse_ops.domain.attestation import ToolOutcome, ToolVerdict
-from synapse_ops.systems.manifest_tools.program import Program, found_program, run_program, tool_environment
+from synapse_ops.systems.manifest_tools.program import Program, Server, found_program, run_program, serving
 
 HOST = "localhost"
 _NGINX = ("tls/nginx.conf", "docker/nginx.conf")
@@ -161,27 +161,15 @@ def _served(directory: Path, path: PurePosixPath, program: str) -> Iterator[tupl
         "nginx": ["-p", str(file.parent), "-c", str(file), "-g", "daemon off; master_process off;"],
         "haproxy": ["-db", "-f", str(file)],
     }[program]
-    server = subprocess.Popen(
-        [found_program(program) or program, *arguments],
-        env=tool_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
     try:
-        _await_port(server, port)
-        yield port, file.parent / "tls.crt"
+        with serving([program, *arguments], file.parent / "log") as server:
+            _await_port(server, port)
+            yield port, file.parent / "tls.crt"
     finally:
-        server.terminate()
-        try:
-            server.wait(5)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
         shutil.rmtree(file.parent, ignore_errors=True)
 
 
-def _await_port(server: subprocess.Popen[bytes], port: int) -> None:
+def _await_port(server: Server, port: int) -> None:
     ends_s = time.monotonic() + _START_S
     while True:
         try:
