@@ -44,7 +44,7 @@ def manifest_checks(targets: Sequence[str], release: dg.AssetKey) -> dg.AssetChe
             results = (
                 _findings(key, GATES, [row for row in found.gate_findings if row.path in paths]),
                 _findings(key, CONSISTENT, [row for row in found.consistency_findings if row.path in paths]),
-                _proofs(key, [row for row in found.proofs if row.path in paths], found.required),
+                _proofs(key, [row for row in found.proofs if row.path in paths], found.required, found.unread),
             )
             for result in results:
                 if dg.AssetCheckKey(key, str(result.check_name)) in context.selected_asset_check_keys:
@@ -66,10 +66,13 @@ def _findings(key: dg.AssetKey, name: str, found: "Sequence[Finding]") -> dg.Ass
     )
 
 
-def _proofs(key: dg.AssetKey, proofs: "Sequence[ToolProof]", required: Sequence[str]) -> dg.AssetCheckResult:
+def _proofs(
+    key: dg.AssetKey, proofs: "Sequence[ToolProof]", required: Sequence[str], unread: str
+) -> dg.AssetCheckResult:
+    """unread: why the store could not be asked; then nothing has passed, whatever this host knows."""
     open_proofs = [proof for proof in proofs if proof.verdict != "proven"]
     refused = [proof for proof in open_proofs if proof.verdict == "refused"]
-    is_red = bool(refused) or any(proof.kind in required for proof in open_proofs)
+    is_red = bool(refused) or any(proof.kind in required for proof in open_proofs) or bool(unread and required)
     counts = (
         f"{len(proofs) - len(open_proofs)} proven, {len(refused)} refused, {len(open_proofs) - len(refused)} unproven"
     )
@@ -90,9 +93,11 @@ def _proofs(key: dg.AssetKey, proofs: "Sequence[ToolProof]", required: Sequence[
     return dg.AssetCheckResult(
         asset_key=key,
         check_name=PROOFS,
-        passed=bool(proofs) and not open_proofs,
+        passed=bool(proofs) and not open_proofs and not unread,
         severity=dg.AssetCheckSeverity.ERROR if is_red else dg.AssetCheckSeverity.WARN,
-        description="; ".join([counts, *(f"{proof.path}: {proof.reason}" for proof in first)]),
+        description="; ".join(
+            [*([unread] if unread else ()), counts, *(f"{proof.path}: {proof.reason}" for proof in first)]
+        ),
         metadata={
             "proven": len(proofs) - len(open_proofs),
             "refused": len(refused),

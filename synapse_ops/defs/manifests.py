@@ -69,6 +69,16 @@ def manifest_definitions() -> dg.Definitions:
     )
 
 
+def when_documents_change() -> dg.AutomationCondition:  # type: ignore[type-arg]
+    """Return the condition of the release: as of a document, and no block that a document reads is being recorded.
+
+    The blocks of a spec are recorded one after another in one run. A look in the midst of it would release the former
+    documents with the new `manifests` block, or fail because their pages show other bytes.
+    """
+    recording = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.any_deps_in_progress())
+    return (when_inputs_change() & ~recording).with_label("a document changed")
+
+
 def when_inputs_change() -> dg.AutomationCondition:  # type: ignore[type-arg]
     """Return the condition: never made, or an input's data version or the code changed, once all inputs are there.
 
@@ -120,7 +130,7 @@ def _release_asset() -> dg.AssetsDefinition:
         owners=OWNERS,
         kinds={"s3"},
         code_version=code_version("synapse_ops.operations.release", "synapse_ops.manifests.bundle"),
-        automation_condition=when_inputs_change(),
+        automation_condition=when_documents_change(),
         description="All documents under one digest, in manifests.destination and on this host, release.json last. "
         "Refused while a gate or a consistency rule finds an error, while a proof that manifests.require_proofs names "
         "does not hold of exactly these bytes, and while a document's page shows other bytes than these.",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from synapse_ops.domain.attestation import ToolProof
+from synapse_ops.errors import Unreachable
 from synapse_ops.manifests.bundle import bundle_of
 from synapse_ops.manifests.consistency import GATES, Finding, check_consistency
 from synapse_ops.manifests.targets import TARGETS
@@ -20,13 +21,17 @@ _GATES = frozenset(rule.__name__ for rule in GATES)
 
 @dataclass(frozen=True)
 class ReleaseReview:
-    """Findings of all documents, by kind. paths: of each target's documents. required: manifests.require_proofs."""
+    """Findings of all documents, by kind. paths: of each target's documents. required: manifests.require_proofs.
+
+    unread: why the store of proofs could not be read, "" when it was; then `proofs` are those that this host knows.
+    """
 
     gate_findings: tuple[Finding, ...]
     consistency_findings: tuple[Finding, ...]
     proofs: tuple[ToolProof, ...]
     required: Sequence[str]
     paths: dict[str, frozenset[str]]
+    unread: str = ""
 
     def paths_of(self, target: str | None) -> frozenset[str]:
         """Return the documents of a target; None: of all, with whatever else a finding may name."""
@@ -37,14 +42,21 @@ class ReleaseReview:
 
 
 def review_release(stack: Stack) -> ReleaseReview:
-    """Return the review of what the spec renders now. Raises Unreachable when the store of proofs does not answer."""
+    """Return the review of what the spec renders now. What is to be said without a store is said while it is away."""
     made = {target.name: target.render(stack.spec) for target in TARGETS}
     bundle = bundle_of(tuple(document for documents in made.values() for document in documents))
     findings = check_consistency(bundle, stack.spec)
+    unread = ""
+    try:
+        proofs = recorded_proofs(bundle, known_tools(), stack.release_store(), stack.state_dir)
+    except Unreachable as error:
+        unread = error.message
+        proofs = recorded_proofs(bundle, known_tools(), None, stack.state_dir)
     return ReleaseReview(
         gate_findings=tuple(finding for finding in findings if finding.rule in _GATES),
         consistency_findings=tuple(finding for finding in findings if finding.rule not in _GATES),
-        proofs=recorded_proofs(bundle, known_tools(), stack.release_store(), stack.state_dir),
+        proofs=proofs,
         required=stack.spec.manifests.require_proofs,
+        unread=unread,
         paths={name: frozenset(str(document.path) for document in documents) for name, documents in made.items()},
     )

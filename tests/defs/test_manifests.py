@@ -53,7 +53,7 @@ class Site:
         return self.folder / "infrastructure.yaml"
 
     def run(self, job: str, *, selection: list[str] | None = None, expect: bool = True) -> dg.ExecuteInProcessResult:
-        keys = [dg.AssetKey(name) for name in selection] if selection is not None else None
+        keys = [dg.AssetKey(name.split("/")) for name in selection] if selection is not None else None
         found = merged_definitions().resolve_job_def(job)
         result = found.execute_in_process(instance=self.instance, asset_selection=keys, raise_on_error=False)
         assert result.success is expect
@@ -129,6 +129,26 @@ def test_change_of_one_block_requests_exactly_its_readers_and_then_the_release(s
     assert site.tick() == {"manifest_release"}
     site.run("render_manifests", selection=["manifest_release"])
     assert site.tick() == set()
+
+
+def test_no_release_is_requested_while_a_spec_is_being_recorded(site: Site) -> None:
+    """Half of a new spec would be released with documents of the former one."""
+    site.run("record_spec")
+    site.tick()
+    site.run("render_manifests")
+    assert site.tick() == set()
+    site.write(port=8443, required="rules")
+    recording = merged_definitions().resolve_job_def("record_spec")
+    site.run("record_spec", selection=["spec/manifests"])
+    half = site.instance.create_run_for_job(
+        recording, asset_selection=frozenset({dg.AssetKey(["spec", "firewall"])}), status=dg.DagsterRunStatus.STARTED
+    )
+
+    assert "manifest_release" not in site.tick()
+
+    site.instance.report_run_canceled(half)
+    site.run("record_spec")
+    assert {"firewall_rules", "manifest_release"} <= site.tick()
 
 
 def test_changed_renderer_requests_exactly_its_documents(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from synapse_ops.manifests.bundle import bundle_of, render_bundle
 from synapse_ops.manifests.consistency import GATES, check_consistency
 from synapse_ops.manifests.document import Document
 from synapse_ops.operations.release_review import review_release
 from synapse_ops.operations.stack import open_stack
+from synapse_ops.systems.local_processes import free_ports
 from synapse_ops.systems.object_store import StoreAccess
 from tests.manifests.specs import spec_of
 
@@ -32,6 +35,21 @@ def test_gates_name_their_findings_by_their_own_names() -> None:
     found |= broken("kubernetes/41-api.yaml", b"terminationGracePeriodSeconds:", b"terminationGraceSeconds:")
 
     assert found & names == names
+
+
+def test_findings_are_told_while_the_store_of_proofs_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document's gates need no store; only what outside tools said is unknown, and says why."""
+    [port] = free_ports(1)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    path = tmp_path / "infrastructure.yaml"
+    path.write_text(f"name: synapse\nobject_store: {{endpoint: 'http://127.0.0.1:{port}'}}\n")
+
+    review = review_release(open_stack(path, tmp_path / "state"))
+
+    assert review.gate_findings == ()
+    assert "could not reach the object store" in review.unread
+    assert {proof.verdict for proof in review.proofs} == {"unproven"}
 
 
 def test_every_document_belongs_to_one_target(
