@@ -66,6 +66,7 @@ def changed(bundle: Bundle, path: str, old: bytes, new: bytes) -> Bundle:
     return bundle_of(tuple(documents))
 
 
+@pytest.mark.timeout(900)  # all tools one after the other, on a machine that is busy with something else
 def test_no_tool_refuses_a_document_of_the_example(tmp_path: Path) -> None:
     """Each one that is installed judges all that it applies to."""
     report = prove_release(render_bundle(load_spec(EXAMPLE).spec), known_tools(), None, tmp_path, now=NOW)
