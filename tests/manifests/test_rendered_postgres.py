@@ -1,0 +1,202 @@
+"""Two real PostgreSQL nodes start from the rendered compose documents, and let in exactly whom they should.
+
+The image cannot be had here: a stand-in of its entrypoint does what the image does at its first start (initdb, a server
+on a socket, the scripts, the server). All else is what is rendered, with the container's paths and names changed to
+those of this host.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from psycopg.conninfo import make_conninfo
+
+from synapse_ops.local.credentials import make_certificates, now_utc
+from synapse_ops.manifests.bundle import render_bundle
+from synapse_ops.operations.render import write_directory
+from synapse_ops.spec.loading import check_text
+from synapse_ops.systems.local_processes import free_ports, give_to, make_private_dir, server_identity
+from synapse_ops.systems.pg_tools import find_pg_tools, tools_for
+from tests.servers import servers_dir
+
+START_LIMIT_S = 90.0
+SPEC: dict[str, Any] = {
+    "name": "synapse",
+    "database": {"user": "o'neil", "databases": ["synapse", 'odd "name"'], "replication_user": "follow er"},
+    "resources": {"limits": {"memory": "256Mi"}, "requests": {"memory": "64Mi"}},
+}
+PASSWORDS = {name: f"{name} 'of\" tests" for name in ("postgres", "database", "replication", "monitoring")}
+ENTRYPOINT = """#!/bin/bash
+set -euo pipefail
+shift
+export PGHOST="$SOCKETS" PGPASSWORD="$(cat "$POSTGRES_PASSWORD_FILE")"
+options=("$@" -c "unix_socket_directories=$SOCKETS" -c fsync=off)
+if [ ! -s "$PGDATA/PG_VERSION" ]; then
+  initdb --username postgres --pwfile "$POSTGRES_PASSWORD_FILE" --no-sync $POSTGRES_INITDB_ARGS --pgdata "$PGDATA"
+  pg_ctl --pgdata "$PGDATA" --wait --options "$(printf '%q ' "${options[@]}" -c listen_addresses=)" start
+  sh "$ROLES"
+  pg_ctl --pgdata "$PGDATA" --wait --mode fast stop
+fi
+unset PGPASSWORD
+exec postgres "${options[@]}" -c listen_addresses=127.0.0.1
+"""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as its service of the compose file starts it."""
+
+    name: str
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    authority: Path
+
+    def conninfo(self, user: str, password: str, database: str, **more: str) -> str:
+        base = {"sslmode": "verify-full", "sslrootcert": str(self.authority), "connect_timeout": 10}
+        return make_conninfo(
+            host="localhost", port=self.port, user=user, password=password, dbname=database, **(base | more)
+        )
+
+    def rows(self, statement: str, user: str = "postgres", database: str = "postgres", **more: str) -> list[Any]:
+        """Run one statement as a role with its password, or `postgres`."""
+        password = {"o'neil": "database", "follow er": "replication", "synapse_monitoring": "monitoring"}
+        conninfo = self.conninfo(user, PASSWORDS[password.get(user, "postgres")], database, **more)
+        with psycopg.connect(conninfo, autocommit=True) as connection:
+            found = connection.execute(statement)  # type: ignore[arg-type]
+            return found.fetchall() if found.description else []
+
+    def await_rows(self, statement: str, wanted: list[Any], **of: str) -> None:
+        ends = time.monotonic() + START_LIMIT_S
+        while True:
+            try:
+                found: object = self.rows(statement, **of)
+            except psycopg.Error as error:
+                found = error
+            if found == wanted:
+                return
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < ends, f"{found}\n{self.log.read_text()[-3000:]}"
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[tuple[Node, Node]]:
+    folder, identity = servers_dir("rendered"), server_identity()
+    ports = dict(zip(("db-primary", "db-standby"), free_ports(2), strict=True))
+    loaded, faults = check_text(json.dumps(SPEC), Path("spec.yaml"))
+    assert loaded is not None, faults
+    write_directory(render_bundle(loaded.spec), folder / "release")
+    make_certificates(folder / "tls", folder / "tls" / "ca.crt", identity, now_utc())
+    secrets = make_private_dir(folder / "secrets", identity)
+    for name, source in (("tls.crt", "server.crt"), ("tls.key", "server.key"), ("ca.crt", "ca.crt")):
+        shutil.copy(folder / "tls" / source, secrets / name)
+    for name, password in PASSWORDS.items():
+        (secrets / f"{name}-password").write_text(f"{password}\n")
+    for path in secrets.iterdir():
+        path.chmod(0o600)
+        give_to(identity, path)
+    tools = tools_for(identity, find_pg_tools(17), folder / "programs")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "docker-entrypoint.sh").write_text(ENTRYPOINT)
+    (folder / "bin" / "docker-entrypoint.sh").chmod(0o755)
+    started: list[Node] = []
+    try:
+        for name, port in ports.items():
+            home = make_private_dir(folder / name, identity)
+            started.append(_start(folder, home, name, port, ports, path=f"{folder / 'bin'}:{tools.bin_dir}"))
+            started[-1].await_rows("select 1", [(1,)])
+        yield started[0], started[1]
+    finally:
+        for node in started:
+            node.process.send_signal(signal.SIGINT)
+        for node in started:
+            node.process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path, home: Path, name: str, port: int, ports: dict[str, int], *, path: str) -> Node:
+    """Start the service `name` of the compose file, with this host's paths in place of the container's."""
+    release, identity = folder / "release", server_identity()
+    service = yaml.safe_load((release / "docker" / "compose.yaml").read_text())["services"][name]
+    changes = {f"host={other} port=5432": f"host=localhost port={number}" for other, number in ports.items()}
+    changes |= {"port=5432": f"port={port}", "/run/secrets": str(folder / "secrets"), "/etc/postgresql": str(home)}
+    changes |= {"/var/lib/postgresql/data": str(home / "data"), "/tmp/replication.pgpass": str(home / "pgpass")}
+
+    def here(text: str) -> str:
+        for old, new in changes.items():
+            text = text.replace(old, new)
+        return text.replace("$$", "$")
+
+    (home / "data").mkdir()
+    for mount in service["volumes"]:
+        if mount["type"] == "bind":
+            source = (release / "docker" / mount["source"]).resolve()
+            (home / Path(mount["target"]).name).write_text(here(source.read_text()))
+    for each in (home / "data", *home.iterdir()):
+        give_to(identity, each)
+    environment = {key: here(value) for key, value in service["environment"].items()}
+    environment |= {"PATH": f"{path}:{os.environ['PATH']}", "PGPORT": str(port), "LANG": "C.UTF-8"}
+    environment |= {"SOCKETS": str(home), "ROLES": str(home / "create-roles.sh")}
+    user = {} if identity is None else {"user": identity.uid, "group": identity.gid, "extra_groups": []}
+    log = home / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*map(here, service["entrypoint"]), *map(here, service["command"])],
+            env=environment, cwd=home, stdout=output, stderr=output, stdin=subprocess.DEVNULL, **user,
+        )  # type: ignore[call-overload]  # fmt: skip
+    return Node(name, port, process, log, folder / "tls" / "ca.crt")
+
+
+def test_what_the_application_writes_is_on_the_standby(nodes: tuple[Node, Node]) -> None:
+    """Over TLS that is verified, by the rendered roles, passfile and slot."""
+    primary, standby = nodes
+    primary.rows("create table notes as select 42 as answer", user="o'neil", database="synapse")
+
+    standby.await_rows("select answer from notes", [(42,)], user="o'neil", database="synapse")
+
+    assert standby.rows("select pg_is_in_recovery()") == [(True,)]
+    assert primary.rows("select active from pg_replication_slots where slot_name = 'standby'") == [(True,)]
+    assert primary.rows("select application_name from pg_stat_replication") == [("db-standby",)]
+
+
+def test_each_role_reaches_what_it_needs_and_nothing_else(nodes: tuple[Node, Node]) -> None:
+    """The exporter reads statistics; nobody comes without TLS, and no role into another's database."""
+    for node in nodes:
+        assert node.rows("select 1", user="synapse_monitoring", sslmode="require") == [(1,)]
+        assert node.rows("select 1", user="o'neil", database='odd "name"') == [(1,)]
+        for user, database, sslmode in (
+            ("o'neil", "synapse", "disable"),
+            ("o'neil", "postgres", "require"),
+            ("synapse_monitoring", "synapse", "require"),
+            ("follow er", "synapse", "require"),
+        ):
+            with pytest.raises(psycopg.OperationalError, match="rejects connection"):
+                node.rows("select 1", user=user, database=database, sslmode=sslmode)
+
+
+def test_the_server_has_the_settings_that_safety_needs(nodes: tuple[Node, Node]) -> None:
+    """As the running servers say, not as the file does; and no line of the file is wrong."""
+    for node in nodes:
+        shown = dict(node.rows("select name, setting from pg_settings"))
+        assert shown["data_checksums"] == "on"
+        assert shown["ssl_min_protocol_version"] == "TLSv1.2"
+        assert shown["password_encryption"] == "scram-sha-256"
+        assert int(shown["max_connections"]) - int(shown["superuser_reserved_connections"]) >= 20
+        refused = (
+            "select name from pg_file_settings where error is not null and name not in ('port', 'listen_addresses')"
+        )
+        assert node.rows(refused) == []  # but for what the command line has
+        assert node.rows("select line_number, error from pg_hba_file_rules where error is not null") == []
