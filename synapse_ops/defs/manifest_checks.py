@@ -73,10 +73,9 @@ def _proofs(
     open_proofs = [proof for proof in proofs if proof.verdict != "proven"]
     refused = [proof for proof in open_proofs if proof.verdict == "refused"]
     is_red = bool(refused) or any(proof.kind in required for proof in open_proofs) or bool(unread and required)
-    unproven = len(open_proofs) - len(refused)
-    counts = f"{len(proofs) - len(open_proofs)} proven, {len(refused)} refused, {unproven} unproven"
-    if not proofs:
-        counts = "no outside tool judges these documents; gates and rules do"
+    counts = (
+        f"{len(proofs) - len(open_proofs)} proven, {len(refused)} refused, {len(open_proofs) - len(refused)} unproven"
+    )
     first = (refused or open_proofs)[:1]
     rows = (
         {
@@ -94,7 +93,7 @@ def _proofs(
     return dg.AssetCheckResult(
         asset_key=key,
         check_name=PROOFS,
-        passed=not open_proofs and not unread,
+        passed=bool(proofs) and not open_proofs and not unread,
         severity=dg.AssetCheckSeverity.ERROR if is_red else dg.AssetCheckSeverity.WARN,
         description="; ".join(
             [*([unread] if unread else ()), counts, *(f"{proof.path}: {proof.reason}" for proof in first)]
@@ -102,7 +101,7 @@ def _proofs(
         metadata={
             "proven": len(proofs) - len(open_proofs),
             "refused": len(refused),
-            "unproven": unproven,
+            "unproven": len(open_proofs) - len(refused),
             "proofs": table(rows, columns),
         },
     )

@@ -32,34 +32,35 @@ TIMEOUT_S = 300.0
 AT_ONCE = 2
 
 
-class ToolStopped(Exception):
-    """A tool did not end in time, or left no report that can be read."""
-
-
 @dataclass(frozen=True)
 class Row:
-    """sha256: of the changed document. The rest: names of tools, sorted; unjudged: those without an opinion on it."""
+    """sha256: of the changed document. The rest: names of tools, sorted, each that was asked in one of them.
+
+    unjudged: those without an opinion on such a document. stopped: those that left no report that can be read, which
+    is neither a refusal nor a pass.
+    """
 
     sha256: str
     refused: tuple[str, ...] = ()
     passed: tuple[str, ...] = ()
     unjudged: tuple[str, ...] = ()
+    stopped: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> tuple[tuple[str, ...], ...]:
+        return (self.refused, self.passed, self.unjudged, self.stopped)
 
     @property
     def asked(self) -> frozenset[str]:
-        return frozenset((*self.refused, *self.passed, *self.unjudged))
+        return frozenset(name for names in self.said for name in names)
 
     def without(self, tools: frozenset[str]) -> Row:
         """Return it as if these tools had not been asked."""
-        kept = (
-            tuple(name for name in said if name not in tools) for said in (self.refused, self.passed, self.unjudged)
-        )
-        return Row(self.sha256, *kept)
+        return Row(self.sha256, *(tuple(name for name in names if name not in tools) for names in self.said))
 
     def joined(self, other: Row) -> Row:
         """Return what both know of the same bytes."""
-        pairs = ((self.refused, other.refused), (self.passed, other.passed), (self.unjudged, other.unjudged))
-        return Row(self.sha256, *(tuple(sorted((*one, *two))) for one, two in pairs))
+        return Row(self.sha256, *(tuple(sorted(one + two)) for one, two in zip(self.said, other.said, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def read_recorded() -> Recorded:
     return Recorded(
         found["versions"],
         {
-            name: Row(row["sha256"], *(tuple(row[said]) for said in ("refused", "passed", "unjudged")))
+            name: Row(row.pop("sha256"), **{said: tuple(names) for said, names in row.items()})
             for name, row in found["twins"].items()
         },
     )
@@ -132,17 +133,11 @@ def judge(bundle: Bundle, path: PurePosixPath, tools: Sequence[ManifestTool]) ->
 
 
 def row_of(sha256: str, said: Mapping[str, Sequence[ToolOutcome]]) -> Row:
-    """Return the row: a tool refuses a twin when it refuses any of its documents, and passes it when it passes all.
-
-    Raises ToolStopped where one did not end well, which is no opinion.
-    """
-    found: dict[str, list[str]] = {"failed": [], "passed": [], "absent": []}
+    """Return the row: a tool refuses a twin when it refuses any of its documents, and passes it when it passes all."""
+    found: dict[str, list[str]] = {"failed": [], "passed": [], "absent": [], "timed-out": []}
     for name, outcomes in sorted(said.items()):
-        verdicts = [outcome.verdict for outcome in outcomes]
-        verdict = next((one for one in ("failed", "timed-out", "passed") if one in verdicts), "absent")
-        if verdict == "timed-out":
-            raise ToolStopped(f"{name} did not judge: {[outcome.findings for outcome in outcomes]}")
-        found[verdict].append(name)
+        verdicts = {outcome.verdict for outcome in outcomes}
+        found[next((one for one in ("failed", "timed-out", "passed") if one in verdicts), "absent")].append(name)
     return Row(sha256, *map(tuple, found.values()))
 
 
@@ -152,53 +147,49 @@ def judge_twin(mutant: Mutant, bundle: Bundle, tools: Sequence[ManifestTool]) ->
     return row_of(twin.by_path[mutant.path].digest, judge(twin, PurePosixPath(mutant.path), tools))
 
 
-def refusing_the_unchanged(bundle: Bundle, tools: Sequence[ManifestTool]) -> frozenset[str]:
-    """Return the tools that refuse the rendering itself: what they say of a twin tells nothing."""
-    found = set[str]()
-    for tool in tools:
-        paths = tuple(document.path for document in bundle.documents if tool.applies(document.path))
-        with tempfile.TemporaryDirectory(prefix="twin-") as scratch:
-            write_directory(bundle, Path(scratch) / "release")
-            outcomes = tool.check(Path(scratch) / "release", paths, TIMEOUT_S).values()
-        if any(outcome.verdict in ("failed", "timed-out") for outcome in outcomes):
-            found.add(tool.name)
-    return frozenset(found)
-
-
 def ask_what_is_missing(recorded: Recorded, bundle: Bundle, progress: Callable[[str], None]) -> list[str]:
-    """Judge every twin by every tool that applies and has not said anything; save each. Returns what could not be."""
-    twins = [(mutant, recorded.rows.get(mutant.name) or Row(digest_of_twin(mutant, bundle))) for mutant in MUTANTS]
-    wanted = {mutant.name: applicable(mutant, known_tools()) - row.asked for mutant, row in twins}
-    needed = [tool for tool in known_tools() if any(tool.name in names for names in wanted.values())]
-    obstacles = [f"{tool.name} is not installed: {tool.install}" for tool in needed if not tool.version()]
-    usable = [tool for tool in needed if tool.version()]
-    useless = refusing_the_unchanged(bundle, usable)
-    obstacles += [f"{name} refuses the unchanged rendering" for name in sorted(useless)]
-    usable = [tool for tool in usable if tool.name not in useless]
-    rows = dict(recorded.rows)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    """Have every twin judged by every tool that applies and is not recorded, and save each twin when it is done.
+
+    Returns what could not be asked: a tool is absent, or does not take the unchanged document either.
+    """
+    installed = [tool for tool in known_tools() if tool.name in recorded.versions]
+    rows = {mutant.name: recorded.rows.get(mutant.name, Row(digest_of_twin(mutant, bundle))) for mutant in MUTANTS}
+    wanted = {mutant: applicable(mutant, known_tools()) - rows[mutant.name].asked for mutant in MUTANTS}
+    absent = frozenset[str]().union(*wanted.values()) - {tool.name for tool in installed}
+    obstacles = [f"{tool.name} is not installed: {tool.install}" for tool in known_tools() if tool.name in absent]
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
+        asked = {
+            mutant: [tool for tool in installed if tool.name in names]
+            for mutant, names in wanted.items()
+            if names - absent
+        }
+        paths = {mutant.path: tools for mutant, tools in asked.items()}
+        unchanged = {path: pool.submit(judge, bundle, PurePosixPath(path), tools) for path, tools in paths.items()}
+        rows_of_unchanged = {path: row_of("", said.result()) for path, said in unchanged.items()}
+        refusing = {path: {*row.refused, *row.stopped} for path, row in rows_of_unchanged.items()}
+        obstacles += [
+            f"{name} does not take the unchanged {path}" for path, names in refusing.items() for name in names
+        ]
         futures = {
-            pool.submit(judge_twin, mutant, bundle, [tool for tool in usable if tool.name in wanted[mutant.name]]): (
-                mutant,
-                row,
-            )
-            for mutant, row in twins
-            if wanted[mutant.name] or mutant.name not in recorded.rows
+            pool.submit(
+                judge_twin, mutant, bundle, [tool for tool in tools if tool.name not in refusing[mutant.path]]
+            ): mutant
+            for mutant, tools in asked.items()
         }
         for number, future in enumerate(as_completed(futures), 1):
-            mutant, row = futures[future]
-            try:
-                rows[mutant.name] = row.joined(future.result())
-            except ToolStopped as error:
-                obstacles.append(f"{mutant.name}: {error}")
-                continue
+            name = futures[future].name
+            rows[name] = rows[name].joined(future.result())
             write_recorded(Recorded(recorded.versions, rows))
-            progress(f"{number}/{len(futures)} {mutant.name}: {', '.join(rows[mutant.name].refused) or 'none'}")
+            progress(f"{number}/{len(futures)} {name}: {', '.join(rows[name].refused) or 'none'}")
+    finally:
+        pool.shutdown(cancel_futures=True)  # what is done is saved
+    write_recorded(Recorded(recorded.versions, rows))
     return obstacles
 
 
 def main() -> int:
-    """Ask what is not recorded, and write the page. Status 14: a tool that applies is not installed, or did not end."""
+    """Ask what is not recorded. Status 14: something could not be asked."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--all", action="store_true", help="ask everything again")
     bundle = render_bundle(spec_of("default"))

@@ -1,19 +1,31 @@
-"""docs/mutation-score.md: which rule of ours catches which bad twin.
+"""docs/mutation-score.md: which rule of ours catches which bad twin, and which outside tool would.
 
-python -m tests.manifests.mutation_score        writes it
+python -m tests.manifests.mutation_score        writes it; `python -m tests.manifests.mutants_by_tools` comes first
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from synapse_ops.manifests.bundle import Bundle, render_bundle
 from synapse_ops.manifests.consistency import check_consistency
 from tests.manifests.mutants import MUTANTS, Mutant
+from tests.manifests.mutants_by_tools import Recorded, Row, read_recorded
 from tests.manifests.specs import spec_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "mutation-score.md"
+_HEAD = """\
+# Mutation score
+
+Bad twins of the default bundle: in each, one protection is removed or one reference broken.
+
+- "Caught by": the rules that refuse it wherever it is rendered, before anything is written. `python -m
+  tests.manifests.mutation_score` writes this page, and tests/manifests/test_mutants.py holds each row.
+- "Outside tools": those that refuse it and take the unchanged document. Every tool that judges or opens the changed
+  document was asked, by `python -m tests.manifests.mutants_by_tools`; `make prove-release` asks again about some of
+  them, others each day. "No tool" stands where none of them reads such a document.
+"""
 
 
 def rules_that_catch(mutant: Mutant, bundle: Bundle) -> tuple[str, ...]:
@@ -22,23 +34,51 @@ def rules_that_catch(mutant: Mutant, bundle: Bundle) -> tuple[str, ...]:
     return tuple(dict.fromkeys(finding.rule for finding in findings if finding.severity == "error"))
 
 
-def line_of(mutant: Mutant, rules: Sequence[str]) -> str:
+def line_of(mutant: Mutant, rules: Sequence[str], row: Row) -> str:
     """Return the twin's row of the page."""
-    return f"| {mutant.name} | {', '.join(f'`{rule}`' for rule in rules) or '**none**'} |"
+    tools = _names(row.refused) or ("none" if row.asked else "no tool")
+    return f"| {mutant.name} | {_names(rules) or '**none**'} | {tools} |"
+
+
+def summary(caught: Sequence[tuple[Sequence[str], Row]]) -> str:
+    """Return the counts, of the rules and the row of each twin."""
+    ours = sum(bool(rules) for rules, _ in caught)
+    theirs = sum(bool(row.refused) for _, row in caught)
+    both = sum(bool(rules and row.refused) for rules, row in caught)
+    read = sum(bool(row.asked) for _, row in caught)
+    return (
+        f"Of {len(caught)} bad twins our rules catch **{ours}**, at least one outside tool catches **{theirs}**, and "
+        f"**{both}** are caught by both. {read} change a document that some outside tool reads."
+    )
+
+
+def by_tool(recorded: Recorded) -> list[str]:
+    """Return the lines of a table: how many twins each tool was asked about, and how many it refused."""
+    rows = recorded.rows.values()
+    return [
+        f"| {tool} {version} | {sum(tool in row.asked for row in rows)} | {sum(tool in row.refused for row in rows)} |"
+        for tool, version in sorted(recorded.versions.items())
+    ]
+
+
+def page_of(rules: Mapping[str, Sequence[str]], recorded: Recorded) -> str:
+    """Return the page. rules: those that catch each twin, by its name."""
+    caught = [(rules[mutant.name], recorded.rows[mutant.name]) for mutant in MUTANTS]
+    lines = [line_of(mutant, *one) for mutant, one in zip(MUTANTS, caught, strict=True)]
+    tools = ["| outside tool | asked about | refused |", "|---|---|---|", *by_tool(recorded)]
+    twins = ["| bad twin | caught by | outside tools |", "|---|---|---|", *lines]
+    return "\n".join([_HEAD, summary(caught), "", *tools, "", *twins, ""])
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def main() -> None:
     """Write the page."""
     bundle = render_bundle(spec_of("default"))
-    rows = [(mutant, rules_that_catch(mutant, bundle)) for mutant in MUTANTS]
-    caught = sum(bool(rules) for _, rules in rows)
-    PAGE.write_text(
-        "# Mutation score\n\n"
-        "Written by `python -m tests.manifests.mutation_score`; tests/manifests/test_mutants.py holds each row.\n"
-        f"{caught} of {len(rows)} bad twins of the default bundle are caught wherever it is rendered, before anything "
-        "is written.\n\n| bad twin | caught by |\n|---|---|\n" + "\n".join(line_of(*row) for row in rows) + "\n",
-        encoding="utf-8",
-    )
+    rules = {mutant.name: rules_that_catch(mutant, bundle) for mutant in MUTANTS}
+    PAGE.write_text(page_of(rules, read_recorded()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ import json
 import os
 import runpy
 import selectors
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,9 +106,9 @@ def warmed(scratch: Path) -> Iterator[None]:
         if checkov:
             python = str(Path(checkov).resolve().with_name("python"))
             # its own script would take the arguments that stood there when it was imported
-            stack.enter_context(_shim(scratch, "checkov", python, "checkov.main", "-c", _CHECKOV))
+            stack.enter_context(shim(scratch, "checkov", python, "checkov.main", "-c", _CHECKOV))
         if models:
-            stack.enter_context(_shim(scratch, "kubernetes-models-python", models, "kubernetes.client"))
+            stack.enter_context(shim(scratch, "kubernetes-models-python", models, "kubernetes.client"))
         os.environ["PATH"] = f"{scratch}:{before}"
         try:
             yield
@@ -115,25 +117,27 @@ def warmed(scratch: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _shim(scratch: Path, name: str, python: str, module: str, *first: str) -> Iterator[None]:
-    address, shim = scratch / f"{name}.socket", scratch / name
-    argv = [sys.executable, "-IS", __file__, "run", str(address), *first]
-    shim.write_text("#!/bin/sh\nexec " + " ".join(f"'{word}'" for word in argv) + ' "$@"\n', encoding="utf-8")
-    server = subprocess.Popen(
-        [python, __file__, "serve", str(address), module],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONUTF8": "1"},
-    )
-    try:
-        while not address.exists() and server.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(0.1)
-        assert server.poll() is None, f"{python} with {module} does not start"
-        shim.chmod(0o755)
-        yield
-    finally:
-        server.communicate()
+def shim(scratch: Path, name: str, python: str, module: str, *first: str) -> Iterator[None]:
+    """Write a program into a directory that runs with `first` before its arguments, in a fork of a Python."""
+    with tempfile.TemporaryDirectory(prefix="warm-") as short:  # the path of a socket has at most 107 bytes
+        address = Path(short) / "socket"
+        server = subprocess.Popen(
+            [python, __file__, "serve", str(address), module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONUTF8": "1"},
+        )
+        try:
+            while not address.exists() and server.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    server.wait(0.1)
+            assert server.poll() is None, f"{python} with {module} does not start"
+            argv = [sys.executable, "-IS", __file__, "run", str(address), *first]
+            (scratch / name).write_text(f'#!/bin/sh\nexec {shlex.join(argv)} "$@"\n', encoding="utf-8")
+            (scratch / name).chmod(0o755)
+            yield
+        finally:
+            server.communicate()
 
 
 if __name__ == "__main__":
