@@ -110,6 +110,8 @@ def as_text(report: ProofsReport) -> str:
     lines += [f"waived: {tool} {rule}: {reason}" for tool, rule, reason in sorted(waived)]
     lines += [f"required: {obstacle}" for obstacle in report.obstacles]
     counts = [f"{sum(row.verdict == verdict for row in outcomes.values())} {word}" for verdict, word in _WORDS.items()]
+    judged = len({path for path, _ in outcomes})
+    counts.append(f"{len(report.bundle.documents) - judged} documents without a tool among these")
     return "\n".join([*lines, f"{len(report.bundle.documents)} documents: {', '.join(counts)}"])
 
 

@@ -73,9 +73,10 @@ def _proofs(
     open_proofs = [proof for proof in proofs if proof.verdict != "proven"]
     refused = [proof for proof in open_proofs if proof.verdict == "refused"]
     is_red = bool(refused) or any(proof.kind in required for proof in open_proofs) or bool(unread and required)
-    counts = (
-        f"{len(proofs) - len(open_proofs)} proven, {len(refused)} refused, {len(open_proofs) - len(refused)} unproven"
-    )
+    unproven = len(open_proofs) - len(refused)
+    counts = f"{len(proofs) - len(open_proofs)} proven, {len(refused)} refused, {unproven} unproven"
+    if not proofs:
+        counts = "no outside tool judges these documents; gates and rules do"
     first = (refused or open_proofs)[:1]
     rows = (
         {
@@ -93,7 +94,7 @@ def _proofs(
     return dg.AssetCheckResult(
         asset_key=key,
         check_name=PROOFS,
-        passed=bool(proofs) and not open_proofs and not unread,
+        passed=not open_proofs and not unread,
         severity=dg.AssetCheckSeverity.ERROR if is_red else dg.AssetCheckSeverity.WARN,
         description="; ".join(
             [*([unread] if unread else ()), counts, *(f"{proof.path}: {proof.reason}" for proof in first)]
@@ -101,7 +102,7 @@ def _proofs(
         metadata={
             "proven": len(proofs) - len(open_proofs),
             "refused": len(refused),
-            "unproven": len(open_proofs) - len(refused),
+            "unproven": unproven,
             "proofs": table(rows, columns),
         },
     )

@@ -47,12 +47,11 @@ def read_spec_in_force(file_path: Path, state_dir: Path) -> SpecInForce:
 
 
 def compare_with_file(file_path: Path, digest: str) -> str:
-    """Return "" when the file is valid and means what `digest` names, else one line that says why not."""
+    """Return "" when the file is valid and means what `digest` names, else why not: every fault, a line each."""
     try:
         found = load_spec(file_path).digest
     except ConfigError as fault:
-        first = fault.detail.splitlines()[0] if fault.detail else ""
-        return f"the file is not valid: {fault.message}" + (f" ({first})" if first else "")
+        return "\n".join([f"the file is not valid: {fault.message}", *fault.detail.splitlines()])
     return "" if found == digest else f"the file has digest {found[:12]}, loaded is {digest[:12]}"
 
 

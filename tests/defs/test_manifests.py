@@ -239,13 +239,17 @@ def test_required_proof_that_lacks_fails_the_release_and_turns_its_check_red(
 
 
 def test_every_document_is_checked_three_ways_and_unproven_is_a_warning(site: Site) -> None:
-    """Gates and consistency pass for a spec that loads; without any tool's word the proofs warn."""
+    """Gates and consistency pass for a spec that loads; without any tool's word the proofs warn. Where there is no tool
+    there is nothing to wait for, and the check says that.
+    """
     result = site.run("render_manifests")
 
     found = {(row.asset_key.to_user_string(), row.check_name): row for row in result.get_asset_check_evaluations()}
     assert set(found) == {(name, check) for name in MANIFESTS for check in ("gates_clean", "consistent", "tool_proofs")}
     for (name, check), row in found.items():
-        if check == "tool_proofs":
+        if row.description == "no outside tool judges these documents; gates and rules do":
+            assert name in ("postgres_config", "index_template")
+        elif check == "tool_proofs":
             assert (row.passed, row.severity) == (False, dg.AssetCheckSeverity.WARN), name
         else:
             assert row.passed, (name, check, row.description)
