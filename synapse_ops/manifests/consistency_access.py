@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from synapse_ops.manifests.alert_catalog import HEARTBEAT
-from synapse_ops.manifests.findings import Finding, Rule, View, name_of, targets_of, told_in_pods
+from synapse_ops.manifests.findings import Finding, Rule, View, environment_of, name_of, targets_of, told_in_pods
 from synapse_ops.manifests.parts import QDRANT, PlaceName, address_of
 from synapse_ops.manifests.postgres import hba_name
 
@@ -49,11 +49,10 @@ def whoever_connects_is_admitted(view: View) -> Iterator[Finding]:
     containers = [(_COMPOSE, str(name), service.get("environment", {}), service) for name, service in services.items()]
     places = [(in_compose if "db-primary" in services else [], containers)]
     pods = [(path, one) for path, found in view.workloads for one in found["spec"]["template"]["spec"]["containers"]]
-    told = {id(one): {each["name"]: each.get("value", "") for each in one.get("env", ())} for _, one in pods}
     in_cluster = [
         found["data"]["pg_hba.conf"] for _, found in view.of_kind("ConfigMap") if "pg_hba.conf" in found["data"]
     ]
-    places.append((in_cluster, [(path, one["name"], told[id(one)], one) for path, one in pods]))
+    places.append((in_cluster, [(path, one["name"], environment_of(one), one) for path, one in pods]))
     for tables, clients in places:
         for path, name, environment, container in clients:
             for database, user in _asked_of_the_database(environment, container):

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from synapse_ops.manifests.findings import Finding, Rule, View, name_of, told_in_pods
-from synapse_ops.manifests.parts import LOCAL_HOSTS, qdrant_nodes
+from synapse_ops.manifests.parts import qdrant_nodes
 from synapse_ops.manifests.postgres import node_port
+from synapse_ops.spec.fixed import LOCAL_HOSTS
 from synapse_ops.spec.units import format_cores, format_size, parse_size
 
 _COMPOSE = "docker/compose.yaml"
@@ -36,8 +37,11 @@ def the_api_listens_where_it_is_asked(view: View) -> Iterator[Finding]:
     dockerfile = view.text("docker/Dockerfile")
     if f"\nEXPOSE {port}\n" not in dockerfile or f'"--port", "{port}"' not in dockerfile:
         yield Finding(rule, "docker/Dockerfile", f"the image does not listen on {port}")
-    command = _service(view, "api").get("command", [])
-    if _option(command, "--port") != port:
+    starts = {
+        "docker/Dockerfile": re.findall(r'"(.*?)"', dockerfile),
+        _COMPOSE: _service(view, "api").get("command", []),
+    }
+    if _option(starts[_COMPOSE], "--port") != port:
         yield Finding(rule, _COMPOSE, f"api does not listen on {port}")
     found = _workload(view, "api")
     if found is None:
@@ -46,24 +50,15 @@ def the_api_listens_where_it_is_asked(view: View) -> Iterator[Finding]:
         container = found[1]["spec"]["template"]["spec"]["containers"][0]
         if [str(each["containerPort"]) for each in container["ports"]] != [port]:
             yield Finding(rule, found[0], f"the api's container has another port than {port}")
-        if _option(container.get("args", []), "--port") != port:
+        starts[found[0]] = container.get("args", [])
+        if _option(starts[found[0]], "--port") != port:
             yield Finding(rule, found[0], f"the api does not listen on {port}")
-    for path, started in ((_COMPOSE, command), ("kubernetes", _api_arguments(view)), ("docker/Dockerfile", dockerfile)):
-        if _is_deaf(started):
+    for path, started in starts.items():
+        if _option(started, "--host") not in ("0.0.0.0", "::"):  # noqa: S104 - what the api must be started with
             yield Finding(rule, path, "the api listens on its container's own loopback address")
     for path in ("tls/nginx.conf", "tls/haproxy.cfg", "docker/nginx.conf"):
         if not re.search(rf"server (?:\S+ )?\S+:{port}\b", view.text(path)):
             yield Finding(rule, path, f"does not lead to port {port}")
-
-
-def _api_arguments(view: View) -> list[str]:
-    found = _workload(view, "api")
-    return [] if found is None else found[1]["spec"]["template"]["spec"]["containers"][0].get("args", [])
-
-
-def _is_deaf(started: list[str] | str) -> bool:
-    words = started if isinstance(started, list) else re.findall(r'"(.*?)"', started)
-    return _option(words, "--host") not in ("0.0.0.0", "::")  # noqa: S104 - what the api must be started with
 
 
 def _option(command: list[str], name: str) -> str | None:

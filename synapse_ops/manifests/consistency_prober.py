@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from synapse_ops.manifests.findings import Finding, Rule, View, load_yaml, name_of, resolved, targets_of
 from synapse_ops.manifests.parts import qdrant_nodes
+from synapse_ops.spec.fixed import is_this_machine
 from synapse_ops.spec.loading import value_faults
 
 _COMPOSE = "docker/compose.yaml"
@@ -16,7 +17,6 @@ _COMPOSE_SPEC = "docker/synapse-ops/infrastructure.yaml"
 _PROBER = "synapse-ops"
 _NAME = "app.kubernetes.io/name"
 _SECRET_FILE = re.compile(r"/run/secrets/([A-Za-z0-9._-]+)")
-_LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"})  # noqa: S104 - compared, never bound
 
 
 def _serving_in_compose(view: View) -> dict[str, set[str]]:
@@ -213,7 +213,7 @@ def the_prober_asks_what_is_rendered(view: View) -> Iterator[Finding]:
             host = target.rpartition(":")[0].strip("[]")
             if part in addresses and target not in addresses[part]:
                 yield Finding(rule, where, f"{field} is {target}, {part} is at {', '.join(sorted(addresses[part]))}")
-            elif part not in addresses and (host in _LOCAL or host.startswith("/")):
+            elif part not in addresses and is_this_machine(host):
                 yield Finding(rule, where, f"{field} is {target}: in a container that is the container itself", "note")
         for store in ("database", "redis", "qdrant"):
             port, wanted = told[store]["port"], getattr(view.spec, store).port

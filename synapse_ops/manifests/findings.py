@@ -108,7 +108,9 @@ def told_in_pods(view: View) -> list[tuple[str, dict[str, str]]]:
         if workload["spec"]["template"]["metadata"]["labels"].get("app.kubernetes.io/name") in ("api", "worker")
         for container in workload["spec"]["template"]["spec"]["containers"]
     ]
-    return [
-        (path, {each["name"]: each.get("value", "").replace("$$(", "$(") for each in container.get("env", ())})
-        for path, container in found
-    ]
+    return [(path, environment_of(container)) for path, container in found]
+
+
+def environment_of(container: dict[str, Any]) -> dict[str, str]:
+    """Return what a pod's container is told, as the kubelet will have expanded it."""
+    return {each["name"]: each.get("value", "").replace("$$(", "$(") for each in container.get("env", ())}

@@ -13,6 +13,7 @@ from synapse_ops.manifests.document import Document, json_document, text_documen
 from synapse_ops.manifests.prometheus import Place
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import LOCAL_HOSTS
 
 PIPELINE_PATHS: dict[Place, str] = {"hosts": "logging/logstash.conf", "compose": "logging/compose/logstash.conf"}
 SET_UP_PATHS: dict[Place, str] = {"hosts": "logging/set-up.sh", "compose": "logging/compose/set-up.sh"}
@@ -138,7 +139,7 @@ def _output(spec: Spec, place: Place) -> str:
 
 def has_own_elasticsearch(spec: Spec, place: Place) -> bool:
     """Tell whether Elasticsearch is a service of the compose file: where the spec's nodes are all this machine."""
-    return place == "compose" and all(_host_of(node) in parts.LOCAL_HOSTS for node in spec.logging.elasticsearch)
+    return place == "compose" and all(_host_of(node) in LOCAL_HOSTS for node in spec.logging.elasticsearch)
 
 
 def elasticsearch_urls(spec: Spec, place: Place) -> list[str]:
@@ -147,7 +148,7 @@ def elasticsearch_urls(spec: Spec, place: Place) -> list[str]:
     """
     if has_own_elasticsearch(spec, place):
         return [f"http://elasticsearch:{parts.ELASTICSEARCH_PORT}"]
-    nodes = [node for node in spec.logging.elasticsearch if place == "hosts" or _host_of(node) not in parts.LOCAL_HOSTS]
+    nodes = [node for node in spec.logging.elasticsearch if place == "hosts" or _host_of(node) not in LOCAL_HOSTS]
     return [node if "://" in node else f"http://{node}" for node in nodes]
 
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from synapse_ops.spec import Spec
-from synapse_ops.spec.fixed import OPS_METRICS_PORT, WORKER_METRICS_PORT
+from synapse_ops.spec.fixed import LOCAL_HOSTS, OPS_METRICS_PORT, WORKER_METRICS_PORT, is_this_machine
 
 PlaceName = Literal["hosts", "compose", "kubernetes"]
 Store = Literal["database", "redis", "qdrant"]
@@ -38,7 +38,6 @@ ELASTICSEARCH_PORT = 9200
 LOGSTASH_API_PORT = 9600
 HTTPS_PORT = 443
 
-LOCAL_HOSTS = frozenset({"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"})  # noqa: S104 - compared, never bound
 _LONGEST_NAME = 63  # of a Service and of a label's value
 
 
@@ -65,7 +64,7 @@ def is_ours(spec: Spec, store: Store, place: PlaceName) -> bool:
     host = getattr(spec, store).host
     if store == "qdrant" and has_qdrant_cluster(spec):
         return False
-    return host in LOCAL_HOSTS or host.startswith("/")
+    return is_this_machine(host)
 
 
 def object_name(spec: Spec, part: str = "", *, longest: int = _LONGEST_NAME) -> str:

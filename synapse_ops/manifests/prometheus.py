@@ -199,7 +199,7 @@ def _qdrant_nodes(spec: Spec) -> list[Address]:
 
 def _host(host: str) -> str:
     """Return the host that exporters of a store run on; a socket's directory or a wildcard is this machine."""
-    return "localhost" if host in parts.LOCAL_HOSTS or host.startswith("/") else host
+    return "localhost" if fixed.is_this_machine(host) else host
 
 
 def _base(spec: Spec) -> str:

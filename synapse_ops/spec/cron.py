@@ -33,23 +33,19 @@ class Cron(str):
 
     def longest_gap(self, tz: str) -> timedelta:
         """Return the longest time between two of 60 firings, from a fixed day: the same at each call."""
-        return _longest_gap(self, tz)
+        return max(_gaps(self, tz, 60), default=_CENTURY)
 
     def shortest_gap(self) -> timedelta:
         """Return the shortest time between two of 50 firings, in UTC: a change of clock is not a shorter window."""
-        return min(self.gaps("UTC", 50), default=_CENTURY)
-
-    def gaps(self, tz: str, firings: int) -> list[timedelta]:
-        """Return the times between so many firings; fewer, or none, of a schedule that hardly ever fires."""
-        ticks = CronSim(str(self), _PROBE_START.astimezone(ZoneInfo(tz)))
-        moments = [moment.astimezone(UTC) for _, moment in zip(range(firings), ticks, strict=False)]
-        return [later - earlier for earlier, later in pairwise(moments)]
+        return min(_gaps(self, "UTC", 50), default=_CENTURY)
 
 
-@lru_cache(maxsize=256)
-def _longest_gap(cron: Cron, tz: str) -> timedelta:
-    """Many alerts and panels ask for the same schedule's."""
-    return max(cron.gaps(tz, 60), default=_CENTURY)
+@lru_cache(maxsize=256)  # many alerts and panels ask for the same schedule's
+def _gaps(cron: str, tz: str, firings: int) -> tuple[timedelta, ...]:
+    """Return the times between so many firings; fewer, or none, of a schedule that hardly ever fires."""
+    ticks = CronSim(str(cron), _PROBE_START.astimezone(ZoneInfo(tz)))
+    moments = [moment.astimezone(UTC) for _, moment in zip(range(firings), ticks, strict=False)]
+    return tuple(later - earlier for earlier, later in pairwise(moments))
 
 
 def parse_cron(value: object) -> Cron:

@@ -1,4 +1,6 @@
-"""What the spec does not name because it is always the same: ports, each the one its project registers, and a role."""
+"""What the spec does not name because it is always the same: ports, each the one its project registers, a role, and
+what this machine is called.
+"""
 
 from __future__ import annotations
 
@@ -8,3 +10,9 @@ POSTGRES_EXPORTER_PORT = 9187
 REDIS_EXPORTER_PORT = 9121
 QDRANT_GRPC_PORT = 6334
 MONITORING_USER = "synapse_monitoring"  # of the exporter: it reads statistics, from the database postgres
+LOCAL_HOSTS = frozenset({"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"})  # noqa: S104 - compared, never bound
+
+
+def is_this_machine(host: str) -> bool:
+    """Tell whether a server at this host is on the machine of whoever asks; a socket's directory is."""
+    return host in LOCAL_HOSTS or host.startswith("/")

@@ -19,13 +19,8 @@ from synapse_ops.spec.secrets import NOT_SHOWN, REFERENCE_FORM, holds_literal_se
 from synapse_ops.spec.validation import validate
 from synapse_ops.spec.yaml_source import Source, parse_source, read_source
 
-_FLAT_BACKUP = (
-    "schedule",
-    "destination",
-    "retention",
-    "compression",
-    "method",
-)  # the reference's flat block: the vector store's
+# the reference's flat block: the vector store's
+_FLAT_BACKUP = ("schedule", "destination", "retention", "compression", "method")
 _VECTORS: FieldPath = ("backup", "vectors")
 
 

@@ -16,19 +16,20 @@ from urllib.parse import urlsplit
 from synapse_ops.spec.document import Spec
 from synapse_ops.spec.faults import FieldPath
 from synapse_ops.spec.fixed import (
+    LOCAL_HOSTS,
     MONITORING_USER,
     OPS_METRICS_PORT,
     POSTGRES_EXPORTER_PORT,
     QDRANT_GRPC_PORT,
     REDIS_EXPORTER_PORT,
     WORKER_METRICS_PORT,
+    is_this_machine,
 )
 from synapse_ops.spec.units import format_cores, format_duration, format_size
 
-_LOCAL = {"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"}  # noqa: S104 - compared, never bound
-_SYSTEM = "bin boot dev etc home lib lib64 media mnt opt proc root run sbin srv sys tmp usr var"
-_HOLDING_OTHERS = {"home", "var"}  # a directory right below these is somebody else's, too: /var/lib, /home/alice
 _NEVER_OURS = {"bin", "boot", "dev", "etc", "lib", "lib64", "proc", "root", "sbin", "sys", "usr"}  # nor below them
+# how many directories deep a root of ours may begin in the others of a system: /srv/ours, but /var/lib/ours
+_OURS_FROM = {"media": 2, "mnt": 2, "opt": 2, "run": 2, "srv": 2, "tmp": 2, "home": 3, "var": 3}
 # Of the rendered compose project, where these names are hosts; a store's are there where that store is.
 COMPOSE_SERVICES = frozenset(
     {"proxy", "api", "worker", "synapse-ops", "prometheus", "alertmanager", "blackbox-exporter", "node-exporter"}
@@ -162,7 +163,7 @@ def _ports(spec: Spec) -> Iterator[Conflict]:
         (("logging", "beats_port"), "localhost", spec.logging.beats_port),
     ]
     for (path, host, port), (later_path, later_host, later_port) in combinations(listening, 2):
-        same_host = host == later_host or {host, later_host} <= _LOCAL
+        same_host = host == later_host or {host, later_host} <= LOCAL_HOSTS
         if same_host and port == later_port and not host.startswith("/"):
             found = f"{later_port}, which is {{other}} on the same host"
             yield Conflict(later_path, found, "a port of its own", (path, (*path[:-1], "host")))
@@ -173,7 +174,7 @@ def _database_names(spec: Spec) -> Iterator[Conflict]:
     part of the stack: its first start would fail half way.
     """
     database = spec.database
-    is_ours = spec.kubernetes.stores.database == "cluster" or database.host in _LOCAL or database.host.startswith("/")
+    is_ours = spec.kubernetes.stores.database == "cluster" or is_this_machine(database.host)
     if not is_ours:
         return
     for key, role in (("user", database.user), ("replication_user", database.replication_user)):
@@ -286,7 +287,7 @@ def _may_be_ours(directory: str) -> bool:
     parts = [part for part in directory.split("/") if part not in ("", ".")]
     if not parts or ".." in parts or parts[0] in _NEVER_OURS:
         return False
-    return parts[0] not in _SYSTEM.split() or len(parts) > (2 if parts[0] in _HOLDING_OTHERS else 1)
+    return len(parts) >= _OURS_FROM.get(parts[0], 1)
 
 
 def _fencing_password(spec: Spec) -> Iterator[Conflict]:
@@ -313,10 +314,9 @@ def _stores_elsewhere(spec: Spec) -> Iterator[Conflict]:
     """`kubernetes.stores` says that a store is elsewhere, and its `host` is this machine, which no pod reaches."""
     for name in ("database", "redis", "qdrant"):
         host = getattr(spec, name).host
-        is_local = host in _LOCAL or host.startswith("/")
         if (
             getattr(spec.kubernetes.stores, name) == "elsewhere"
-            and is_local
+            and is_this_machine(host)
             and not (name == "qdrant" and spec.qdrant.nodes)
         ):
             other: FieldPath = (name, "host")
@@ -367,7 +367,7 @@ def _compose_names(spec: Spec) -> Iterator[Conflict]:
     hosts += [(("qdrant", "nodes", i), urlsplit(url).hostname or "") for i, url in enumerate(spec.qdrant.nodes)]
     hosts.append((("object_store", "endpoint"), urlsplit(spec.object_store.endpoint or "").hostname or ""))
     taken = COMPOSE_SERVICES.union(
-        *(names for store, names in COMPOSE_STORES.items() if getattr(spec, store).host in _LOCAL)
+        *(names for store, names in COMPOSE_STORES.items() if getattr(spec, store).host in LOCAL_HOSTS)
     )
     for path, host in hosts:
         if host in taken:

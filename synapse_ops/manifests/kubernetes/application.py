@@ -18,11 +18,13 @@ from synapse_ops.manifests.kubernetes.objects import (
     Object,
     container,
     disruption_budget,
+    headless_service,
     part_resources,
     pod_template,
     secrets_volume,
     selector,
     service_account,
+    service_port,
     thing,
 )
 from synapse_ops.manifests.parts import API, API_PODS, WORKER, object_name
@@ -66,7 +68,8 @@ def api_objects(spec: Spec) -> list[Object]:
         service_account(spec, API),
         _deployment(spec, API, pod, replicas=None if scaled else spec.kubernetes.replicas),
         _service(spec),
-        _pods_service(spec),
+        # the API's own Service balances: a scrape through it would meet another pod each time, with other counters
+        headless_service(spec, API, [service_port(HTTP, spec.server.port)], name=object_name(spec, API_PODS)),
         disruption_budget(spec, API),
     ]
     return [*objects, _autoscaler(spec)] if scaled else objects
@@ -96,7 +99,7 @@ def worker_objects(spec: Spec) -> list[Object]:
     return [
         service_account(spec, WORKER),
         _deployment(spec, WORKER, pod, replicas=spec.kubernetes.worker_replicas),
-        _metrics_service(spec),
+        headless_service(spec, WORKER, [service_port(METRICS, WORKER_METRICS_PORT)]),
         disruption_budget(spec, WORKER),
     ]
 
@@ -174,29 +177,6 @@ def _service(spec: Spec) -> Object:
         if sources and not set(sources) & set(ANYONE):
             body["loadBalancerSourceRanges"] = sources
     return thing(spec, "Service", "v1", API, spec=body)
-
-
-def _pods_service(spec: Spec) -> Object:
-    """The Service of the API balances: a scrape through it would meet another pod each time, with other counters."""
-    return _headless(spec, API, API_PODS, HTTP, spec.server.port)
-
-
-def _metrics_service(spec: Spec) -> Object:
-    return _headless(spec, WORKER, WORKER, METRICS, WORKER_METRICS_PORT)
-
-
-def _headless(spec: Spec, part: str, name: str, port_name: str, port: int) -> Object:
-    """Return the Service whose name is the addresses of a part's pods: each is scraped by itself, ready or not. One
-    that vanished from DNS while it is not ready would be no target that is down: `up == 0` would never be said.
-    """
-    body = {
-        "type": "ClusterIP",
-        "clusterIP": "None",
-        "publishNotReadyAddresses": True,
-        "selector": selector(spec, part),
-        "ports": [{"name": port_name, "port": port, "targetPort": port_name, "protocol": "TCP"}],
-    }
-    return thing(spec, "Service", "v1", part, name=object_name(spec, name), spec=body)
 
 
 def _autoscaler(spec: Spec) -> Object:

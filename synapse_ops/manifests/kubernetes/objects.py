@@ -153,6 +153,25 @@ def pod_template(
     }
 
 
+def headless_service(spec: Spec, part: str, ports: Sequence[Object], *, name: str | None = None) -> Object:
+    """Return the Service whose name is the addresses of a part's pods, ready or not: a standby is cloned from and
+    fenced by name, and a scraped pod that vanished from DNS would be unknown, never down (`up == 0`).
+    """
+    body = {
+        "type": "ClusterIP",
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": selector(spec, part),
+        "ports": list(ports),
+    }
+    return thing(spec, "Service", "v1", part, name=name, spec=body)
+
+
+def service_port(name: str, port: int) -> Object:
+    """Return a Service's port that leads to the container's port of that name."""
+    return {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
+
+
 def stateful_set(spec: Spec, part: str, pod: Object, size_bytes: int, *, volume: str) -> Object:
     """Return a part of one pod that keeps its volume, mounted by this name: never two at once on one volume."""
     claim: Object = {

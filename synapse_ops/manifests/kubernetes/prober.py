@@ -16,11 +16,11 @@ from synapse_ops.manifests.kubernetes.objects import (
     config_volume,
     container,
     disruption_budget,
+    headless_service,
     pod_template,
     secrets_volume,
-    selector,
+    service_port,
     stateful_set,
-    thing,
 )
 from synapse_ops.manifests.parts import OPS
 from synapse_ops.manifests.prober_spec import (
@@ -45,17 +45,10 @@ def prober_objects(spec: Spec) -> list[Object]:
     """Return everything of the prober but its account, which access.py renders with its rights."""
     config = config_map(spec, OPS, {SPEC_FILE: prober_spec_text(spec, "kubernetes")})
     port = prober_port(spec)
-    service = {
-        "type": "ClusterIP",
-        "clusterIP": "None",
-        "publishNotReadyAddresses": True,  # else it would not be down, but unknown, while it is not ready
-        "selector": selector(spec, OPS),
-        "ports": [{"name": METRICS, "port": port, "targetPort": METRICS, "protocol": "TCP"}],
-    }
     return [
         config,
         stateful_set(spec, OPS, _pod(spec, config, port), spec.kubernetes.storage.synapse_ops, volume=_STATE),
-        thing(spec, "Service", "v1", OPS, spec=service),
+        headless_service(spec, OPS, [service_port(METRICS, port)]),
         disruption_budget(spec, OPS),
     ]
 

@@ -23,14 +23,14 @@ from synapse_ops.manifests.kubernetes.objects import (
     config_volume,
     container,
     disruption_budget,
+    headless_service,
     helper_resources,
     part_resources,
     pod_template,
     secrets_volume,
-    selector,
     service_account,
+    service_port,
     stateful_set,
-    thing,
 )
 from synapse_ops.manifests.parts import PRIMARY, QDRANT, REDIS, STANDBY
 from synapse_ops.manifests.postgres import pg_hba, postgresql_conf
@@ -114,7 +114,7 @@ def _node(spec: Spec, node: str) -> list[Object]:
         volumeMounts=[mounts[1]],
         **_exporter_probes(),
     )
-    ports = [_port(POSTGRES, spec.database.port), _port(METRICS, POSTGRES_EXPORTER_PORT)]
+    ports = [service_port(POSTGRES, spec.database.port), service_port(METRICS, POSTGRES_EXPORTER_PORT)]
     pod = pod_template(spec, node, [server, exporter], grace_s=120, volumes=volumes, spread_by_revision=False)
     return [*objects, *_stateful(spec, node, pod, ports, spec.kubernetes.storage.database)]
 
@@ -151,7 +151,7 @@ def redis_objects(spec: Spec) -> list[Object]:
         **_exporter_probes(),
     )
     pod = pod_template(spec, REDIS, [server, exporter], grace_s=30, volumes=volumes, spread_by_revision=False)
-    ports = [_port(REDIS, spec.redis.port), _port(METRICS, REDIS_EXPORTER_PORT)]
+    ports = [service_port(REDIS, spec.redis.port), service_port(METRICS, REDIS_EXPORTER_PORT)]
     return [config, *_stateful(spec, REDIS, pod, ports, spec.kubernetes.storage.redis)]
 
 
@@ -179,21 +179,14 @@ def qdrant_objects(spec: Spec) -> list[Object]:
         ),
     )
     pod = pod_template(spec, QDRANT, [server], grace_s=60, volumes=volumes, spread_by_revision=False)
-    ports = [_port("http", spec.qdrant.port), _port("grpc", QDRANT_GRPC_PORT)]
+    ports = [service_port("http", spec.qdrant.port), service_port("grpc", QDRANT_GRPC_PORT)]
     return [config, *_stateful(spec, QDRANT, pod, ports, spec.kubernetes.storage.qdrant)]
 
 
 def _stateful(spec: Spec, part: str, pod: Object, ports: list[Object], size: int) -> list[Object]:
-    headless = {
-        "type": "ClusterIP",
-        "clusterIP": "None",
-        "publishNotReadyAddresses": True,  # a standby is cloned from, and fenced, by name, ready or not
-        "selector": selector(spec, part),
-        "ports": ports,
-    }
     return [
         service_account(spec, part),
-        thing(spec, "Service", "v1", part, spec=headless),
+        headless_service(spec, part, ports),
         stateful_set(spec, part, pod, size, volume="data"),
         disruption_budget(spec, part),
     ]
@@ -205,10 +198,6 @@ def _pairs(*pairs: tuple[Object, Object]) -> tuple[list[Object], list[Object]]:
 
 def _env(values: dict[str, str]) -> list[Object]:
     return [{"name": name, "value": value} for name, value in values.items()]
-
-
-def _port(name: str, port: int) -> Object:
-    return {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
 
 
 def _container_port(name: str, port: int) -> Object:
