@@ -7,6 +7,7 @@ network. Fields are named after the Elastic Common Schema. What Elasticsearch re
 from __future__ import annotations
 
 import re
+from urllib.parse import SplitResult, urlsplit
 
 from synapse_ops.manifests import parts
 from synapse_ops.manifests.document import Document, json_document, text_document, yaml_document
@@ -139,17 +140,21 @@ def _output(spec: Spec, place: Place) -> str:
 
 def has_own_elasticsearch(spec: Spec, place: Place) -> bool:
     """Tell whether Elasticsearch is a service of the compose file: where the spec's nodes are all this machine."""
-    return place == "compose" and all(_host_of(node) in LOCAL_HOSTS for node in spec.logging.elasticsearch)
+    return place == "compose" and all(node.hostname in LOCAL_HOSTS for node in _nodes(spec))
 
 
 def elasticsearch_urls(spec: Spec, place: Place) -> list[str]:
-    """Return the URL of each node. In compose a node on this machine is out of reach beside others, and alone it is
-    the service of that name, which has neither TLS nor keys and no way out.
+    """Return the URL of each node, its port written out: curl's default is another one than Logstash's. In compose a
+    node on this machine is out of reach beside others, and alone it is the service of that name, which has neither TLS
+    nor keys and no way out.
     """
     if has_own_elasticsearch(spec, place):
         return [f"http://elasticsearch:{parts.ELASTICSEARCH_PORT}"]
-    nodes = [node for node in spec.logging.elasticsearch if place == "hosts" or _host_of(node) not in LOCAL_HOSTS]
-    return [node if "://" in node else f"http://{node}" for node in nodes]
+    reached = [node for node in _nodes(spec) if place == "hosts" or node.hostname not in LOCAL_HOSTS]
+    return [
+        f"{node.scheme}://{parts.Address(node.hostname or '', node.port or parts.ELASTICSEARCH_PORT)}"
+        for node in reached
+    ]
 
 
 def needs_api_key(spec: Spec, place: Place) -> bool:
@@ -157,8 +162,8 @@ def needs_api_key(spec: Spec, place: Place) -> bool:
     return spec.logging.api_key is not None and not has_own_elasticsearch(spec, place)
 
 
-def _host_of(node: str) -> str:
-    return parts.authority_of(node if "://" in node else f"http://{node}").host
+def _nodes(spec: Spec) -> list[SplitResult]:
+    return [urlsplit(node if "://" in node else f"http://{node}") for node in spec.logging.elasticsearch]
 
 
 def _set_up(spec: Spec, place: Place) -> str:

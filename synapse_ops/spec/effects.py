@@ -79,7 +79,7 @@ def _unreachable_nodes(spec: Spec) -> Iterator[str]:
         opened = [ipaddress.ip_network(rule.source) for rule in spec.firewall.inbound if rule.port == port]
         closed = sorted(host for host in hosts if not any(_may_be_in(host, network) for network in opened))
         if closed:
-            yield f"firewall.inbound opens no port {port} to {', '.join(closed)}: its nodes cannot meet"
+            yield f"database.nodes cannot meet: firewall.inbound opens no port {port} to {', '.join(closed)}"
 
 
 def _may_be_in(host: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:

@@ -367,7 +367,7 @@ def _compose_names(spec: Spec) -> Iterator[Conflict]:
     hosts += [(("qdrant", "nodes", i), urlsplit(url).hostname or "") for i, url in enumerate(spec.qdrant.nodes)]
     hosts.append((("object_store", "endpoint"), urlsplit(spec.object_store.endpoint or "").hostname or ""))
     taken = COMPOSE_SERVICES.union(
-        *(names for store, names in COMPOSE_STORES.items() if getattr(spec, store).host in LOCAL_HOSTS)
+        *(names for store, names in COMPOSE_STORES.items() if is_this_machine(getattr(spec, store).host))
     )
     for path, host in hosts:
         if host in taken:

@@ -14,6 +14,7 @@ import pytest
 
 from synapse_ops.manifests.bundle import render_bundle
 from synapse_ops.operations.render import write_directory
+from synapse_ops.spec.loading import check_text
 from tests.manifests.specs import spec_of
 
 KEY = "a2V5OnNlY3JldA=="
@@ -87,6 +88,18 @@ def test_policy_and_template_are_loaded_with_a_key_that_nobody_sees(
     assert policy[0] == json.loads((tmp_path / "release/logging/ilm-policy.json").read_text())
     assert template[0]["template"]["settings"]["index.lifecycle.name"] == "synapse-logs"  # type: ignore[index]
     assert KEY not in trace.read_text()
+
+
+def test_the_script_asks_the_port_that_logstash_ships_to() -> None:
+    """A node without a port: curl would take 443, and Logstash takes 9200."""
+    text = "logging: {elasticsearch: ['https://es.example.org', 'https://[2001:db8::9]:9201']}"
+    loaded, faults = check_text(text, Path("spec.yaml"))
+    assert loaded is not None, faults
+    documents = render_bundle(loaded.spec).by_path
+
+    for path in ("logging/set-up.sh", "logging/logstash.conf", "logging/compose/set-up.sh"):
+        assert "https://es.example.org:9200" in documents[path].text, path
+    assert '"https://[2001:db8::9]:9201"' in documents["logging/compose/logstash.conf"].text
 
 
 def test_a_refusal_fails_the_script(tmp_path: Path, elasticsearch: Elasticsearch) -> None:

@@ -88,6 +88,7 @@ REFUSED = [
     ("logging: {elasticsearch: ['https://a:1', 'b:1']}", "logging.elasticsearch[1]"),
     ("logging: {elasticsearch: ['a:1'], api_key: 'env:K'}", "logging.elasticsearch[0]"),
     ("qdrant: {host: db-primary}", "qdrant.host"),
+    ("database: {host: /run/postgresql}\nredis: {host: db-standby}", "redis.host"),
     ("qdrant: {nodes: ['http://q:6333', 'http://api:6333']}", "qdrant.nodes[1]"),
     ("object_store: {endpoint: 'http://elasticsearch:9000'}", "object_store.endpoint"),
     ("tls: {cert_file: '/etc/x\\'}", "tls.cert_file"),
