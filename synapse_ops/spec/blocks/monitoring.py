@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from synapse_ops.spec.block import (
+    AUTHORITY,
     FORM,
     URL_BASE,
     URL_PATH,
@@ -40,8 +41,8 @@ AlertCondition = Annotated[
 Endpoint = Annotated[
     str,
     TextForm(
-        r"(?:https?://)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*(?::[0-9]{1,5})?",
-        "host:port, with http:// or https:// or without",
+        rf"(?:https?://)?{AUTHORITY}",
+        "host:port, an IPv6 address in brackets, with http:// or https:// or without",
         "localhost:9200",
         holds=lambda text: is_authority(text.split("//")[-1]),
     ),
