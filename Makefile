@@ -52,7 +52,8 @@ prove-release:
 	@cd "$(HERE)" && sh requirements/manifest-tools
 	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" "$(BIN)/synapse-ops" prove-release --local \
 	  --spec examples/synapse/infrastructure.yaml
-	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" SYNAPSE_PROVE=1 "$(BIN)/python" -m pytest -q -m tools tests/manifests
+	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" SYNAPSE_PROVE=1 \
+	  "$(BIN)/python" -m pytest -q -n 2 -m tools tests/manifests
 
 quick:
 	@$(SETUP) dev
