@@ -1,6 +1,6 @@
 """Three checks of every rendered document: the gates, the consistency of all documents, and what outside tools said.
 
-They show; the release guards itself. They can be evaluated alone, after `synapse-ops prove-release` for example.
+They show; the release guards itself. They can be evaluated alone; `tool_proofs` also is when a tool's word is recorded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,9 @@ from synapse_ops.defs.resources import StackResource
 if TYPE_CHECKING:
     from synapse_ops.domain.attestation import ToolProof
     from synapse_ops.manifests.consistency import Finding
+    from synapse_ops.operations.release_review import ReleaseReview
 
+RELEASE_KEY = dg.AssetKey("manifest_release")
 GATES, CONSISTENT, PROOFS = "gates_clean", "consistent", "tool_proofs"
 
 _TEXTS = {
@@ -28,10 +30,15 @@ _TEXTS = {
 }
 
 
-def manifest_checks(targets: Sequence[str], release: dg.AssetKey) -> dg.AssetChecksDefinition:
-    """Return the three checks of each document and of the release, evaluated together over one rendering."""
-    keys = [*(dg.AssetKey(name) for name in targets), release]
-    specs = [dg.AssetCheckSpec(name, asset=key, description=text) for key in keys for name, text in _TEXTS.items()]
+def manifest_check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """Return the three checks of a document or of the release."""
+    return [dg.AssetCheckSpec(name, asset=key, description=text) for name, text in _TEXTS.items()]
+
+
+def document_checks(targets: Sequence[str]) -> dg.AssetChecksDefinition:
+    """Return the checks of all documents, evaluated together over one rendering. The release evaluates its own."""
+    keys = [dg.AssetKey(name) for name in targets]
+    specs = [spec for key in keys for spec in manifest_check_specs(key)]
 
     @dg.multi_asset_check(name="manifest_checks", specs=specs, can_subset=True)
     def checks(context: dg.AssetCheckExecutionContext, stack: StackResource) -> Iterator[dg.AssetCheckResult]:
@@ -40,17 +47,21 @@ def manifest_checks(targets: Sequence[str], release: dg.AssetKey) -> dg.AssetChe
         with operation_of(context.run.run_id, context.instance):
             found = review_release(stack.open())
         for key in keys:
-            paths = found.paths_of(None if key == release else key.to_user_string())
-            results = (
-                _findings(key, GATES, [row for row in found.gate_findings if row.path in paths]),
-                _findings(key, CONSISTENT, [row for row in found.consistency_findings if row.path in paths]),
-                _proofs(key, [row for row in found.proofs if row.path in paths], found.required, found.unread),
-            )
-            for result in results:
+            for result in manifest_results(key, found):
                 if dg.AssetCheckKey(key, str(result.check_name)) in context.selected_asset_check_keys:
                     yield result
 
     return checks
+
+
+def manifest_results(key: dg.AssetKey, found: "ReleaseReview") -> tuple[dg.AssetCheckResult, ...]:
+    """Return what a review says of a document, or of the release: that is all documents."""
+    paths = found.paths_of(None if key == RELEASE_KEY else key.to_user_string())
+    return (
+        _findings(key, GATES, [row for row in found.gate_findings if row.path in paths]),
+        _findings(key, CONSISTENT, [row for row in found.consistency_findings if row.path in paths]),
+        _proofs(key, [row for row in found.proofs if row.path in paths], found.required, found.unread),
+    )
 
 
 def _findings(key: dg.AssetKey, name: str, found: "Sequence[Finding]") -> dg.AssetCheckResult:
@@ -72,12 +83,13 @@ def _proofs(
     """unread: why the store could not be asked; then nothing has passed, whatever this host knows."""
     open_proofs = [proof for proof in proofs if proof.verdict != "proven"]
     refused = [proof for proof in open_proofs if proof.verdict == "refused"]
-    is_red = bool(refused) or any(proof.kind in required for proof in open_proofs) or bool(unread and required)
+    lacking = [proof for proof in open_proofs if proof.kind in required and proof not in refused]
+    is_red = bool(refused or lacking or (unread and required))
     unproven = len(open_proofs) - len(refused)
     counts = f"{len(proofs) - len(open_proofs)} proven, {len(refused)} refused, {unproven} unproven"
     if not proofs:
         counts = "no outside tool judges these documents; gates and rules do"
-    first = (refused or open_proofs)[:1]
+    first, what = (refused or lacking or open_proofs)[:1], "required: " if lacking and not refused else ""
     rows = (
         {
             "document": proof.path,
@@ -88,7 +100,7 @@ def _proofs(
             if proof.attestation
             else "",
         }
-        for proof in (*refused, *(row for row in proofs if row not in refused))
+        for proof in (*refused, *lacking, *(row for row in proofs if row not in refused and row not in lacking))
     )
     columns = dict.fromkeys(("document", "tool", "verdict", "reason", "waived"), "string")
     return dg.AssetCheckResult(
@@ -97,7 +109,7 @@ def _proofs(
         passed=not open_proofs and not unread,
         severity=dg.AssetCheckSeverity.ERROR if is_red else dg.AssetCheckSeverity.WARN,
         description="; ".join(
-            [*([unread] if unread else ()), counts, *(f"{proof.path}: {proof.reason}" for proof in first)]
+            [*([unread] if unread else ()), counts, *(f"{what}{proof.path}: {proof.reason}" for proof in first)]
         ),
         metadata={
             "proven": len(proofs) - len(open_proofs),

@@ -6,24 +6,25 @@ The data version of a document is the digest of its bytes: a block that changed 
 release. Automation renders what reads a changed block, or whose renderer changed, and nothing else.
 """
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from synapse_ops.defs.in_run import operation_of
-from synapse_ops.defs.manifest_checks import manifest_checks
-from synapse_ops.defs.manifest_events import DIGEST, document_metadata, last_rendering, release_metadata
+from synapse_ops.defs.manifest_checks import RELEASE_KEY, document_checks, manifest_check_specs, manifest_results
+from synapse_ops.defs.manifest_events import document_metadata, last_rendering, release_metadata, stale_pages
 from synapse_ops.defs.policies import GROUP_MANIFESTS, OWNERS, TAG_TRIGGER, code_version, code_version_of, run_limit
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec_assets import spec_key
-from synapse_ops.errors import Refused
+from synapse_ops.defs.tool_proofs_sensor import tool_proofs_sensor
+from synapse_ops.errors import Refused, SynapseOpsError
 from synapse_ops.manifests.targets import TARGETS, Target
 
 if TYPE_CHECKING:
-    from synapse_ops.manifests.bundle import Bundle
+    from synapse_ops.operations.stack import Stack
 
-RELEASE_KEY = dg.AssetKey("manifest_release")
 RENDERERS = "synapse_ops.manifests"
 RENDER_LIMIT = timedelta(minutes=10)
 AUTOMATION_INTERVAL_S = 10
@@ -63,9 +64,9 @@ def manifest_definitions() -> dg.Definitions:
     )
     return dg.Definitions(
         assets=[*(_document_asset(target) for target in TARGETS), _release_asset()],
-        asset_checks=[manifest_checks([target.name for target in TARGETS], RELEASE_KEY)],
+        asset_checks=[document_checks([target.name for target in TARGETS])],
         jobs=[render_manifests],
-        sensors=[automation],
+        sensors=[automation, tool_proofs_sensor(render_manifests)],
     )
 
 
@@ -123,8 +124,8 @@ def _document_asset(target: Target) -> dg.AssetsDefinition:
 
 
 def _release_asset() -> dg.AssetsDefinition:
-    @dg.asset(
-        key=RELEASE_KEY,
+    spec = dg.AssetSpec(
+        RELEASE_KEY,
         deps=[*(dg.AssetKey(target.name) for target in TARGETS), spec_key("manifests"), spec_key("object_store")],
         group_name=GROUP_MANIFESTS,
         owners=OWNERS,
@@ -135,32 +136,48 @@ def _release_asset() -> dg.AssetsDefinition:
         "Refused while a gate or a consistency rule finds an error, while a proof that manifests.require_proofs names "
         "does not hold of exactly these bytes, and while a document's page shows other bytes than these.",
     )
-    def manifest_release(context: dg.AssetExecutionContext, stack: StackResource) -> dg.MaterializeResult[None]:
-        from synapse_ops.operations.release import make_release
-        from synapse_ops.operations.render import render
+
+    @dg.multi_asset(
+        name="manifest_release", specs=[spec], check_specs=manifest_check_specs(RELEASE_KEY), can_subset=True
+    )
+    def manifest_release(
+        context: dg.AssetExecutionContext, stack: StackResource
+    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+        """The checks are its own and no step after it: a refused release is the one whose checks somebody reads."""
+        from synapse_ops.operations.release_review import review_release
 
         with operation_of(context.run.run_id, context.instance):
             opened = stack.open()
-            bundle = render(opened.spec).bundle
-            _refuse_other_bytes(bundle, opened.spec, context.instance)
-            metadata = release_metadata(make_release(opened, bundle), last_rendering(context.instance, RELEASE_KEY))
-            return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(bundle.digest))
+            found = manifest_results(RELEASE_KEY, review_release(opened))
+            chosen = [
+                result
+                for result in found
+                if dg.AssetCheckKey(RELEASE_KEY, str(result.check_name)) in context.selected_asset_check_keys
+            ]
+            if RELEASE_KEY in context.selected_asset_keys:
+                try:
+                    made = _released(opened, context.instance)
+                except SynapseOpsError:
+                    yield from chosen
+                    raise
+                yield made
+            yield from chosen
 
     return manifest_release
 
 
-def _refuse_other_bytes(bundle: "Bundle", spec: object, instance: dg.DagsterInstance) -> None:
-    """Raise Refused when a document's asset shows other bytes than the release would hold, or none."""
-    from synapse_ops.manifests.bundle import bundle_of
+def _released(stack: "Stack", instance: dg.DagsterInstance) -> dg.MaterializeResult[None]:
+    """Make the release, when it holds what the documents' pages show. Raises Refused when not."""
+    from synapse_ops.operations.release import make_release
+    from synapse_ops.operations.render import render
 
-    stale = []
-    for target in TARGETS:
-        shown = last_rendering(instance, dg.AssetKey(target.name)).get(DIGEST)
-        if shown != bundle_of(target.render(spec)).digest:  # type: ignore[arg-type]
-            stale.append(target.name)
+    bundle = render(stack.spec).bundle
+    stale = stale_pages(stack.spec, instance)
     if stale:
         raise Refused(
             f"cannot release {bundle.digest[:12]}: {len(stale)} documents' pages show other bytes",
             detail=f"materialise first: {', '.join(stale)}",
             hint="The job render_manifests renders every document and then makes the release.",
         )
+    metadata = release_metadata(make_release(stack, bundle), last_rendering(instance, RELEASE_KEY))
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(bundle.digest))

@@ -6,6 +6,8 @@ there is absent. Nothing is removed here: an attestation names bytes, and those 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,20 +20,38 @@ if TYPE_CHECKING:
     from synapse_ops.systems.object_store import ObjectStore
 
 FOLDER = "attestations"
+NEWEST = f"{FOLDER}/newest.json"  # who waits for a proof asks for this one object, and not for each of its documents
 _READERS = 8  # one listing a document; a store answers each in some ten milliseconds
 
 
 def keep_attestations(found: Sequence[Attestation], store: ObjectStore | None, state_dir: Path) -> None:
-    """Write each attestation to both places, over an older one of the same tool and bytes. Safe to repeat."""
-    for attestation in found:
-        path = state_dir / _key(attestation.sha256, attestation.tool)
+    """Write each attestation to both places, over an older one of the same tool and bytes, then NEWEST, which names
+    them all. Safe to repeat.
+    """
+    if not found:
+        return
+    written = [(_key(attestation.sha256, attestation.tool), attestation.to_json()) for attestation in found]
+    names = sorted(f"{attestation.digest()} {key}" for attestation, (key, _) in zip(found, written, strict=True))
+    written.append((NEWEST, (json.dumps(names, indent=1) + "\n").encode()))
+    for key, data in written:
+        path = state_dir / key
         path.parent.mkdir(parents=True, exist_ok=True)
         making = path.with_suffix(f".{os.getpid()}.tmp")
-        making.write_bytes(attestation.to_json())
+        making.write_bytes(data)
         making.replace(path)
     if store is not None:
-        for attestation in found:
-            store.put_bytes(_key(attestation.sha256, attestation.tool), attestation.to_json())
+        for key, data in written:
+            store.put_bytes(key, data)
+
+
+def newest_recording(store: ObjectStore, state_dir: Path) -> str:
+    """Return a text that is another one after each recording in either place, "" while nothing was recorded.
+
+    Raises Unreachable when the store does not answer.
+    """
+    path, kept = state_dir / NEWEST, store.read_with_etag(NEWEST)
+    words = [path.read_bytes() if path.exists() else b"", kept[0] if kept else b""]
+    return hashlib.sha256(b"\0".join(words)).hexdigest()[:32] if any(words) else ""
 
 
 def read_attestations(digests: Iterable[str], store: ObjectStore | None, state_dir: Path) -> Attestations:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from synapse_ops.domain.attestation import ToolProof
+from synapse_ops.domain.attestation import ToolProof, obstacles
 from synapse_ops.errors import Unreachable
 from synapse_ops.manifests.bundle import bundle_of
 from synapse_ops.manifests.consistency import GATES, Finding, check_consistency
@@ -32,6 +32,11 @@ class ReleaseReview:
     required: Sequence[str]
     paths: dict[str, frozenset[str]]
     unread: str = ""
+
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """Return why the proofs do not let the release be made, one line a cause."""
+        return (self.unread,) if self.unread and self.required else obstacles(self.proofs, self.required)
 
     def paths_of(self, target: str | None) -> frozenset[str]:
         """Return the documents of a target; None: of all, with whatever else a finding may name."""

@@ -12,11 +12,14 @@ import pytest
 
 from synapse_ops.defs.everything import merged_definitions
 from synapse_ops.defs.policies import MANIFESTS, code_version_of
-from synapse_ops.manifests.bundle import bundle_of
+from synapse_ops.defs.tool_proofs_sensor import look_at_proofs
+from synapse_ops.manifests.bundle import bundle_of, render_bundle
 from synapse_ops.manifests.targets import TARGETS
 from synapse_ops.operations.attestations import FOLDER
+from synapse_ops.operations.prove_release import chosen_tools, known_tools, prove_release
 from synapse_ops.operations.stack import open_stack
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from tests.manifests.test_prove_release import WordFinder
 
 SPEC = """
 name: synapse
@@ -36,6 +39,7 @@ class Site:
     destination: str
     instance: dg.DagsterInstance
     cursor: object = None
+    proofs_cursor: str | None = None
 
     def write(self, *, port: int = 443, connections: int = 10, required: str = "") -> None:
         self.path.write_text(
@@ -72,6 +76,26 @@ class Site:
         names = {name for name in MANIFESTS if found.get_num_requested(dg.AssetKey(name))}
         assert found.total_requested == len(names)
         return names
+
+    def evaluations(self, result: dg.ExecuteInProcessResult) -> dict[str, list[dg.AssetCheckEvaluation]]:
+        found: dict[str, list[dg.AssetCheckEvaluation]] = {}
+        for row in result.get_asset_check_evaluations():
+            found.setdefault(row.asset_key.to_user_string(), []).append(row)
+        return found
+
+    def look_at_proofs(self) -> dg.SensorResult:
+        """Return what one tick of the sensor asks for and reports."""
+        context = dg.build_sensor_context(instance=self.instance, cursor=self.proofs_cursor)
+        result = look_at_proofs(context, open_stack(self.path, self.folder / "state"))
+        self.proofs_cursor = result.cursor or self.proofs_cursor
+        return result
+
+    def record_packets(self, store: ObjectStore) -> None:
+        """Record, from another host, that the firewall's packets went where they should: by a stand-in for the tool."""
+        bundle = render_bundle(open_stack(self.path, self.folder).spec)
+        [tool] = chosen_tools(known_tools(), ["nft-packets"])
+        stand_in = WordFinder(tool.name, opens=tool.opens, folder="firewall")
+        prove_release(bundle, (stand_in,), store, self.folder / "another-host", now=datetime.now(UTC))
 
     def metadata(self, asset: str) -> dict[str, object]:
         event = self.instance.get_latest_materialization_event(dg.AssetKey(asset))
@@ -234,8 +258,71 @@ def test_required_proof_that_lacks_fails_the_release_and_turns_its_check_red(
     result = site.run("render_manifests", expect=False)
 
     assert {event.step_key for event in result.get_step_failure_events()} == {"manifest_release"}
+    checks = {row.check_name: row for row in site.evaluations(result)["manifest_release"]}
+    red = checks["tool_proofs"]
+    assert (red.passed, red.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "required: firewall/nftables.conf" in str(red.description)
+    assert checks["gates_clean"].passed
+    assert checks["consistent"].passed
     store = ObjectStore(site.destination, object_store_access)
     assert [found.key for found in store.list_objects() if not found.key.startswith(FOLDER)] == []
+
+
+def test_release_that_waited_for_a_proof_is_made_when_the_proof_is_recorded(
+    site: Site, object_store_access: StoreAccess
+) -> None:
+    """On whatever host it was recorded. The documents' pages show it at once; nothing is asked for twice."""
+    site.write(required="packets")
+    site.run("render_manifests", expect=False)
+    assert site.look_at_proofs().run_requests == []
+
+    site.record_packets(ObjectStore(site.destination, object_store_access))
+    found = site.look_at_proofs()
+
+    [request] = found.run_requests or ()
+    assert request.asset_selection == [dg.AssetKey("manifest_release")]
+    shown = {str(event.asset_key.to_user_string()): event for event in found.asset_events}  # type: ignore[union-attr]
+    assert set(shown) == set(MANIFESTS)
+    of_firewall = shown["firewall_rules"]
+    assert isinstance(of_firewall, dg.AssetCheckEvaluation)
+    assert of_firewall.metadata["proven"].value == 2  # the ruleset, and the table of packets
+    again = site.look_at_proofs()
+    assert (again.run_requests, again.asset_events) == ([], [])
+    site.run("render_manifests", selection=["manifest_release"])
+    assert site.metadata("manifest_release")["proven"] == 2
+
+
+@pytest.mark.parametrize("obstacle", ["another proof lacks", "another page's bytes", "it was not refused"])
+def test_recorded_proof_makes_no_release_that_would_be_refused_or_is_there(
+    site: Site, object_store_access: StoreAccess, obstacle: str
+) -> None:
+    """Each such run would be a red one that nobody can mend."""
+    site.write(required={"another proof lacks": "packets, chain", "it was not refused": ""}.get(obstacle, "packets"))
+    site.run("render_manifests", expect=obstacle == "it was not refused")
+    if obstacle == "another page's bytes":
+        site.write(required="packets", connections=11)
+
+    site.record_packets(ObjectStore(site.destination, object_store_access))
+    found = site.look_at_proofs()
+
+    assert len(found.asset_events) == len(MANIFESTS)
+    assert found.run_requests == []
+
+
+def test_checks_of_the_release_are_evaluated_without_making_it(site: Site) -> None:
+    """Somebody who wants to know what stands in its way asks for the checks alone."""
+    site.run("render_manifests")
+    before = site.metadata("manifest_release")
+    site.write(port=8443)
+
+    job = merged_definitions().resolve_job_def("render_manifests")
+    keys = {dg.AssetCheckKey(dg.AssetKey("manifest_release"), "consistent")}
+    result = job.get_subset(asset_selection=set(), asset_check_selection=keys).execute_in_process(
+        instance=site.instance
+    )
+
+    assert [row.check_name for row in site.evaluations(result)["manifest_release"]] == ["consistent"]
+    assert site.metadata("manifest_release") == before
 
 
 def test_every_document_is_checked_three_ways_and_unproven_is_a_warning(site: Site) -> None:
@@ -259,6 +346,6 @@ def test_the_automation_sensor_is_explicit_and_running() -> None:
     """Dagster's own implicit one would be stopped, and a stopped one renders nothing."""
     from synapse_ops.defs.manifests import manifest_definitions
 
-    [sensor] = manifest_definitions().sensors or ()
+    sensor = next(found for found in manifest_definitions().sensors or () if found.name == "manifest_automation")
     assert isinstance(sensor, dg.AutomationConditionSensorDefinition)
     assert sensor.default_status is dg.DefaultSensorStatus.RUNNING

@@ -17,7 +17,7 @@ import pytest
 from synapse_ops.domain.attestation import ToolOutcome
 from synapse_ops.errors import ConfigError, DeadlineExceeded, DocumentUnreadable, Refused
 from synapse_ops.manifests.bundle import Bundle, render_bundle
-from synapse_ops.operations.attestations import FOLDER, read_attestations
+from synapse_ops.operations.attestations import FOLDER, newest_recording, read_attestations
 from synapse_ops.operations.prove_release import (
     ProofsReport,
     chosen_tools,
@@ -96,6 +96,24 @@ def test_every_document_is_judged_by_every_tool_that_applies(tmp_path: Path) -> 
     assert {outcome.verdict for outcome in report.outcomes.values()} == {"passed"}
     assert report.exit_code == 0
     assert not list(tmp_path.glob("prove-*"))
+
+
+def test_each_recording_is_seen_by_who_waits_for_one(
+    tmp_path: Path, bucket_url: str, object_store_access: StoreAccess
+) -> None:
+    """The same word at another time too, from whichever host; a run that attests nothing is none."""
+    store, here, there = ObjectStore(bucket_url, object_store_access), tmp_path / "here", tmp_path / "there"
+    seen = [newest_recording(store, here)]
+    assert seen == [""]
+    proven(here, replace(FINDER, is_installed=False), store=store)
+    assert newest_recording(store, here) == ""
+
+    for state_dir, kept_in, minute in ((here, None, 0), (here, None, 1), (there, store, 2), (there, store, 3)):
+        proven(state_dir, FINDER, store=kept_in, now=NOW + timedelta(minutes=minute))
+        seen.append(newest_recording(store, here))
+
+    assert len(set(seen)) == 5
+    assert newest_recording(store, here) == seen[-1]
 
 
 def test_refusal_is_recorded_and_told_by_the_exit_code(tmp_path: Path) -> None:
