@@ -67,6 +67,8 @@ def roles_script(spec: Spec) -> str:
     """Return what a new primary runs once: roles, databases and the standby's slot."""
     user, replication = spec.database.user, spec.database.replication_user
     statements = []
+    if spec.failover.synchronous == "standby":  # which is cloned from this server once it is open to the network
+        statements.append("set synchronous_commit = local;")
     if user != "postgres":
         limit = spec.database.max_connections
         statements += [f"create role {identifier(user)} login connection limit {limit} password\n  :'app';"]

@@ -7,15 +7,15 @@ encryption; Mozilla's "intermediate" list less DHE. The request limit is `server
 from __future__ import annotations
 
 from synapse_ops.manifests.document import Document, text_document
+from synapse_ops.manifests.kubernetes.objects import namespace
 from synapse_ops.manifests.parts import (
     API,
     HTTPS_PORT,
-    PRIMARY,
     QDRANT,
-    STANDBY,
     Address,
     PlaceName,
     address_of,
+    database_nodes,
     is_ours,
     object_name,
 )
@@ -47,17 +47,21 @@ def certificate_names(spec: Spec) -> tuple[str, ...]:
     names = list(spec.kubernetes.entry.hosts) or [spec.name]
     for place in ("hosts", "compose", "kubernetes"):
         names += _database_names(spec, place)
-        if spec.qdrant.tls and place != "hosts" and is_ours(spec, "qdrant", place):
-            names.append(address_of(spec, QDRANT, place).host)
+        if spec.qdrant.tls and is_ours(spec, "qdrant", place):
+            names += _qdrant_names(spec, place)
     return tuple(dict.fromkeys(names))
+
+
+def _qdrant_names(spec: Spec, place: PlaceName) -> list[str]:
+    """Clients in the cluster ask by the Service's name; Prometheus, of another namespace, by the longer one."""
+    host = address_of(spec, QDRANT, place).host
+    return [host, f"{host}.{namespace(spec)}.svc"] if place == "kubernetes" else [host]
 
 
 def _database_names(spec: Spec, place: PlaceName) -> list[str]:
     if not is_ours(spec, "database", place):
         return []
-    if place == "hosts":
-        return [spec.failover.primary, spec.failover.standby]
-    return [address_of(spec, part, place).host for part in (PRIMARY, STANDBY)]
+    return [node.host for node in database_nodes(spec, place)]
 
 
 def protocols(spec: Spec) -> tuple[str, ...]:
