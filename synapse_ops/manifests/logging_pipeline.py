@@ -15,6 +15,7 @@ from synapse_ops.manifests.prometheus import Place
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import LOCAL_HOSTS
+from synapse_ops.spec.log_index import days_written_to
 
 PIPELINE_PATHS: dict[Place, str] = {"hosts": "logging/logstash.conf", "compose": "logging/compose/logstash.conf"}
 SET_UP_PATHS: dict[Place, str] = {"hosts": "logging/set-up.sh", "compose": "logging/compose/set-up.sh"}
@@ -24,7 +25,6 @@ PIPELINE_READS = frozenset(["logging", "tls"])
 _SET_UP_READS = frozenset(["logging"])
 FILEBEAT_READS = frozenset(["logging", "name", "tls"])
 TEMPLATE_READS = frozenset(["cleanup", "logging"])
-_WARM_AFTER_DAYS = 2
 _DAY_S = 86_400
 
 
@@ -241,7 +241,9 @@ def _filebeat(spec: Spec, place: Place) -> dict[str, object]:
 
 
 def render_index_template(spec: Spec) -> tuple[Document, ...]:
-    """Return the index template and the policy that deletes an index `cleanup.logs.retention` after its day."""
+    """Return the index template and the policy that deletes an index `cleanup.logs.retention` after its day, or after
+    the week, month or year that its name says.
+    """
     pattern = re.sub(r"%\{[^}]*\}", "*", spec.logging.index)
     days = max(1, whole_seconds(spec.cleanup.logs.retention) // _DAY_S)
     template = {
@@ -273,14 +275,19 @@ def render_index_template(spec: Spec) -> tuple[Document, ...]:
     }
     return (
         json_document("logging/index-template.json", template, TEMPLATE_READS),
-        json_document("logging/ilm-policy.json", _policy(days), frozenset(["cleanup"])),
+        json_document("logging/ilm-policy.json", _policy(days, days_written_to(spec.logging.index)), TEMPLATE_READS),
     )
 
 
-def _policy(days: int) -> dict[str, object]:
+def _policy(days: int, written_days: int | None) -> dict[str, object]:
+    """Return the policy. Ages count from an index' first line: what may still be written to is neither made read-only
+    nor deleted, and an index without a date is written to for ever.
+    """
     phases: dict[str, object] = {"hot": {"min_age": "0ms", "actions": {"set_priority": {"priority": 100}}}}
-    if days > _WARM_AFTER_DAYS:
-        merged = {"set_priority": {"priority": 50}, "readonly": {}, "forcemerge": {"max_num_segments": 1}}
-        phases["warm"] = {"min_age": f"{_WARM_AFTER_DAYS}d", "actions": merged}
-    phases["delete"] = {"min_age": f"{days}d", "actions": {"delete": {}}}
+    if written_days is not None:
+        warm, delete = written_days + 1, days + written_days - 1
+        if delete > warm:
+            merged = {"set_priority": {"priority": 50}, "readonly": {}, "forcemerge": {"max_num_segments": 1}}
+            phases["warm"] = {"min_age": f"{warm}d", "actions": merged}
+        phases["delete"] = {"min_age": f"{delete}d", "actions": {"delete": {}}}
     return {"policy": {"phases": phases, "_meta": {"managed_by": "synapse-ops"}}}

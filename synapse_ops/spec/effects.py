@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from synapse_ops.spec.document import Spec
+from synapse_ops.spec.log_index import days_written_to
 from synapse_ops.spec.units import format_duration
 
+_LONGEST_COOLDOWN = timedelta(hours=1)  # stabilizationWindowSeconds of an autoscaler
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -21,6 +23,11 @@ def _ignored(spec: Spec) -> Iterator[tuple[str, str]]:
     pods = spec.autoscaling
     if pods is not None:
         yield "kubernetes.replicas", f"autoscaling keeps between {pods.min_replicas} and {pods.max_replicas} pods"
+    if pods is not None and pods.cooldown_period > _LONGEST_COOLDOWN:
+        yield (
+            "autoscaling.cooldown_period",
+            f"Kubernetes takes {format_duration(_LONGEST_COOLDOWN)} at most, which is set",
+        )
     if spec.object_store.ca_file is not None and not (spec.object_store.endpoint or "https:").startswith("https:"):
         yield "object_store.ca_file", "object_store.endpoint is http://, without certificates"
     if spec.qdrant.ca_file is not None and not (
@@ -59,12 +66,17 @@ def _notes(spec: Spec) -> Iterator[str]:
     qdrant = spec.qdrant
     if qdrant.api_key is not None and not qdrant.tls and qdrant.host not in _LOOPBACK:
         yield f'qdrant.api_key is sent to "{qdrant.host}" in the clear: qdrant.tls is false'
+    redis = spec.redis
+    if redis.password is not None and not redis.host.startswith("/") and redis.host not in _LOOPBACK:
+        yield f'redis.password is sent to "{redis.host}" in the clear: Redis is not spoken to over TLS'
     if spec.database.name not in spec.database.databases:
         yield f'database.databases does not list database.name "{spec.database.name}": it is not backed up'
     yield from _unreachable_nodes(spec)
     if spec.tls.min_version != "TLSv1.2" and spec.kubernetes.entry.kind != "none":
         kind = "an Ingress" if spec.kubernetes.entry.kind == "ingress" else "a Gateway"
         yield f"tls.min_version {spec.tls.min_version}: {kind} has no field for it, set it in the controller too"
+    if days_written_to(spec.logging.index) is None:
+        yield f'logging.index "{spec.logging.index}" has no date: one index for ever, whose lines nothing deletes'
     if spec.backup.database.wal_archiving == "off":
         yield "backup.database.wal_archiving is off: work since the last dump is lost with the server"
 

@@ -169,6 +169,28 @@ def test_logs_are_kept_as_long_as_the_spec_says() -> None:
     assert json.loads(texts["logging/index-template.json"])["index_patterns"] == ["synapse-*"]
 
 
+@pytest.mark.parametrize(
+    ("index", "warm", "delete"),
+    [
+        ("synapse-%{+YYYY.MM.dd}", "2d", "30d"),
+        ("synapse-%{+yyyy.DDD.HH}", "2d", "30d"),
+        ("synapse-%{+xxxx.ww}", "8d", "36d"),
+        ("synapse-%{+YYYY.MM}", "32d", "60d"),
+        ("synapse-%{+YYYY}", "367d", "395d"),
+        ("synapse", None, None),
+    ],
+)
+def test_an_index_that_is_still_written_to_is_neither_closed_nor_deleted(
+    index: str, warm: str | None, delete: str | None
+) -> None:
+    """Elasticsearch counts from an index' first line. Read-only in mid-month, it would refuse all later ones."""
+    texts = {str(document.path): document.text for document in render(spec_of(f"logging: {{index: '{index}'}}"))}
+    phases = json.loads(texts["logging/ilm-policy.json"])["policy"]["phases"]
+
+    assert phases.get("warm", {}).get("min_age") == warm
+    assert phases.get("delete", {}).get("min_age") == delete
+
+
 def test_secrets_are_named_and_never_written() -> None:
     """A rendered file says where a token is found."""
     texts = "".join(

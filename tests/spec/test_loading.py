@@ -238,6 +238,23 @@ def test_a_tls_version_that_the_cluster_s_entry_cannot_carry_is_noted() -> None:
     assert not any("Ingress" in note for note in loaded_from("name: synapse").notes)
 
 
+def test_a_password_that_travels_in_the_clear_is_noted() -> None:
+    """On this machine, and over a socket, nobody listens."""
+    for host, is_noted in (("cache.example.org", True), ("localhost", False), ("/run/redis", False)):
+        notes = loaded_from(f"redis: {{host: {host}, password: 'env:P'}}").notes
+        assert any("redis.password" in note for note in notes) is is_noted
+
+
+def test_an_index_that_is_never_deleted_is_noted() -> None:
+    assert any('"lines" has no date' in note for note in loaded_from("logging: {index: lines}").notes)
+    assert not any("no date" in note for note in loaded_from("name: synapse").notes)
+
+
+def test_a_cooldown_that_kubernetes_cuts_is_named_with_the_reason() -> None:
+    assert "1h at most" in loaded_from("autoscaling: {cooldown_period: 2h}").ignored["autoscaling.cooldown_period"]
+    assert "autoscaling.cooldown_period" not in loaded_from("autoscaling: {cooldown_period: 1h}").ignored
+
+
 def test_a_database_that_is_not_backed_up_is_noted() -> None:
     """It is allowed, and told."""
     loaded = loaded_from("database: {name: shop, databases: [other]}")
