@@ -25,8 +25,6 @@ def _logrotate(spec: Spec) -> str:
     """Return the rules: one file a day, as many as the retention has days. Programs need not be told to reopen."""
     cleanup = spec.cleanup
     paths = [*spec.logging.paths, *(f"{root.rstrip('/')}/*.log" for root in cleanup.log_roots)]
-    if not paths:
-        return "# logging.paths and cleanup.log_roots are empty: nothing is rotated\n"
     days = max(1, cleanup.logs.retention // _DAY)
     compressed = ["compress", "delaycompress"] if cleanup.logs.compress else ["nocompress"]
     options = ["daily", f"rotate {days}", f"maxage {days}", *compressed]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import combinations
 from urllib.parse import urlsplit
 
+from synapse_ops.spec.bounds import times_fit_their_programs
+from synapse_ops.spec.conflict import Conflict
 from synapse_ops.spec.document import Spec
 from synapse_ops.spec.faults import FieldPath
 from synapse_ops.spec.fixed import (
@@ -41,19 +42,6 @@ COMPOSE_STORES: Mapping[str, frozenset[str]] = {
     "qdrant": frozenset({"qdrant"}),
 }
 _SHORTEST_GRACE = timedelta(minutes=1)  # three heartbeats of 20 s
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """Fields that cannot be as they are together: `path` is the one to mend, `others` what it was compared with.
-
-    `{other}` in the texts stands for the first of the others: its position in a list is known only to the caller.
-    """
-
-    path: FieldPath
-    found: str
-    allowed: str
-    others: tuple[FieldPath, ...] = ()
 
 
 def find_conflicts(spec: Spec) -> list[Conflict]:
@@ -219,7 +207,7 @@ def _unique(path: FieldPath, values: Sequence[Hashable], what: str, key: str | N
 
 def _names(spec: Spec) -> Iterator[Conflict]:
     """The same thing twice in a list: names in `health` and `alerts`, `watch.servers`, databases, dashboards, nodes,
-    recipients, cache patterns, pairs of `vectors.sources`.
+    log files, recipients, cache patterns, pairs of `vectors.sources`.
     """
     yield from _unique(("health",), [check.name for check in spec.health], "name", "name")
     yield from _unique(("alerts",), [alert.name for alert in spec.alerts], "name", "name")
@@ -228,6 +216,7 @@ def _names(spec: Spec) -> Iterator[Conflict]:
     yield from _unique(("qdrant", "nodes"), [url.rstrip("/") for url in spec.qdrant.nodes], "node")
     yield from _unique(("grafana", "dashboards"), spec.grafana.dashboards, "dashboard")
     yield from _unique(("logging", "elasticsearch"), spec.logging.elasticsearch, "node")
+    yield from _unique(("logging", "paths"), spec.logging.paths, "path")
     yield from _unique(("encryption", "recipients"), spec.encryption.recipients, "recipient")
     yield from _unique(("cleanup", "cache_patterns"), spec.cleanup.cache_patterns, "pattern")
     pairs = [f"{source.table} -> {source.collection}" for source in spec.vectors.sources]
@@ -377,6 +366,7 @@ def _compose_names(spec: Spec) -> Iterator[Conflict]:
 RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _limits,
     _times,
+    times_fit_their_programs,
     _nodes,
     _ports,
     _database_names,

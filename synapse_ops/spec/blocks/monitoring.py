@@ -99,7 +99,7 @@ class Logging(Block):
     api_key: Secret | None = Field(
         None, description="Reference to an API key of Elasticsearch; Logstash finds it as ELASTICSEARCH_API_KEY."
     )
-    paths: tuple[AbsolutePath, ...] = Field(
+    paths: Annotated[tuple[AbsolutePath, ...], Field(min_length=1)] = Field(
         ("/var/log/synapse/*.log",), description="Log files that Filebeat reads, with * as in a shell."
     )
 
