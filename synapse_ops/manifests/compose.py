@@ -37,13 +37,25 @@ from synapse_ops.manifests.compose_service import (
 from synapse_ops.manifests.compose_stores import store_services
 from synapse_ops.manifests.docker import health_command
 from synapse_ops.manifests.document import Document, text_document, yaml_document
-from synapse_ops.manifests.parts import API, HTTPS_PORT, OPS, PRIMARY, QDRANT, REDIS, STANDBY, WORKER, Address, is_ours
+from synapse_ops.manifests.parts import (
+    API,
+    HTTPS_PORT,
+    OPS,
+    PRIMARY,
+    QDRANT,
+    REDIS,
+    STANDBY,
+    WORKER,
+    Address,
+    authority_of,
+    is_ours,
+)
 from synapse_ops.manifests.postgres_container import roles_script, start_script
 from synapse_ops.manifests.probes import START_LIMIT, liveness, liveness_failures
 from synapse_ops.manifests.tls import HTTP_PORT, INNER_HTTP_PORT, INNER_HTTPS_PORT, nginx_conf
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
-from synapse_ops.spec.fixed import WORKER_METRICS_PORT
+from synapse_ops.spec.fixed import LOCAL_HOSTS, WORKER_METRICS_PORT
 
 READS = frozenset(
     {
@@ -96,10 +108,24 @@ def compose(spec: Spec) -> dict[str, Any]:
     return {
         "name": spec.name,
         "services": {name: escaped(each) for name, each in services.items()},
-        "networks": {INTERNAL: {"internal": True}, OUTSIDE: {}},
+        "networks": {INTERNAL: {"internal": True}, OUTSIDE: {"enable_ipv6": True} if _asks_by_ipv6(spec) else {}},
         "volumes": {name: {} for name in volumes},
         "secrets": {name: {"file": f"./secrets/{name}"} for name in secrets},
     }
+
+
+def _asks_by_ipv6(spec: Spec) -> bool:
+    """Tell whether a server elsewhere is given by an IPv6 address: a network of Docker's has IPv4 alone unless asked.
+    Docker 27 and newer choose its prefix themselves.
+    """
+    hosts = [getattr(spec, store).host for store in ("database", "redis", "qdrant")]
+    if not is_ours(spec, "database", "compose"):
+        hosts += [authority_of(f"tcp://{address}").host for address in spec.database.nodes.values()]
+    alerting = spec.alerting
+    urls = [*spec.qdrant.nodes, *(check.url for check in spec.health), *spec.logging.elasticsearch]
+    urls += [url for url in (spec.object_store.endpoint, alerting.webhook_url, alerting.heartbeat_url) if url]
+    hosts += [authority_of(url if "://" in url else f"http://{url}").host for url in urls if not url.startswith("/")]
+    return any(":" in host and not host.startswith("/") and host not in LOCAL_HOSTS for host in hosts)
 
 
 def _proxy(spec: Spec) -> Service:

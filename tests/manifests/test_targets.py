@@ -94,6 +94,30 @@ def test_two_programs_of_a_host_on_one_port_are_noted(text: str, noted: list[str
     assert [message.partition(" is ")[0] for message in said] == noted
 
 
+@pytest.mark.parametrize(
+    ("text", "is_enabled"),
+    [
+        ("name: synapse", False),
+        ("qdrant: {host: '::1'}\nserver: {host: '2001:db8::1'}", False),
+        ("redis: {host: '2001:db8::7'}", True),
+        ("database: {nodes: {db-primary: '[2001:db8::7]:5432'}}", False),
+        ("database: {host: db, nodes: {db-primary: '[2001:db8::7]:5432'}}", True),
+        ("qdrant: {nodes: ['http://[2001:db8::7]:6333']}", True),
+        ("logging: {elasticsearch: ['[2001:db8::7]:9200']}", True),
+        ("object_store: {endpoint: 'http://[2001:db8::7]:9000'}", True),
+        ("health: [{name: a, url: '/x:y'}, {name: b, url: 'https://[2001:db8::7]/'}]", True),
+    ],
+)
+def test_containers_have_ipv6_where_a_server_elsewhere_is_asked_by_it(text: str, is_enabled: bool) -> None:
+    """Without it they have no route there. Nodes of the stack's own database have other addresses in compose."""
+    loaded, faults = check_text(text, Path("spec.yaml"))
+    assert loaded is not None, faults
+
+    networks = View(render_bundle(loaded.spec), loaded.spec).compose["networks"]
+
+    assert networks == {"internal": {"internal": True}, "outside": {"enable_ipv6": True} if is_enabled else {}}
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_no_service_of_compose_has_a_name_that_a_store_elsewhere_may_have(name: str) -> None:
     """`spec check` knows them without rendering; containers that ask for the store would reach the service."""
