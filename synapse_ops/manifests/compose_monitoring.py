@@ -5,6 +5,8 @@ They mount the files of the targets that render them; none can be reached from o
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from synapse_ops.manifests.alertmanager import TOKEN
 from synapse_ops.manifests.application import QDRANT_API_KEY, SECRETS_DIR
 from synapse_ops.manifests.compose_service import (
@@ -35,6 +37,7 @@ from synapse_ops.manifests.parts import (
     is_ours,
 )
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import LOCAL_HOSTS
 
 GRAFANA_PASSWORD = "grafana-password"  # noqa: S105 - the name of a secret, not a secret
 ELASTICSEARCH_API_KEY = "elasticsearch-api-key"
@@ -137,6 +140,7 @@ def _grafana(spec: Spec) -> Service:
             "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
             "GF_SERVER_HTTP_PORT": str(GRAFANA_PORT),
             "GF_USERS_ALLOW_SIGN_UP": "false",
+            **_opened_at(spec.grafana.url),
         },
         volumes=[
             mounted(
@@ -152,6 +156,15 @@ def _grafana(spec: Spec) -> Service:
         secrets=[GRAFANA_PASSWORD],
         depends_on=healthy("prometheus"),
     )
+
+
+def _opened_at(url: str) -> dict[str, str]:
+    """Return what Grafana is told of the proxy in front of it, where people open it at another URL than its own."""
+    found = urlsplit(url)
+    if found.hostname in LOCAL_HOSTS and not found.path.strip("/"):
+        return {}
+    told = {"GF_SERVER_ROOT_URL": f"{url.rstrip('/')}/"}
+    return told | ({"GF_SERVER_SERVE_FROM_SUB_PATH": "true"} if found.path.strip("/") else {})
 
 
 def _logs(spec: Spec) -> dict[str, Service]:

@@ -16,6 +16,9 @@ INTERNAL, OUTSIDE = "internal", "outside"
 SECRETS_GROUP = str(USER_ID)
 
 
+_LEAST_MEMORY = 6 << 20  # Docker refuses to reserve less
+
+
 class Size(NamedTuple):
     """The most that a helper may use; the parts of the stack itself have `resources`."""
 
@@ -33,7 +36,7 @@ def part_resources(spec: Spec) -> dict[str, Any]:
     limits, requests = spec.resources.limits, spec.resources.requests
     return {
         "limits": {"cpus": _cores(limits.cpu), "memory": f"{limits.memory}b"},
-        "reservations": {"cpus": _cores(requests.cpu), "memory": f"{requests.memory}b"},
+        "reservations": {"cpus": _cores(requests.cpu), "memory": f"{max(requests.memory, _LEAST_MEMORY)}b"},
     }
 
 

@@ -118,6 +118,37 @@ def test_containers_have_ipv6_where_a_server_elsewhere_is_asked_by_it(text: str,
     assert networks == {"internal": {"internal": True}, "outside": {"enable_ipv6": True} if is_enabled else {}}
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://localhost:3000/", {}),
+        ("https://grafana.example.org", {"GF_SERVER_ROOT_URL": "https://grafana.example.org/"}),
+        (
+            "https://example.org/grafana/",
+            {"GF_SERVER_ROOT_URL": "https://example.org/grafana/", "GF_SERVER_SERVE_FROM_SUB_PATH": "true"},
+        ),
+    ],
+)
+def test_grafana_knows_where_it_is_opened(url: str, told: dict[str, str]) -> None:
+    """Else its redirects lead to localhost:3000, and below a path it answers with no page at all."""
+    loaded, faults = check_text(f"grafana: {{url: '{url}'}}", Path("spec.yaml"))
+    assert loaded is not None, faults
+
+    environment = View(render_bundle(loaded.spec), loaded.spec).compose["services"]["grafana"]["environment"]
+
+    names = ("GF_SERVER_ROOT_URL", "GF_SERVER_SERVE_FROM_SUB_PATH")
+    assert {name: environment[name] for name in names if name in environment} == told
+
+
+def test_compose_reserves_what_docker_takes() -> None:
+    """Docker refuses a container that reserves less than 6 MiB; requests of the cluster may be smaller."""
+    spec = spec_of("small pods")
+
+    resources = View(render_bundle(spec), spec).compose["services"]["api"]["deploy"]["resources"]
+
+    assert resources["reservations"]["memory"] == f"{6 << 20}b"
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_no_service_of_compose_has_a_name_that_a_store_elsewhere_may_have(name: str) -> None:
     """`spec check` knows them without rendering; containers that ask for the store would reach the service."""
