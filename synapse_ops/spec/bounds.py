@@ -12,14 +12,15 @@ from synapse_ops.spec.units import format_duration
 
 # haproxy's timers and PostgreSQL's statement_timeout are 31 bits of milliseconds: 24.8 days. Kubernetes has seconds.
 _LONGEST = timedelta(days=24)
-# Prometheus forgets a sample after 5 minutes: its `query.lookback-delta`, less the time of a scrape.
-_LONGEST_SCRAPE = timedelta(minutes=4)
+# Prometheus forgets a sample after 5 minutes, its `query.lookback-delta`, and our own alerts compare the samples of
+# 5 minutes: with one of them each, neither would ever hold.
+_LONGEST_SCRAPE = timedelta(minutes=2)
 
 
 def times_fit_their_programs(spec: Spec) -> Iterator[Conflict]:
     """A time that a program of the stack cannot take: above 24d in `server.timeout`, `server.keepalive`,
-    `worker.timeout`, `updates.timeout` or `health[].interval`; above 4m in `prometheus.scrape_interval` or
-    `prometheus.evaluation_interval`, because Prometheus forgets a sample after 5m, and no alert would hold for longer.
+    `worker.timeout`, `updates.timeout` or `health[].interval`; above 2m in `prometheus.scrape_interval` or
+    `prometheus.evaluation_interval`, because alerts compare samples of 5m, after which Prometheus forgets them.
     """
     long: list[tuple[FieldPath, timedelta]] = [
         (("server", "timeout"), spec.server.timeout),

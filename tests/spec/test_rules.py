@@ -65,7 +65,7 @@ REFUSED = [
     ("updates: {timeout: 25d, schedule: '0 0 1 1 *'}", "updates.timeout"),
     ("health: [{name: a, url: /}, {name: b, url: /x, interval: 36600d}]", "health[1].interval"),
     ("prometheus: {scrape_interval: 5m}", "prometheus.scrape_interval"),
-    ("prometheus: {evaluation_interval: 241s}", "prometheus.evaluation_interval"),
+    ("prometheus: {evaluation_interval: 121s}", "prometheus.evaluation_interval"),
     ("logging: {paths: []}", "logging.paths"),
     ("logging: {paths: [/a/*.log, /a/*.log]}", "logging.paths[1]"),
     ("logging: {paths: ['/var/log/{a,b}.log']}", "logging.paths[0]"),
@@ -106,7 +106,7 @@ REFUSED = [
 ]
 ALLOWED = [
     "server: {timeout: 24d, keepalive: 24d}\nworker: {timeout: 24d}",
-    "prometheus: {scrape_interval: 4m, evaluation_interval: 4m}",
+    "prometheus: {scrape_interval: 2m, evaluation_interval: 2m}",
     "database: {host: a, port: 1}\nqdrant: {host: b, port: 1}",
     "database: {host: /var/run/postgresql}\nredis: {host: /var/run/postgresql, port: 5432}",
     "firewall: {inbound: [{port: 22, source: 10.0.0.0/8}, {port: 22, source: 192.168.0.0/16}]}",
