@@ -110,7 +110,7 @@ def prober_address(spec: Spec, place: Place) -> Address:
     port = spec.watch.port or fixed.OPS_METRICS_PORT
     if place == "kubernetes":
         return _service(spec, parts.OPS, port)
-    return Address("localhost" if place == "hosts" else parts.OPS, port)
+    return Address(_host(spec.watch.host) if place == "hosts" else parts.OPS, port)
 
 
 def _service(spec: Spec, name: str, port: int) -> Address:
@@ -198,7 +198,7 @@ def _qdrant_nodes(spec: Spec) -> list[Address]:
 
 
 def _host(host: str) -> str:
-    """Return the host that exporters of a store run on; a socket's directory or a wildcard is this machine."""
+    """Return where something runs: a loopback address, a wildcard or a socket's directory is this machine."""
     return "localhost" if fixed.is_this_machine(host) else host
 
 

@@ -207,7 +207,7 @@ def _unique(path: FieldPath, values: Sequence[Hashable], what: str, key: str | N
 
 def _names(spec: Spec) -> Iterator[Conflict]:
     """The same thing twice in a list: names in `health` and `alerts`, `watch.servers`, databases, dashboards, nodes,
-    log files, recipients, cache patterns, pairs of `vectors.sources`.
+    hosts of the entry, log files, recipients, cache patterns, pairs of `vectors.sources`.
     """
     yield from _unique(("health",), [check.name for check in spec.health], "name", "name")
     yield from _unique(("alerts",), [alert.name for alert in spec.alerts], "name", "name")
@@ -216,6 +216,7 @@ def _names(spec: Spec) -> Iterator[Conflict]:
     yield from _unique(("qdrant", "nodes"), [url.rstrip("/") for url in spec.qdrant.nodes], "node")
     yield from _unique(("grafana", "dashboards"), spec.grafana.dashboards, "dashboard")
     yield from _unique(("logging", "elasticsearch"), spec.logging.elasticsearch, "node")
+    yield from _unique(("kubernetes", "entry", "hosts"), spec.kubernetes.entry.hosts, "host")
     yield from _unique(("logging", "paths"), spec.logging.paths, "path")
     yield from _unique(("encryption", "recipients"), spec.encryption.recipients, "recipient")
     yield from _unique(("cleanup", "cache_patterns"), spec.cleanup.cache_patterns, "pattern")
@@ -350,7 +351,7 @@ def _log_nodes(spec: Spec) -> Iterator[Conflict]:
 def _compose_names(spec: Spec) -> Iterator[Conflict]:
     """The host of a store elsewhere (`database.host`, `redis.host`, `qdrant.host`, `qdrant.nodes`,
     `object_store.endpoint`) that is also a service's name in the rendered compose project, such as `api`: containers
-    would reach that service.
+    would reach that service. So would they with a node's name in `failover`, unless it is that of its own service.
     """
     hosts: list[tuple[FieldPath, str]] = [((store, "host"), getattr(spec, store).host) for store in COMPOSE_STORES]
     hosts += [(("qdrant", "nodes", i), urlsplit(url).hostname or "") for i, url in enumerate(spec.qdrant.nodes)]
@@ -358,6 +359,9 @@ def _compose_names(spec: Spec) -> Iterator[Conflict]:
     taken = COMPOSE_SERVICES.union(
         *(names for store, names in COMPOSE_STORES.items() if is_this_machine(getattr(spec, store).host))
     )
+    for node, own in (("primary", "db-primary"), ("standby", "db-standby")):
+        name = getattr(spec.failover, node)
+        hosts += [(("failover", node), name)] if name != own else []
     for path, host in hosts:
         if host in taken:
             yield Conflict(path, f'"{host}", which is a service of the rendered compose project', "another host name")

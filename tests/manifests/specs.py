@@ -23,7 +23,14 @@ CHANGES: dict[str, dict[str, Any]] = {
         "kubernetes": {"stores": {"database": "cluster", "redis": "elsewhere", "qdrant": "cluster"}},
     },
     "no autoscaling": {"autoscaling": None, "kubernetes": {"replicas": 5}},
-    "two databases": {"database": {"name": "synapse", "databases": ["synapse", 'odd "name"'], "user": "o'neil"}},
+    "two databases": {
+        "database": {
+            "name": "synapse",
+            "databases": ["synapse", 'odd "name"'],
+            "user": "o'neil",
+            "replication_user": "a$(PGDATA)$$b",
+        }
+    },
     "IPv6 sources": {
         "firewall": {
             "inbound": [

@@ -191,6 +191,25 @@ def test_an_index_that_is_still_written_to_is_neither_closed_nor_deleted(
     assert phases.get("delete", {}).get("min_age") == delete
 
 
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [("127.0.0.1", "localhost"), ("::", "localhost"), ("10.0.0.5", "10.0.0.5"), ("fd00::5", "[fd00::5]")],
+)
+def test_the_prober_is_asked_where_it_listens(host: str, asked: str) -> None:
+    """By Prometheus and by Alertmanager: otherwise no alert would arrive, and no failover begin."""
+    texts = {
+        str(document.path): document.text for document in render(spec_of(f"watch: {{host: '{host}', port: 9200}}"))
+    }
+
+    [job] = [
+        job
+        for job in yaml.safe_load(texts["prometheus/prometheus.yml"])["scrape_configs"]
+        if job["job_name"] == "synapse_ops"
+    ]
+    assert job["static_configs"] == [{"targets": [f"{asked}:9200"]}]
+    assert f"http://{asked}:9200/alerts" in texts["alertmanager/alertmanager.yml"]
+
+
 def test_secrets_are_named_and_never_written() -> None:
     """A rendered file says where a token is found."""
     texts = "".join(

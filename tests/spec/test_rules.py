@@ -59,6 +59,10 @@ REFUSED = [
     ("alerting: {runbook_url: 'https://a/b#c'}", "alerting.runbook_url"),
     ("prometheus: {targets: {api: ['a:0']}}", "prometheus.targets.api[0]"),
     ("redis: {host: worker}", "redis.host"),
+    ("failover: {primary: api}", "failover.primary"),
+    ("failover: {primary: pg-a, standby: db-primary}", "failover.standby"),
+    ("database: {host: db}\nfailover: {standby: redis}", "failover.standby"),
+    ("kubernetes: {entry: {hosts: [a.example.org, a.example.org]}}", "kubernetes.entry.hosts[1]"),
     ("server: {timeout: 25d}", "server.timeout"),
     ("server: {keepalive: 25d}", "server.keepalive"),
     ("worker: {timeout: 36600d}", "worker.timeout"),
@@ -105,6 +109,8 @@ REFUSED = [
     ("cleanup: {log_roots: [/data/a], temp_roots: [/data/a/b]}", "cleanup.temp_roots[0]"),
 ]
 ALLOWED = [
+    "failover: {primary: pg-a, standby: db-standby}",
+    "database: {host: db}\nfailover: {primary: db-standby, standby: db-primary}",
     "server: {timeout: 24d, keepalive: 24d}\nworker: {timeout: 24d}",
     "prometheus: {scrape_interval: 2m, evaluation_interval: 2m}",
     "database: {host: a, port: 1}\nqdrant: {host: b, port: 1}",
@@ -151,7 +157,7 @@ def test_values_at_the_edge_of_a_rule_are_allowed(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "failover: {primary: db-standby!, standby: db-primary}",
+        "database: {host: db}\nfailover: {primary: db-standby!, standby: db-primary}",
         "autoscaling: {min_replicas: 20, max_replicas: x}",
         "server: {port: 5432x}\nredis: {port: 8000}",
         "health: [{name: a, url: nowhere}, {name: a, url: /}]",

@@ -92,7 +92,8 @@ def _node(spec: Spec, node: str) -> list[Object]:
         spec.docker.images.postgres,
         part_resources(spec),
         command=["sh", f"{CONFIG_DIR}/start.sh"],
-        args=server_arguments(spec, node, "kubernetes"),
+        # a $ doubled: Kubernetes takes $(NAME) for a variable, and $$ for a $
+        args=[argument.replace("$", "$$") for argument in server_arguments(spec, node, "kubernetes")],
         env=_env(SERVER_ENVIRONMENT),
         ports=[_container_port(POSTGRES, spec.database.port)],
         volumeMounts=mounts,
