@@ -24,15 +24,18 @@ SLOT_BYTES = 4 << 30  # WAL held back for somebody who does not come
 XID_AGE = 1_000_000_000  # half of the distance; PostgreSQL itself warns at 40 million left
 HEARTBEAT = "Watchdog"
 
+_KINDS = {"database": ("Dump", "dump"), "vectors": ("Snapshot", "snapshot"), "redis": ("RedisSnapshot", "RDB snapshot")}
 _MINUTE = timedelta(minutes=1)
 _FIVE = timedelta(minutes=5)
 
 
 def own_alerts(spec: Spec) -> tuple[AlertRule, ...]:
     """Return the alerts, each name once, in a fixed order."""
+    redis = spec.backup.redis
     return (
         *_protection(spec, "database", spec.database.databases, spec.backup.database.schedule),
         *_protection(spec, "vectors", (spec.qdrant.collection,), spec.backup.vectors.schedule),
+        *(_protection(spec, "redis", (), redis.schedule) if redis is not None else ()),
         *_repository(),
         *_failover(spec),
         *_postgres(),
@@ -45,20 +48,27 @@ def own_alerts(spec: Spec) -> tuple[AlertRule, ...]:
 
 
 def _protection(spec: Spec, repository: str, subjects: tuple[str, ...], schedule: Cron) -> Iterator[AlertRule]:
-    """Yield what is said of one repository: too old, missing, not proven in time. Names end in its kind of backup."""
-    kind = {"database": "Dump", "vectors": "Snapshot"}[repository]
+    """Yield what is said of one repository: too old, missing, not proven in time. Names begin with its kind of backup.
+
+    subjects: those that must have one. Empty is a repository with one subject, which has another name in each place:
+    Redis by its address.
+    """
+    kind, noun = _KINDS[repository]
     too_old = schedule.longest_gap(spec.time_zone) + SLACK
     prove_within = spec.proof.schedule.longest_gap(spec.time_zone) + spec.proof.timeout + SLACK
     backup, proof = "synapse_ops_backup_timestamp_seconds", "synapse_ops_proof_timestamp_seconds"
     of = f'{{repository="{repository}"}}'
-    sample = f'{{repository="{repository}",subject={quoted(subjects[0])}}}'
-    newest, proven = (f"max by (repository, subject) ({metric}{of})" for metric in (backup, proof))
+    each = [f'{{repository="{repository}",subject={quoted(name)}}}' for name in subjects]
+    sample = each[0] if each else f'{{repository="{repository}",subject="localhost:1"}}'
+    by = "repository, subject" if subjects else "repository"
+    whose = "{{ $labels.subject }}" if subjects else "Redis"
+    newest, proven = (f"max by ({by}) ({metric}{of})" for metric in (backup, proof))
     yield AlertRule(
         name=f"{kind}TooOld",
         expr=f"time() - {newest} > {seconds(too_old)}",
         hold=_FIVE,
         severity="critical",
-        summary=f"the last {kind.lower()} of {{{{ $labels.subject }}}} is {{{{ $value | humanizeDuration }}}} old",
+        summary=f"the last {noun} of {whose} is {{{{ $value | humanizeDuration }}}} old",
         description=f"The schedule `{schedule}` promises one each {format_duration(too_old - SLACK)}.",
         page="backup-too-old",
         dashboard="database",
@@ -69,17 +79,16 @@ def _protection(spec: Spec, repository: str, subjects: tuple[str, ...], schedule
     )
     yield AlertRule(
         name=f"{kind}Missing",
-        expr=" or ".join(f'absent({backup}{{repository="{repository}",subject={quoted(name)}}})' for name in subjects),
+        expr=" or ".join(f"absent({backup}{one})" for one in each or (of,)),
         hold=timedelta(hours=1),
         severity="critical",
-        summary=f"there is no {kind.lower()} of {{{{ $labels.subject }}}}",
+        summary=f"there is no {noun} of {whose}",
         description="The repository holds none, or nobody could read it.",
         page="backup-missing",
         dashboard="database",
         proof=Proof(
-            bad=tuple(Series(f'{backup}{{repository="{repository}",subject={quoted(n)}}}', None) for n in subjects[:1])
-            + tuple(Series(f'{backup}{{repository="{repository}",subject={quoted(n)}}}', 0) for n in subjects[1:]),
-            good=tuple(Series(f'{backup}{{repository="{repository}",subject={quoted(n)}}}', 0) for n in subjects),
+            bad=(Series(backup + sample, None), *(Series(backup + one, 0) for one in each[1:])),
+            good=tuple(Series(backup + one, 0) for one in each or (sample,)),
         ),
     )
     yield AlertRule(
@@ -87,7 +96,7 @@ def _protection(spec: Spec, repository: str, subjects: tuple[str, ...], schedule
         expr=f"({newest} unless {proven} >= {newest}) < time() - {seconds(prove_within)}",
         hold=_FIVE,
         severity="critical",
-        summary=f"the last {kind.lower()} of {{{{ $labels.subject }}}} is not proven by a restore",
+        summary=f"the last {noun} of {whose} is not proven by a restore",
         description=f"A proof is due within {format_duration(prove_within)} of the backup.",
         page="backup-unproven",
         dashboard="database",

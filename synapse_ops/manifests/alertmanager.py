@@ -19,7 +19,7 @@ PATHS: dict[Place, str] = {
     "kubernetes": "alertmanager/kubernetes.yml",
 }
 ROUTES_PATH = "alertmanager/tests/routes.tsv"
-READS = frozenset(["alerting", "kubernetes", "name", "watch"])
+READS = frozenset(["alerting", "backup", "kubernetes", "name", "watch"])
 WEBHOOK_PATH = "/alerts"
 TOKEN = "webhook-token"  # noqa: S105 - the name of a file
 
@@ -45,7 +45,7 @@ def alertmanager_yml(spec: Spec, place: Place) -> dict[str, object]:
             "repeat_interval": "4h",
             "routes": _routes(spec),
         },
-        "inhibit_rules": _inhibitions(),
+        "inhibit_rules": _inhibitions(spec),
         "receivers": _receivers(spec, place),
     }
 
@@ -75,8 +75,9 @@ def _routes(spec: Spec) -> list[dict[str, object]]:
     ]
 
 
-def _inhibitions() -> list[dict[str, object]]:
+def _inhibitions(spec: Spec) -> list[dict[str, object]]:
     """Return what silences what. An empty label equals an empty one, so each rule asks that its labels are there."""
+    missing = ["DumpMissing", "SnapshotMissing", *(["RedisSnapshotMissing"] if spec.backup.redis is not None else [])]
     return [
         {  # a target that is gone explains what else is said of it
             "source_matchers": ['measure="up"', 'severity="critical"', 'instance!=""'],
@@ -100,7 +101,7 @@ def _inhibitions() -> list[dict[str, object]]:
         },
         {  # what nobody watches, nobody knows
             "source_matchers": ['alertname="ProberDown"'],
-            "target_matchers": ['alertname=~"DumpMissing|SnapshotMissing|ProberStuck"'],
+            "target_matchers": [f'alertname=~"{"|".join([*missing, "ProberStuck"])}"'],
             "equal": ["stack"],
         },
     ]

@@ -51,6 +51,8 @@ def _repositories(spec_path: Path, state_dir: Path) -> Iterator[tuple[str, dict[
     yield "database", _moments(stack.database_repository)
     if hasattr(stack, "vector_repository"):
         yield "vectors", _moments(stack.vector_repository)
+    if stack.spec.backup.redis is not None:
+        yield "redis", _moments(stack.redis_repository)
 
 
 def _moments(open_repository: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ SPECS = {
         "alerts: [{name: gone, condition: up == 0, duration: 15s, severity: critical}]\n"
     ),
     "slow": (
-        "prometheus: {scrape_interval: 2m}\nbackup: {database: {schedule: '0 3 * * 0'}}\ntime_zone: Europe/Berlin\n"
+        "prometheus: {scrape_interval: 2m}\ntime_zone: Europe/Berlin\n"
+        "backup: {database: {schedule: '0 3 * * 0'}, redis: {schedule: '0 4 * * *'}}\n"
     ),
 }

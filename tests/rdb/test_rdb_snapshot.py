@@ -21,6 +21,7 @@ from synapse_ops.operations.proof import ProofReport
 from synapse_ops.operations.rdb_restore_proof import prove_rdb
 from synapse_ops.operations.rdb_snapshot import RdbReport, identity_of, snapshot_redis
 from synapse_ops.operations.stack import Stack, open_stack
+from synapse_ops.services.watch_protection import protection
 from synapse_ops.systems.object_store import StoreAccess
 from tests.rdb.redis_servers import RealRedis, fill_every_type, make_redis_stack, running_redis
 
@@ -326,3 +327,17 @@ def test_localhost_is_another_server_on_every_host_and_a_name_is_one_everywhere(
     assert here != identity_of("redis.example:6379")
     assert here == identity_of("localhost:6379")
     assert identity_of("redis.example:6379").generation == "bc72bd70"
+
+
+def test_the_prober_tells_the_moments_of_the_newest_snapshot_and_proof(stack: Stack, server: RealRedis) -> None:
+    """Alerts compare them with the schedule; a repository that nobody read would look as if it needed none."""
+    fill(server, 10)
+    report = snapshot_redis(stack)
+    taken = protection(stack.loaded.path, stack.state_dir)["redis"]["subjects"][report.place.subject]
+
+    prove(stack, report)
+    proven = protection(stack.loaded.path, stack.state_dir)["redis"]["subjects"][report.place.subject]
+
+    assert taken["backup_at"] == proven["backup_at"] is not None
+    assert taken["proven_at"] is None
+    assert proven["proven_at"] > taken["backup_at"]
