@@ -34,7 +34,7 @@ def own_alerts(spec: Spec) -> tuple[AlertRule, ...]:
     redis = spec.backup.redis
     return (
         *_protection(spec, "database", spec.database.databases, spec.backup.database.schedule),
-        *_protection(spec, "vectors", (spec.qdrant.collection,), spec.backup.vectors.schedule),
+        *_protection(spec, "vectors", _collections(spec), spec.backup.vectors.schedule),
         *(_protection(spec, "redis", (), redis.schedule) if redis is not None else ()),
         *_repository(),
         *_failover(spec),
@@ -45,6 +45,10 @@ def own_alerts(spec: Spec) -> tuple[AlertRule, ...]:
         *_probes(spec),
         *_watching(spec),
     )
+
+
+def _collections(spec: Spec) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((spec.qdrant.collection, *(source.collection for source in spec.vectors.sources))))
 
 
 def _protection(spec: Spec, repository: str, subjects: tuple[str, ...], schedule: Cron) -> Iterator[AlertRule]:

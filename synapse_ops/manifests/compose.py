@@ -55,7 +55,7 @@ from synapse_ops.manifests.probes import START_LIMIT, liveness, liveness_failure
 from synapse_ops.manifests.tls import HTTP_PORT, INNER_HTTP_PORT, INNER_HTTPS_PORT, nginx_conf
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
-from synapse_ops.spec.fixed import LOCAL_HOSTS, WORKER_METRICS_PORT
+from synapse_ops.spec.fixed import LOCAL_HOSTS, LOG_DIR, WORKER_METRICS_PORT
 
 READS = frozenset(
     {
@@ -173,7 +173,7 @@ def _api(spec: Spec, stores: list[str]) -> Service:
         command=list(command[1:]),
         environment=environment(spec, "compose"),
         secrets=[*application_secrets(spec), "ca.crt"],
-        volumes=[{"type": "volume", "source": "application-logs", "target": "/var/log/synapse"}],
+        volumes=[{"type": "volume", "source": "application-logs", "target": LOG_DIR}],
         stop_signal=STOP_SIGNAL,
         stop_grace_period=f"{api_grace_s(spec)}s",
         **({"depends_on": healthy(*stores)} if stores else {}),
@@ -193,7 +193,7 @@ def _worker(spec: Spec, stores: list[str]) -> Service:
         command=list(command[1:]),
         environment=environment(spec, "compose") | {"SYNAPSE_WORKER_METRICS_PORT": str(WORKER_METRICS_PORT)},
         secrets=[*application_secrets(spec), "ca.crt"],
-        volumes=[{"type": "volume", "source": "application-logs", "target": "/var/log/synapse"}],
+        volumes=[{"type": "volume", "source": "application-logs", "target": LOG_DIR}],
         stop_signal=STOP_SIGNAL,
         stop_grace_period=f"{worker_grace_s(spec)}s",
         **({"depends_on": healthy(*stores)} if stores else {}),

@@ -37,7 +37,7 @@ from synapse_ops.manifests.parts import (
     is_ours,
 )
 from synapse_ops.spec import Spec
-from synapse_ops.spec.fixed import LOCAL_HOSTS
+from synapse_ops.spec.fixed import LOCAL_HOSTS, LOG_DIR
 
 GRAFANA_PASSWORD = "grafana-password"  # noqa: S105 - the name of a secret, not a secret
 ELASTICSEARCH_API_KEY = "elasticsearch-api-key"
@@ -247,7 +247,7 @@ def _filebeat(spec: Spec) -> Service:
         command=["--strict.perms=false"],
         volumes=[
             mounted("../logging/compose/filebeat.yml", "/usr/share/filebeat/filebeat.yml"),
-            {"type": "volume", "source": "application-logs", "target": "/var/log/synapse", "read_only": True},
+            {"type": "volume", "source": "application-logs", "target": LOG_DIR, "read_only": True},
             {"type": "volume", "source": "filebeat-data", "target": "/usr/share/filebeat/data"},
         ],
         depends_on=healthy("logstash"),

@@ -13,6 +13,7 @@ from synapse_ops.manifests.document import Document, text_document
 from synapse_ops.manifests.probes import START_LIMIT, liveness, liveness_failures
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import LOG_DIR
 
 READS = frozenset({"name", "docker", "server", "health"})
 
@@ -69,7 +70,7 @@ ENV PATH=/opt/app/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONP
 COPY --from=build /opt/app /opt/app
 COPY {docker.source} /srv/{package}
 # a new volume takes the owner of the directory that it is mounted on: else no log could be written to it
-RUN install --directory --owner={USER_ID} --group={USER_ID} /var/log/synapse
+RUN install --directory --owner={USER_ID} --group={USER_ID} {LOG_DIR}
 WORKDIR /srv
 USER {USER_ID}:{USER_ID}
 EXPOSE {spec.server.port}

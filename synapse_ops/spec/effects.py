@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from synapse_ops.spec.document import Spec
+from synapse_ops.spec.fixed import LOG_DIR
 from synapse_ops.spec.log_index import days_written_to
 from synapse_ops.spec.units import format_duration
 
@@ -72,6 +73,10 @@ def _notes(spec: Spec) -> Iterator[str]:
     if spec.database.name not in spec.database.databases:
         yield f'database.databases does not list database.name "{spec.database.name}": it is not backed up'
     yield from _unreachable_nodes(spec)
+    yield from _packages_of_others(spec)
+    outside = [path for path in spec.logging.paths if not path.startswith(f"{LOG_DIR}/")]
+    if outside:
+        yield f"logging.paths {', '.join(outside)}: containers log to {LOG_DIR} alone, nothing else is found there"
     if spec.tls.min_version != "TLSv1.2" and spec.kubernetes.entry.kind != "none":
         kind = "an Ingress" if spec.kubernetes.entry.kind == "ingress" else "a Gateway"
         yield f"tls.min_version {spec.tls.min_version}: {kind} has no field for it, set it in the controller too"
@@ -92,6 +97,16 @@ def _unreachable_nodes(spec: Spec) -> Iterator[str]:
         closed = sorted(host for host in hosts if not any(_may_be_in(host, network) for network in opened))
         if closed:
             yield f"database.nodes cannot meet: firewall.inbound opens no port {port} to {', '.join(closed)}"
+
+
+def _packages_of_others(spec: Spec) -> Iterator[str]:
+    """What the image starts is in the package that it copies, or is installed by the lock file, which nobody reads."""
+    docker = spec.docker
+    copied = docker.source.rpartition("/")[2]
+    for field, module in (("application", docker.application), ("worker_module", docker.worker_module)):
+        package = module.partition(":")[0].partition(".")[0]
+        if package != copied:
+            yield f'docker.{field} is in "{package}", and the image copies "{copied}": the lock file must bring it'
 
 
 def _may_be_in(host: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:

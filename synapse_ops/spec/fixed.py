@@ -1,5 +1,5 @@
-"""What the spec does not name because it is always the same: ports, each the one its project registers, a role, and
-what this machine is called.
+"""What the spec does not name because it is always the same: ports, each the one its project registers, a role, a
+directory, and what this machine is called.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ POSTGRES_EXPORTER_PORT = 9187
 REDIS_EXPORTER_PORT = 9121
 QDRANT_GRPC_PORT = 6334
 MONITORING_USER = "synapse_monitoring"  # of the exporter: it reads statistics, from the database postgres
+LOG_DIR = "/var/log/synapse"  # of the application in containers: a volume
 LOCAL_HOSTS = frozenset({"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"})  # noqa: S104 - compared, never bound
 
 

@@ -40,5 +40,6 @@ SPECS = {
     "slow": (
         "prometheus: {scrape_interval: 2m}\ntime_zone: Europe/Berlin\n"
         "backup: {database: {schedule: '0 3 * * 0'}, redis: {schedule: '0 4 * * *'}}\n"
+        "vectors: {sources: [{table: a, collection: documents}, {table: b, collection: other}]}\n"
     ),
 }

@@ -255,6 +255,24 @@ def test_a_cooldown_that_kubernetes_cuts_is_named_with_the_reason() -> None:
     assert "autoscaling.cooldown_period" not in loaded_from("autoscaling: {cooldown_period: 1h}").ignored
 
 
+def test_a_package_that_is_not_copied_is_noted() -> None:
+    """The image would be built, and start nothing."""
+    notes = loaded_from("docker: {source: src/shop, application: 'shop.main:app'}").notes
+
+    assert [note for note in notes if note.startswith("docker.")] == [
+        'docker.worker_module is in "app", and the image copies "shop": the lock file must bring it'
+    ]
+    assert not any(note.startswith("docker.") for note in loaded_from("name: synapse").notes)
+
+
+def test_logs_that_no_container_writes_are_noted() -> None:
+    """On hosts they are read; containers share one directory."""
+    notes = loaded_from("logging: {paths: [/var/log/synapse/*.log, /srv/a/*.log]}").notes
+
+    assert any(note.startswith("logging.paths /srv/a/*.log: ") for note in notes)
+    assert not any(note.startswith("logging.paths") for note in loaded_from("name: synapse").notes)
+
+
 def test_a_database_that_is_not_backed_up_is_noted() -> None:
     """It is allowed, and told."""
     loaded = loaded_from("database: {name: shop, databases: [other]}")

@@ -31,7 +31,7 @@ from synapse_ops.manifests.parts import API, API_PODS, WORKER, object_name
 from synapse_ops.manifests.probes import FAILURES, START_LIMIT, Probe, liveness, liveness_failures, readiness
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
-from synapse_ops.spec.fixed import WORKER_METRICS_PORT
+from synapse_ops.spec.fixed import LOG_DIR, WORKER_METRICS_PORT
 
 HTTP, METRICS = "http", "metrics"  # names of ports; Services and policies refer to them
 _CALM_S = 10  # a pod that falls over at once never counts as available
@@ -112,7 +112,7 @@ def _pod(spec: Spec, part: str, *, grace_s: int, **more: Any) -> Object:
         spec.kubernetes.image,
         part_resources(spec),
         env=_settings(spec),
-        volumeMounts=[mount, {"name": "logs", "mountPath": "/var/log/synapse"}],
+        volumeMounts=[mount, {"name": "logs", "mountPath": LOG_DIR}],
         **more,
     )
     return pod_template(spec, part, [app], grace_s=grace_s, volumes=[volume, logs])
