@@ -74,6 +74,18 @@ def _notes(spec: Spec) -> Iterator[str]:
         yield f'database.databases does not list database.name "{spec.database.name}": it is not backed up'
     yield from _unreachable_nodes(spec)
     yield from _packages_of_others(spec)
+    opened = {rule.port for rule in spec.firewall.inbound}
+    if 22 not in opened:
+        yield "firewall.inbound opens no port 22: where SSH listens there, loading the ruleset closes it to everyone"
+    if 443 not in opened:
+        yield "firewall.inbound opens no port 443: nobody reaches the proxy of a host from outside"
+    if spec.redis.host.startswith("/"):
+        yield f'redis.host "{spec.redis.host}" is a socket, and redis.conf opens a port alone: add `unixsocket` on hosts'
+    if spec.database.host.startswith("/"):
+        yield f'database.host "{spec.database.host}" is a directory of sockets, which postgresql.conf does not name'
+    for job, effect in (("alertmanager", "nobody is told of an alert"), ("synapse_ops", "ProberDown fires for ever")):
+        if spec.prometheus.targets.get(job) == ():
+            yield f"prometheus.targets.{job} is empty: on hosts {effect}"
     outside = [path for path in spec.logging.paths if not path.startswith(f"{LOG_DIR}/")]
     if outside:
         yield f"logging.paths {', '.join(outside)}: containers log to {LOG_DIR} alone, nothing else is found there"

@@ -273,6 +273,31 @@ def test_logs_that_no_container_writes_are_noted() -> None:
     assert not any(note.startswith("logging.paths") for note in loaded_from("name: synapse").notes)
 
 
+def test_a_firewall_that_shuts_out_its_owner_or_all_clients_is_noted() -> None:
+    """Both may be meant, and are found out late."""
+    notes = [note for note in loaded_from("firewall: {inbound: [{port: 8443}]}").notes if note.startswith("firewall.")]
+
+    assert [note.partition(":")[0] for note in notes] == [
+        "firewall.inbound opens no port 22", "firewall.inbound opens no port 443"
+    ]  # fmt: skip
+    assert not any(note.startswith("firewall.") for note in loaded_from("name: synapse").notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "beginning"),
+    [
+        ("redis: {host: /run/redis.sock}", 'redis.host "/run/redis.sock" is a socket'),
+        ("database: {host: /run/postgresql}", 'database.host "/run/postgresql" is a directory'),
+        ("prometheus: {targets: {alertmanager: []}}", "prometheus.targets.alertmanager is empty"),
+        ("prometheus: {targets: {synapse_ops: []}}", "prometheus.targets.synapse_ops is empty"),
+    ],
+)
+def test_what_rendered_servers_do_not_do_by_themselves_is_noted(text: str, beginning: str) -> None:
+    """Nobody would look for it before it is missed."""
+    assert any(note.startswith(beginning) for note in loaded_from(text).notes)
+    assert not any(note.startswith(beginning) for note in loaded_from("name: synapse").notes)
+
+
 def test_a_database_that_is_not_backed_up_is_noted() -> None:
     """It is allowed, and told."""
     loaded = loaded_from("database: {name: shop, databases: [other]}")
