@@ -80,7 +80,7 @@ def _notes(spec: Spec) -> Iterator[str]:
     if 443 not in opened:
         yield "firewall.inbound opens no port 443: nobody reaches the proxy of a host from outside"
     if spec.redis.host.startswith("/"):
-        yield f'redis.host "{spec.redis.host}" is a socket, and redis.conf opens a port alone: add `unixsocket` on hosts'
+        yield f'redis.host "{spec.redis.host}" is a socket, and redis.conf opens none: add `unixsocket` on hosts'
     if spec.database.host.startswith("/"):
         yield f'database.host "{spec.database.host}" is a directory of sockets, which postgresql.conf does not name'
     for job, effect in (("alertmanager", "nobody is told of an alert"), ("synapse_ops", "ProberDown fires for ever")):
