@@ -83,8 +83,9 @@ def _notes(spec: Spec) -> Iterator[str]:
         yield f'redis.host "{spec.redis.host}" is a socket, and redis.conf opens none: add `unixsocket` on hosts'
     if spec.database.host.startswith("/"):
         yield f'database.host "{spec.database.host}" is a directory of sockets, which postgresql.conf does not name'
+    emptied = {str(job) for job, addresses in spec.prometheus.targets.items() if not addresses}
     for job, effect in (("alertmanager", "nobody is told of an alert"), ("synapse_ops", "ProberDown fires for ever")):
-        if spec.prometheus.targets.get(job) == ():
+        if job in emptied:
             yield f"prometheus.targets.{job} is empty: on hosts {effect}"
     outside = [path for path in spec.logging.paths if not path.startswith(f"{LOG_DIR}/")]
     if outside:
