@@ -17,6 +17,7 @@ from synapse_ops.manifests.compose_service import (
     SMALL,
     Service,
     check,
+    curl_check,
     healthy,
     helper_resources,
     http_check,
@@ -173,10 +174,6 @@ def _logs(spec: Spec) -> dict[str, Service]:
     return own | {"logstash": _logstash(spec, is_own=bool(own)), "filebeat": _filebeat(spec)}
 
 
-def _ask(url: str) -> Service:
-    return check(("CMD", "curl", "--silent", "--fail", "--output", "/dev/null", url), start_s=120)
-
-
 def _own_elasticsearch(spec: Spec) -> dict[str, Service]:
     images = spec.docker.images
     return {
@@ -184,7 +181,7 @@ def _own_elasticsearch(spec: Spec) -> dict[str, Service]:
             images.elasticsearch,
             user="1000:0",
             resources=helper_resources(LARGE),
-            healthcheck=_ask(f"http://127.0.0.1:{ELASTICSEARCH_PORT}/_cluster/health"),
+            healthcheck=curl_check(f"http://127.0.0.1:{ELASTICSEARCH_PORT}/_cluster/health"),
             listens=[ELASTICSEARCH_PORT],
             read_only=False,  # its start script writes its keystore beside its configuration
             environment={
@@ -199,7 +196,7 @@ def _own_elasticsearch(spec: Spec) -> dict[str, Service]:
             images.kibana,
             user="1000:0",
             resources=helper_resources(MIDDLE),
-            healthcheck=_ask(f"http://127.0.0.1:{KIBANA_PORT}/api/status"),
+            healthcheck=curl_check(f"http://127.0.0.1:{KIBANA_PORT}/api/status"),
             read_only=False,  # it writes its bundles when it starts
             environment={
                 "SERVER_PORT": str(KIBANA_PORT),
@@ -220,7 +217,7 @@ def _logstash(spec: Spec, *, is_own: bool) -> Service:
         spec.docker.images.logstash,
         user="1000:1000",
         resources=helper_resources(LARGE),
-        healthcheck=_ask(f"http://127.0.0.1:{LOGSTASH_API_PORT}/"),
+        healthcheck=curl_check(f"http://127.0.0.1:{LOGSTASH_API_PORT}/"),
         networks=_ways(is_outside=not is_own),
         read_only=False,  # its start script edits its own settings
         entrypoint=["sh", "-euc", start],

@@ -101,6 +101,11 @@ def http_check(port: int, path: str, **times: int) -> Service:
     return check(("CMD", "wget", "-q", "-O", "/dev/null", f"http://127.0.0.1:{port}{path}"), **times)
 
 
+def curl_check(url: str, *, start_s: int = 120) -> Service:
+    """Return a health check for an image that has curl."""
+    return check(("CMD", "curl", "--silent", "--fail", "--output", "/dev/null", url), start_s=start_s)
+
+
 def healthy(*names: str) -> dict[str, dict[str, str]]:
     """Return the `depends_on` of services that must be healthy first."""
     return {name: {"condition": "service_healthy"} for name in names}

@@ -28,6 +28,7 @@ from synapse_ops.manifests.postgres_container import (
     MONITORING_PASSWORD,
     RUN_DIR,
     SERVER_ENVIRONMENT,
+    ready_command,
     server_arguments,
 )
 from synapse_ops.spec import Spec
@@ -70,9 +71,7 @@ def _postgres(spec: Spec, node: str) -> Service:
         spec.docker.images.postgres,
         user=_POSTGRES_USER,
         resources=part_resources(spec),
-        healthcheck=check(
-            ("CMD", "pg_isready", "--quiet", "--username", "postgres", "--port", str(spec.database.port)), start_s=300
-        ),
+        healthcheck=check(("CMD", *ready_command(spec)), start_s=300),
         networks={INTERNAL: {"aliases": [name]}} if name != node else (INTERNAL,),
         listens=[spec.database.port, POSTGRES_EXPORTER_PORT],
         entrypoint=["sh", f"{CONFIG_DIR}/start.sh"],
@@ -152,8 +151,7 @@ def _redis_exporter(spec: Spec) -> Service:
         spec.docker.images.redis_exporter,
         user="59000:59000",
         resources=helper_resources(SMALL),
-        # the image holds one program and no shell: the port of Redis in the same namespace is asked from outside
-        healthcheck={"disable": True},
+        healthcheck=http_check(REDIS_EXPORTER_PORT, "/health"),
         network_mode=f"service:{REDIS}",
         environment=environment,
         depends_on=healthy(REDIS),

@@ -115,6 +115,21 @@ def the_image_is_the_service(view: View) -> Iterator[Finding]:
         yield Finding(rule, path, "the image is not started as compose starts it")
 
 
+def a_node_is_asked_where_clients_reach_it(view: View) -> Iterator[Finding]:
+    """No health check asks PostgreSQL on its socket. There the server answers, too, which the image starts for a moment
+    to create roles; whoever waits for the node would come before it listens.
+    """
+    services = view.compose.get("services", {}).items()
+    asked = [(_COMPOSE, name, service.get("healthcheck", {}).get("test", ())) for name, service in services]
+    for path, found in view.workloads:
+        for container in found["spec"]["template"]["spec"]["containers"]:
+            probes = (container.get(kind, {}) for kind in ("startupProbe", "livenessProbe", "readinessProbe"))
+            asked += [(path, name_of(found), probe.get("exec", {}).get("command", ())) for probe in probes]
+    for path, name, command in asked:
+        if "pg_isready" in command and "--host" not in command:
+            yield Finding("a_node_is_asked_where_clients_reach_it", path, f"{name} is asked on its socket")
+
+
 def the_application_is_told_the_ports(view: View) -> Iterator[Finding]:
     """The URLs that API and worker are given name the spec's ports of database, Redis and Qdrant, in every place."""
     rule, spec = "the_application_is_told_the_ports", view.spec
@@ -216,6 +231,7 @@ RULES: tuple[Rule, ...] = (
     whoever_connects_is_admitted,
     readiness_asks_more,
     the_image_is_the_service,
+    a_node_is_asked_where_clients_reach_it,
     the_application_is_told_the_ports,
     the_database_takes_its_clients,
     autoscaling_is_that_of_the_spec,

@@ -81,7 +81,9 @@ def _option(command: list[str], name: str) -> str | None:
 
 
 def the_health_check_is_one(view: View) -> Iterator[Finding]:
-    """The liveness check has the same path, interval and timeout in the image, in compose and in Kubernetes."""
+    """The liveness check has the same path, interval and timeout in the image, in compose and in Kubernetes, and
+    haproxy asks what readiness asks.
+    """
     rule = "the_health_check_is_one"
     found = _workload(view, "api")
     if found is None:
@@ -102,11 +104,29 @@ def the_health_check_is_one(view: View) -> Iterator[Finding]:
     call = " ".join(check.get("test", ())).replace("$$", "$")
     if repr(f"http://127.0.0.1:{view.spec.server.port}{path}") not in call and path:
         yield Finding(rule, _COMPOSE, f"api is not asked for {path} as in {found[0]}")
+    yield from _haproxy_check(view, *found)
     wanted = [each for each in view.spec.health if each.url.startswith("/")]
     if wanted and path != wanted[0].url:
         yield Finding(
             rule, found[0], f"the api is asked for {path}, not for {wanted[0].url} of health.{wanted[0].name}"
         )
+
+
+def _haproxy_check(view: View, path: str, api: dict[str, Any]) -> Iterator[Finding]:
+    rule, cfg = "the_health_check_is_one", "tls/haproxy.cfg"
+    probe = api["spec"]["template"]["spec"]["containers"][0].get("readinessProbe", {})
+    text, asked = view.text(cfg), probe.get("httpGet", {}).get("path")
+    if asked is None:
+        return
+    uri = re.search(r"^  http-check send meth GET uri (\S+) ", text, re.MULTILINE)
+    if uri is None or uri[1].replace("\\'", "'") != asked:
+        yield Finding(rule, cfg, f"the API is not asked for {asked} as in {path}")
+    times = (
+        f" check inter {probe['periodSeconds']}s fall {probe['failureThreshold']}\n",
+        f"  timeout check {probe['timeoutSeconds']}s\n",
+    )
+    if not all(each in text for each in times):
+        yield Finding(rule, cfg, f"the API is not asked in the times of {path}")
 
 
 def limits_are_those_of_the_spec(view: View) -> Iterator[Finding]:

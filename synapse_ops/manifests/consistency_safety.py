@@ -109,7 +109,7 @@ def services_are_hardened(view: View) -> Iterator[Finding]:
             faults.append("runs as root")
         if "memory" not in service.get("deploy", {}).get("resources", {}).get("limits", {}):
             faults.append("has no memory limit")
-        if "healthcheck" not in service:
+        if not service.get("healthcheck", {}).get("test"):
             faults.append("has no health check")
         needed = service.get("depends_on", {})
         if any(each.get("condition") != "service_healthy" for each in needed.values()):

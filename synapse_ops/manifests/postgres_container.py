@@ -36,6 +36,13 @@ SERVER_ENVIRONMENT = {
 }
 
 
+def ready_command(spec: Spec) -> list[str]:
+    """Return a command that exits with 0 when a node takes connections where clients make them. On its socket the
+    server that the image starts for a moment, to create roles, would answer too, and who waits would come too early.
+    """
+    return ["pg_isready", "--quiet", "--host", "localhost", "--port", str(spec.database.port), "--username", "postgres"]
+
+
 def start_script(spec: Spec, node: str, place: PlaceName) -> str:
     """Return the script that is a node's first process. node: PRIMARY or STANDBY.
 

@@ -19,10 +19,11 @@ from synapse_ops.manifests.parts import (
     is_ours,
     object_name,
 )
+from synapse_ops.manifests.probes import FAILURES, readiness
 from synapse_ops.manifests.units import whole_seconds
 from synapse_ops.spec import Spec
 
-READS = frozenset({"name", "server", "tls", "kubernetes", "database", "failover", "qdrant"})
+READS = frozenset({"name", "server", "tls", "kubernetes", "database", "failover", "qdrant", "health"})
 
 CIPHERS = (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
@@ -140,9 +141,10 @@ def _word(path: str) -> str:
 
 
 def haproxy_cfg(spec: Spec, upstream: Address) -> str:
-    """Return a whole haproxy.cfg that does the same."""
+    """Return a whole haproxy.cfg that does the same, and that takes an API out of service which cannot serve."""
     pem = f"/etc/haproxy/certs/{spec.name}.pem"
-    limit_s = whole_seconds(spec.server.timeout)
+    limit_s, probe = whole_seconds(spec.server.timeout), readiness(spec)
+    interval_s = whole_seconds(probe.interval) if probe is not None else 10
     return f"""# haproxy 2.6 or newer. Check: haproxy -c -f haproxy.cfg
 global
   ssl-default-bind-ciphers {CIPHERS}
@@ -168,5 +170,17 @@ frontend https
   default_backend api
 
 backend api
-  server {object_name(spec)} {upstream} check
+{_haproxy_check(spec)}  server {object_name(spec)} {upstream} check inter {interval_s}s fall {FAILURES}
+"""
+
+
+def _haproxy_check(spec: Spec) -> str:
+    """Return what the API is asked, as the readiness probe asks it; an open port where no check is a path."""
+    probe = readiness(spec)
+    if probe is None:
+        return ""
+    path = probe.path.replace("'", "\\'")  # the only character of a path that means something in this file
+    return f"""  option httpchk
+  http-check send meth GET uri {path} ver HTTP/1.1 hdr Host localhost
+  timeout check {whole_seconds(probe.timeout)}s
 """

@@ -340,6 +340,7 @@ def _watchers() -> Iterator[Mutant]:
 
 
 def _files() -> Iterator[Mutant]:
+    database = "kubernetes/30-database.yaml"
     for path, name, old, new in (
         ("docker/Dockerfile", "runs as another user", "USER 10001:10001", "USER 0:0"),
         ("docker/Dockerfile", "another port", "EXPOSE 8000", "EXPOSE 8001"),
@@ -356,6 +357,10 @@ def _files() -> Iterator[Mutant]:
         ("tls/haproxy.cfg", "TLS 1.0", "ssl-min-ver TLSv1.2", "ssl-min-ver TLSv1.0"),
         ("tls/nginx.conf", "another port of the API", "localhost:8000", "localhost:8001"),
         ("tls/haproxy.cfg", "another port of the API", "localhost:8000", "localhost:8001"),
+        ("tls/haproxy.cfg", "another health path", "uri /health/db ", "uri /healthz "),
+        ("tls/haproxy.cfg", "another health interval", "inter 60s", "inter 6s"),
+        (COMPOSE, "a node is healthy too early", f'{8 * " "}- "--host"\n{8 * " "}- localhost\n', ""),
+        (database, "a node is ready too early", f'{16 * " "}- "--host"\n{16 * " "}- localhost\n', ""),
         ("postgres/primary/postgresql.conf", "TLS 1.0", "'TLSv1.2'", "'TLSv1'"),
         ("postgres/primary/postgresql.conf", "another port", "port = 5432", "port = 5433"),
         ("postgres/primary/postgresql.conf", "too few connections", "max_connections = 40", "max_connections = 4"),
@@ -364,7 +369,7 @@ def _files() -> Iterator[Mutant]:
         ("postgres/standby/pg_hba.conf", "the exporter is unknown", "  synapse_monitoring  ", "  nobody  "),
         ("postgres/primary/pg_hba.conf", "the standby is unknown", '"synapse_replication"', "nobody"),
         ("postgres/primary/pg_hba.conf", "the application is unknown", '"synapse_user"', "nobody"),
-        ("kubernetes/30-database.yaml", "the exporter is unknown", "  synapse_monitoring  ", "  nobody  "),
+        (database, "the exporter is unknown", "  synapse_monitoring  ", "  nobody  "),
         ("redis/redis.conf", "another port", "port 6379", "port 6380"),
         ("qdrant/config.yaml", "another port", "http_port: 6333", "http_port: 6332"),
         ("tls/certificate-names.txt", "a host without a name", "db-primary\n", ""),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,8 @@ options=("$@" -c "unix_socket_directories=$SOCKETS" -c fsync=off)
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
   initdb --username postgres --pwfile "$POSTGRES_PASSWORD_FILE" --no-sync $POSTGRES_INITDB_ARGS --pgdata "$PGDATA"
   pg_ctl --pgdata "$PGDATA" --wait --options "$(printf '%q ' "${options[@]}" -c listen_addresses=)" start
+  touch "$SOCKETS/asked"
+  if sh -c "$HEALTH"; then touch "$SOCKETS/healthy-too-early"; fi
   sh "$ROLES"
   pg_ctl --pgdata "$PGDATA" --wait --mode fast stop
 fi
@@ -62,7 +65,8 @@ class Node:
     name: str
     port: int
     process: subprocess.Popen[bytes]
-    log: Path
+    home: Path
+    environment: dict[str, str]
     authority: Path
 
     def conninfo(self, user: str, password: str, database: str, **more: str) -> str:
@@ -88,8 +92,9 @@ class Node:
                 found = error
             if found == wanted:
                 return
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            assert time.monotonic() < ends, f"{found}\n{self.log.read_text()[-3000:]}"
+            log = (self.home / "log").read_text()[-3000:]
+            assert self.process.poll() is None, log
+            assert time.monotonic() < ends, f"{found}\n{log}"
             time.sleep(0.1)
 
 
@@ -152,13 +157,24 @@ def _start(folder: Path, home: Path, name: str, port: int, ports: dict[str, int]
     environment |= {"PATH": f"{path}:{os.environ['PATH']}", "PGPORT": str(port), "LANG": "C.UTF-8"}
     environment |= {"SOCKETS": str(home), "ROLES": str(home / "create-roles.sh")}
     user = {} if identity is None else {"user": identity.uid, "group": identity.gid, "extra_groups": []}
-    log = home / "log"
-    with log.open("wb") as output:
+    health = [str(port) if word == "5432" else here(word) for word in service["healthcheck"]["test"][1:]]
+    environment["HEALTH"] = shlex.join(health)
+    with (home / "log").open("wb") as output:
         process = subprocess.Popen(
             [*map(here, service["entrypoint"]), *map(here, service["command"])],
             env=environment, cwd=home, stdout=output, stderr=output, stdin=subprocess.DEVNULL, **user,
         )  # type: ignore[call-overload]  # fmt: skip
-    return Node(name, port, process, log, folder / "tls" / "ca.crt")
+    return Node(name, port, process, home, environment, folder / "tls" / "ca.crt")
+
+
+def test_a_node_is_healthy_when_clients_reach_it_and_not_before(nodes: tuple[Node, Node]) -> None:
+    """The image's first server, which creates the roles, answers on its socket: a standby that came then would find
+    nothing to clone.
+    """
+    assert (nodes[0].home / "asked").exists()
+    for node in nodes:
+        assert not (node.home / "healthy-too-early").exists()
+        subprocess.run(["sh", "-c", node.environment["HEALTH"]], env=node.environment, timeout=30, check=True)
 
 
 def test_what_the_application_writes_is_on_the_standby(nodes: tuple[Node, Node]) -> None:

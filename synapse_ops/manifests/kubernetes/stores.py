@@ -41,6 +41,7 @@ from synapse_ops.manifests.postgres_container import (
     MONITORING_PASSWORD,
     RUN_DIR,
     SERVER_ENVIRONMENT,
+    ready_command,
     roles_script,
     server_arguments,
     start_script,
@@ -86,7 +87,6 @@ def _node(spec: Spec, node: str) -> list[Object]:
         {"name": "run", "mountPath": RUN_DIR},
         {"name": "memory", "mountPath": "/dev/shm"},  # noqa: S108 - the container's own
     ]
-    ready = ["pg_isready", "--quiet", "--username", "postgres", "--port", str(spec.database.port)]
     server = container(
         "postgres",
         spec.docker.images.postgres,
@@ -97,7 +97,7 @@ def _node(spec: Spec, node: str) -> list[Object]:
         env=_env(SERVER_ENVIRONMENT),
         ports=[_container_port(POSTGRES, spec.database.port)],
         volumeMounts=mounts,
-        **_probes({"exec": {"command": ready}}, {"tcpSocket": {"port": POSTGRES}}),
+        **_probes({"exec": {"command": ready_command(spec)}}, {"tcpSocket": {"port": POSTGRES}}),
     )
     exporter = container(
         "exporter",

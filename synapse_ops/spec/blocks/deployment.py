@@ -63,7 +63,10 @@ class Images(Block):
     postgres_exporter: ImageName = Field(
         "prometheuscommunity/postgres-exporter:v0.17.1", description="Metrics of PostgreSQL."
     )
-    redis_exporter: ImageName = Field("oliver006/redis_exporter:v1.74.0", description="Metrics of Redis.")
+    redis_exporter: ImageName = Field(
+        "oliver006/redis_exporter:v1.74.0-alpine",
+        description="Metrics of Redis; compose's health check needs its wget.",
+    )
     elasticsearch: ImageName = Field("elasticsearch:8.19.2", description="Elasticsearch.")
     logstash: ImageName = Field("logstash:8.19.2", description="Logstash.")
     kibana: ImageName = Field("kibana:8.19.2", description="Kibana.")

@@ -61,7 +61,7 @@ def _staged_nginx(text: str, scratch: Path, secure: int, plain: int) -> str:
 def _staged_haproxy(text: str, scratch: Path, secure: int, plain: int) -> str:
     text = re.sub(r"bind :::\d+ v4v6 ssl crt \S+", f"bind 127.0.0.1:{secure} ssl crt {scratch}/tls.pem", text)
     text = re.sub(r"bind :::\d+ v4v6", f"bind 127.0.0.1:{plain}", text)
-    return re.sub(r"server synapse \S+", "server synapse 127.0.0.1:9", text)
+    return re.sub(r"(?m)^(  server \S+) \S+", r"\1 127.0.0.1:9", text)
 
 
 def _free_ports() -> tuple[int, int]:
