@@ -140,7 +140,7 @@ def _proxy(spec: Spec) -> Service:
         ports=[f"{HTTP_PORT}:{INNER_HTTP_PORT}", f"{HTTPS_PORT}:{INNER_HTTPS_PORT}"],
         volumes=[mounted("./nginx.conf", "/etc/nginx/nginx.conf")],
         secrets=["tls.crt", "tls.key"],
-        depends_on=healthy(API),
+        depends_on=healthy(API, restarts=True),
         stop_signal="SIGQUIT",  # lets requests end
         stop_grace_period=f"{whole_seconds(spec.server.timeout)}s",
     )

@@ -238,7 +238,7 @@ def _logstash(spec: Spec, *, is_own: bool) -> Service:
 def _filebeat(spec: Spec) -> Service:
     return service(
         spec.docker.images.filebeat,
-        user="1000:1000",
+        user="1000:0",  # its data directory, and so the new volume, is writable by group 0
         resources=helper_resources(SMALL),
         healthcheck=check(("CMD", "filebeat", "test", "config", "--strict.perms=false"), interval_s=60),
         command=["--strict.perms=false"],

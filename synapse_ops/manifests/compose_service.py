@@ -106,9 +106,20 @@ def curl_check(url: str, *, start_s: int = 120) -> Service:
     return check(("CMD", "curl", "--silent", "--fail", "--output", "/dev/null", url), start_s=start_s)
 
 
-def healthy(*names: str) -> dict[str, dict[str, str]]:
-    """Return the `depends_on` of services that must be healthy first."""
-    return {name: {"condition": "service_healthy"} for name in names}
+def healthy(*names: str, restarts: bool = False) -> dict[str, dict[str, Any]]:
+    """Return the `depends_on` of services that must be healthy first. restarts: with them, when compose replaces one:
+    for what knows their address only from its own start.
+    """
+    more = {"restart": True} if restarts else {}
+    return {name: {"condition": "service_healthy"} | more for name in names}
+
+
+def metric_check(port: int, metric: str) -> Service:
+    """Return a health check of an exporter: the server it watches answers it. One that shares a network namespace with
+    a server which the engine started anew is left in the former one, and must not look healthy.
+    """
+    ask = f"wget -q -O - http://127.0.0.1:{port}/metrics | grep -q '^{metric} 1$'"
+    return check(("CMD", "sh", "-c", ask), interval_s=30)
 
 
 def mounted(source: str, target: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from synapse_ops.manifests.compose_service import (
     check,
     healthy,
     helper_resources,
-    http_check,
+    metric_check,
     mounted,
     part_resources,
     service,
@@ -92,7 +92,7 @@ def _postgres_exporter(spec: Spec, node: str) -> Service:
         spec.docker.images.postgres_exporter,
         user=_NOBODY,
         resources=helper_resources(SMALL),
-        healthcheck=http_check(POSTGRES_EXPORTER_PORT, "/"),
+        healthcheck=metric_check(POSTGRES_EXPORTER_PORT, "pg_up"),
         network_mode=f"service:{node}",
         environment={
             "DATA_SOURCE_URI": f"localhost:{spec.database.port}/postgres?sslmode=require",
@@ -101,7 +101,7 @@ def _postgres_exporter(spec: Spec, node: str) -> Service:
             "PG_EXPORTER_WEB_LISTEN_ADDRESS": f":{POSTGRES_EXPORTER_PORT}",
         },
         secrets=[MONITORING_PASSWORD],
-        depends_on=healthy(node),
+        depends_on=healthy(node, restarts=True),
     )
 
 
@@ -151,10 +151,10 @@ def _redis_exporter(spec: Spec) -> Service:
         spec.docker.images.redis_exporter,
         user="59000:59000",
         resources=helper_resources(SMALL),
-        healthcheck=http_check(REDIS_EXPORTER_PORT, "/health"),
+        healthcheck=metric_check(REDIS_EXPORTER_PORT, "redis_up"),
         network_mode=f"service:{REDIS}",
         environment=environment,
-        depends_on=healthy(REDIS),
+        depends_on=healthy(REDIS, restarts=True),
         **more,
     )
 

@@ -235,7 +235,8 @@ def _filebeat(spec: Spec, place: Place) -> dict[str, object]:
         "processors": [{"add_host_metadata": {"when.not.contains.tags": "forwarded"}}],
         "queue.mem": {"events": 4096, "flush.min_events": 512, "flush.timeout": "1s"},
         "output.logstash": output,
-        "logging.to_files": True,
+        # a container's log is what it writes to stderr, and its root file system is read-only
+        "logging.to_stderr" if place == "compose" else "logging.to_files": True,
         "logging.level": "info",
     }
 

@@ -75,7 +75,7 @@ def nginx_conf(spec: Spec, upstream: Address, *, in_container: bool = False) -> 
     http, https = (INNER_HTTP_PORT, INNER_HTTPS_PORT) if in_container else (HTTP_PORT, HTTPS_PORT)
     certificate, key = ("/run/secrets/tls.crt", "/run/secrets/tls.key") if in_container else _files(spec)
     names = " ".join(spec.kubernetes.entry.hosts) or "_"
-    limit_s = whole_seconds(spec.server.timeout)
+    limit_s, idle_ms = whole_seconds(spec.server.timeout), whole_seconds(spec.server.keepalive) * 800
     pid_file = "/tmp/nginx.pid" if in_container else "/run/nginx.pid"  # noqa: S108 - the container's own
     scratch = "".join(
         f"  {kind}_temp_path /tmp/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -101,6 +101,7 @@ http {{
   upstream api {{
     server {upstream};
     keepalive 32;
+    keepalive_timeout {idle_ms}ms;  # shorter than the API's own: a request on a connection that it just closed fails
   }}
   server {{
     listen {http};

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -138,6 +139,19 @@ def test_grafana_knows_where_it_is_opened(url: str, told: dict[str, str]) -> Non
 
     names = ("GF_SERVER_ROOT_URL", "GF_SERVER_SERVE_FROM_SUB_PATH")
     assert {name: environment[name] for name in names if name in environment} == told
+
+
+@pytest.mark.parametrize("keepalive_s", [1, 5, 75])
+def test_a_proxy_gives_an_idle_connection_up_before_the_api_does(keepalive_s: int) -> None:
+    """A request that it sends on one which the API just closed fails, and a POST is not tried again."""
+    loaded, faults = check_text(f"server: {{keepalive: {keepalive_s}s}}", Path("spec.yaml"))
+    assert loaded is not None, faults
+    bundle = render_bundle(loaded.spec)
+
+    for path in ("tls/nginx.conf", "docker/nginx.conf"):
+        upstream = bundle.by_path[path].text.split("upstream api {")[1].split("}")[0]
+        [idle_ms] = re.findall(r"keepalive_timeout (\d+)ms;", upstream)
+        assert 0 < int(idle_ms) < keepalive_s * 1000, path
 
 
 def test_compose_reserves_what_docker_takes() -> None:
