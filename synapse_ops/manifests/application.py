@@ -30,14 +30,15 @@ QDRANT_API_KEY = "qdrant-api-key"
 
 def api_command(spec: Spec) -> tuple[str, ...]:
     """Return uvicorn's command line in a container: there it listens on all addresses, whatever `server.host` says of
-    the host, since whoever asks is in another container. `::` stays, for networks without IPv4.
+    the host, since whoever asks is in another container. `::` stays, for networks without IPv4; a single process would
+    take IPv6 alone there, and both with an empty name.
 
     `server.timeout` is how long a request may still run when the process is told to end; that no request is longer is
     kept by the proxy in front, because uvicorn has no such limit.
     """
     server = spec.server
     options: dict[str, object] = {
-        "--host": server.host if server.host == "::" else ALL_ADDRESSES,
+        "--host": ("::" if server.workers > 1 else "") if server.host == "::" else ALL_ADDRESSES,
         "--port": server.port,
         "--workers": server.workers,
         "--forwarded-allow-ips": _PROXIES,

@@ -69,7 +69,7 @@ def the_api_listens_where_it_is_asked(view: View) -> Iterator[Finding]:
         if _option(starts[found[0]], "--port") != port:
             yield Finding(rule, found[0], f"the api does not listen on {port}")
     for path, started in starts.items():
-        if _option(started, "--host") not in ("0.0.0.0", "::"):  # noqa: S104 - what the api must be started with
+        if _option(started, "--host") not in ("0.0.0.0", "::", ""):  # noqa: S104 - all addresses, in uvicorn's words
             yield Finding(rule, path, "the api listens on its container's own loopback address")
     for path in ("tls/nginx.conf", "tls/haproxy.cfg", "docker/nginx.conf"):
         if not re.search(rf"server (?:\S+ )?\S+:{port}\b", view.text(path)):
