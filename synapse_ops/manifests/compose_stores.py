@@ -109,8 +109,8 @@ def redis_start(spec: Spec, config: str) -> list[str]:
     """Return the command that starts Redis; a password goes in through its standard input, never through argv."""
     if spec.redis.password is None:
         return ["redis-server", config]
-    password = f'requirepass \\"$(cat {SECRETS_DIR}/{REDIS_PASSWORD})\\"'
-    script = f"exec redis-server - <<EOF\n$(cat {config})\n{password.replace(chr(92), '')}\nEOF\n"
+    escaped_password = f"$(cat {SECRETS_DIR}/{REDIS_PASSWORD} | sed 's/[\\\\\"]/\\\\&/g')"  # as redis.conf quotes
+    script = f'exec redis-server - <<EOF\n$(cat {config})\nrequirepass "{escaped_password}"\nEOF\n'
     return ["sh", "-euc", script]
 
 
