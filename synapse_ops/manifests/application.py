@@ -22,23 +22,28 @@ KEEPALIVES_S = 10  # idle time, then three probes of 5 s: a dead peer is known a
 # Whose word on a client's address and scheme counts: private networks, where the proxy and the entry's controller are.
 # A client that a load balancer leaves its own public address is not believed.
 _PROXIES = "127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7"
-ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 - of a container's own networks
 DATABASE_PASSWORD = "database-password"  # noqa: S105 - names of secrets, not secrets
 REDIS_PASSWORD = "redis-password"  # noqa: S105
 QDRANT_API_KEY = "qdrant-api-key"
 
 
+def every_address(host: str) -> str:
+    """Return what a server listens on in a container: all addresses, whatever the spec says of the host, since whoever
+    asks is in another container. `::` stays, for networks without IPv4.
+    """
+    return host if host == "::" else "0.0.0.0"  # noqa: S104 - of a container's own networks
+
+
 def api_command(spec: Spec) -> tuple[str, ...]:
-    """Return uvicorn's command line in a container: there it listens on all addresses, whatever `server.host` says of
-    the host, since whoever asks is in another container. `::` stays, for networks without IPv4; a single process would
-    take IPv6 alone there, and both with an empty name.
+    """Return uvicorn's command line in a container. At `::` a single process would take IPv6 alone, where several take
+    both families; at an empty name it is the other way round.
 
     `server.timeout` is how long a request may still run when the process is told to end; that no request is longer is
     kept by the proxy in front, because uvicorn has no such limit.
     """
     server = spec.server
     options: dict[str, object] = {
-        "--host": ("::" if server.workers > 1 else "") if server.host == "::" else ALL_ADDRESSES,
+        "--host": "" if server.host == "::" and server.workers == 1 else every_address(server.host),
         "--port": server.port,
         "--workers": server.workers,
         "--forwarded-allow-ips": _PROXIES,

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from synapse_ops.manifests.alertmanager import TOKEN
-from synapse_ops.manifests.application import ALL_ADDRESSES, QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR
+from synapse_ops.manifests.application import QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR, every_address
 from synapse_ops.manifests.parts import API, PRIMARY, QDRANT, REDIS, STANDBY, PlaceName, address_of, is_ours
 from synapse_ops.manifests.yaml_text import write_entries
 from synapse_ops.spec import Spec
@@ -95,7 +95,7 @@ def prober_spec(spec: Spec, place: PlaceName) -> Spec:
         "database": _database(spec, place),
         "redis": {"host": address_of(spec, REDIS, place).host},
         "qdrant": _qdrant(spec, place),
-        "watch": {"host": ALL_ADDRESSES, "port": prober_port(spec)},
+        "watch": {"host": every_address(spec.watch.host), "port": prober_port(spec)},
     }
     changes = _files(prober_secrets(spec, place))
     for name in addresses.keys() | changes.keys():

@@ -87,14 +87,15 @@ def _jobs(spec: Spec, place: Place) -> Iterator[dict[str, object]]:
         if job == "qdrant":
             settings |= _qdrant_access(spec, place)
         if targets and place == "kubernetes" and job in _BY_POD:
-            yield settings | {"dns_sd_configs": [_by_name(target) for target in targets]}
+            yield settings | {"dns_sd_configs": [found for target in targets for found in _by_name(target)]}
         elif targets:
             yield settings | {"static_configs": [{"targets": targets}]}
 
 
-def _by_name(target: str) -> dict[str, object]:
+def _by_name(target: str) -> list[dict[str, object]]:
+    """Return the look-ups of a headless Service. It has addresses of one family: that of the cluster."""
     address = _split(target)
-    return {"names": [address.host], "type": "A", "port": address.port}
+    return [{"names": [address.host], "type": family, "port": address.port} for family in ("A", "AAAA")]
 
 
 def scraped_addresses(spec: Spec, job: str, place: Place) -> list[str]:

@@ -40,7 +40,7 @@ class Relabel(Strict):
 
 class DnsConfig(Strict):
     names: list[str] = Field(min_length=1)
-    type: Literal["A"]
+    type: Literal["A", "AAAA"]
     port: int = Field(ge=1, le=65535)
 
 

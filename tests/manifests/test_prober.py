@@ -104,6 +104,21 @@ def test_all_else_in_the_prober_s_spec_is_the_operator_s(name: str, place: str) 
     assert inside.backup.database.destination == spec.backup.database.destination
 
 
+def test_a_cluster_without_ipv4_is_scraped_and_served() -> None:
+    """A headless Service has addresses of one family there; who listens on 0.0.0.0 is reached by nobody."""
+    spec = check_text("watch: {host: '::'}\nserver: {host: '::'}", Path("spec.yaml"))[0].spec  # type: ignore[union-attr]
+    bundle = render_bundle(spec)
+
+    jobs = yaml.safe_load(bundle.by_path["prometheus/kubernetes.yml"].text)["scrape_configs"]
+    for job in ("api", "worker"):
+        [found] = [each["dns_sd_configs"] for each in jobs if each["job_name"] == job]
+        assert {(name, each["type"]) for each in found for name in each["names"]} == {
+            (name, family) for name in found[0]["names"] for family in ("A", "AAAA")
+        }
+    assert prober_spec_of(spec, "kubernetes").spec.watch.host == "::"
+    assert '- "::"' in bundle.by_path["kubernetes/41-api.yaml"].text
+
+
 def test_one_file_holds_the_webhook_s_token_for_both_that_use_it() -> None:
     """Alertmanager sends what the prober compares: one secret, which two users can read by their common group."""
     bundle = render_bundle(spec_of("default"))
