@@ -89,7 +89,18 @@ def _jobs(spec: Spec, place: Place) -> Iterator[dict[str, object]]:
         if targets and place == "kubernetes" and job in _BY_POD:
             yield settings | {"dns_sd_configs": [found for target in targets for found in _by_name(target)]}
         elif targets:
-            yield settings | {"static_configs": [{"targets": targets}]}
+            yield settings | {"static_configs": _static(spec, job, targets)}
+
+
+def _static(spec: Spec, job: str, targets: list[str]) -> list[dict[str, object]]:
+    """Return the targets of a job. It has one scheme: where nodes of Qdrant differ in it, those without TLS say so."""
+    plain = {str(parts.authority_of(url)) for url in spec.qdrant.nodes if url.startswith("http:")}
+    if job != "qdrant" or not plain or plain.issuperset(targets):
+        return [{"targets": targets}]
+    secure = [target for target in targets if target not in plain]
+    others = [target for target in targets if target in plain]
+    unsecured: list[dict[str, object]] = [{"targets": others, "labels": {"__scheme__": "http"}}] if others else []
+    return [{"targets": secure}, *unsecured]
 
 
 def _by_name(target: str) -> list[dict[str, object]]:

@@ -210,6 +210,32 @@ def test_the_prober_is_asked_where_it_listens(host: str, asked: str) -> None:
     assert f"http://{asked}:9200/alerts" in texts["alertmanager/alertmanager.yml"]
 
 
+@pytest.mark.parametrize(
+    ("nodes", "scheme", "static"),
+    [
+        (["https://a:1", "https://b:1"], "https", [{"targets": ["a:1", "b:1"]}]),
+        (["http://a:1", "http://b:1"], None, [{"targets": ["a:1", "b:1"]}]),
+        (
+            ["https://a", "http://b:1"],
+            "https",
+            [{"targets": ["a:443"]}, {"targets": ["b:1"], "labels": {"__scheme__": "http"}}],
+        ),
+    ],
+)
+def test_each_node_of_qdrant_is_scraped_by_its_own_scheme(
+    nodes: list[str], scheme: str | None, static: list[dict[str, object]]
+) -> None:
+    """A node asked by the other's would be down for ever."""
+    texts = {
+        str(document.path): document.text for document in render(spec_of(f"qdrant: {{nodes: {json.dumps(nodes)}}}"))
+    }
+
+    for place in ("prometheus", "compose", "kubernetes"):
+        jobs = yaml.safe_load(texts[f"prometheus/{place}.yml"])["scrape_configs"]
+        [job] = [job for job in jobs if job["job_name"] == "qdrant"]
+        assert (job.get("scheme"), job["static_configs"]) == (scheme, static)
+
+
 def test_secrets_are_named_and_never_written() -> None:
     """A rendered file says where a token is found."""
     texts = "".join(
