@@ -123,7 +123,7 @@ def _compose(text: str) -> Iterator[Node]:
     except MarkedYAMLError as fault:
         mark = fault.problem_mark or fault.context_mark
         place = Place(mark.line + 1, mark.column + 1) if mark is not None else Place(1, 1)
-        problem = " ".join((fault.problem or fault.context or "a syntax error").split())
+        problem = " ".join((fault.problem or fault.context or "a syntax error").split()).removeprefix("found ")
         allowed = "spaces; YAML does not indent with tabs" if r"'\t'" in problem else "valid YAML"
         raise _Stop(place, problem, allowed) from None
     except YAMLError as fault:

@@ -23,7 +23,7 @@ HOSTILE = {
     "an empty mapping": (b"{}\n", "an empty file"),
     "a list": (b"- a\n- b\n", "a list"),
     "a scalar": (b"hello\n", "a single value"),
-    "tabs": (b"server:\n\tport: 80\n", "tab"),
+    "tabs": (b"server:\n\tport: 80\n", "1: found character '\\t'"),
     "binary": (b"\x7fELF\x02\x01\xff\xfe", "not UTF-8 text: line 1"),
     "control characters": (b"name: a\x00b\n", "control character 0x00"),
     "utf-16": ("name: a".encode("utf-16"), "not UTF-8"),
