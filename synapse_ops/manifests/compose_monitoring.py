@@ -43,6 +43,8 @@ from synapse_ops.spec.fixed import LOCAL_HOSTS, LOG_DIR
 GRAFANA_PASSWORD = "grafana-password"  # noqa: S105 - the name of a secret, not a secret
 ELASTICSEARCH_API_KEY = "elasticsearch-api-key"
 _NOBODY = "65534:65534"
+# the JVM unpacks native libraries there and loads them; Docker mounts a tmpfs noexec unless told otherwise
+_NATIVE_CODE = ["/tmp:exec"]  # noqa: S108 - the container's own
 
 
 def monitoring_services(spec: Spec) -> dict[str, Service]:
@@ -184,6 +186,7 @@ def _own_elasticsearch(spec: Spec) -> dict[str, Service]:
             healthcheck=curl_check(f"http://127.0.0.1:{ELASTICSEARCH_PORT}/_cluster/health"),
             listens=[ELASTICSEARCH_PORT],
             read_only=False,  # its start script writes its keystore beside its configuration
+            tmpfs=_NATIVE_CODE,
             environment={
                 "discovery.type": "single-node",
                 "http.port": str(ELASTICSEARCH_PORT),
@@ -197,6 +200,8 @@ def _own_elasticsearch(spec: Spec) -> dict[str, Service]:
             user="1000:0",
             resources=helper_resources(MIDDLE),
             healthcheck=curl_check(f"http://127.0.0.1:{KIBANA_PORT}/api/status"),
+            networks=(INTERNAL, OUTSIDE),
+            ports=[f"127.0.0.1:{KIBANA_PORT}:{KIBANA_PORT}"],
             read_only=False,  # it writes its bundles when it starts
             environment={
                 "SERVER_PORT": str(KIBANA_PORT),
@@ -220,6 +225,7 @@ def _logstash(spec: Spec, *, is_own: bool) -> Service:
         healthcheck=curl_check(f"http://127.0.0.1:{LOGSTASH_API_PORT}/"),
         networks=_ways(is_outside=not is_own),
         read_only=False,  # its start script edits its own settings
+        tmpfs=_NATIVE_CODE,
         entrypoint=["sh", "-euc", start],
         environment={"LS_JAVA_OPTS": "-Xms1g -Xmx1g"},
         volumes=[

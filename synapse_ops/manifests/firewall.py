@@ -33,6 +33,7 @@ _INPUT = """
     icmp type { destination-unreachable, time-exceeded, parameter-problem, echo-request } accept
     icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem, echo-request } accept
     icmpv6 type { nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept
+    icmpv6 type mld-listener-query ip6 saddr fe80::/10 accept comment "else a switch forgets who listens"
     udp sport 547 udp dport 546 ip6 saddr fe80::/10 accept comment "DHCPv6 replies"
 """
 _FORWARD = """

@@ -254,7 +254,7 @@ def render_index_template(spec: Spec) -> tuple[Document, ...]:
             "settings": {
                 "index.lifecycle.name": POLICY,
                 "index.number_of_shards": 1,
-                "index.number_of_replicas": 1,
+                "index.auto_expand_replicas": "0-1",  # a single node has none, and is not yellow for it
                 "index.codec": "best_compression",
                 "index.mapping.total_fields.limit": 2000,
             },

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from synapse_ops.manifests.bundle import render_bundle
 from synapse_ops.manifests.consistency import check_consistency
@@ -139,6 +140,19 @@ def test_grafana_knows_where_it_is_opened(url: str, told: dict[str, str]) -> Non
 
     names = ("GF_SERVER_ROOT_URL", "GF_SERVER_SERVE_FROM_SUB_PATH")
     assert {name: environment[name] for name in names if name in environment} == told
+
+
+def test_a_node_is_not_killed_while_it_recovers_or_is_cloned() -> None:
+    """It would begin again, for ever: a standby of a large database would never be there."""
+    bundle = render_bundle(spec_of("default"))
+    nodes = {
+        found["metadata"]["name"]: found["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
+        for found in yaml.safe_load_all(bundle.by_path["kubernetes/30-database.yaml"].text)
+        if found["kind"] == "StatefulSet"
+    }
+
+    hours = {name: probe["periodSeconds"] * probe["failureThreshold"] // 3600 for name, probe in nodes.items()}
+    assert hours == {"synapse-db-primary": 1, "synapse-db-standby": 24}
 
 
 @pytest.mark.parametrize("keepalive_s", [1, 5, 75])

@@ -7,6 +7,7 @@ is pointed at the other by a failover.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from synapse_ops.manifests.application import QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR
@@ -53,7 +54,10 @@ from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import MONITORING_USER, POSTGRES_EXPORTER_PORT, QDRANT_GRPC_PORT, REDIS_EXPORTER_PORT
 
 POSTGRES, METRICS = "postgres", "metrics"
-_START_TRIES = 120  # of 5 s: a standby is cloned before it answers
+_START_LIMIT = timedelta(minutes=10)
+# A node that is killed while it recovers begins again, and a standby while it is cloned, with the whole load on the
+# primary. Recovery: CloudNativePG's start delay; a clone: 4 TB at 50 MB/s.
+_RECOVERY_LIMIT, _CLONE_LIMIT = timedelta(hours=1), timedelta(days=1)
 
 
 def database_objects(spec: Spec) -> list[Object]:
@@ -97,7 +101,11 @@ def _node(spec: Spec, node: str) -> list[Object]:
         env=_env(SERVER_ENVIRONMENT),
         ports=[_container_port(POSTGRES, spec.database.port)],
         volumeMounts=mounts,
-        **_probes({"exec": {"command": ready_command(spec)}}, {"tcpSocket": {"port": POSTGRES}}),
+        **_probes(
+            {"exec": {"command": ready_command(spec)}},
+            {"tcpSocket": {"port": POSTGRES}},
+            start_limit=_RECOVERY_LIMIT if node == PRIMARY else _CLONE_LIMIT,
+        ),
     )
     exporter = container(
         "exporter",
@@ -205,11 +213,12 @@ def _container_port(name: str, port: int) -> Object:
     return {"name": name, "containerPort": port, "protocol": "TCP"}
 
 
-def _probes(ready: Object, live: Object) -> dict[str, Any]:
+def _probes(ready: Object, live: Object, *, start_limit: timedelta = _START_LIMIT) -> dict[str, Any]:
     """Return three probes: being slow to start is no fault, being busy is no reason to be restarted."""
     often = {"periodSeconds": 10, "timeoutSeconds": 5}
     return {
-        "startupProbe": ready | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": _START_TRIES},
+        "startupProbe": ready
+        | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": start_limit // timedelta(seconds=5)},
         "livenessProbe": live | often | {"failureThreshold": 2 * FAILURES},
         "readinessProbe": ready | often | {"failureThreshold": FAILURES},
     }
