@@ -12,6 +12,7 @@ import yaml
 
 from synapse_ops.manifests import (
     consistency_access,
+    consistency_hosts,
     consistency_kubernetes,
     consistency_places,
     consistency_prober,
@@ -38,6 +39,7 @@ GATES: tuple[Rule, ...] = (monitoring_documents_hold, kubernetes_objects_hold)
 RULES: tuple[Rule, ...] = (
     *consistency_kubernetes.RULES,
     *consistency_places.RULES,
+    *consistency_hosts.RULES,
     *consistency_safety.RULES,
     *consistency_access.RULES,
     *consistency_prober.RULES,
