@@ -3,7 +3,7 @@
 They show; the release guards itself. They can be evaluated alone; `tool_proofs` also is when a tool's word is recorded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -47,21 +47,22 @@ def document_checks(targets: Sequence[str]) -> dg.AssetChecksDefinition:
         with operation_of(context.run.run_id, context.instance):
             found = review_release(stack.open())
         for key in keys:
-            for result in manifest_results(key, found):
-                if dg.AssetCheckKey(key, str(result.check_name)) in context.selected_asset_check_keys:
-                    yield result
+            yield from manifest_results(key, found, context.selected_asset_check_keys)
 
     return checks
 
 
-def manifest_results(key: dg.AssetKey, found: "ReleaseReview") -> tuple[dg.AssetCheckResult, ...]:
-    """Return what a review says of a document, or of the release: that is all documents."""
+def manifest_results(
+    key: dg.AssetKey, found: "ReleaseReview", wanted: Collection[dg.AssetCheckKey]
+) -> list[dg.AssetCheckResult]:
+    """Return what a review says of a document, or of the release: that is all documents. wanted: no other checks."""
     paths = found.paths_of(None if key == RELEASE_KEY else key.to_user_string())
-    return (
+    results = (
         _findings(key, GATES, [row for row in found.gate_findings if row.path in paths]),
         _findings(key, CONSISTENT, [row for row in found.consistency_findings if row.path in paths]),
         _proofs(key, [row for row in found.proofs if row.path in paths], found.required, found.unread),
     )
+    return [result for result in results if dg.AssetCheckKey(key, str(result.check_name)) in wanted]
 
 
 def _findings(key: dg.AssetKey, name: str, found: "Sequence[Finding]") -> dg.AssetCheckResult:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from synapse_ops.operations.document_changes import DocumentChange
     from synapse_ops.operations.release import Release
     from synapse_ops.operations.stack import Stack
-    from synapse_ops.spec import Spec
 
 DIGEST = "digest"
 DIGESTS = "document_digests"
@@ -37,15 +36,10 @@ def last_rendering(instance: dg.DagsterInstance, key: dg.AssetKey) -> Mapping[st
     return {name: found.metadata[name].value for name in (DIGEST, DIGESTS, INPUTS, CODE) if name in found.metadata}
 
 
-def stale_pages(spec: "Spec", instance: dg.DagsterInstance) -> list[str]:
-    """Return the documents' assets whose newest materialisation shows other bytes than the spec means, or none."""
-    from synapse_ops.manifests.bundle import bundle_of
-    from synapse_ops.manifests.targets import TARGETS
-
+def stale_pages(digests: Mapping[str, str], instance: dg.DagsterInstance) -> list[str]:
+    """Return the documents' assets whose newest materialisation shows other bytes, or none. digests: by asset."""
     return [
-        target.name
-        for target in TARGETS
-        if last_rendering(instance, dg.AssetKey(target.name)).get(DIGEST) != bundle_of(target.render(spec)).digest
+        name for name, digest in digests.items() if last_rendering(instance, dg.AssetKey(name)).get(DIGEST) != digest
     ]
 
 

@@ -23,6 +23,7 @@ from synapse_ops.errors import Refused, SynapseOpsError
 from synapse_ops.manifests.targets import TARGETS, Target
 
 if TYPE_CHECKING:
+    from synapse_ops.operations.release_review import ReleaseReview
     from synapse_ops.operations.stack import Stack
 
 RENDERERS = "synapse_ops.manifests"
@@ -148,31 +149,27 @@ def _release_asset() -> dg.AssetsDefinition:
 
         with operation_of(context.run.run_id, context.instance):
             opened = stack.open()
-            found = manifest_results(RELEASE_KEY, review_release(opened))
-            chosen = [
-                result
-                for result in found
-                if dg.AssetCheckKey(RELEASE_KEY, str(result.check_name)) in context.selected_asset_check_keys
-            ]
+            review = review_release(opened)
+            results = manifest_results(RELEASE_KEY, review, context.selected_asset_check_keys)
             if RELEASE_KEY in context.selected_asset_keys:
                 try:
-                    made = _released(opened, context.instance)
+                    made = _released(opened, review, context.instance)
                 except SynapseOpsError:
-                    yield from chosen
+                    yield from results
                     raise
                 yield made
-            yield from chosen
+            yield from results
 
     return manifest_release
 
 
-def _released(stack: "Stack", instance: dg.DagsterInstance) -> dg.MaterializeResult[None]:
+def _released(stack: "Stack", review: "ReleaseReview", instance: dg.DagsterInstance) -> dg.MaterializeResult[None]:
     """Make the release, when it holds what the documents' pages show. Raises Refused when not."""
     from synapse_ops.operations.release import make_release
     from synapse_ops.operations.render import render
 
     bundle = render(stack.spec).bundle
-    stale = stale_pages(stack.spec, instance)
+    stale = stale_pages(review.digests, instance)
     if stale:
         raise Refused(
             f"cannot release {bundle.digest[:12]}: {len(stale)} documents' pages show other bytes",

@@ -52,7 +52,7 @@ def look_at_proofs(context: dg.SensorEvaluationContext, stack: "Stack") -> dg.Se
         return dg.SensorResult(skip_reason=review.unread)
     keys = [*(dg.AssetKey(name) for name in review.paths), RELEASE_KEY]
     requests = []
-    if _waits_for_proofs(context.instance, stack, review):
+    if _waits_for_proofs(context.instance, review):
         name = f"{stack.loaded.digest[:12]}-{recorded}"
         requests = [dg.RunRequest(run_key=name, asset_selection=[RELEASE_KEY], tags={TAG_TRIGGER: "sensor"})]
     return dg.SensorResult(
@@ -65,7 +65,7 @@ def look_at_proofs(context: dg.SensorEvaluationContext, stack: "Stack") -> dg.Se
 def _evaluation(instance: dg.DagsterInstance, key: dg.AssetKey, review: "ReleaseReview") -> dg.AssetCheckEvaluation:
     from synapse_ops.systems.dagster_storage import newest_as_target
 
-    [result] = [found for found in manifest_results(key, review) if found.check_name == PROOFS]
+    [result] = manifest_results(key, review, [dg.AssetCheckKey(key, PROOFS)])
     return dg.AssetCheckEvaluation(
         asset_key=key,
         check_name=PROOFS,
@@ -77,12 +77,12 @@ def _evaluation(instance: dg.DagsterInstance, key: dg.AssetKey, review: "Release
     )
 
 
-def _waits_for_proofs(instance: dg.DagsterInstance, stack: "Stack", review: "ReleaseReview") -> bool:
+def _waits_for_proofs(instance: dg.DagsterInstance, review: "ReleaseReview") -> bool:
     """Tell whether the last run that was to make the release failed, and nothing stands in its way now.
 
     Other bytes on a page are in its way: automation renders that document, and asks for the release after it.
     """
-    if review.obstacles or stale_pages(stack.spec, instance):
+    if review.obstacles or stale_pages(review.digests, instance):
         return False
     tried = [record.asset_entry.last_run_id for record in instance.get_asset_records([RELEASE_KEY])]
     runs = [instance.get_run_by_id(run_id) for run_id in tried if run_id]

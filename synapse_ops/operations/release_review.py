@@ -21,8 +21,9 @@ _GATES = frozenset(rule.__name__ for rule in GATES)
 
 @dataclass(frozen=True)
 class ReleaseReview:
-    """Findings of all documents, by kind. paths: of each target's documents. required: manifests.require_proofs.
+    """Findings of all documents, by kind.
 
+    paths, digests: of each target's documents. required: manifests.require_proofs.
     unread: why the store of proofs could not be read, "" when it was; then `proofs` are those that this host knows.
     """
 
@@ -31,6 +32,7 @@ class ReleaseReview:
     proofs: tuple[ToolProof, ...]
     required: Sequence[str]
     paths: dict[str, frozenset[str]]
+    digests: dict[str, str]
     unread: str = ""
 
     @property
@@ -64,4 +66,5 @@ def review_release(stack: Stack) -> ReleaseReview:
         required=stack.spec.manifests.require_proofs,
         unread=unread,
         paths={name: frozenset(str(document.path) for document in documents) for name, documents in made.items()},
+        digests={name: bundle_of(documents).digest for name, documents in made.items()},
     )
