@@ -55,6 +55,7 @@ def _words(value: Any) -> str:
 
 
 OWN_METADATA = "synapse_ops"  # whose life a collection is; a restored one is another life
+RESTORE_MARK = "synapse_ops_restore"  # metadata of a collection while a restore fills it: that restore's token
 _RENAMED = {"optimizer_config": "optimizers_config"}
 _NOT_AT_CREATION = {"read_fan_out_factor", "read_fan_out_delay_ms"}  # of params; set by an update
 _LAST = "strict_mode_config"  # it may forbid what a comparison of the new collection asks
@@ -67,7 +68,8 @@ def creation_body(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     params = {key: value for key, value in config["params"].items() if key not in _NOT_AT_CREATION}
     rest = {_RENAMED.get(key, key): value for key, value in config.items() if key not in {"params", "metadata", _LAST}}
-    metadata = {key: value for key, value in (config.get("metadata") or {}).items() if key != OWN_METADATA}
+    own = {OWN_METADATA, RESTORE_MARK}
+    metadata = {key: value for key, value in (config.get("metadata") or {}).items() if key not in own}
     body = {**params, **rest, "metadata": metadata}
     return {key: value for key, value in body.items() if value not in (None, {})}
 

@@ -3,21 +3,34 @@
 `plan_vector_restore` only looks. `apply_vector_restore` stages and opens the copy first, makes a new empty collection
 of the recorded configuration, compares the versions of the segments with those that this very server writes, uploads
 each shard to the node that holds it (checksum, `priority=snapshot`), waits for the replicas, compares the exact count
-on every node and a sample of points, puts the payload indexes back and removes the uploads. What fails on the way takes
-its own new collection with it. No alias is touched: `switch_alias` is a step of its own, one atomic request.
+on every node and a sample of points, puts the payload indexes back and removes the uploads. No alias is touched:
+`switch_alias` is a step of its own, one atomic request.
+
+The new collection carries a random token in its metadata until it is complete. A restore that fails deletes the
+collection only while it still carries this restore's token: the name may have been taken by the application, or by
+another restore, after the plan was made. Qdrant before 1.16 keeps no metadata; there the answer of the request that
+made the collection decides.
 Never: an existing name, `priority=replica`, an upload without a checksum.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.domain.vector_config import compare_config, creation_body, index_schema, update_body
+from synapse_ops.domain.vector_config import (
+    RESTORE_MARK,
+    compare_config,
+    creation_body,
+    index_schema,
+    parse_version,
+    update_body,
+)
 from synapse_ops.domain.vector_fingerprint import CopyFacts, compare_points
 from synapse_ops.errors import IntegrityError, Refused, SynapseOpsError
 from synapse_ops.operations.deadline import Deadline
@@ -29,6 +42,7 @@ from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaw
 from synapse_ops.operations.vector_cluster import Cluster, look_at_cluster
 from synapse_ops.operations.vector_restore_checks import await_whole, compare_sample, refuse_newer_segments
 from synapse_ops.operations.vector_restore_plan import VectorRestorePlan, plan_vector_restore
+from synapse_ops.operations.vector_source import METADATA_SINCE
 from synapse_ops.systems.qdrant import QdrantServer
 from synapse_ops.systems.qdrant_edge import inspect_copy
 
@@ -49,16 +63,22 @@ class VectorRestoreReport:
 
 @dataclass
 class _Restore(Measured):
-    """A restore under way."""
+    """A restore under way. token: in the new collection's metadata. is_made: the server said that it made it."""
 
     plan: VectorRestorePlan
     cluster: Cluster
     deadline: Deadline
     progress: ReportProgress
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    is_made: bool = False
 
     @property
     def name(self) -> str:
         return self.plan.collection
+
+    @property
+    def keeps_metadata(self) -> bool:
+        return parse_version(self.plan.server_version) >= METADATA_SINCE
 
 
 def apply_vector_restore(
@@ -101,7 +121,7 @@ def apply_vector_restore(
         try:
             counts, compared = _fill_new(restore, staged, copy, directory.scratch_dir)
         except BaseException:
-            _drop(restore)
+            _drop_own(restore)
             raise
     return VectorRestoreReport(
         plan=plan,
@@ -149,7 +169,11 @@ def _fill_new(
 ) -> tuple[dict[str, int], int]:
     """Make the collection, fill it and compare it; return exact counts by node, and how many points were compared."""
     control, name = restore.cluster.control, restore.name
-    control.create_collection(name, creation_body(staged.collection.config))
+    body = creation_body(staged.collection.config)
+    if restore.keeps_metadata:
+        body["metadata"] = {**body.get("metadata", {}), RESTORE_MARK: restore.token}
+    control.create_collection(name, body)
+    restore.is_made = True
     homes = restore.cluster.homes(name)
     wanted = [shard.shard_id for shard in staged.shards]
     if sorted(homes) != sorted(wanted):
@@ -165,6 +189,8 @@ def _fill_new(
     counts = await_whole(restore.cluster, name, copy.counts, restore.deadline, restore.progress)
     compared = compare_sample(control, name, staged.fingerprint)
     late = update_body(staged.collection.config)
+    if restore.keeps_metadata:
+        late["metadata"] = {RESTORE_MARK: None}  # null removes the key
     if late:
         control.update_collection(name, late)
     return counts, compared
@@ -193,8 +219,12 @@ def _put_indexes_back(restore: _Restore, staged: StagedSnapshot) -> None:
         restore.cluster.control.create_payload_index(restore.name, payload_field, index_schema(entry))
 
 
-def _drop(restore: _Restore) -> None:
-    """Remove the new collection that this very restore made; it holds nothing that anybody wrote."""
+def _drop_own(restore: _Restore) -> None:
+    """Delete the collection of this name if this very restore made it and has not completed it."""
+    control = restore.cluster.control
     with suppress(SynapseOpsError):
-        if restore.name in restore.cluster.control.collections():
-            restore.cluster.control.delete_collection(restore.name)
+        is_own = restore.is_made
+        if restore.keeps_metadata:  # then also one whose creation was never answered
+            is_own = control.collection(restore.name).metadata.get(RESTORE_MARK) == restore.token
+        if is_own:
+            control.delete_collection(restore.name)

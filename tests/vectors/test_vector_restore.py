@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from synapse_ops.errors import ConfigError, IntegrityError, Refused, TargetNotEmpty
+from synapse_ops.errors import ConfigError, IntegrityError, Refused, TargetNotEmpty, Unreachable
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vector_alias import switch_alias
 from synapse_ops.operations.vector_restore import VectorRestoreReport, apply_vector_restore
 from synapse_ops.operations.vector_restore_plan import plan_vector_restore
 from synapse_ops.operations.vector_snapshot import SnapshotReport, snapshot_collection
-from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.qdrant import QdrantRefused, QdrantServer
 from tests.vectors.collections import (
     fill,
     plain_config,
@@ -24,6 +28,7 @@ from tests.vectors.collections import (
 )
 
 TIMEOUT_S = 60.0
+SWITCHED_WHILE_ASKED = 200  # answers; with two requests per switch one of the first 20 found no collection
 
 
 def restore(stack: Stack, server: QdrantServer, report: SnapshotReport, to: str) -> VectorRestoreReport:
@@ -54,7 +59,7 @@ def test_a_restored_collection_equals_the_one_that_was_backed_up_and_nothing_sta
         old, restored = server.collection(collection), server.collection(new)
         assert restored.config["params"] == old.config["params"]
         assert restored.payload_schema.keys() == {"n"}
-        assert "synapse_ops" not in restored.metadata
+        assert restored.metadata == {}
         assert [server.list_shard_snapshots(new, shard) for shard in range(shards)] == [()] * shards
     finally:
         server.delete_collection(new)
@@ -74,7 +79,69 @@ def test_an_existing_name_is_never_restored_over(stack: Stack, server: QdrantSer
 def test_a_restore_that_fails_takes_its_new_collection_with_it(
     stack: Stack, server: QdrantServer, collection: str
 ) -> None:
-    """A byte of the stored snapshot was changed: nothing is made on the server."""
+    """The server refuses a shard: the empty collection that was made for it goes."""
+    fill(server, collection, plain_config(), plain_points(20))
+    report = snapshot_collection(stack, collection)
+    new = f"{collection}_restored"
+    existed = []
+
+    class RefusesShards(QdrantServer):
+        def recover_shard(self, collection: str, *_: Any, **__: Any) -> None:
+            existed.append(self.exists(collection))
+            raise QdrantRefused("POST", collection, status=500, said="this shard is not taken")
+
+    with RefusesShards(server.url) as refusing, pytest.raises(QdrantRefused, match="500"):
+        restore(stack, refusing, report, new)
+    assert existed == [True]
+    assert new not in server.collections()
+
+
+@pytest.mark.parametrize("by", ["the application", "another restore"])
+def test_a_collection_that_took_the_name_meanwhile_is_not_deleted(
+    stack: Stack, server: QdrantServer, collection: str, by: str
+) -> None:
+    """The name was free when the restore was planned; what was made there since belongs to whoever made it."""
+    fill(server, collection, plain_config(), plain_points(20))
+    report = snapshot_collection(stack, collection)
+    new = f"{collection}_restored"
+
+    class IsLate(QdrantServer):
+        def create_collection(self, name: str, config: Mapping[str, Any]) -> None:
+            if by == "the application":
+                fill(server, name, plain_config(), plain_points(7))
+            else:
+                restore(stack, server, report, name)
+            super().create_collection(name, config)
+
+    try:
+        with IsLate(server.url) as late, pytest.raises(QdrantRefused, match="409"):
+            restore(stack, late, report, new)
+        assert server.count(new) == (7 if by == "the application" else 20)
+    finally:
+        server.delete_collection(new)
+
+
+def test_a_new_collection_whose_creation_was_never_answered_goes_too(
+    stack: Stack, server: QdrantServer, collection: str
+) -> None:
+    """The token in its metadata shows that this restore made it, although no answer said so."""
+    fill(server, collection, plain_config(), plain_points(20))
+    report = snapshot_collection(stack, collection)
+
+    class LosesTheAnswer(QdrantServer):
+        def create_collection(self, name: str, config: Mapping[str, Any]) -> None:
+            super().create_collection(name, config)
+            raise Unreachable("the answer was lost")
+
+    with LosesTheAnswer(server.url) as losing, pytest.raises(Unreachable):
+        restore(stack, losing, report, f"{collection}_restored")
+    assert f"{collection}_restored" not in server.collections()
+
+
+def test_a_damaged_copy_is_refused_before_a_collection_is_made(
+    stack: Stack, server: QdrantServer, collection: str
+) -> None:
+    """A byte of the stored snapshot was changed."""
     fill(server, collection, plain_config(), plain_points(20))
     report = snapshot_collection(stack, collection)
     store = stack.vector_repository().store
@@ -83,21 +150,41 @@ def test_a_restore_that_fails_takes_its_new_collection_with_it(
     data[100] ^= 1
     store.put_bytes(key, bytes(data))
 
-    with pytest.raises(IntegrityError):
-        restore(stack, server, report, f"{collection}_restored")
-    assert f"{collection}_restored" not in server.collections()
+    class MakesNothing(QdrantServer):
+        def create_collection(self, name: str, config: Mapping[str, Any]) -> None:
+            raise AssertionError(f"{name} was made")
+
+    with MakesNothing(server.url) as unchanged, pytest.raises(IntegrityError):
+        restore(stack, unchanged, report, f"{collection}_restored")
 
 
 def test_an_alias_is_switched_in_one_step_and_says_what_it_stood_for(server: QdrantServer, collection: str) -> None:
+    """A client that asks by the alias all the time finds one collection or the other, never none."""
     fill(server, collection, plain_config(), plain_points(20))
-    other = f"{collection}_other"
+    other, alias = f"{collection}_other", f"{collection}-live"
     fill(server, other, plain_config(), plain_points(30))
-    try:
-        alias = f"{collection}-live"
+    found: list[int] = []
+    ends = threading.Event()
 
+    def ask() -> None:
+        with QdrantServer(server.url) as client:
+            while not ends.is_set():
+                found.append(client.count(alias))
+
+    try:
         assert switch_alias([server], alias, collection) is None
-        assert switch_alias([server], alias, other) == collection
-        assert server.aliases()[alias] == other
+        with ThreadPoolExecutor(1) as pool:
+            asking = pool.submit(ask)
+            try:
+                give_up_at = time.monotonic() + TIMEOUT_S
+                live, next_one = collection, other
+                while len(found) < SWITCHED_WHILE_ASKED and not asking.done() and time.monotonic() < give_up_at:
+                    assert switch_alias([server], alias, next_one) == live
+                    live, next_one = next_one, live
+            finally:
+                ends.set()
+            asking.result(timeout=TIMEOUT_S)
+        assert set(found) == {20, 30}
         with pytest.raises(ConfigError):
             switch_alias([server], alias, "nowhere")
         with pytest.raises(ConfigError):

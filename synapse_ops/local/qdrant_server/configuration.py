@@ -73,7 +73,8 @@ def changed_config(config: Mapping[str, Any], body: Mapping[str, Any]) -> dict[s
         if body.get(name) is not None:
             changed[name] = body[name]
     if body.get("metadata") is not None:
-        changed["metadata"] = {**(changed.get("metadata") or {}), **body["metadata"]}
+        merged = {**(changed.get("metadata") or {}), **body["metadata"]}
+        changed["metadata"] = {key: value for key, value in merged.items() if value is not None}  # as payloads merge
     return changed
 
 
