@@ -8,9 +8,10 @@ Where the node's disk is short a shard is streamed instead: made on the way, wit
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,22 +54,35 @@ class CutShard:
         return "streamed" if self.made is None else "stored"
 
 
-def create_on_node(server: QdrantServer, collection: str, shard: int) -> ServerSnapshot:
+def create_on_node(
+    server: QdrantServer, collection: str, shard: int, *, lost_after_s: float = LOST_AFTER_S
+) -> ServerSnapshot:
     """Have a node make a shard's snapshot, and return it once it is finished.
 
+    lost_after_s: seconds without any answer after which the node is given up. The request then goes on in a thread of
+    its own, which keeps neither the caller nor the process waiting: a node without power never ends it.
     Raises Unreachable when the node is lost meanwhile, QdrantRefused for what it answers.
     """
     before = {one.name for one in server.list_shard_snapshots(collection, shard)}
-    with ThreadPoolExecutor(1, thread_name_prefix="snapshot") as pool:
-        asked = pool.submit(server.create_shard_snapshot, collection, shard)
+    asked: Future[ServerSnapshot | None] = Future()
+
+    def ask() -> None:
         try:
-            return _await(asked, server, collection, shard, before)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            asked.set_result(server.create_shard_snapshot(collection, shard))
+        except BaseException as error:  # noqa: BLE001 - carried over to the thread that waits
+            asked.set_exception(error)
+
+    threading.Thread(target=ask, name="snapshot", daemon=True).start()
+    return _await(asked, server, collection, shard, before, lost_after_s)
 
 
 def _await(
-    asked: Future[ServerSnapshot | None], server: QdrantServer, collection: str, shard: int, before: set[str]
+    asked: Future[ServerSnapshot | None],
+    server: QdrantServer,
+    collection: str,
+    shard: int,
+    before: set[str],
+    lost_after_s: float,
 ) -> ServerSnapshot:
     answered_at = time.monotonic()
     ended_at: float | None = None
@@ -90,7 +104,7 @@ def _await(
             found = [one for one in server.list_shard_snapshots(collection, shard) if one.name not in before]
             answered_at = time.monotonic()
         except Unreachable:
-            if time.monotonic() - answered_at > (LOST_AFTER_S if ended_at is None else GONE_AFTER_S):
+            if time.monotonic() - answered_at > (lost_after_s if ended_at is None else GONE_AFTER_S):
                 raise
             continue
         if found:
