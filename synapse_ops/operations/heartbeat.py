@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -25,27 +25,36 @@ LOST_AFTER_S = 600.0  # far under the least grace for left-overs, far over a res
 
 
 class Heartbeat:
-    """One beating object. `raise_if_lost` belongs before every step that must not happen unprotected."""
+    """One beating object. `raise_if_lost` belongs before every step that must not happen unprotected.
 
-    def __init__(self, store: ObjectStore, key: str, body: Mapping[str, Any]) -> None:
+    Safe to use from several threads: one writes at a time, so an older body never lands over a newer one.
+    clock: in seconds, of this process alone.
+    """
+
+    def __init__(
+        self, store: ObjectStore, key: str, body: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
         self._key = key
         self._body = {**presence_of_this_process(), **body}  # the writer's own host can tell that it died
         self._beats = 0
-        self._last_success = time.monotonic()
+        self._clock = clock
+        self._writing = threading.Lock()
+        self._last_success = clock()
         self._last_error = ""
 
     def beat(self) -> None:
         """Write the object once; raises what the store raises."""
-        self._beats += 1
-        body = {**self._body, "beats": self._beats, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-        self._store.put_bytes(self._key, (json.dumps(body, sort_keys=True) + "\n").encode())
-        self._last_success = time.monotonic()
+        self.tell()
 
     def tell(self, **facts: Any) -> None:
         """Beat at once with further fields, kept in every later beat: what somebody must know if we die now."""
-        self._body = {**self._body, **facts}
-        self.beat()
+        with self._writing:
+            self._beats += 1
+            self._body = {**self._body, **facts}
+            body = {**self._body, "beats": self._beats, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+            self._store.put_bytes(self._key, (json.dumps(body, sort_keys=True) + "\n").encode())
+            self._last_success = self._clock()
 
     def keep_beating(self, stop: threading.Event, interval_s: float) -> None:
         """Beat until stopped; a beat that fails is tried again at the next interval."""
@@ -57,7 +66,7 @@ class Heartbeat:
 
     def raise_if_lost(self) -> None:
         """Raise DeadlineExceeded when no beat has reached the store for LOST_AFTER_S seconds."""
-        silence_s = time.monotonic() - self._last_success
+        silence_s = self._clock() - self._last_success
         if silence_s > LOST_AFTER_S:
             raise DeadlineExceeded(
                 f"could not write {self._store.full_url(self._key)} for {silence_s:.0f} s, limit {LOST_AFTER_S:.0f} s",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 import pytest
 
 from synapse_ops.errors import DeadlineExceeded, SynapseOpsError, Unproven
 from synapse_ops.operations.heartbeat import LOST_AFTER_S, Heartbeat, keep_heartbeat
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.object_store import ObjectStore, StoreAccess, WrittenObject
 
 BEAT_DEADLINE_S = 20.0
+TOLD_WITHIN_S = 2.0  # far over one small write
 
 
 @pytest.fixture
@@ -51,13 +55,41 @@ def test_work_does_not_begin_without_a_first_beat(object_store_access: StoreAcce
         pytest.fail("the block was entered")
 
 
-def test_a_long_silence_is_an_error_before_the_next_step(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_silence_is_an_error_before_the_next_step(store: ObjectStore) -> None:
     """Objects without a fresh heartbeat may be taken for left-overs: nothing is sealed after a long silence."""
-    heartbeat = Heartbeat(store, "heartbeat.json", {})
+    now_s = 1000.0
+    heartbeat = Heartbeat(store, "heartbeat.json", {}, clock=lambda: now_s)
     heartbeat.beat()
+    now_s += LOST_AFTER_S
     heartbeat.raise_if_lost()
-    later = time.monotonic() + LOST_AFTER_S + 1
-    monkeypatch.setattr(time, "monotonic", lambda: later)
+    now_s += 1
 
     with pytest.raises(DeadlineExceeded, match="limit 600 s"):
         heartbeat.raise_if_lost()
+
+
+def test_a_slow_beat_never_lands_over_what_was_told_after_it(bucket_url: str, object_store_access: StoreAccess) -> None:
+    """What somebody must know if we die now stays in the object, although an older beat is still on its way."""
+
+    class FirstIsSlow(ObjectStore):
+        is_sent, may_land = threading.Event(), threading.Event()
+
+        def put_bytes(self, key: str, data: bytes, **conditions: Any) -> WrittenObject:
+            if not self.is_sent.is_set():
+                self.is_sent.set()
+                assert self.may_land.wait(BEAT_DEADLINE_S)
+            return super().put_bytes(key, data, **conditions)
+
+    slow = FirstIsSlow(bucket_url, object_store_access)
+    heartbeat = Heartbeat(slow, "heartbeat.json", {})
+    with ThreadPoolExecutor(2) as pool:
+        beating = pool.submit(heartbeat.beat)
+        assert slow.is_sent.wait(BEAT_DEADLINE_S)
+        telling = pool.submit(heartbeat.tell, cutting="shard 0")
+        wait([telling], timeout=TOLD_WITHIN_S)  # unless it waits for the beat before it
+        slow.may_land.set()
+        beating.result(BEAT_DEADLINE_S)
+        telling.result(BEAT_DEADLINE_S)
+
+    body = json.loads(slow.read_bytes("heartbeat.json"))
+    assert (body["cutting"], body["beats"]) == ("shard 0", 2)
