@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.repository_layout import BACKUP, HEARTBEAT, KIND_SNAPSHOT, BackupPlace, Identity, quote_segment
+from synapse_ops.domain.retention import CLOCK_TOLERANCE
 from synapse_ops.errors import ObjectMissing, SynapseOpsError
 from synapse_ops.operations.repository import Repository
 
@@ -97,9 +98,10 @@ def _perhaps(place: BackupPlace, body: Mapping[str, Any], by_url: Mapping[str, Q
     server = by_url.get(row["node"]) if row else None
     if row is None or server is None:
         return
-    since = datetime.fromisoformat(row["since"])
+    # the node's time has whole seconds, ours has not, and their clocks differ; such a file is only listed, so be wide
+    since = datetime.fromisoformat(row["since"]) - CLOCK_TOLERANCE
     for one in server.list_shard_snapshots(place.subject, row["shard_id"]):
-        if one.created_at is not None and timedelta(0) <= one.created_at - since <= _CUT_WITHIN:
+        if one.created_at is not None and since <= one.created_at <= since + _CUT_WITHIN:
             yield NodeFile(server, place, row["shard_id"], one, is_named=False)
 
 

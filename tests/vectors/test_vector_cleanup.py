@@ -16,13 +16,29 @@ from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.errors import PlanChanged
 from synapse_ops.operations import vector_cleanup
 from synapse_ops.operations.lease import hold_lease
+from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vector_cleanup import apply_snapshots_plan, make_snapshots_plan
 from synapse_ops.operations.vector_snapshot import snapshot_collection
+from synapse_ops.systems.object_store import ObjectStore
 from synapse_ops.systems.qdrant import QdrantServer, ServerSnapshot
 from tests.vectors.collections import fill, plain_config, plain_points
 
-AN_HOUR_LATER = timedelta(minutes=-1)  # as a grace: what was touched just now is older than that
+LATER = timedelta(hours=1, minutes=1)  # past the grace
+NO_GRACE = timedelta(minutes=-1)  # below zero, because the clocks of store and nodes have whole seconds
+
+
+class LaterStore(ObjectStore):
+    """A real store whose clock stands an hour later than when everything in it was written."""
+
+    def server_time(self) -> datetime:
+        return super().server_time() + LATER
+
+
+class LaterStack(Stack):
+    def vector_repository(self) -> Repository:
+        whole = super().vector_repository()
+        return Repository(LaterStore(whole.store.url, whole.store.access), whole.state_dir)
 
 
 class NotEmbedded:
@@ -33,7 +49,7 @@ def leave(stack: Stack, server: QdrantServer, collection: str, *, is_named: bool
     """Leave what a run leaves that is killed while it sends, or (not named) while the node works."""
     fill(server, collection, plain_config(), plain_points(20))
     identity = snapshot_collection(stack, collection).place.identity
-    since = datetime.now(UTC) - timedelta(seconds=2)
+    since = datetime.now(UTC) + timedelta(seconds=1)  # the clock of the node is a second behind ours
     left = server.create_shard_snapshot(collection, 0)
     assert left is not None
     body: dict[str, Any] = {"on_nodes": [{"node": server.url, "shard_id": 0, "name": left.name}]}
@@ -44,12 +60,20 @@ def leave(stack: Stack, server: QdrantServer, collection: str, *, is_named: bool
     return left
 
 
+def later(stack: Stack) -> Stack:
+    return LaterStack(stack.loaded, stack.state_dir)
+
+
 def plan(stack: Stack) -> Any:
-    return make_snapshots_plan(stack, stack.state_dir, datetime.now(UTC))
+    return make_snapshots_plan(stack, stack.state_dir, now_of(stack))
 
 
 def apply(stack: Stack, digest: str) -> Any:
-    return apply_snapshots_plan(digest, stack, stack.state_dir, datetime.now(UTC))
+    return apply_snapshots_plan(digest, stack, stack.state_dir, now_of(stack))
+
+
+def now_of(stack: Stack) -> datetime:
+    return datetime.now(UTC) + (LATER if isinstance(stack, LaterStack) else timedelta(0))
 
 
 def names(server: QdrantServer, collection: str) -> list[str]:
@@ -57,10 +81,10 @@ def names(server: QdrantServer, collection: str) -> list[str]:
 
 
 def test_a_killed_runs_snapshot_goes_by_the_digest_of_a_plan_once(
-    stack: Stack, server: QdrantServer, collection: str, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, server: QdrantServer, collection: str
 ) -> None:
     left = leave(stack, server, collection)
-    monkeypatch.setattr(vector_cleanup, "GRACE", AN_HOUR_LATER)
+    stack = later(stack)
 
     planned = plan(stack)
     [row] = planned.first_rows
@@ -89,11 +113,11 @@ def test_a_snapshot_younger_than_the_grace_stays(stack: Stack, server: QdrantSer
 
 
 def test_a_snapshot_that_another_tool_may_have_made_is_listed_and_stays(
-    stack: Stack, server: QdrantServer, collection: str, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, server: QdrantServer, collection: str
 ) -> None:
     """A run that was killed while the node worked never learnt a name."""
     left = leave(stack, server, collection, is_named=False)
-    monkeypatch.setattr(vector_cleanup, "GRACE", AN_HOUR_LATER)
+    stack = later(stack)
 
     planned = plan(stack)
 
@@ -105,11 +129,11 @@ def test_a_snapshot_that_another_tool_may_have_made_is_listed_and_stays(
 
 
 def test_nothing_goes_while_a_snapshot_of_the_collection_is_taken_or_after_its_run_made_a_backup(
-    stack: Stack, server: QdrantServer, collection: str, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, server: QdrantServer, collection: str
 ) -> None:
     """Each entry is looked at again when it is its turn."""
     left = leave(stack, server, collection)
-    monkeypatch.setattr(vector_cleanup, "GRACE", AN_HOUR_LATER)
+    stack = later(stack)
     store = stack.vector_repository().store
     planned = plan(stack)
 
@@ -146,7 +170,7 @@ def test_by_dagster_left_overs_go_by_the_digest_that_the_plan_asset_printed_and_
 ) -> None:
     """The plan asset shows what would go; the apply job without that digest refuses and removes nothing."""
     left = leave(stack, server, collection)
-    monkeypatch.setattr(vector_cleanup, "GRACE", AN_HOUR_LATER)
+    monkeypatch.setattr(vector_cleanup, "GRACE", NO_GRACE)
     resource = StackResource(spec_path=str(stack.loaded.path), state_dir=str(stack.state_dir))
     shared = dg.Definitions(resources={"stack": resource}, executor=dg.in_process_executor)
     definitions = dg.Definitions.merge(shared, cleanup_definitions(stack.spec, NotEmbedded()))  # type: ignore[arg-type]
