@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -22,7 +23,7 @@ from synapse_ops.domain.left_overs import DanglingUpload, is_past_grace, plan_le
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.domain.repository_layout import BACKUP, KIND_RDB, KIND_SNAPSHOT, BackupPlace, parse_key
 from synapse_ops.domain.retention import CLOCK_TOLERANCE, Clocks, RetentionPolicy, is_held, plan_retention
-from synapse_ops.errors import PlanChanged, Refused, Unreachable
+from synapse_ops.errors import PlanChanged, Refused, SynapseOpsError, Unreachable
 from synapse_ops.operations.backup_catalog import list_own_objects, read_catalog
 from synapse_ops.operations.expiry_plans import mark_applied, read_applied_at, read_plan, remove_old_plans, store_plan
 from synapse_ops.operations.lease import Lease, hold_lease
@@ -108,7 +109,8 @@ def apply_expiry(
 
     accept_ratio: 0 to 1, what a person accepts instead of the plan's `max_expiry_ratio`.
     Raises PlanChanged (no such plan, or older than 24 h), Refused (too large a part, clocks differ), LeaseHeld,
-    LeaseLost, Unreachable (some deletes did not succeed; applying again goes on).
+    LeaseLost, Unreachable (some deletes did not succeed; applying again goes on). The detail of an error names what was
+    removed before it.
     """
     began = time.monotonic()
     used_at = read_applied_at(repository, digest)
@@ -127,9 +129,10 @@ def apply_expiry(
         fresh = _decide(repository, plan.policy, now + timedelta(seconds=time.monotonic() - began))
         _refuse_wrong_clocks(Clocks(fresh.made_at, fresh.store_time))
         run = _Run(repository, lease, fresh)
-        run.apply([entry for entry in plan.entries if entry.removes], progress)
-        _refuse_failed(run, repository)
-        lease.check()
+        with _removed_named(run):
+            run.apply([entry for entry in plan.entries if entry.removes], progress)
+            _refuse_failed(run, repository)
+            lease.check()
         old_plans = remove_old_plans(repository, fresh.store_time, keep=digest)
         report = ExpiryReport(
             digest, tuple(run.removed), tuple(run.skipped), warnings=lease.warnings, old_plans_removed=old_plans
@@ -217,14 +220,25 @@ def _refuse_failed(run: _Run, repository: Repository) -> None:
         )
 
 
+@contextmanager
+def _removed_named(run: _Run) -> Iterator[None]:
+    """Add to an error what the run removed before: no report and no marker will say so."""
+    try:
+        yield
+    except SynapseOpsError as error:
+        error.detail = "\n".join(filter(None, [error.detail, *run.removal_lines()]))
+        raise
+
+
 @dataclass
 class _Run:
-    """One application of a plan's removing entries, batch by batch."""
+    """One application of a plan's removing entries, batch by batch. begun: of these a part may be deleted."""
 
     repository: Repository
     lease: Lease
     fresh: ExpiryPlan
     removed: list[PlanEntry] = field(default_factory=list)
+    begun: list[PlanEntry] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -256,10 +270,19 @@ class _Run:
                 self.skipped.append(Skipped(entry, reason))
             else:
                 chosen.append((entry, [row.name for row in rows]))
+        self.begun = [entry for entry, _ in chosen]
         for step in (_is_backup, is_data, _is_marker):
             self._delete([entry.place.key(name) for entry, names in chosen for name in names if step(name)])
             chosen = [row for row in chosen if not any(row[0].place.key(name) in self.failed for name in row[1])]
         self.removed += [entry for entry, _ in chosen]
+        self.begun = []
+
+    def removal_lines(self) -> Iterator[str]:
+        """Yield what is gone and what may be, for people; nothing when nothing was deleted."""
+        if self.removed:
+            yield f"removed before that: {len(self.removed)} entries, {sum(e.size_bytes for e in self.removed)} bytes"
+        yield from (f"removed: {entry.place.prefix}" for entry in self.removed)
+        yield from (f"removal begun, not finished: {entry.place.prefix}" for entry in self.begun)
 
     def _late_objection(self, entry: PlanEntry, rows: Sequence[ListedObject]) -> str:
         if not rows:

@@ -147,6 +147,41 @@ def test_applying_a_cut_plan_again_goes_on(repository: Repository, store: Memory
     assert ids(repository) == kept_by(plan)
 
 
+def test_an_expiry_that_fails_says_what_it_removed_before(repository: Repository, store: MemoryStore) -> None:
+    """One object that cannot be deleted makes the run an error; what is gone all the same is named with it."""
+    backups = stored(store, 60, 50, 40, 20, 1)
+    plan = make_expiry_plan(repository, POLICY, NOW)
+    store.undeletable = {backups[0].place.key(BACKUP)}
+
+    with pytest.raises(Unreachable, match="could not delete 1 objects") as failed:
+        apply_expiry(repository, plan.digest, NOW)
+
+    lines = failed.value.detail.splitlines()
+    assert [f"removed: {backup.place.prefix}" in lines for backup in backups] == [False, True, True, False, False]
+    assert any(line.startswith("removed before that: 2 entries, ") for line in lines)
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_an_expiry_that_is_cut_says_what_it_may_have_removed(
+    repository: Repository, store: MemoryStore, step: int
+) -> None:
+    """The store vanished in the middle of the second batch: the first is gone, of the second a part may be."""
+    backups = stored(store, *range(80, 20, -1), 1)
+    plan = make_expiry_plan(repository, POLICY, NOW)
+    store.cut_after = 3 + step
+
+    with pytest.raises(Unreachable, match="the run was cut here") as cut:
+        apply_expiry(repository, plan.digest, NOW)
+
+    lines = cut.value.detail.splitlines()
+    removed = {line.removeprefix("removed: ") for line in lines if line.startswith("removed: ")}
+    begun = {line.rpartition(": ")[2] for line in lines if line.startswith("removal begun, not finished: ")}
+    assert (len(removed), len(begun)) == (50, 9)
+    assert removed | begun == {entry.place.prefix for entry in plan.entries if entry.removes}
+    assert not [key for key in store.objects if key.startswith(tuple(removed))]
+    assert backups[-1].place.prefix not in removed | begun
+
+
 def test_a_backup_whose_backup_json_stays_keeps_its_data(repository: Repository, store: MemoryStore) -> None:
     """A delete that the store refused stops the later steps of that backup: no listed backup without data."""
     backups = stored(store, 40, 20, 1)
