@@ -6,6 +6,7 @@ who calls decides what is safe to repeat. Proxies of the environment are ignored
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
+# A node without power ends no connection. The kernel does, after 60 + 6 * 10 s without an answer to a keepalive, or
+# 120 s with sent bytes that were not acknowledged; so a request without a limit of its own ends as well.
+SOCKET_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 6),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 120_000),  # milliseconds
+)
 BODY_SHOWN = 600  # characters of an answer that an error repeats
 
 
@@ -77,8 +87,9 @@ class QdrantHttp:
     ) -> Any:
         """Return what Qdrant answered: `result` of its JSON, or the text of a plain answer.
 
-        has_limit=False waits for ever (connecting is always limited). Raises ConfigError (401, 403), Throttled (429),
-        Unreachable (no answer, 502-504), DeadlineExceeded, QdrantRefused (anything else from 400 on).
+        has_limit=False waits as long as the kernel of the node answers; connecting is always limited. Raises
+        ConfigError (401, 403), Throttled (429), Unreachable (no answer, 502-504), DeadlineExceeded, QdrantRefused
+        (anything else from 400 on).
         """
         with _mapped(self.url):
             if body is not None:
@@ -119,7 +130,7 @@ class QdrantHttp:
             self._client = httpx.Client(
                 base_url=self.url,
                 headers={"api-key": self._api_key} if self._api_key else {},
-                verify=self._trust(),
+                transport=httpx.HTTPTransport(verify=self._trust(), trust_env=False, socket_options=SOCKET_OPTIONS),
                 trust_env=False,
                 follow_redirects=False,
             )

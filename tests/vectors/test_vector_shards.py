@@ -13,6 +13,7 @@ import pytest
 from synapse_ops.errors import Unreachable
 from synapse_ops.operations.vector_shards import create_on_node
 from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.qdrant_http import SOCKET_OPTIONS
 
 LOST_AFTER_S = 0.5
 GIVEN_UP_WITHIN_S = 15.0  # the next poll, on a busy host
@@ -63,6 +64,17 @@ def vanishing_node() -> Iterator[VanishingNode]:
             node.may_end.set()
             node.shutdown()
             thread.join(GIVEN_UP_WITHIN_S)
+
+
+def test_a_request_without_a_limit_ends_when_the_nodes_kernel_no_longer_answers(server: QdrantServer) -> None:
+    """Uploads and creations of a restore have no limit of time; without keepalive they would wait for a dead node."""
+    with server.stream("/") as response:
+        connection = response.extensions["network_stream"].get_extra_info("socket")
+
+        found = [connection.getsockopt(level, option) for level, option, _ in SOCKET_OPTIONS]
+
+    assert found == [value for *_, value in SOCKET_OPTIONS]
+    assert found[0] == 1
 
 
 def test_a_node_that_vanishes_is_given_up_although_its_connection_stays_open() -> None:
