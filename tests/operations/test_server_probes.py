@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from synapse_ops.domain.health import ProbeVerdict, State
@@ -129,14 +130,13 @@ def _keys(folder: Path) -> Path:
 def test_a_question_to_a_stopped_postgres_ends_in_time(
     postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A statement that waits for ever is left behind, and its session ends with it."""
-    from synapse_ops.systems import postgres_probe
-
-    monkeypatch.setattr(postgres_probe, "_FACTS", "select pg_sleep(3600)")
+    """A statement that waits for ever, for a lock here, is left behind."""
     stack = database(postgres_server.conninfo(), tmp_path, monkeypatch, "127.0.0.1:1")
-    began = time.monotonic()
+    with psycopg.connect(postgres_server.conninfo()) as locking:
+        locking.execute("lock table pg_catalog.pg_stat_archiver in access exclusive mode")
+        began = time.monotonic()
 
-    verdict = ask(stack, "db-primary")
+        verdict = ask(stack, "db-primary")
 
     assert verdict.state is State.FAILED
     assert "waiting for the answer to a statement" in verdict.reason
