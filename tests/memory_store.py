@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import BinaryIO
 
@@ -62,11 +61,7 @@ class MemoryStore:
             raise ConditionFailed(f"could not read {key}: it has changed")
         return found[0]
 
-    @contextmanager
-    def quick_reader(self) -> Iterator[MemoryStore]:
-        yield self
-
-    def read(self, key: str, size_bytes: int, etag: str, *, max_bytes: int) -> bytes:
+    def read_listed(self, key: str, size_bytes: int, etag: str, *, max_bytes: int) -> bytes:
         return self.read_bytes(key, etag=etag, max_bytes=max(max_bytes, size_bytes))
 
     def read_with_etag(self, key: str) -> tuple[bytes, str] | None:

@@ -35,7 +35,7 @@ from synapse_ops.domain.snapshot_record import SnapshotRecord
 from synapse_ops.errors import ConfigError, DocumentUnreadable, IntegrityError, ObjectMissing, WrongIdentity
 from synapse_ops.operations.document_cache import DocumentCache
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.object_store import ConditionFailed, ObjectInfo, ObjectStore, QuickReader
+from synapse_ops.systems.object_store import ConditionFailed, ObjectInfo, ObjectStore
 
 READERS = 16  # concurrent GETs of small documents: 8 -> 16 gained a tenth on a near store, more nothing
 IN_FLIGHT = 300  # backups whose documents are being read: three pages of a listing, so that reading never waits for one
@@ -75,10 +75,9 @@ def read_catalog(repository: Repository, *, subject: str | None = None) -> Catal
     prefixes = [""] if subject is None else _prefixes_of(repository, subject)
     with (
         DocumentCache(repository.cache_dir, repository.url) as cache,
-        repository.store.quick_reader() as reader,
         ThreadPoolExecutor(READERS, thread_name_prefix="catalog") as pool,
     ):
-        judging = _Judging(reader, cache, pool, reading)
+        judging = _Judging(repository.store, cache, pool, reading)
         for place, objects in _grouped((row for p in prefixes for row in repository.store.list_objects(p)), reading):
             judging.begin(place, objects)
         judging.finish_all()
@@ -168,8 +167,8 @@ class _Pending:
 class _Judging:
     """Reads documents while the listing goes on, and turns backups into rows in the order they were begun."""
 
-    def __init__(self, reader: QuickReader, cache: DocumentCache, pool: ThreadPoolExecutor, reading: _Reading) -> None:
-        self._reader = reader
+    def __init__(self, store: ObjectStore, cache: DocumentCache, pool: ThreadPoolExecutor, reading: _Reading) -> None:
+        self._store = store
         self._cache = cache
         self._pool = pool
         self._reading = reading
@@ -206,13 +205,13 @@ class _Judging:
         place: BackupPlace,
         row: ListedObject,
         parse: Callable[[Mapping[str, Any]], AnyFacts],
-        read: Callable[[QuickReader, BackupPlace, ListedObject], _Read[AnyFacts]],
+        read: Callable[[ObjectStore, BackupPlace, ListedObject], _Read[AnyFacts]],
     ) -> AnyFacts | Future[_Read[AnyFacts]]:
         known = self._cache.get(place.key(row.name), row.etag)
         if known is not None:
             with suppress(TypeError, ValueError, KeyError):  # a row that we did not write is not known
                 return parse(known)
-        return self._pool.submit(read, self._reader, place, row)
+        return self._pool.submit(read, self._store, place, row)
 
     def _finish(self, pending: _Pending) -> None:
         place, rows = pending.listed.place, pending.objects
@@ -231,10 +230,10 @@ class _Judging:
         return read
 
 
-def _read_backup_facts(reader: QuickReader, place: BackupPlace, row: ListedObject) -> _Read[BackupFacts]:
+def _read_backup_facts(store: ObjectStore, place: BackupPlace, row: ListedObject) -> _Read[BackupFacts]:
     key = place.key(row.name)
     try:
-        data = reader.read(key, row.size_bytes, row.etag, max_bytes=MAX_DOCUMENT_BYTES)
+        data = store.read_listed(key, row.size_bytes, row.etag, max_bytes=MAX_DOCUMENT_BYTES)
         record = parse_backup(data, key=key)
         _check_place(record, key)
     except (ObjectMissing, ConditionFailed):
@@ -244,10 +243,10 @@ def _read_backup_facts(reader: QuickReader, place: BackupPlace, row: ListedObjec
     return BackupFacts.of(record, sha256=hashlib.sha256(data).hexdigest()), True
 
 
-def _read_proof_facts(reader: QuickReader, place: BackupPlace, row: ListedObject) -> _Read[ProofFacts]:
+def _read_proof_facts(store: ObjectStore, place: BackupPlace, row: ListedObject) -> _Read[ProofFacts]:
     key = place.key(row.name)
     try:
-        data = reader.read(key, row.size_bytes, row.etag, max_bytes=MAX_DOCUMENT_BYTES)
+        data = store.read_listed(key, row.size_bytes, row.etag, max_bytes=MAX_DOCUMENT_BYTES)
         record = ProofRecord.from_json(data, key=key)
         if record.backup_id != place.backup_id:
             raise WrongIdentity(f"{key} is a proof of backup {record.backup_id}")

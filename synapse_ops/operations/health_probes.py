@@ -9,7 +9,8 @@ from synapse_ops.domain.http_health import judge_reply
 from synapse_ops.operations.probing import ENDPOINT, Probe
 from synapse_ops.operations.server_probes import server_probes
 from synapse_ops.operations.stack import Stack
-from synapse_ops.systems.probe_clients import HttpClients, Stage
+from synapse_ops.systems.probe_clients import HttpClients
+from synapse_ops.systems.probe_stage import Stage
 
 
 def probes_of(stack: Stack, clients: HttpClients) -> tuple[Probe, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from synapse_ops.domain.health import ProbeVerdict, State
 from synapse_ops.errors import SynapseOpsError
-from synapse_ops.systems.probe_clients import Stage
+from synapse_ops.systems.probe_stage import Stage
 
 ENDPOINT = "endpoint"
 SERVER = "server"

@@ -31,7 +31,8 @@ from synapse_ops.domain.server_health import (
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.probing import SERVER, Probe, Question
 from synapse_ops.operations.stack import Stack
-from synapse_ops.systems.probe_clients import HttpClients, Stage
+from synapse_ops.systems.probe_clients import HttpClients
+from synapse_ops.systems.probe_stage import Stage
 
 CERTIFICATE_INTERVAL_S = 300.0  # days are counted, and a renewed certificate should show within minutes
 DISK_INTERVAL_S = 60.0

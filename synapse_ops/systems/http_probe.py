@@ -21,7 +21,7 @@ import httpx
 from synapse_ops import __version__
 from synapse_ops.domain.http_health import HttpReply
 from synapse_ops.errors import ConfigError, IntegrityError, Unreachable
-from synapse_ops.systems.probe_clients import Stage
+from synapse_ops.systems.probe_stage import Stage
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_REDIRECTS = 5  # curl follows 50, browsers 20; a health endpoint that needs more than one is odd already

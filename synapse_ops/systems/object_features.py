@@ -5,14 +5,28 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 from synapse_ops.errors import ConfigError, SynapseOpsError
-from synapse_ops.systems.object_records import StoreFeatures
+from synapse_ops.systems.object_records import StoreFeatures, WrittenObject
 from synapse_ops.systems.s3_errors import ConditionFailed
 
-if TYPE_CHECKING:
-    from synapse_ops.systems.object_store import ObjectStore
+
+class ProbedStore(Protocol):
+    """What the probe needs of a store."""
+
+    def put_bytes(
+        self,
+        key: str,
+        data: bytes,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        checksum: str | None = None,
+    ) -> WrittenObject: ...
+    def kept_checksum(self, key: str) -> str | None: ...
+    def delete(self, keys: Sequence[str]) -> dict[str, str]: ...
 
 
 def sha256_base64(data: bytes) -> str:
@@ -20,7 +34,7 @@ def sha256_base64(data: bytes) -> str:
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
-def ask_features(store: ObjectStore) -> StoreFeatures:
+def ask_features(store: ProbedStore) -> StoreFeatures:
     """Find out what the store honours; the probe object is removed again."""
     probe = f"leases/probe-{os.urandom(8).hex()}.json"
     try:
@@ -32,7 +46,7 @@ def ask_features(store: ObjectStore) -> StoreFeatures:
         store.delete([probe])
 
 
-def _takes(store: ObjectStore, key: str, *, if_none_match: bool = False, if_match: str | None = None) -> bool:
+def _takes(store: ProbedStore, key: str, *, if_none_match: bool = False, if_match: str | None = None) -> bool:
     """Tell whether the store writes over an existing object although the condition does not hold."""
     try:
         store.put_bytes(key, b"{}", if_none_match=if_none_match, if_match=if_match)
@@ -41,7 +55,7 @@ def _takes(store: ObjectStore, key: str, *, if_none_match: bool = False, if_matc
     return True
 
 
-def _keeps_checksums(store: ObjectStore, key: str) -> bool:
+def _keeps_checksums(store: ProbedStore, key: str) -> bool:
     """Tell whether the store refuses a wrong sha256, takes the right one, and answers a HEAD with it.
 
     A store that takes a wrong one repeats what we say: its word on a backup would be our own.
@@ -54,7 +68,7 @@ def _keeps_checksums(store: ObjectStore, key: str) -> bool:
     )
 
 
-def _takes_announced(store: ObjectStore, key: str, data: bytes, checksum: str) -> bool:
+def _takes_announced(store: ProbedStore, key: str, data: bytes, checksum: str) -> bool:
     try:
         store.put_bytes(key, data, checksum=checksum)
     except SynapseOpsError as refused:

@@ -1,9 +1,43 @@
-"""What an object store tells: rows of listings, receipts of writes, and what the store honours."""
+"""How an object store is reached, and what it answers: rows of listings, receipts of writes, what it honours."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StoreAccess:
+    """How to reach a bucket. `repr` never shows the secret.
+
+    endpoint: None means AWS. ca_file: a bundle for a private certificate authority.
+    """
+
+    endpoint: str | None = None
+    region: str = "us-east-1"
+    access_key: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ, prefix: str = "AWS") -> StoreAccess:
+        """Return what `<prefix>_ACCESS_KEY_ID`, `_SECRET_ACCESS_KEY`, `_ENDPOINT_URL`, `_REGION` ... say.
+
+        Keys that are absent are left to boto3's own chain (profile, instance role).
+        """
+        ca_file = environ.get(f"{prefix}_CA_BUNDLE")
+        return cls(
+            endpoint=environ.get(f"{prefix}_ENDPOINT_URL"),
+            region=environ.get(f"{prefix}_REGION") or environ.get(f"{prefix}_DEFAULT_REGION") or "us-east-1",
+            access_key=environ.get(f"{prefix}_ACCESS_KEY_ID"),
+            secret_key=environ.get(f"{prefix}_SECRET_ACCESS_KEY"),
+            session_token=environ.get(f"{prefix}_SESSION_TOKEN"),
+            ca_file=Path(ca_file) if ca_file else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

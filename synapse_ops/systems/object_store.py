@@ -9,21 +9,18 @@ Keys given and returned are relative to the prefix of the URL; listings are sort
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, SynapseOpsError, Unreachable
 from synapse_ops.systems.object_features import ask_features, sha256_base64
-from synapse_ops.systems.object_quick_read import QuickReader
-from synapse_ops.systems.object_records import ObjectInfo, StoreFeatures, UploadInfo, WrittenObject
+from synapse_ops.systems.object_records import ObjectInfo, StoreAccess, StoreFeatures, UploadInfo, WrittenObject
 from synapse_ops.systems.object_streams import ObjectReader, ObjectWriter
 from synapse_ops.systems.s3_errors import ConditionFailed, s3_errors
 
@@ -31,7 +28,6 @@ __all__ = [
     "ConditionFailed",
     "ObjectInfo",
     "ObjectStore",
-    "QuickReader",
     "StoreAccess",
     "StoreFeatures",
     "UploadInfo",
@@ -39,37 +35,6 @@ __all__ = [
 ]
 
 DELETE_BATCH = 1000  # S3's own limit for DeleteObjects
-
-
-@dataclass(frozen=True)
-class StoreAccess:
-    """How to reach a bucket. `repr` never shows the secret.
-
-    endpoint: None means AWS. ca_file: a bundle for a private certificate authority.
-    """
-
-    endpoint: str | None = None
-    region: str = "us-east-1"
-    access_key: str | None = None
-    secret_key: str | None = field(default=None, repr=False)
-    session_token: str | None = field(default=None, repr=False)
-    ca_file: Path | None = None
-
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str] = os.environ, prefix: str = "AWS") -> StoreAccess:
-        """Return what `<prefix>_ACCESS_KEY_ID`, `_SECRET_ACCESS_KEY`, `_ENDPOINT_URL`, `_REGION` ... say.
-
-        Keys that are absent are left to boto3's own chain (profile, instance role).
-        """
-        ca_file = environ.get(f"{prefix}_CA_BUNDLE")
-        return cls(
-            endpoint=environ.get(f"{prefix}_ENDPOINT_URL"),
-            region=environ.get(f"{prefix}_REGION") or environ.get(f"{prefix}_DEFAULT_REGION") or "us-east-1",
-            access_key=environ.get(f"{prefix}_ACCESS_KEY_ID"),
-            secret_key=environ.get(f"{prefix}_SECRET_ACCESS_KEY"),
-            session_token=environ.get(f"{prefix}_SESSION_TOKEN"),
-            ca_file=Path(ca_file) if ca_file else None,
-        )
 
 
 class ObjectStore:
@@ -83,6 +48,7 @@ class ObjectStore:
         self.bucket = parts.netloc
         self.prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
         self.access = access
+        self._reads_directly = True
 
     def __repr__(self) -> str:
         return f"ObjectStore({self.url!r})"
@@ -103,7 +69,7 @@ class ObjectStore:
     def _client(self) -> Any:
         from botocore.config import Config
 
-        with s3_errors(self.url):
+        with s3_errors(self.url), _endpoint_errors(self.url):
             return self._session.client(
                 "s3",
                 endpoint_url=self.access.endpoint,
@@ -156,13 +122,13 @@ class ObjectStore:
         """Return one page of a listing and what to ask for the next one with; empty at the end."""
         with s3_errors(self.full_url(prefix)):
             page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(prefix), **position)
-        cut = len(self.prefix)
-        rows = [
-            # astimezone: the client makes a time zone object for every row
-            ObjectInfo(row["Key"][cut:], row["Size"], row["ETag"].strip('"'), row["LastModified"].astimezone(UTC))
-            for row in page.get("Contents", ())
-        ]
-        return rows, {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
+            cut = len(self.prefix)
+            rows = [
+                # astimezone: the client makes a time zone object for every row
+                ObjectInfo(row["Key"][cut:], row["Size"], row["ETag"].strip('"'), row["LastModified"].astimezone(UTC))
+                for row in page.get("Contents", ())
+            ]
+            return rows, {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
 
     def list_prefixes(self, prefix: str = "") -> list[str]:
         """Return the next path segments below `prefix`, sorted, without slashes."""
@@ -171,19 +137,20 @@ class ObjectStore:
         while True:
             with s3_errors(self.full_url(prefix)):
                 page = self._client.list_objects_v2(**arguments)
-            found.update(row["Prefix"][len(self._key(prefix)) :].rstrip("/") for row in page.get("CommonPrefixes", ()))
-            if not page.get("IsTruncated"):
-                return sorted(found)
-            arguments["ContinuationToken"] = page["NextContinuationToken"]
+                rows = page.get("CommonPrefixes", ())
+                found.update(row["Prefix"][len(self._key(prefix)) :].rstrip("/") for row in rows)
+                if not page.get("IsTruncated"):
+                    return sorted(found)
+                arguments["ContinuationToken"] = page["NextContinuationToken"]
 
     def head(self, key: str) -> ObjectInfo | None:
         """Return an object's size, ETag and time, or None when it does not exist."""
         try:
             with s3_errors(self.full_url(key)):
                 reply = self._client.head_object(Bucket=self.bucket, Key=self._key(key))
+                return ObjectInfo(key, reply["ContentLength"], reply["ETag"].strip('"'), reply["LastModified"])
         except ObjectMissing:
             return None
-        return ObjectInfo(key, reply["ContentLength"], reply["ETag"].strip('"'), reply["LastModified"])
 
     def kept_checksum(self, key: str) -> str | None:
         """Return the sha256 that the store itself keeps for an object, as `WrittenObject.checksum`; None for none."""
@@ -207,9 +174,33 @@ class ObjectStore:
                 )
             return bytes(reply["Body"].read())
 
-    def quick_reader(self) -> QuickReader:
-        """Return a reader of many small objects, for listings of thousands; same answers as `read_bytes`."""
-        return QuickReader(self)
+    def read_listed(self, key: str, size_bytes: int, etag: str, *, max_bytes: int) -> bytes:
+        """Return the version that a listing showed, as `read_bytes` does at twice the work: for thousands of them."""
+        data = self._read_directly(key, size_bytes, etag) if self._reads_directly and size_bytes <= max_bytes else None
+        return self.read_bytes(key, etag=etag, max_bytes=max_bytes) if data is None else data
+
+    def _read_directly(self, key: str, size_bytes: int, etag: str) -> bytes | None:
+        """Return an object through the client's signer and connections, without its models and hooks.
+
+        None for anything but that version, whole: then `read_bytes` asks again, which retries and has the errors.
+        """
+        from botocore.auth import S3SigV4Auth
+        from botocore.awsrequest import AWSRequest
+        from botocore.exceptions import BotoCoreError
+        from botocore.response import StreamingBody
+
+        address = f"{self.endpoint_url.rstrip('/')}/{self.bucket}/{quote(self._key(key), safe='/~')}"
+        request = AWSRequest("GET", address, headers={"If-Match": f'"{etag}"'}, stream_output=True)
+        try:
+            S3SigV4Auth(self.credentials(), "s3", self.access.region).add_auth(request)
+            reply = self._client._endpoint.http_session.send(request.prepare())  # noqa: SLF001 - its pool, TLS and proxies
+            with closing(reply.raw) as body:
+                if reply.status_code == 200 and reply.headers.get("content-length") == str(size_bytes):
+                    return bytes(StreamingBody(body, size_bytes).read())
+        except (BotoCoreError, OSError):
+            return None
+        self._reads_directly = reply.status_code in {404, 412}  # after a redirect or a proxy's page: no second attempt
+        return None
 
     def read_with_etag(self, key: str) -> tuple[bytes, str] | None:
         """Return a small object and its ETag for a later `if_match`, or None when it does not exist."""
@@ -263,11 +254,12 @@ class ObjectStore:
         try:
             with s3_errors(self.full_url(key)):
                 reply = self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **arguments)
+                etag = reply["ETag"].strip('"')
         except ObjectMissing as missing:
             if if_match is None:
                 raise
             raise ConditionFailed(f"could not write {self.full_url(key)}: it was removed meanwhile") from missing
-        return WrittenObject(key, len(data), reply["ETag"].strip('"'), hashlib.sha256(data).hexdigest())
+        return WrittenObject(key, len(data), etag, hashlib.sha256(data).hexdigest())
 
     def put_file(self, key: str, file: BinaryIO) -> None:
         """Write a file from its beginning in one request (at most 5 GiB), without holding it; safe to repeat."""
@@ -280,7 +272,7 @@ class ObjectStore:
         checksums = {"ChecksumAlgorithm": "SHA256"} if self.features.keeps_checksums else {}
         with s3_errors(self.full_url(key)):
             reply = self._client.create_multipart_upload(Bucket=self.bucket, Key=self._key(key), **checksums)
-        return str(reply["UploadId"])
+            return str(reply["UploadId"])
 
     def upload_part(self, key: str, upload_id: str, number: int, chunk: bytes) -> dict[str, Any]:
         """Send part `number` (from 1) and return the receipt that `complete_upload` wants.
@@ -293,14 +285,14 @@ class ObjectStore:
             receipt["ChecksumSHA256"] = arguments["ChecksumSHA256"] = sha256_base64(chunk)
         with s3_errors(self.full_url(key)):
             reply = self._client.upload_part(**arguments, Body=chunk)
-        return {**receipt, "ETag": reply["ETag"]}
+            return {**receipt, "ETag": reply["ETag"]}
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[dict[str, Any]]) -> str:
         """Make the object exist and return its ETag."""
         arguments = {"Bucket": self.bucket, "Key": self._key(key), "UploadId": upload_id}
         with s3_errors(self.full_url(key)):
             reply = self._client.complete_multipart_upload(**arguments, MultipartUpload={"Parts": list(parts)})
-        return str(reply["ETag"]).strip('"')
+            return str(reply["ETag"]).strip('"')
 
     def open_writer(self, key: str) -> ObjectWriter:
         """Return a writer that uploads while it is written to; nothing exists under `key` before `complete()`."""
@@ -317,9 +309,9 @@ class ObjectStore:
             batch = [{"Key": self._key(key)} for key in keys[start : start + DELETE_BATCH]]
             with s3_errors(f"{len(batch)} objects to delete under {self.url}"):
                 reply = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": batch, "Quiet": True})
-            failed.update(
-                {row["Key"][cut:]: f"{row['Code']} {row.get('Message', '')}" for row in reply.get("Errors", ())}
-            )
+                failed.update(
+                    {row["Key"][cut:]: f"{row['Code']} {row.get('Message', '')}" for row in reply.get("Errors", ())}
+                )
         return failed
 
     def list_uploads(self, prefix: str = "") -> Iterator[UploadInfo]:
@@ -329,13 +321,16 @@ class ObjectStore:
         while True:
             with s3_errors(self.full_url(prefix)):
                 page = self._client.list_multipart_uploads(**arguments)
-            for row in page.get("Uploads", ()):
-                if row["Key"].startswith(self._key(prefix)):  # some stores ignore the prefix
-                    yield UploadInfo(row["Key"][cut:], row["UploadId"], row["Initiated"])
+                uploads = [
+                    UploadInfo(row["Key"][cut:], row["UploadId"], row["Initiated"])
+                    for row in page.get("Uploads", ())
+                    if row["Key"].startswith(self._key(prefix))  # some stores ignore the prefix
+                ]
+                if page.get("IsTruncated"):
+                    arguments |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+            yield from uploads
             if not page.get("IsTruncated"):
                 return
-            arguments["KeyMarker"] = page["NextKeyMarker"]
-            arguments["UploadIdMarker"] = page["NextUploadIdMarker"]
 
     def abort_upload(self, upload: UploadInfo) -> None:
         """Abort one multipart upload; one that is already gone is fine."""
@@ -356,10 +351,10 @@ class ObjectStore:
         """
         with s3_errors(self.url):
             reply = self._client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
-        header = reply["ResponseMetadata"]["HTTPHeaders"].get("date")
-        if not header:
-            raise Unreachable(f"could not read the clock of {self.url}: its reply carries no Date")
-        return parsedate_to_datetime(header).astimezone(UTC)
+            header = reply["ResponseMetadata"]["HTTPHeaders"].get("date")
+            if header:
+                return parsedate_to_datetime(header).astimezone(UTC)
+        raise Unreachable(f"could not read the clock of {self.url}: its reply carries no Date")
 
     def create_bucket(self) -> None:
         """Create the bucket; one that is already ours is fine."""
@@ -374,3 +369,12 @@ class ObjectStore:
     def features(self) -> StoreFeatures:
         """What the store honours, asked once per instance."""
         return ask_features(self)
+
+
+@contextmanager
+def _endpoint_errors(url: str) -> Iterator[None]:
+    """Turn what botocore says of an endpoint that is not a URL into a ConfigError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"cannot address {url}", detail=str(error), hint="Correct object_store.endpoint.") from error

@@ -7,18 +7,30 @@ import hashlib
 import io
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from synapse_ops.systems.object_records import ObjectInfo, UploadInfo, WrittenObject
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from synapse_ops.systems.object_store import ObjectStore
 
 PART_BYTES = 8 * 1024 * 1024  # the least S3 takes is 5 MiB; 8 MiB x 4 in flight keeps memory flat and the pipe full
 PARTS_IN_FLIGHT = 4
 READ_BYTES = 8 * 1024 * 1024  # one streamed GET of a large object costs some stores its whole size in memory
+
+
+class Uploads(Protocol):
+    """What a writer needs of a store."""
+
+    def put_bytes(self, key: str, data: bytes) -> WrittenObject: ...
+    def begin_upload(self, key: str) -> str: ...
+    def upload_part(self, key: str, upload_id: str, number: int, chunk: bytes) -> dict[str, Any]: ...
+    def complete_upload(self, key: str, upload_id: str, parts: list[dict[str, Any]]) -> str: ...
+    def abort_upload(self, upload: UploadInfo) -> None: ...
+
+
+class Ranges(Protocol):
+    """What a reader needs of a store."""
+
+    def read_range(self, key: str, start: int, size: int, etag: str) -> bytes: ...
 
 
 class ObjectWriter(io.RawIOBase):
@@ -28,7 +40,7 @@ class ObjectWriter(io.RawIOBase):
     nothing was ever visible under the key. Part sizes grow so that no object meets the 10,000-part limit.
     """
 
-    def __init__(self, store: ObjectStore, key: str) -> None:
+    def __init__(self, store: Uploads, key: str) -> None:
         super().__init__()
         self._store = store
         self._key = key
@@ -121,7 +133,7 @@ class ObjectReader(io.RawIOBase):
     `sha256` and `read_bytes_total` are of the bytes handed out so far. A version that changes meanwhile raises.
     """
 
-    def __init__(self, store: ObjectStore, info: ObjectInfo) -> None:
+    def __init__(self, store: Ranges, info: ObjectInfo) -> None:
         super().__init__()
         self._store = store
         self.info = info

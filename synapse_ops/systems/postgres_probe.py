@@ -14,7 +14,7 @@ from typing import Any
 
 from synapse_ops.domain.server_health import ServerFacts, Slot, WalPosition
 from synapse_ops.systems.postgres import postgres_errors
-from synapse_ops.systems.probe_clients import Stage
+from synapse_ops.systems.probe_stage import Stage
 
 APPLICATION_NAME = "synapse-ops-watch"
 

@@ -1,19 +1,11 @@
-"""What all probes share: how far a question has come, and the HTTP clients. Imports no client until one is used."""
+"""The HTTP clients of all probes. Imports httpx only when one is used."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from synapse_ops.systems.http_probe import HttpProbe
-
-
-@dataclass
-class Stage:
-    """How far a probe has come, in words for the reason of a time-out."""
-
-    words: str = "starting"
 
 
 class HttpClients:

@@ -45,7 +45,10 @@ class ConditionFailed(Refused):
 
 @contextmanager
 def s3_errors(what: str) -> Iterator[None]:
-    """Turn every botocore error inside into one of ours that names `what`."""
+    """Turn every botocore error inside into one of ours that names `what`; an answer that lacks a field, too.
+
+    Only the client's call and the reading of its answer belong inside: its KeyError and ValueError are caught.
+    """
     from botocore import exceptions as boto
 
     try:
@@ -62,6 +65,12 @@ def s3_errors(what: str) -> Iterator[None]:
         ) from error
     except (boto.ParamValidationError, boto.InvalidRegionError) as error:
         raise ConfigError(f"cannot address {what}", detail=str(error)) from error
+    except (KeyError, ValueError) as error:
+        raise Unreachable(
+            f"could not read the object store's answer for {what}",
+            detail=repr(error),
+            hint="Is object_store.endpoint an S3 store, and no proxy in between?",
+        ) from error
     except (boto.FlexibleChecksumError, boto.ChecksumError) as error:
         raise IntegrityError(f"bytes of {what} differ from the store's own checksum", detail=str(error)) from error
     except (boto.BotoCoreError, OSError) as error:

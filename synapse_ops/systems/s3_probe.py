@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, Throttled, Unreachable
 from synapse_ops.systems.http_probe import HttpProbe
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
-from synapse_ops.systems.probe_clients import Stage
+from synapse_ops.systems.probe_stage import Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from synapse_ops.operations.health_probes import endpoint_url
 from synapse_ops.operations.probing import ENDPOINT, Asker, Probe
 from synapse_ops.operations.stack import open_stack
 from synapse_ops.systems.http_probe import HttpProbe
-from synapse_ops.systems.probe_clients import Stage
+from synapse_ops.systems.probe_stage import Stage
 from tests.misbehaving import MisbehavingServer, make_certificate, misbehaving
 
 TIMEOUT_S = 0.7

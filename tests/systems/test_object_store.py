@@ -7,7 +7,9 @@ import hashlib
 import os
 import secrets
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +19,6 @@ import pytest
 from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, SynapseOpsError, Unreachable
 from synapse_ops.systems.local_processes import free_ports
 from synapse_ops.systems.object_features import sha256_base64
-from synapse_ops.systems.object_quick_read import QuickReader
 from synapse_ops.systems.object_store import ConditionFailed, ObjectStore, StoreAccess
 from synapse_ops.systems.object_streams import PART_BYTES
 
@@ -310,24 +311,22 @@ def test_a_store_that_is_down_may_come_back(object_store_access: StoreAccess) ->
     assert str(port) in caught.value.detail
 
 
-def test_quick_reads_give_the_listed_version_or_the_usual_error(store: ObjectStore) -> None:
-    """The short way returns the same bytes; whatever goes wrong is told as the long way tells it."""
-    with store.quick_reader() as reader:
-        for key in ODD_KEYS:
-            written = store.put_bytes(key, key.encode())
-            assert reader.read(key, written.size_bytes, written.etag, max_bytes=100) == key.encode()
+def test_a_listed_object_is_read_in_that_version_or_with_the_usual_error(store: ObjectStore) -> None:
+    """Every key, and whatever goes wrong is an error as `read_bytes` has it."""
+    for key in ODD_KEYS:
+        written = store.put_bytes(key, key.encode())
+        assert store.read_listed(key, written.size_bytes, written.etag, max_bytes=100) == key.encode()
 
-        with pytest.raises(ConditionFailed):
-            reader.read("a0", 2, "0" * 32, max_bytes=100)
-        with pytest.raises(ObjectMissing):
-            reader.read("nothing", 2, "0" * 32, max_bytes=100)
-        with pytest.raises(IntegrityError, match="limit 1"):
-            reader.read("a0", 2, written.etag, max_bytes=1)
-        assert reader.is_usable
+    with pytest.raises(ConditionFailed):
+        store.read_listed("a0", 2, "0" * 32, max_bytes=100)
+    with pytest.raises(ObjectMissing):
+        store.read_listed("nothing", 2, "0" * 32, max_bytes=100)
+    with pytest.raises(IntegrityError, match="limit 1"):
+        store.read_listed("a0", 2, written.etag, max_bytes=1)
 
 
 class Elsewhere(ObjectStore):
-    """The real store, whose short way leads to another server."""
+    """The real store, whose direct reads go to another server."""
 
     other = ""
 
@@ -336,32 +335,59 @@ class Elsewhere(ObjectStore):
         return self.other
 
 
-class _EndsEveryConnection(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nshort")
+@contextmanager
+def elsewhere(store: ObjectStore, answer: bytes) -> Iterator[tuple[Elsewhere, list[str]]]:
+    """Yield a store whose direct reads get this answer, and their paths; each connection ends after it, unasked."""
+    asked: list[str] = []
 
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.wfile.write(answer)
 
-def test_a_store_that_ends_connections_unasked_costs_a_new_one(store: ObjectStore) -> None:
-    """A kept connection that is gone says nothing about the store: that read goes the long way, the next is short."""
-    written = store.put_bytes("x", b"bytes")
-    elsewhere = Elsewhere(store.url, store.access)
-    with ThreadingHTTPServer(("127.0.0.1", 0), _EndsEveryConnection) as server:
-        elsewhere.other = f"http://127.0.0.1:{server.server_port}"
+    found = Elsewhere(store.url, store.access)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        found.other = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with QuickReader(elsewhere) as reader:
-            found = [reader.read("x", 5, written.etag, max_bytes=100) for _ in range(4)]
-            assert reader.is_usable
+        yield found, asked
         server.shutdown()
 
-    assert found == [b"short", b"bytes", b"short", b"bytes"]
 
-
-def test_quick_reads_go_the_long_way_once_the_short_one_fails(store: ObjectStore) -> None:
-    """A proxy's page or a redirect costs one request, not the catalog."""
+def test_listed_objects_are_read_without_the_clients_own_get(store: ObjectStore) -> None:
+    """A direct read is one request; a connection that the store ends unasked costs no error."""
     written = store.put_bytes("x", b"bytes")
-    elsewhere = Elsewhere(store.url, store.access)
-    elsewhere.other = f"http://127.0.0.1:{free_ports(1)[0]}"  # nobody listens
-    with QuickReader(elsewhere) as reader:
-        assert reader.read("x", 5, written.etag, max_bytes=100) == b"bytes"
-        assert not reader.is_usable
-        assert reader.read("x", 5, written.etag, max_bytes=100) == b"bytes"
+    with elsewhere(store, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nshort") as (found, asked):
+        read = [found.read_listed("x", 5, written.etag, max_bytes=100) for _ in range(4)]
+
+    assert read[0] == b"short"
+    assert set(read) <= {b"short", b"bytes"}
+    assert len(asked) >= read.count(b"short")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 301 Moved\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
+        b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_a_store_that_cannot_be_read_directly_is_asked_so_once(store: ObjectStore, answer: bytes) -> None:
+    """A redirect, a proxy's page or a failure costs one request, not the catalog."""
+    written = store.put_bytes("x", b"bytes")
+    with elsewhere(store, answer) as (found, asked):
+        read = [found.read_listed("x", 5, written.etag, max_bytes=100) for _ in range(3)]
+
+    assert read == [b"bytes"] * 3
+    assert len(asked) == 1
+
+
+def test_a_direct_read_that_nothing_answers_is_done_by_the_client(store: ObjectStore) -> None:
+    """Half an answer too: only the whole object of the listed size is taken."""
+    written = store.put_bytes("x", b"bytes")
+    nowhere = Elsewhere(store.url, store.access)
+    nowhere.other = f"http://127.0.0.1:{free_ports(1)[0]}"
+    with elsewhere(store, b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nsh") as (half, _):
+        read = [one.read_listed("x", 5, written.etag, max_bytes=100) for one in (nowhere, half)]
+
+    assert read == [b"bytes", b"bytes"]
