@@ -29,6 +29,7 @@ def _reply(status: str, body: bytes = b"", *headers: str) -> bytes:
 
 _BOMB = gzip.compress(bytes(1 << 26)).ljust(65536, b"\0")  # 64 MiB once unpacked
 _JSON = "Content-Type: application/json"
+_XML = "Content-Type: application/xml"
 ANSWERS = {
     "/ok": _reply("200 OK", b'{"status": "ok"}', _JSON),
     "/error-body": _reply("200 OK", b'{"status": "error", "cause": "no database"}', _JSON),
@@ -42,6 +43,11 @@ ANSWERS = {
     "/cut": b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nhalf",
     "/garbage": b"SSH-2.0-OpenSSH_9.9\r\n",
     "/nothing": b"",
+    "/cut-json": _reply("200 OK", b'{"status": "ok", "result": {"collec', _JSON),
+    "/empty-json": _reply("200 OK", b"", _JSON),
+    "/page": _reply("200 OK", b"<html>Please sign in.</html>", "Content-Type: text/html"),
+    "/no-token": _reply("200 OK", b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>", _XML),
+    "/no-date": _reply("200 OK", b"<ListBucketResult></ListBucketResult>", _XML, "Date: the day before"),
 }
 
 
@@ -116,7 +122,7 @@ class MisbehavingServer:
             await asyncio.sleep(0.6)
             writer.write(ANSWERS["/ok"])
         else:
-            writer.write(ANSWERS.get(path, ANSWERS["/ok"]))
+            writer.write(ANSWERS.get(path) or ANSWERS.get(f"/{path.split('/')[1]}", ANSWERS["/ok"]))
             await writer.drain()
 
     async def _pour(

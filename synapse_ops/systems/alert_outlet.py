@@ -56,11 +56,16 @@ class AlertOutlet:
     url: str = field(repr=False)
 
     def post(self, alarms: Sequence[Alarm]) -> None:
-        """Send alarms in one request. Raises Unreachable when they were not taken; sending twice is harmless."""
+        """Send alarms in one request. Raises Unreachable when they were not taken; sending twice is harmless.
+
+        Raises ConfigError for an address that cannot be parsed.
+        """
         import httpx
 
         try:
             reply = httpx.post(self.url, json=[alarm.as_json() for alarm in alarms], timeout=_TIMEOUT_S)
+        except httpx.InvalidURL:
+            raise ConfigError(f"the address of the {self.kind} is not a URL") from None
         except httpx.HTTPError as error:
             raise Unreachable(f"could not send {len(alarms)} alarms: the {self.kind} does not answer") from error
         if reply.is_error:

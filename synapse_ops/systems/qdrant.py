@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.errors import ConfigError
@@ -46,6 +47,11 @@ class CollectionInfo:
     points: int
     config: dict[str, Any]
     payload_schema: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str, found: Mapping[str, Any]) -> CollectionInfo:
+        points = found.get("points_count") or 0
+        return cls(name, found["status"], points, found["config"], found["payload_schema"])
 
     @property
     def page_limit(self) -> int | None:
@@ -93,42 +99,34 @@ class QdrantServer(QdrantSnapshots):
 
     def cluster(self) -> dict[str, Any]:
         """Return peers and consensus; {"status": "disabled"} on a single node."""
-        return dict(self.call("GET", "/cluster"))
+        found: dict[str, Any] = self.call("GET", "/cluster", read=dict)
+        return found
 
     def collections(self) -> tuple[str, ...]:
         """Return the names, sorted."""
-        return tuple(sorted(entry["name"] for entry in self.call("GET", "/collections")["collections"]))
+        names = self.call("GET", "/collections", read=lambda found: [entry["name"] for entry in found["collections"]])
+        return tuple(sorted(names))
 
     def exists(self, name: str) -> bool:
-        return bool(self.call("GET", f"{_path(name)}/exists")["exists"])
+        return bool(self.call("GET", f"{_path(name)}/exists", read=itemgetter("exists")))
 
     def collection(self, name: str) -> CollectionInfo:
-        found = self.call("GET", _path(name))
-        return CollectionInfo(
-            name, found["status"], found.get("points_count") or 0, found["config"], found["payload_schema"]
-        )
+        info: CollectionInfo = self.call("GET", _path(name), read=lambda found: CollectionInfo.of(name, found))
+        return info
 
     def shards(self, name: str) -> tuple[ShardPlace, ...]:
         """Return every replica of every shard that this node knows of, by shard and peer."""
-        found = self.call("GET", f"{_path(name)}/cluster")
-        places = [
-            ShardPlace(entry["shard_id"], found["peer_id"], entry["state"], True, entry.get("points_count"))
-            for entry in found["local_shards"]
-        ]
-        places += [
-            ShardPlace(entry["shard_id"], entry["peer_id"], entry["state"], False, None)
-            for entry in found["remote_shards"]
-        ]
+        places = self.call("GET", f"{_path(name)}/cluster", read=_shard_places)
         return tuple(sorted(places, key=lambda place: (place.shard, place.peer_id)))
 
     def shard_transfers(self, name: str) -> tuple[str, ...]:
         """Return in words which shards are on their way from one node to another."""
-        found = self.call("GET", f"{_path(name)}/cluster").get("shard_transfers") or ()
-        return tuple(f"shard {row['shard_id']} on its way from peer {row['from']} to {row['to']}" for row in found)
+        words: tuple[str, ...] = self.call("GET", f"{_path(name)}/cluster", read=_transfers)
+        return words
 
     def peer_id(self, name: str) -> int:
         """Return the peer id of this node, which a single one has as well; Qdrant tells it beside a collection."""
-        return int(self.call("GET", f"{_path(name)}/cluster")["peer_id"])
+        return int(self.call("GET", f"{_path(name)}/cluster", read=itemgetter("peer_id")))
 
     def create_collection(self, name: str, config: Mapping[str, Any]) -> None:
         """Make a collection. config: the body of Qdrant's own call: vectors, sparse_vectors, hnsw_config, ..."""
@@ -147,8 +145,8 @@ class QdrantServer(QdrantSnapshots):
 
     def aliases(self) -> dict[str, str]:
         """Return alias -> collection, sorted."""
-        listed = self.call("GET", "/aliases")["aliases"]
-        return dict(sorted((entry["alias_name"], entry["collection_name"]) for entry in listed))
+        found = self.call("GET", "/aliases", read=lambda found: [_alias(entry) for entry in found["aliases"]])
+        return dict(sorted(found))
 
     def switch_alias(self, alias: str, collection: str) -> None:
         """Make the alias point at the collection, in one step: no reader sees it missing."""
@@ -164,7 +162,8 @@ class QdrantServer(QdrantSnapshots):
         """Return the number of points; exact=False is an estimate. Where strict mode forbids it, ids are counted."""
         body = {"exact": exact} | ({"filter": dict(filter)} if filter else {})
         try:
-            return int(self.call("POST", f"{_path(name)}/points/count", body, has_limit=False)["count"])
+            counted = self.call("POST", f"{_path(name)}/points/count", body, has_limit=False, read=itemgetter("count"))
+            return int(counted)
         except QdrantRefused as refused:
             if not exact or refused.status != 400:
                 raise
@@ -188,8 +187,9 @@ class QdrantServer(QdrantSnapshots):
             body["offset"] = offset
         if filter:
             body["filter"] = dict(filter)
-        page = self.call("POST", f"{_path(name)}/points/scroll", body)
-        return page["points"], page["next_page_offset"]
+        read = itemgetter("points", "next_page_offset")
+        page: tuple[list[Point], PointId | None] = self.call("POST", f"{_path(name)}/points/scroll", body, read=read)
+        return page
 
     def scroll_all(self, name: str, **options: Any) -> Iterator[Point]:
         """Yield every point, page by page; one written or deleted meanwhile may or may not be among them."""
@@ -205,7 +205,7 @@ class QdrantServer(QdrantSnapshots):
     ) -> list[Point]:
         """Return the points with these ids that exist, in no promised order."""
         body = {"ids": list(ids), "with_payload": with_payload, "with_vector": with_vectors}
-        return list(self.call("POST", f"{_path(name)}/points", body))
+        return list(self.call("POST", f"{_path(name)}/points", body, read=list))
 
     def query(self, name: str, query: Any, *, limit: int = 10, **options: Any) -> list[Point]:
         """Return the nearest points with id and score. query: a vector, a point's id, or Qdrant's own JSON.
@@ -213,7 +213,7 @@ class QdrantServer(QdrantSnapshots):
         options: of Qdrant's call: using, filter, params (such as {"exact": True}), with_payload, with_vector, prefetch.
         """
         body = {"query": query, "limit": limit} | options
-        return list(self.call("POST", f"{_path(name)}/points/query", body)["points"])
+        return list(self.call("POST", f"{_path(name)}/points/query", body, read=itemgetter("points")))
 
     def upsert(self, name: str, points: Sequence[Point], *, wait: bool = True) -> None:
         """Write points; with wait they are applied, without they are only in the log, which a crash keeps as well."""
@@ -235,6 +235,25 @@ _WAIT = {"wait": "true"}
 
 def _path(name: str) -> str:
     return f"/collections/{segment(name)}"
+
+
+def _alias(entry: Mapping[str, str]) -> tuple[str, str]:
+    return entry["alias_name"], entry["collection_name"]
+
+
+def _shard_places(found: Mapping[str, Any]) -> list[ShardPlace]:
+    own = [
+        ShardPlace(entry["shard_id"], found["peer_id"], entry["state"], True, entry.get("points_count"))
+        for entry in found["local_shards"]
+    ]
+    return own + [
+        ShardPlace(entry["shard_id"], entry["peer_id"], entry["state"], False, None) for entry in found["remote_shards"]
+    ]
+
+
+def _transfers(found: Mapping[str, Any]) -> tuple[str, ...]:
+    rows = found.get("shard_transfers") or ()
+    return tuple(f"shard {row['shard_id']} on its way from peer {row['from']} to {row['to']}" for row in rows)
 
 
 def open_qdrant(block: QdrantBlock, url: str | None = None, timeout_s: float = TIMEOUT_S) -> QdrantServer:

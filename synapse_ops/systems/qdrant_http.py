@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -83,13 +83,14 @@ class QdrantHttp:
         *,
         params: Mapping[str, Any] | None = None,
         has_limit: bool = True,
+        read: Callable[[Any], Any] = lambda result: result,
         **more: Any,
     ) -> Any:
-        """Return what Qdrant answered: `result` of its JSON, or the text of a plain answer.
+        """Return what `read` takes from Qdrant's answer: from `result` of its JSON, or from the text of a plain answer.
 
         has_limit=False waits as long as the kernel of the node answers; connecting is always limited. Raises
-        ConfigError (401, 403), Throttled (429), Unreachable (no answer, 502-504), DeadlineExceeded, QdrantRefused
-        (anything else from 400 on).
+        ConfigError (401, 403), Throttled (429), Unreachable (no answer, 502-504, or one that cannot be read: cut, a
+        proxy's page, fields missing), DeadlineExceeded, QdrantRefused (anything else from 300 on).
         """
         with _mapped(self.url):
             if body is not None:
@@ -98,10 +99,14 @@ class QdrantHttp:
                 method, path, params=params, timeout=_limit(self.timeout_s if has_limit else None), **more
             )
         self._check(response, method, path)
-        if not response.headers.get("content-type", "").startswith("application/json"):
-            return response.text
-        answer = response.json()
-        return answer.get("result") if isinstance(answer, dict) and "status" in answer else answer
+        try:
+            return read(_result(response))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise Unreachable(
+                f"could not read the answer of qdrant at {self.url} to {method} {path}: {type(error).__name__}",
+                detail=_said(response),
+                hint="Is it Qdrant that answers there, and is its answer cut on the way?",
+            ) from error
 
     @contextmanager
     def stream(
@@ -171,11 +176,18 @@ def _limit(silence_s: float | None) -> httpx.Timeout:
     return httpx.Timeout(silence_s, connect=CONNECT_TIMEOUT_S)
 
 
+def _result(response: httpx.Response) -> Any:
+    if not response.headers.get("content-type", "").startswith("application/json"):
+        return response.text
+    answer = response.json()
+    return answer.get("result") if isinstance(answer, dict) and "status" in answer else answer
+
+
 def _said(response: httpx.Response) -> str:
     try:
         status = response.json()["status"]
         text = str(status["error"] if isinstance(status, dict) else status)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         text = response.text
     text = text.strip()
     if len(text) <= BODY_SHOWN:

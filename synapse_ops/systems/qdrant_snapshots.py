@@ -47,7 +47,7 @@ class Download:
 
 
 class QdrantSnapshots(QdrantHttp):
-    """The calls on snapshots; a shard snapshot has its shard's number, a collection snapshot has none."""
+    """The calls on snapshots of one shard."""
 
     def create_shard_snapshot(self, collection: str, shard: int, *, wait: bool = True) -> ServerSnapshot | None:
         """Have one made, without a limit of time: the server has none, and a client that leaves does not cancel it.
@@ -56,23 +56,13 @@ class QdrantSnapshots(QdrantHttp):
         """
         return self._create(_shard(collection, shard), wait)
 
-    def create_collection_snapshot(self, collection: str, *, wait: bool = True) -> ServerSnapshot | None:
-        """As create_shard_snapshot, of all shards of this node with the collection's configuration."""
-        return self._create(_collection(collection), wait)
-
     def list_shard_snapshots(self, collection: str, shard: int) -> tuple[ServerSnapshot, ...]:
         """Return the finished ones of this node, by name; a partial one is never among them."""
         return self._list(_shard(collection, shard))
 
-    def list_collection_snapshots(self, collection: str) -> tuple[ServerSnapshot, ...]:
-        return self._list(_collection(collection))
-
     def delete_shard_snapshot(self, collection: str, shard: int, name: str) -> bool:
         """Delete one; False when it is not there."""
         return self._delete(_shard(collection, shard), name)
-
-    def delete_collection_snapshot(self, collection: str, name: str) -> bool:
-        return self._delete(_collection(collection), name)
 
     @contextmanager
     def download_shard_snapshot(self, collection: str, shard: int, name: str) -> Iterator[Download]:
@@ -90,11 +80,6 @@ class QdrantSnapshots(QdrantHttp):
                 if len(found) >= size:
                     break
         return found[:size]
-
-    @contextmanager
-    def download_collection_snapshot(self, collection: str, name: str) -> Iterator[Download]:
-        with self._download(f"{_collection(collection)}/{segment(name)}") as download:
-            yield download
 
     @contextmanager
     def stream_shard_snapshot(self, collection: str, shard: int) -> Iterator[Download]:
@@ -115,21 +100,19 @@ class QdrantSnapshots(QdrantHttp):
         """
         self._recover(_shard(collection, shard), file, checksum, name)
 
-    def recover_collection(
-        self, collection: str, file: Path | IO[bytes], *, checksum: str, name: str = "recover.snapshot"
-    ) -> None:
-        """Make a collection, or replace its data, from an uploaded collection snapshot; as recover_shard.
-
-        The upload stays on the server under `name`, listed, until delete_collection_snapshot.
-        """
-        self._recover(_collection(collection), file, checksum, name)
-
     def _create(self, place: str, wait: bool) -> ServerSnapshot | None:
-        made = self.call("POST", place, params={"wait": _word(wait)}, has_limit=False)
-        return ServerSnapshot.of(made) if made else None
+        made: ServerSnapshot | None = self.call(
+            "POST",
+            place,
+            params={"wait": "true" if wait else "false"},
+            has_limit=False,
+            read=lambda found: ServerSnapshot.of(found) if found else None,
+        )
+        return made
 
     def _list(self, place: str) -> tuple[ServerSnapshot, ...]:
-        return tuple(sorted((ServerSnapshot.of(entry) for entry in self.call("GET", place)), key=lambda s: s.name))
+        found = self.call("GET", place, read=lambda rows: [ServerSnapshot.of(row) for row in rows])
+        return tuple(sorted(found, key=lambda snapshot: snapshot.name))
 
     def _delete(self, place: str, name: str) -> bool:
         try:
@@ -165,13 +148,5 @@ class QdrantSnapshots(QdrantHttp):
             raise
 
 
-def _collection(collection: str) -> str:
-    return f"/collections/{segment(collection)}/snapshots"
-
-
 def _shard(collection: str, shard: int) -> str:
     return f"/collections/{segment(collection)}/shards/{shard}/snapshots"
-
-
-def _word(value: bool) -> str:
-    return "true" if value else "false"

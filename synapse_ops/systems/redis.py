@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops.systems.redis_errors import redis_errors
+from synapse_ops.systems.redis_errors import redis_answers, redis_errors
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -89,16 +89,21 @@ class RedisServer:
             self._client.close()
 
     def info(self) -> Mapping[str, Any]:
-        """Return INFO, all sections in one mapping. Raises Unreachable, ConfigError for a password not taken."""
-        with self._errors():
+        """Return INFO, all sections in one mapping.
+
+        Raises Unreachable, ConfigError for a password not taken and for what does not speak Redis's protocol.
+        """
+        with self._answers():
             found: Mapping[str, Any] = self._connected().info("everything")
+            if "redis_version" not in found:
+                raise ValueError("INFO does not say redis_version")
         return found
 
     def settings(self) -> Mapping[str, str]:
         """Return CONFIG GET *; empty where the server does not let us, as managed ones do."""
         from redis.exceptions import NoPermissionError, ResponseError
 
-        with self._errors():
+        with self._answers():
             try:
                 found: Mapping[Any, Any] = self._connected().config_get("*")
             except (NoPermissionError, ResponseError):
@@ -126,7 +131,7 @@ class RedisServer:
 
     def dataset_digest(self) -> str:
         """Return Redis's own digest over all data (DEBUG DIGEST): of a throwaway only, it stops a server meanwhile."""
-        with self._errors():
+        with self._answers():
             client: Any = self._connected()
             found: bytes | str = client.execute_command("DEBUG", "DIGEST")
         return _text(found)
@@ -146,7 +151,7 @@ class RedisServer:
 
     def _idle_page(self, cursor: bytes, pattern: str, count: int, least_idle_s: int) -> tuple[bytes, IdlePage]:
         arguments = [cursor, pattern.encode("utf-8", "surrogateescape"), count, least_idle_s]
-        with self._errors():
+        with self._answers():
             following, matched, idle, sample, lines = self._run(_PAGE_SCRIPT, [], [*arguments, "lines"])
             if lines.count(b"\n") == max(0, idle - 1):
                 return following, IdlePage(int(matched), int(idle), int(sample), lines)
@@ -156,7 +161,7 @@ class RedisServer:
 
     def unlink_idle(self, keys: Sequence[bytes], least_idle_s: int) -> str:
         """Remove those of some keys that are still idle, in one step; return a letter each: d, g (gone), u (used)."""
-        with self._errors():
+        with self._answers():
             found: bytes = self._run(_UNLINK_SCRIPT, keys, [least_idle_s])
         return found.decode()
 
@@ -191,6 +196,9 @@ class RedisServer:
             retry=Retry(NoBackoff(), 0),
             client_name="synapse-ops",
         )
+
+    def _answers(self) -> AbstractContextManager[None]:
+        return redis_answers(self.address, self._timeout_s)
 
     def _errors(self) -> AbstractContextManager[None]:
         return redis_errors(self.address, self._timeout_s)

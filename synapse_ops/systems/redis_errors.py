@@ -34,6 +34,10 @@ _BY_WORD: dict[str, tuple[type[SynapseOpsError], str, str]] = {
 }
 
 
+# What the client raises beside its own errors when it parses a reply of another form.
+UNREADABLE = (ValueError, TypeError, AttributeError, LookupError)
+
+
 @contextmanager
 def redis_errors(address: str, timeout_s: float) -> Iterator[None]:
     """Turn the client's errors inside the block into ours. timeout_s: of one command, for the message."""
@@ -45,8 +49,18 @@ def redis_errors(address: str, timeout_s: float) -> Iterator[None]:
         raise redis_error(error, address, timeout_s) from None
 
 
+@contextmanager
+def redis_answers(address: str, timeout_s: float) -> Iterator[None]:
+    """As `redis_errors`, for a block that only asks and reads the answer: one that cannot be read is a ConfigError."""
+    try:
+        with redis_errors(address, timeout_s):
+            yield
+    except UNREADABLE as error:
+        raise redis_error(error, address, timeout_s) from error
+
+
 def redis_error(error: Exception, address: str, timeout_s: float) -> SynapseOpsError:
-    """Return what an error of the client is in our terms."""
+    """Return what an error of the client, or one of UNREADABLE, is in our terms."""
     from redis import exceptions as theirs
 
     for classes, build in (
@@ -57,7 +71,7 @@ def redis_error(error: Exception, address: str, timeout_s: float) -> SynapseOpsE
         ((theirs.ClusterDownError, theirs.TryAgainError), _cluster_down),  # MASTERDOWN is one of them
         ((theirs.AskError, theirs.ClusterCrossSlotError), _is_cluster),  # MOVED is one of them
         ((theirs.OutOfMemoryError,), _is_full),
-        ((theirs.InvalidResponse,), _is_no_redis),
+        ((theirs.InvalidResponse, *UNREADABLE), _is_no_redis),
     ):
         if isinstance(error, classes):
             return build(address, str(error))

@@ -25,6 +25,7 @@ from synapse_ops.domain.key_fingerprint import (
     unordered,
 )
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
+from synapse_ops.errors import IntegrityError
 from synapse_ops.systems.redis import RedisServer
 
 MOST_VALUE_BYTES = 1024 * 1024  # by MEMORY USAGE; a larger value is compared by its type
@@ -39,7 +40,10 @@ Item = TypeVar("Item")
 def count_keys(info: Mapping[str, Any]) -> dict[int, int]:
     """Return the keys by logical database that INFO tells of; an empty database is left out."""
     rows = {name[2:]: row for name, row in info.items() if re.fullmatch(r"db\d+", name) and isinstance(row, Mapping)}
-    return {int(number): int(row["keys"]) for number, row in sorted(rows.items(), key=lambda item: int(item[0]))}
+    try:
+        return {int(number): int(row["keys"]) for number, row in sorted(rows.items(), key=lambda item: int(item[0]))}
+    except (KeyError, ValueError) as error:
+        raise IntegrityError(f"cannot read the keyspace section of Redis's INFO: {error!r}") from error
 
 
 def choose_keys(server: RedisServer, *, most: int, sample: int) -> tuple[Literal["all", "sample"], Keys]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from synapse_ops.errors import ConfigError, Unreachable
-from synapse_ops.systems.probe_clients import Stage
-from synapse_ops.systems.redis_errors import redis_error
+from synapse_ops.systems.probe_stage import Stage
+from synapse_ops.systems.redis_errors import UNREADABLE, redis_error
 
 
 async def read_info(host: str, port: int, *, password: str | None, timeout_s: float, stage: Stage) -> Mapping[str, Any]:
@@ -32,15 +32,19 @@ async def read_info(host: str, port: int, *, password: str | None, timeout_s: fl
         stage.words = "connecting and waiting for PONG"
         await client.execute_command("PING")  # type: ignore[no-untyped-call]
         stage.words = "waiting for INFO"
-        return await client.info()
+        info = await client.info()
+        if "redis_version" not in info:
+            raise ValueError("INFO does not say redis_version")
     except exceptions.AuthenticationError as error:
         raise ConfigError(f"{where} refuses us: {error}", hint="Check redis.password of the spec.") from None
     except exceptions.BusyLoadingError:
         raise Unreachable(f"{where} is loading its data") from None
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
         raise Unreachable(f"{where} does not answer: {_shortly(error)}") from None
-    except exceptions.RedisError as error:
+    except (exceptions.RedisError, *UNREADABLE) as error:
         raise redis_error(error, f"{host}:{port}", timeout_s) from None
+    else:
+        return info
     finally:
         await client.aclose()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from synapse_ops.systems.qdrant import QdrantServer
+from tests.contract.collection_snapshots import ContractClient
 from tests.contract.embedded import EmbeddedQdrant
 
 REAL = os.environ.get("QDRANT_URL", "")
@@ -27,9 +27,9 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedQdran
 
 
 @pytest.fixture(params=["embedded", *(["real"] if REAL else [])])
-def server(request: pytest.FixtureRequest) -> Iterator[QdrantServer]:
+def server(request: pytest.FixtureRequest) -> Iterator[ContractClient]:
     if request.param == "real":
-        found = QdrantServer(REAL, os.environ.get("QDRANT_API_KEY"))
+        found = ContractClient(REAL, os.environ.get("QDRANT_API_KEY"))
     else:
         found = request.getfixturevalue("embedded").client()
     with found:
@@ -37,7 +37,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[QdrantServer]:
 
 
 @pytest.fixture
-def new_name(server: QdrantServer) -> Iterator[Callable[[], str]]:
+def new_name(server: ContractClient) -> Iterator[Callable[[], str]]:
     made: list[str] = []
 
     def make() -> str:
@@ -52,7 +52,7 @@ def new_name(server: QdrantServer) -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture
-def documents(server: QdrantServer, new_name: Callable[[], str]) -> str:
+def documents(server: ContractClient, new_name: Callable[[], str]) -> str:
     """A collection of 6 points: numbers 0 to 4 and a UUID, with a payload index on `tenant` and on `n`."""
     name = new_name()
     server.create_collection(name, {"vectors": {"size": 4, "distance": "Cosine"}})

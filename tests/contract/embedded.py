@@ -12,7 +12,7 @@ from pathlib import Path
 
 from synapse_ops.local.vector_server import is_ready
 from synapse_ops.systems.local_processes import free_ports
-from synapse_ops.systems.qdrant import QdrantServer
+from tests.contract.collection_snapshots import ContractClient
 
 READY_TIMEOUT_S = 30.0
 KEY = "tests-only-key"
@@ -34,8 +34,8 @@ class EmbeddedQdrant:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self) -> QdrantServer:
-        return QdrantServer(self.url, KEY)
+    def client(self) -> ContractClient:
+        return ContractClient(self.url, KEY)
 
     def argv(self) -> list[str]:
         key_file = self.folder / "key"

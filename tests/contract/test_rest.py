@@ -8,13 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
-from synapse_ops.systems.qdrant import QdrantServer
+from tests.contract.collection_snapshots import ContractClient
 
 UUID = "6f9619ff-8b86-d011-b42d-00cf4fc964ff"
 COSINE = {"vectors": {"size": 4, "distance": "Cosine"}}
 
 
-def ask(server: QdrantServer, method: str, path: str, **more: Any) -> httpx.Response:
+def ask(server: ContractClient, method: str, path: str, **more: Any) -> httpx.Response:
     headers = {"api-key": server._api_key or ""} | more.pop("headers", {})
     return httpx.request(method, server.url + path, headers=headers, trust_env=False, timeout=20, **more)
 
@@ -43,7 +43,7 @@ def assert_like(expected: Any, found: Any, where: str = "") -> None:
         ("/readyz", "all shards are ready"),
     ],
 )
-def test_health_is_text_and_asks_for_no_key(server: QdrantServer, path: str, said: str) -> None:
+def test_health_is_text_and_asks_for_no_key(server: ContractClient, path: str, said: str) -> None:
     """Probes have no key."""
     answer = httpx.get(server.url + path, trust_env=False)
 
@@ -51,7 +51,7 @@ def test_health_is_text_and_asks_for_no_key(server: QdrantServer, path: str, sai
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
 
 
-def test_the_title_asks_for_no_key(server: QdrantServer) -> None:
+def test_the_title_asks_for_no_key(server: ContractClient) -> None:
     """The version of a server is public."""
     assert_like(
         {"title": "qdrant - vector search engine", "version": str}, httpx.get(server.url, trust_env=False).json()
@@ -59,7 +59,7 @@ def test_the_title_asks_for_no_key(server: QdrantServer) -> None:
 
 
 @pytest.mark.parametrize("path", ["/collections", "/metrics", "/telemetry", "/cluster", "/collections/x/snapshots"])
-def test_without_a_key_and_with_a_wrong_one_the_answer_is_401_in_text(server: QdrantServer, path: str) -> None:
+def test_without_a_key_and_with_a_wrong_one_the_answer_is_401_in_text(server: ContractClient, path: str) -> None:
     """Texts as recorded; a bearer token is a key, too."""
     if httpx.get(server.url + "/collections", trust_env=False).status_code == 200:
         pytest.skip(f"{server.url} asks for no key: start it with one, and name it in QDRANT_API_KEY")
@@ -72,7 +72,7 @@ def test_without_a_key_and_with_a_wrong_one_the_answer_is_401_in_text(server: Qd
     assert bearer.status_code == 200
 
 
-def test_a_collection_is_described_with_every_default(server: QdrantServer, documents: str) -> None:
+def test_a_collection_is_described_with_every_default(server: ContractClient, documents: str) -> None:
     """What GET /collections/<name> says is what a backup keeps and a restore compares."""
     answer = ask(server, "GET", f"/collections/{documents}")
 
@@ -105,7 +105,7 @@ def test_a_collection_is_described_with_every_default(server: QdrantServer, docu
     assert "params" not in answer.json()["result"]["payload_schema"]["n"]
 
 
-def test_the_shards_of_a_collection_name_the_peer(server: QdrantServer, documents: str) -> None:
+def test_the_shards_of_a_collection_name_the_peer(server: ContractClient, documents: str) -> None:
     """A single node has a peer id as well."""
     shard = {"shard_id": 0, "points_count": 6, "state": "Active"}
     result = ask(server, "GET", f"/collections/{documents}/cluster").json()["result"]
@@ -154,7 +154,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("method", "path", "body", "status", "text"), REFUSED)
 def test_a_refusal_has_the_recorded_status_and_text(
-    server: QdrantServer, documents: str, method: str, path: str, body: Any, status: int, text: str
+    server: ContractClient, documents: str, method: str, path: str, body: Any, status: int, text: str
 ) -> None:
     """Clients compare these; {none} is a collection that is not there. A * stands for the rest of a text."""
     names = {"name": documents, "none": "contract_none"}
@@ -169,7 +169,7 @@ def test_a_refusal_has_the_recorded_status_and_text(
         assert error_of(answer) == wanted
 
 
-def test_a_download_refuses_in_plain_text(server: QdrantServer, documents: str) -> None:
+def test_a_download_refuses_in_plain_text(server: ContractClient, documents: str) -> None:
     """Also when the name climbs out of the folder."""
     server.create_collection_snapshot(documents)
     missing = ask(server, "GET", f"/collections/{documents}/snapshots/nope.snapshot")
@@ -180,7 +180,7 @@ def test_a_download_refuses_in_plain_text(server: QdrantServer, documents: str) 
     assert ask(server, "HEAD", f"/collections/{documents}/snapshots/nope.snapshot").status_code == 404
 
 
-def test_writes_without_wait_are_acknowledged_and_with_it_completed(server: QdrantServer, documents: str) -> None:
+def test_writes_without_wait_are_acknowledged_and_with_it_completed(server: ContractClient, documents: str) -> None:
     """The two words that clients tell apart."""
     point = {"points": [{"id": 9, "vector": [1, 2, 3, 4]}]}
 
@@ -191,7 +191,7 @@ def test_writes_without_wait_are_acknowledged_and_with_it_completed(server: Qdra
     assert_like({"operation_id": int, "status": "completed"}, waited)
 
 
-def test_scroll_goes_by_numbers_then_uuids_and_tells_where_it_goes_on(server: QdrantServer, documents: str) -> None:
+def test_scroll_goes_by_numbers_then_uuids_and_tells_where_it_goes_on(server: ContractClient, documents: str) -> None:
     """The order that every digest of a collection rests on."""
     first, offset = server.scroll(documents, limit=4)
     second, end = server.scroll(documents, limit=4, offset=offset)
@@ -203,7 +203,7 @@ def test_scroll_goes_by_numbers_then_uuids_and_tells_where_it_goes_on(server: Qd
     assert second[-1]["payload"] == {}
 
 
-def test_columns_are_written_as_points_are(server: QdrantServer, documents: str) -> None:
+def test_columns_are_written_as_points_are(server: ContractClient, documents: str) -> None:
     """The second form of an upsert."""
     batch = {"ids": [20, 21], "vectors": [[1, 0, 0, 0], [0, 1, 0, 0]], "payloads": [{"n": 20}, None]}
 
@@ -214,7 +214,7 @@ def test_columns_are_written_as_points_are(server: QdrantServer, documents: str)
     assert found[21]["vector"] == [0, 1, 0, 0]
 
 
-def test_filters_count_and_delete(server: QdrantServer, documents: str) -> None:
+def test_filters_count_and_delete(server: ContractClient, documents: str) -> None:
     """must, should and must_not over match, range and ids."""
     odd = {"must": [{"key": "tenant", "match": {"value": "t1"}}]}
     late = {"must": [{"key": "n", "range": {"gte": 2}}], "must_not": [{"has_id": [4]}]}
@@ -228,7 +228,7 @@ def test_filters_count_and_delete(server: QdrantServer, documents: str) -> None:
     assert [point["id"] for point in server.scroll_all(documents)] == [2, 4]
 
 
-def test_payload_is_set_replaced_and_removed(server: QdrantServer, documents: str) -> None:
+def test_payload_is_set_replaced_and_removed(server: ContractClient, documents: str) -> None:
     """Setting keeps other keys, replacing does not."""
     place = f"/collections/{documents}/points/payload"
 
@@ -244,7 +244,7 @@ def test_payload_is_set_replaced_and_removed(server: QdrantServer, documents: st
     }
 
 
-def test_a_query_finds_the_nearest_with_version_and_score(server: QdrantServer, documents: str) -> None:
+def test_a_query_finds_the_nearest_with_version_and_score(server: ContractClient, documents: str) -> None:
     """By a vector, by a point's id (which is not its own neighbour), and with a filter."""
     near = server.query(documents, [1.0, 3.0, 0.5, -1.0], limit=2, with_payload=True)
     by_id = server.query(documents, 3, limit=2)
@@ -259,7 +259,7 @@ def test_a_query_finds_the_nearest_with_version_and_score(server: QdrantServer, 
 
 
 def test_an_alias_is_moved_in_one_step_and_stands_for_its_collection(
-    server: QdrantServer, documents: str, new_name: Callable[[], str]
+    server: ContractClient, documents: str, new_name: Callable[[], str]
 ) -> None:
     """Actions are done all together; an alias cannot have a collection's name, nor a collection an alias'."""
     other, alias = new_name(), new_name()
@@ -280,7 +280,7 @@ def test_an_alias_is_moved_in_one_step_and_stands_for_its_collection(
 
 
 def test_named_sparse_and_multi_vectors_come_back_as_they_were(
-    server: QdrantServer, new_name: Callable[[], str]
+    server: ContractClient, new_name: Callable[[], str]
 ) -> None:
     """Every kind of vector, read and searched."""
     name = new_name()
@@ -303,7 +303,7 @@ def test_named_sparse_and_multi_vectors_come_back_as_they_were(
     assert [point["id"] for point in server.query(name, [[1.0, 1.0]], using="many")] == [1]
 
 
-def test_metadata_is_kept_and_changed(server: QdrantServer, new_name: Callable[[], str]) -> None:
+def test_metadata_is_kept_and_changed(server: ContractClient, new_name: Callable[[], str]) -> None:
     """What clients keep with a collection (1.16 and later)."""
     name = new_name()
     server.create_collection(name, {**COSINE, "metadata": {"generation": "a1"}})
@@ -312,7 +312,7 @@ def test_metadata_is_kept_and_changed(server: QdrantServer, new_name: Callable[[
     assert server.collection(name).metadata == {"generation": "a1", "more": 2}
 
 
-def test_metrics_have_the_names_that_alarms_are_written_for(server: QdrantServer, documents: str) -> None:
+def test_metrics_have_the_names_that_alarms_are_written_for(server: ContractClient, documents: str) -> None:
     """Prometheus text with the real names and labels."""
     lines = server.metrics().splitlines()
 

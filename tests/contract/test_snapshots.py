@@ -15,12 +15,13 @@ import zstandard
 
 from synapse_ops.domain.vector_points import PointsDigest, canonical_point
 from synapse_ops.errors import ChecksumMismatch
-from synapse_ops.systems.qdrant import QdrantRefused, QdrantServer
+from synapse_ops.systems.qdrant import QdrantRefused
+from tests.contract.collection_snapshots import ContractClient
 from tests.contract.embedded import EmbeddedQdrant
 from tests.contract.test_rest import COSINE, ask, error_of
 
 
-def digest_of(server: QdrantServer, collection: str) -> tuple[int, str]:
+def digest_of(server: ContractClient, collection: str) -> tuple[int, str]:
     digest, count = PointsDigest(), 0
     for point in server.scroll_all(collection):
         digest.add(point["id"], canonical_point(point["id"], point["vector"], point["payload"]))
@@ -28,7 +29,7 @@ def digest_of(server: QdrantServer, collection: str) -> tuple[int, str]:
     return count, digest.points
 
 
-def collection_archive(server: QdrantServer, name: str) -> bytes:
+def collection_archive(server: ContractClient, name: str) -> bytes:
     made = server.create_collection_snapshot(name)
     assert made is not None
     with server.download_collection_snapshot(name, made.name) as download:
@@ -37,7 +38,7 @@ def collection_archive(server: QdrantServer, name: str) -> bytes:
     return data
 
 
-def shard_archive(server: QdrantServer, name: str) -> bytes:
+def shard_archive(server: ContractClient, name: str) -> bytes:
     with server.stream_shard_snapshot(name, 0) as download:
         assert download.size_bytes is None
         return b"".join(download.pieces)
@@ -47,7 +48,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_a_snapshot_is_named_listed_downloaded_and_deleted(server: QdrantServer, documents: str) -> None:
+def test_a_snapshot_is_named_listed_downloaded_and_deleted(server: ContractClient, documents: str) -> None:
     """Name, size and sha256 of the listing are those of the file; ranges work; the checksum is a file of its own."""
     made = server.create_collection_snapshot(documents)
     assert made is not None
@@ -67,7 +68,7 @@ def test_a_snapshot_is_named_listed_downloaded_and_deleted(server: QdrantServer,
     assert server.list_collection_snapshots(documents) == ()
 
 
-def test_a_shard_snapshot_is_not_among_those_of_the_collection(server: QdrantServer, documents: str) -> None:
+def test_a_shard_snapshot_is_not_among_those_of_the_collection(server: ContractClient, documents: str) -> None:
     """Two listings."""
     made = server.create_shard_snapshot(documents, 0)
 
@@ -77,14 +78,14 @@ def test_a_shard_snapshot_is_not_among_those_of_the_collection(server: QdrantSer
     assert server.list_collection_snapshots(documents) == ()
 
 
-def test_a_creation_that_is_not_waited_for_is_accepted(server: QdrantServer, documents: str) -> None:
+def test_a_creation_that_is_not_waited_for_is_accepted(server: ContractClient, documents: str) -> None:
     """202 without a name; it appears in the listing."""
     answer = ask(server, "POST", f"/collections/{documents}/snapshots?wait=false")
 
     assert (answer.status_code, answer.json()["status"]) == (202, "accepted")
 
 
-def test_the_archive_has_the_real_layout(server: QdrantServer, documents: str) -> None:
+def test_the_archive_has_the_real_layout(server: ContractClient, documents: str) -> None:
     """Segments are tars in a tar, the WAL and the configuration lie beside them."""
     with tarfile.open(fileobj=io.BytesIO(collection_archive(server, documents))) as archive:
         names = set(archive.getnames())
@@ -103,7 +104,7 @@ def test_the_archive_has_the_real_layout(server: QdrantServer, documents: str) -
 
 
 def test_a_snapshot_recovered_into_a_new_name_holds_the_same_points(
-    server: QdrantServer, documents: str, new_name: Callable[[], str]
+    server: ContractClient, documents: str, new_name: Callable[[], str]
 ) -> None:
     """With configuration and payload indexes, without aliases; the upload stays listed; it can be written to."""
     data, name, alias = collection_archive(server, documents), new_name(), new_name()
@@ -121,7 +122,7 @@ def test_a_snapshot_recovered_into_a_new_name_holds_the_same_points(
 
 
 def test_a_streamed_shard_is_recovered_into_a_collection_that_is_there(
-    server: QdrantServer, documents: str, new_name: Callable[[], str]
+    server: ContractClient, documents: str, new_name: Callable[[], str]
 ) -> None:
     """A shard brings points, the collection keeps its own configuration."""
     data, name = shard_archive(server, documents), new_name()
@@ -132,7 +133,7 @@ def test_a_streamed_shard_is_recovered_into_a_collection_that_is_there(
     assert digest_of(server, name) == digest_of(server, documents)
 
 
-def test_a_wrong_checksum_changes_nothing(server: QdrantServer, documents: str, new_name: Callable[[], str]) -> None:
+def test_a_wrong_checksum_changes_nothing(server: ContractClient, documents: str, new_name: Callable[[], str]) -> None:
     """400 with both sums, 422 for what is none."""
     data, missing = collection_archive(server, documents), new_name()
 
@@ -153,7 +154,7 @@ def test_a_wrong_checksum_changes_nothing(server: QdrantServer, documents: str, 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
 def test_a_torn_archive_is_refused_and_leaves_no_collection(
-    server: QdrantServer, documents: str, new_name: Callable[[], str], damage: str
+    server: ContractClient, documents: str, new_name: Callable[[], str], damage: str
 ) -> None:
     """500; an existing collection stays as it was."""
     data, missing = collection_archive(server, documents), new_name()
@@ -172,7 +173,7 @@ def test_a_torn_archive_is_refused_and_leaves_no_collection(
 
 @pytest.mark.parametrize("vectors", [{"size": 5, "distance": "Cosine"}, {"size": 4, "distance": "Dot"}])
 def test_data_of_another_shape_is_refused_by_a_collection(
-    server: QdrantServer, documents: str, new_name: Callable[[], str], vectors: dict[str, object]
+    server: ContractClient, documents: str, new_name: Callable[[], str], vectors: dict[str, object]
 ) -> None:
     """Another size or distance is 400, and the collection is unharmed."""
     data, name = collection_archive(server, documents), new_name()
