@@ -4,7 +4,6 @@
     |-- ConfigError                     exit  2   settings or arguments are wrong; all faults listed at once
     |-- Refused                         exit 10   declined before anything was changed
     |   |-- TargetNotEmpty                        a restore target that already holds something
-    |   |-- LastBackupProtected                   would remove the last proven backup
     |   |-- PlanChanged                           the digest given is not that of a plan that may be applied now
     |-- LeaseHeld                       exit 11   somebody else works; owner and expiry are given
     |-- LeaseLost                       exit 11   we held it and may hold it no more; the work stopped
@@ -78,10 +77,6 @@ class Refused(SynapseOpsError):
 
 class TargetNotEmpty(Refused):
     """A restore was pointed at something that already holds data."""
-
-
-class LastBackupProtected(Refused):
-    """An expiry would have removed the last proven backup of its kind and identity."""
 
 
 class PlanChanged(Refused):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from synapse_ops.domain.health import Condition, ProbeVerdict, State, initial_condition, next_condition
+from synapse_ops.operations.health import is_watched
 from synapse_ops.operations.health_history import HistoryWriter, StoredVerdict, history_file
 from synapse_ops.operations.probing import ENDPOINT, Probe
-from synapse_ops.systems.probe_clients import Stage
+from synapse_ops.systems.probe_stage import Stage
 
 INTERVAL = timedelta(seconds=30)
 
@@ -63,3 +66,12 @@ def watched(state_dir: Path) -> Iterator[None]:
     with (state_dir / "watch" / "lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def read_address(state_dir: Path) -> Mapping[str, Any] | None:
+    """Return what `watch/address.json` says of the running prober, None when there is none."""
+    try:
+        found: Mapping[str, Any] = json.loads((state_dir / "watch" / "address.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if is_watched(state_dir) else None

@@ -166,9 +166,3 @@ class TimeInStates:
     def unobserved_ratio(self, window: timedelta) -> float:
         """Return the part of a window of which nobody can say how it was: no prober ran, or it could not ask."""
         return 1.0 - self.coverage_ratio(window)
-
-    def plus(self, state: State, seconds: float) -> TimeInStates:
-        """Return the sums with some more time in one state."""
-        values = {name: getattr(self, f"{name}_s") for name in State}
-        values[state] += seconds
-        return TimeInStates(**{f"{name}_s": value for name, value in values.items()})

@@ -1,7 +1,8 @@
 """What an HTTP answer says about the health of who gave it. A status of 200 is a claim; the body may say otherwise.
 
-Pure. Words are those of the conventions in use: the health+json draft (pass, warn, fail), Spring Boot (UP, DOWN,
-OUT_OF_SERVICE), ASP.NET (Healthy, Degraded, Unhealthy), Elasticsearch (green, yellow, red), and plain "ok" and "error".
+Pure. It reads `status`, `ok`, `healthy` and `error` of a JSON body, and the first word of a text. Its words are of
+the health+json draft (pass, warn, fail), Spring Boot (UP, DOWN, OUT_OF_SERVICE), ASP.NET (Healthy, Degraded, Unhealthy)
+and Elasticsearch (green, yellow, red). A page of HTML is judged by its status alone.
 """
 
 from __future__ import annotations
@@ -13,33 +14,12 @@ from typing import Any
 
 from synapse_ops.domain.health import ProbeVerdict, State
 
-FAILED_WORDS = frozenset(
-    [
-        "error",
-        "fail",
-        "failed",
-        "failing",
-        "failure",
-        "down",
-        "unhealthy",
-        "critical",
-        "fatal",
-        "out_of_service",
-        "unavailable",
-        "red",
-        "ko",
-        "dead",
-    ]
-)
-DEGRADED_WORDS = frozenset(["degraded", "warn", "warning", "partial", "yellow", "unknown", "starting"])
-STATE_KEYS = ("status", "state", "health")
-CLAIM_KEYS = ("ok", "healthy", "success", "up")  # false in any of them is a failure
+FAILED_WORDS = frozenset({"error", "fail", "failed", "down", "unhealthy", "critical", "out_of_service", "red"})
+DEGRADED_WORDS = frozenset({"degraded", "warn", "warning", "yellow"})
+CLAIM_KEYS = ("ok", "healthy")  # false in either of them is a failure
 ERROR_KEYS = ("error", "errors")  # anything but nothing in them is a failure
 SLOW_RATIO = 0.5  # of the timeout: half of the way to failing is worth a word
 CERTIFICATE_DAYS = 14  # certificates that renew themselves do so 30 days before the end: this one did not
-
-_TITLE = re.compile(r"<title[^>]{0,200}>([^<]{0,200})", re.IGNORECASE)
-_ERROR_TITLE = re.compile(r"\b(error|unavailable|bad gateway|not found|maintenance|forbidden)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +85,6 @@ def _of_body(reply: HttpReply) -> Judged:
     text = reply.body.decode("utf-8", errors="replace")
     kind = reply.content_type.lower()
     if "html" in kind:
-        title = _TITLE.search(text)
-        if title is not None and _ERROR_TITLE.search(title[1]):
-            return State.FAILED, f'answered {reply.status} with a page titled "{title[1].strip()[:80]}"'
         return GOOD
     if "json" in kind or text.lstrip().startswith("{"):
         return _of_json(reply, text)
@@ -116,7 +93,7 @@ def _of_body(reply: HttpReply) -> Judged:
 
 
 def _of_rest(reply: HttpReply) -> Judged:
-    """Judge what was not read: nobody knows what it says. Of a page only the title counts, and that was read."""
+    """Judge a body that was not read, or not to its end. Of a page nothing is read, so that nothing is missing."""
     if reply.encoding != "identity":
         return (
             State.DEGRADED,
@@ -139,7 +116,7 @@ def _of_json(reply: HttpReply, text: str) -> Judged:
     if not isinstance(document, dict):
         return GOOD
     lower: dict[str, Any] = {str(key).lower(): value for key, value in document.items()}
-    words = [_of_word(reply.status, lower[key]) for key in STATE_KEYS if isinstance(lower.get(key), str)]
+    words = [_of_word(reply.status, lower["status"])] if isinstance(lower.get("status"), str) else []
     claims: list[Judged] = [
         (State.FAILED, f'answered {reply.status} with "{key}": false in the body')
         for key in CLAIM_KEYS

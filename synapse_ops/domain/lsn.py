@@ -33,7 +33,3 @@ class Lsn:
 
     def __str__(self) -> str:
         return f"{self.position >> 32:X}/{self.position & 0xFFFFFFFF:X}"
-
-    def bytes_since(self, earlier: Lsn) -> int:
-        """Return how many bytes of log lie between `earlier` and here; negative when `earlier` is later."""
-        return self.position - earlier.position

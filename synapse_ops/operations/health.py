@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -105,15 +104,6 @@ def is_watched(state_dir: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def read_address(state_dir: Path) -> Mapping[str, Any] | None:
-    """Return what `watch/address.json` says of the running prober, None when there is none."""
-    try:
-        found = json.loads((state_dir / "watch" / "address.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and is_watched(state_dir) else None
 
 
 def ask_once(stack: Stack) -> HealthReport:

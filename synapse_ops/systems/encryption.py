@@ -7,16 +7,12 @@ Source: https://age-encryption.org/v1
 
 from __future__ import annotations
 
-import io
-import os
-import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from synapse_ops.errors import ChecksumMismatch, ConfigError, KeyMissing
 
 SUFFIX = ".age"  # of an encrypted object's name
-_PIPE_CHUNK = 256 * 1024
 
 
 class ByteSource(Protocol):
@@ -151,52 +147,3 @@ def _identities(texts: Sequence[str]) -> list[Any]:
                 f"age secret key {number} of {len(texts)} is not one", hint="It starts with AGE-SECRET-KEY-1."
             ) from None
     return keys
-
-
-def decrypting_reader(
-    source: ByteSource, identities: Sequence[str], *, what: str, recipients: Sequence[str] = ()
-) -> io.RawIOBase:
-    """Return a binary file of the plain bytes; reading it to the end raises what `decrypt_stream` raises."""
-    return _DecryptingReader(source, identities, what, recipients)
-
-
-class _DecryptingReader(io.RawIOBase):
-    """The reading end of a pipe that a thread decrypts into."""
-
-    def __init__(self, source: ByteSource, identities: Sequence[str], what: str, recipients: Sequence[str]) -> None:
-        super().__init__()
-        reading, writing = os.pipe()
-        self._pipe = io.BufferedReader(io.FileIO(reading), _PIPE_CHUNK)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(
-            target=self._decrypt, args=(source, writing, identities, what, recipients), name="decrypt", daemon=True
-        )
-        self._thread.start()
-
-    def _decrypt(
-        self, source: ByteSource, writing: int, identities: Sequence[str], what: str, recipients: Sequence[str]
-    ) -> None:
-        try:
-            with os.fdopen(writing, "wb") as sink:
-                decrypt_stream(source, sink, identities, what=what, recipients=recipients)
-        except BrokenPipeError:
-            return  # the reader was closed before the end
-        except BaseException as error:  # noqa: BLE001 - carried over to the thread that reads
-            self._error = error
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._pipe.readinto(buffer)
-        if count == 0:
-            self._thread.join()
-            if self._error is not None:
-                raise self._error
-        return count
-
-    def close(self) -> None:
-        if not self.closed:
-            self._pipe.close()
-            self._thread.join()
-        super().close()

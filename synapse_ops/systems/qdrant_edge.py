@@ -3,7 +3,7 @@
 A damaged file can abort the process that reads it, read for ever, or ask for all memory. So the engine runs in a
 subprocess with limits on memory, file size and time, on a scratch copy; it dies with us, and whatever it does instead
 of answering is `Unproven`, never a pass. That it opens a snapshot proves little: the caller compares what it says.
-Snapshots of collections, which the engine cannot open, are cut into those of their shards by `split_collection`.
+It opens snapshots of shards only, not those of collections.
 """
 
 from __future__ import annotations
@@ -166,39 +166,6 @@ def _failure(status: int, said: str) -> Unproven:
         name = signal.Signals(-status).name
         return Unproven(f"Qdrant's engine died of {name} while it read the snapshot", detail=said[-600:])
     return Unproven(f"Qdrant's engine could not read the snapshot: {last or f'status {status}'}", detail=said[-600:])
-
-
-def split_collection(snapshot: Path, into: Path) -> tuple[ShardFile, ...]:
-    """Write the snapshot of each shard that a collection's snapshot holds, in order of the shards.
-
-    A node's snapshot of a collection names every shard; those without segments lie on other nodes and are left out.
-    Raises Unproven for a file that is no archive of a collection.
-    """
-    found: dict[int, tarfile.TarFile] = {}
-    with_segments: set[int] = set()
-    into.mkdir(parents=True, exist_ok=True)
-    try:
-        with tarfile.open(snapshot) as archive:
-            for member in archive:
-                head, _, rest = member.name.partition("/")
-                if not head.isdecimal() or not rest or not (member.isfile() or member.isdir()):
-                    continue
-                shard_id = int(head)
-                if shard_id not in found:
-                    found[shard_id] = tarfile.open(into / f"shard-{shard_id}.snapshot", "w")  # noqa: SIM115
-                if rest.startswith("segments/") and member.isfile():
-                    with_segments.add(shard_id)
-                plain = tarfile.TarInfo(rest)
-                plain.size, plain.mode, plain.mtime, plain.type = member.size, 0o644, member.mtime, tarfile.REGTYPE
-                if member.isdir():
-                    plain.size, plain.mode, plain.type = 0, 0o755, tarfile.DIRTYPE
-                found[shard_id].addfile(plain, archive.extractfile(member) if member.isfile() else None)
-    except (tarfile.TarError, EOFError) as fault:
-        raise Unproven(f"{snapshot.name} is no snapshot of a collection: {fault}") from fault
-    finally:
-        for one in found.values():
-            one.close()
-    return tuple(ShardFile(number, into / f"shard-{number}.snapshot") for number in sorted(with_segments))
 
 
 def segment_versions(snapshot: Path) -> tuple[str, ...]:

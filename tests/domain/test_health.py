@@ -155,7 +155,7 @@ def test_badness_orders_unknown_between_degraded_and_failed() -> None:
 
 def test_uptime_is_of_the_known_time_alone() -> None:
     """Time without a verdict is neither up nor down; without any there is no figure."""
-    time = TimeInStates().plus(H, 50).plus(D, 40).plus(F, 10).plus(U, 1000)
+    time = TimeInStates(healthy_s=50, degraded_s=40, failed_s=10, unknown_s=1000)
 
     assert time.uptime_ratio == pytest.approx(0.9)
     assert time.coverage_ratio(timedelta(seconds=200)) == pytest.approx(0.5)

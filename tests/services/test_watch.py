@@ -20,8 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from synapse_ops.domain.health import State
 from synapse_ops.errors import SynapseOpsError
-from synapse_ops.operations.health import is_watched, read_address, read_health
+from synapse_ops.operations.health import is_watched, read_health
 from synapse_ops.operations.health_history import history_file
+from tests.health_history import read_address
 from tests.misbehaving import MisbehavingServer, misbehaving
 
 START_TIMEOUT_S = 30.0

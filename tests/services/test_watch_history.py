@@ -18,9 +18,9 @@ import pytest
 from synapse_ops.domain.health import State
 from synapse_ops.errors import IntegrityError
 from synapse_ops.operations.availability import read_availability
-from synapse_ops.operations.health import read_address, read_health
+from synapse_ops.operations.health import read_health
 from synapse_ops.operations.health_history import HistoryReader, history_file
-from tests.health_history import WrittenHistory
+from tests.health_history import WrittenHistory, read_address
 from tests.misbehaving import MisbehavingServer, misbehaving
 from tests.services.test_watch import entry, prober, states, wait_for, write_spec
 

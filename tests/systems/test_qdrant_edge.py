@@ -13,7 +13,7 @@ import zstandard
 
 from synapse_ops.domain.vector_fingerprint import CanaryQuery, CopyFacts, recall
 from synapse_ops.errors import DeadlineExceeded, Unproven
-from synapse_ops.systems.qdrant_edge import ShardFile, inspect_copy, split_collection
+from synapse_ops.systems.qdrant_edge import ShardFile, inspect_copy
 
 TIMEOUT_S = 60.0
 DATA = Path(os.environ.get("SYNAPSE_TEST_DATA", "tests/data")) / "qdrant-snapshots"
@@ -63,24 +63,12 @@ def test_a_shards_snapshots_give_the_servers_own_count_digest_and_exact_searches
     assert copy.unlisted == copy.count - 1
 
 
-@pytest.mark.parametrize("collection", ["plain", "sharded", "rich", "quantized"])
-def test_a_collections_snapshot_cut_into_its_shards_gives_the_same_digest(collection: str, tmp_path: Path) -> None:
-    """Fact 2: the engine opens no snapshot of a collection; its shards, archived again, it does."""
-    shards = split_collection(unpacked(f"{collection}.snapshot.zst", tmp_path), tmp_path / "shards")
-
-    copy = inspected(list(shards), tmp_path, collection)
-
-    assert copy.points_digest == EXPECTED[collection]["sha256_points"]
-
-
 def test_a_file_that_is_no_snapshot_is_unproven(tmp_path: Path) -> None:
     """Unknown is never a pass."""
     (tmp_path / "x.snapshot").write_bytes(b"not a tar" * 1000)
 
     with pytest.raises(Unproven):
         inspected([ShardFile(0, tmp_path / "x.snapshot")], tmp_path, "plain")
-    with pytest.raises(Unproven):
-        split_collection(tmp_path / "x.snapshot", tmp_path / "shards")
 
 
 def test_no_byte_of_an_id_mapping_can_be_changed_unnoticed_and_we_stay_alive(tmp_path: Path) -> None:
