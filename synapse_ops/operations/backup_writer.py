@@ -1,7 +1,9 @@
-"""Writes the objects of one backup: encrypted where asked for, read back before they are named, `backup.json` last.
+"""Writes the objects of one backup: encrypted where asked for, read back, `backup.json` last.
 
-Invariant: an object stands in a record only after the store gave back what was sent: the sha256 of every part, which it
-computed itself, where it keeps checksums; else every byte. Until `seal`, nothing that a catalogue lists exists.
+Invariant: `backup.json` is written only after the store gave back what was sent of every object: the sha256 of every
+part, which it computed itself, where it keeps checksums; else every byte. Every byte is read by `read_back`, once the
+source is no longer held: a snapshot of the database would hold back vacuum for twice the time.
+Until `seal`, nothing that a catalogue lists exists.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 from synapse_ops.domain.backup_record import Document, ObjectRecord
 from synapse_ops.domain.repository_layout import BACKUP, STARTED, BackupPlace
 from synapse_ops.errors import ChecksumMismatch
+from synapse_ops.systems.conditional_write import write_over
 from synapse_ops.systems.encryption import SUFFIX, ByteSource, encrypt_stream
 
 if TYPE_CHECKING:
@@ -23,12 +26,16 @@ COPY_BYTES = 1024 * 1024
 
 
 class BackupWriter:
-    """One backup being written. recipients: age public keys; empty = not encrypted. Not shared between threads."""
+    """One backup being written. recipients: age public keys; empty = not encrypted.
+
+    Different objects may be written in different threads.
+    """
 
     def __init__(self, store: ObjectStore, place: BackupPlace, recipients: Sequence[str]) -> None:
         self.store = store
         self.place = place
         self.recipients = tuple(recipients)
+        self._unread: list[ObjectRecord] = []  # the store has not given them back yet
 
     def begin(self, started: Document) -> None:
         """Write `started.json`, before anything else of this backup exists."""
@@ -37,7 +44,7 @@ class BackupWriter:
     def write_stream(
         self, name: str, source: ByteSource, *, before_complete: Callable[[], None] = lambda: None
     ) -> ObjectRecord:
-        """Stream `source` to its end into the object `name` (with `.age` when encrypted) and read it back.
+        """Stream `source` to its end into the object `name` (with `.age` when encrypted).
 
         before_complete: called at the end of the source; what it raises abandons the object, which then never existed.
         """
@@ -59,15 +66,23 @@ class BackupWriter:
             plain_size_bytes=counted.count,
         )
         if not written.checksum or self.store.kept_checksum(written.key) != written.checksum:
-            self._read_back(record)
+            self._unread.append(record)
         return record
 
     def write_bytes(self, name: str, data: bytes) -> ObjectRecord:
-        """Write a small object (with `.age` when encrypted) and read it back."""
+        """Write a small object (with `.age` when encrypted)."""
         return self.write_stream(name, io.BytesIO(data))
 
+    def read_back(self) -> None:
+        """Read what the store keeps no checksum of; raises ChecksumMismatch unless it is what was sent.
+
+        Call it when the source is no longer held; `seal` reads what is left.
+        """
+        while self._unread:
+            self._read_back(self._unread[0])
+            del self._unread[0]
+
     def _read_back(self, record: ObjectRecord) -> None:
-        """Raise ChecksumMismatch unless the store returns what was sent, read to its end."""
         key = self.place.key(record.name)
         with self.store.open_reader(key) as reader:
             buffer = bytearray(COPY_BYTES)
@@ -82,12 +97,16 @@ class BackupWriter:
             )
 
     def seal(self, record: Document) -> None:
-        """Write `backup.json` and read it back: from here the backup exists.
+        """Write `backup.json`, once every object was read back, and read it too: from here the backup exists.
 
-        Where the store honours conditional writes, a second `backup.json` of one backup is refused.
+        Where the store honours conditional writes, another `backup.json` of this backup is refused (ConditionFailed).
         """
+        self.read_back()
         key, data = self.place.key(BACKUP), record.to_json()
-        self.store.put_bytes(key, data, if_none_match=self.store.features.conditional_writes)
+        if self.store.features.conditional_writes:
+            write_over(self.store, key, data)
+        else:
+            self.store.put_bytes(key, data)
         found = hashlib.sha256(self.store.read_bytes(key)).hexdigest()
         if found != hashlib.sha256(data).hexdigest():
             self.store.delete([key])

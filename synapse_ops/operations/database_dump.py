@@ -1,9 +1,9 @@
 """A logical dump of one database into the repository: streamed, fingerprinted in its own snapshot, listed when whole.
 
-Order, each step before the next: `started.json`, the heartbeat, the snapshot, the objects (each read back), and
-`backup.json` last. Killed anywhere, it leaves either no backup or a whole one, and left-overs under a heartbeat whose
-age names them. pg_dump runs beside the fingerprint and the structure, all three on one exported snapshot; sequences are
-read before and after, roles before and after pg_dumpall until both readings are equal.
+Order, each step before the next: `started.json`, the heartbeat, the snapshot, the objects, the end of the snapshot, the
+objects read back, and `backup.json` last. Killed anywhere, it leaves either no backup or a whole one, and left-overs
+under a heartbeat whose age names them. pg_dump runs beside the fingerprint and the structure, all three on one exported
+snapshot; sequences are read before and after, roles before and after pg_dumpall until both readings are equal.
 Nothing is staged on disk. The password never leaves memory (systems/dump_tools.py).
 Works on a standby too: snapshots can be exported there; unlogged tables are left out, by pg_dump as by the fingerprint.
 """
@@ -224,6 +224,7 @@ def _write_contents(
         writer.write_bytes(FINGERPRINT, content.to_json()),
         writer.write_bytes(STRUCTURE, structure.to_json()),
     )
+    writer.read_back()
     return _Contents(objects, content, structure, start, end, measured.phase_s, warnings)
 
 

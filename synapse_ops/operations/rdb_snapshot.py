@@ -150,6 +150,7 @@ class _Taking(Measured):
         closed_at = datetime.now(UTC)
         fingerprint = KeyFingerprint.of(self.scope, before, after, is_idle=is_idle)
         objects = (dump, self.writer.write_bytes(FINGERPRINT, fingerprint.to_json()))
+        self.writer.read_back()
         identity = self.writer.place.identity
         return RdbRecord(
             kind=KIND_RDB,

@@ -21,6 +21,7 @@ from synapse_ops.manifests.bundle import Bundle
 from synapse_ops.operations.prove_release import known_tools, recorded_proofs
 from synapse_ops.operations.render import write_directory
 from synapse_ops.spec import LoadedSpec
+from synapse_ops.systems.conditional_write import write_over
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
@@ -124,7 +125,7 @@ def store_release(bundle: Bundle, loaded: LoadedSpec, store: ObjectStore, proofs
     if kept is not None:
         former = json.loads(kept[0])
         if _proofs_of(former) != _proofs_of(record):
-            store.put_bytes(f"{prefix}{RELEASE}", _written(record), if_match=kept[1])
+            write_over(store, f"{prefix}{RELEASE}", _written(record), etag=kept[1])
             return True
         return False
     for document in bundle.documents:

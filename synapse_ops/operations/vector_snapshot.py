@@ -164,6 +164,7 @@ def _take(run: SnapshotRun, started: SnapshotStartedRecord, set_id: str | None) 
     documents = {FINGERPRINT: cut.fingerprint.to_json(), COLLECTION: document, CANARIES: canaries_to_json(cut.canaries)}
     objects = [stored for stored, _ in rows]
     objects += [run.writer.write_bytes(name, data) for name, data in documents.items()]
+    run.writer.read_back()
     shards = tuple(row for _, row in rows)
     dumped = sum(row.snapshot_bytes for row in shards)
     return SnapshotRecord(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.dump_tools import open_tool
 from synapse_ops.systems.encryption import decrypt_stream
 from synapse_ops.systems.local_processes import ProcessMark
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.object_records import StoreFeatures
+from synapse_ops.systems.object_store import ObjectReader, ObjectStore, StoreAccess
 from synapse_ops.systems.pg_tools import find_pg_tools
 from synapse_ops.systems.postgres import connect
 from synapse_ops.systems.postgres_fingerprint import read_fingerprint
@@ -42,6 +43,7 @@ from tests.servers import PASSWORD, PostgresServer
 from tests.systems.rich_database import CONTENT, CREATE_ROLES
 
 CHILD_DEADLINE_S = 60.0
+SESSION_GONE_S = 3.0  # a closed session is still listed for a moment
 WRITES = ["started.json", "heartbeat.json", "database.dump", "globals.sql", "fingerprint.json", "structure.json"]
 
 
@@ -176,6 +178,48 @@ def test_a_dump_cut_at_any_write_is_never_listed(stack: Stack, name: str, *, aft
     store = stack.database_repository().store
     assert not [info.key for info in store.list_objects() if info.key.endswith("backup.json")]
     assert list(store.list_uploads()) == []
+
+
+class ReadsLate(ObjectStore):
+    """A real store taken for one without checksums. held: whether the snapshot was held as each object was read."""
+
+    def __init__(self, url: str, access: StoreAccess, conninfo: str) -> None:
+        super().__init__(url, access)
+        self.conninfo = conninfo
+        self.held: list[tuple[str, bool]] = []
+
+    @property
+    def features(self) -> StoreFeatures:  # type: ignore[override]
+        return replace(super().features, keeps_checksums=False)
+
+    def open_reader(self, key: str) -> ObjectReader:
+        self.held.append((key.rpartition("/")[2], self._is_held()))
+        return super().open_reader(key)
+
+    def _is_held(self) -> bool:
+        """Return whether its session is still there when a session that has been closed would be gone."""
+        statement = "select count(*) from pg_stat_activity where application_name = 'synapse-ops snapshot'"
+        deadline = time.monotonic() + SESSION_GONE_S
+        with connect(self.conninfo) as connection:
+            while connection.execute(statement).fetchone() != (0,):
+                if time.monotonic() > deadline:
+                    return True
+        return False
+
+
+def test_the_snapshot_on_the_source_is_released_before_the_dump_is_read_back(stack: Stack, rich: str) -> None:
+    """Reading every byte again takes as long as the dump; vacuum on the source is not held back for it."""
+    whole = stack.database_repository().store
+    late = ReadsLate(whole.url, whole.access, rich)
+
+    class LateStack(Stack):
+        def database_repository(self) -> Repository:
+            return Repository(late)
+
+    report = dump_database(LateStack(stack.loaded, stack.state_dir), database_of(stack))
+
+    assert sorted(late.held) == [(name, False) for name in sorted(WRITES[2:])]
+    assert whole.head(report.place.key("backup.json")) is not None
 
 
 def test_killed_in_the_middle_it_leaves_no_backup_and_no_pg_dump(
