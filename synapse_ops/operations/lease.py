@@ -32,12 +32,14 @@ import structlog
 from synapse_ops.domain.repository_layout import quote_segment
 from synapse_ops.errors import ConfigError, LeaseHeld, LeaseLost, SynapseOpsError
 from synapse_ops.operations.repository import Repository
+from synapse_ops.systems.conditional_write import write_over
 from synapse_ops.systems.object_store import ConditionFailed, ObjectStore
 from synapse_ops.systems.process_presence import has_ended_here, presence_of_this_process
 
 TTL_S = 60.0
 RENEWALS_PER_TTL = 3  # two may be lost to a slow store before the lease is
 POLL_S = 1.0
+LONGEST_TTL_S = 24 * 3600.0  # a longer one was not written by us
 
 _log = structlog.get_logger()
 
@@ -118,14 +120,14 @@ class _Keeper:
         changed = False
         while True:
             found = self._store.read_with_etag(self._key)
-            body, etag = (_parse(found[0]), found[1]) if found is not None else ({}, "")
+            body, etag = (_parse(found[0], self._ttl_s), found[1]) if found is not None else ({}, "")
             if etag != seen_etag:
                 changed = bool(seen_etag)
                 seen_etag, seen_at = etag, time.monotonic()
-            ttl_s = float(body.get("ttl_s", self._ttl_s))
+            ttl_s = body.get("ttl_s", self._ttl_s)
             silent_s = time.monotonic() - seen_at
             is_free = found is None or body.get("state") == "released" or silent_s >= ttl_s or has_ended_here(body)
-            if is_free and self._write(int(body.get("epoch", 0)) + 1, "held", over=etag):
+            if is_free and self._write(body.get("epoch", 0) + 1, "held", over=etag):
                 return
             if not is_free:
                 if changed and time.monotonic() >= give_up_at:
@@ -169,25 +171,33 @@ class _Keeper:
         }
         data = (json.dumps(body, sort_keys=True) + "\n").encode()
         try:
-            condition: dict[str, Any] = {"if_match": over} if over else {"if_none_match": True}
-            self._etag = self._store.put_bytes(self._key, data, **condition).etag
+            self._etag = write_over(self._store, self._key, data, etag=over)
         except ConditionFailed:
-            found = self._store.read_with_etag(self._key)
-            if found is None or found[0] != data:  # a write whose reply was lost, and was sent again, is still ours
-                return False
-            self._etag = found[1]
+            return False
         self.lease.epoch = epoch
         self.lease.extend(asked_at + self._ttl_s)
         return True
 
 
-def _parse(data: bytes) -> dict[str, Any]:
-    """Return a lease's body; one that cannot be read holds for a TTL like any other, then is written over."""
+def _parse(data: bytes, ttl_s: float) -> dict[str, Any]:
+    """Return a lease's body with numbers for `ttl_s` and `epoch`; empty when it is not a JSON object.
+
+    ttl_s: in seconds, for a body that gives none. What we cannot read may still have a living holder who renews it, so
+    it holds for a TTL like any other and is then written over: an error would block every later run, until someone
+    deletes the object.
+    """
     try:
         body = json.loads(data)
     except ValueError:
         return {}
-    return body if isinstance(body, dict) else {}
+    if not isinstance(body, dict):
+        return {}
+    ttl, epoch = body.get("ttl_s", ttl_s), body.get("epoch", 0)
+    if type(ttl) not in (int, float) or not 0 < ttl <= LONGEST_TTL_S:
+        ttl = ttl_s
+    if type(epoch) is not int or epoch < 0:
+        epoch = 0
+    return {**body, "ttl_s": ttl, "epoch": epoch}
 
 
 @contextmanager

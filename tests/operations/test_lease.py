@@ -12,16 +12,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from synapse_ops.errors import ConfigError, LeaseHeld, LeaseLost
 from synapse_ops.operations.lease import Lease, hold_lease
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.object_store import ObjectStore, StoreAccess, WrittenObject
 from tests.memory_store import MemoryStore
 
 TTL_S = 1.0
+SAFE_TTL_S = 9.0  # renewed after 3 s, so that a busy host does not lose it
 LOST_WITHIN_S = 10.0
 KEY = "leases/expiry.json"
 
@@ -82,6 +84,51 @@ def test_a_silent_holder_loses_its_lease_after_its_own_ttl(repository: Repositor
 
     assert waited_s >= TTL_S
     assert lease.epoch == 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ttl_s": "soon", "epoch": "seven"},
+        {"ttl_s": None, "epoch": None},
+        {"ttl_s": -1, "epoch": -1},
+        {"ttl_s": float("nan"), "epoch": 7.5},
+        {"ttl_s": float("inf"), "epoch": True},
+        {"ttl_s": 1e9, "epoch": []},
+    ],
+    ids=lambda changes: str(changes["ttl_s"]),
+)
+def test_a_lease_that_another_tool_wrote_holds_for_our_ttl_and_is_then_written_over(
+    repository: Repository, changes: dict[str, object]
+) -> None:
+    """Its holder may live and renew it; one that is silent blocks nobody for ever, and is never an error."""
+    write_foreign_holder(repository, **changes)
+    asked_at = time.monotonic()
+
+    with hold_lease(repository, "expiry", owner="next", ttl_s=TTL_S) as lease:
+        waited_s = time.monotonic() - asked_at
+        lease.check()
+
+    assert waited_s >= TTL_S
+    assert lease.epoch == 1
+
+
+def test_a_lease_whose_reply_was_lost_is_held(bucket_url: str, object_store_access: StoreAccess) -> None:
+    """The repeated request meets our own bytes: they carry a token, so they are not another holder's."""
+
+    class LosesReplies(ObjectStore):
+        def put_bytes(self, key: str, data: bytes, **conditions: Any) -> WrittenObject:
+            written = super().put_bytes(key, data, **conditions)
+            return super().put_bytes(key, data, **conditions) if conditions else written
+
+    repository = Repository(LosesReplies(bucket_url, object_store_access))
+    with hold_lease(repository, "expiry", owner="first", ttl_s=SAFE_TTL_S) as lease:
+        begun = time.monotonic()
+        while body_of(repository)["renewals"] == 1:
+            assert time.monotonic() - begun < SAFE_TTL_S, "it was never renewed"
+        lease.check()
+
+    assert (body_of(repository)["owner"], body_of(repository)["state"]) == ("first", "released")
 
 
 def test_a_dead_process_of_this_host_is_not_waited_for(repository: Repository, tmp_path: Path) -> None:
