@@ -118,7 +118,16 @@ def apply(run: RestoreRun, target: DirectoryTarget, work_dir: Path) -> RestoreRe
         _make_permanent(throwaway.server.data_dir, throwaway.server.tools, superuser, throwaway_dir.identity)
         refuse_if_not_empty(directory)
         throwaway.server.data_dir.rename(directory)  # replaces an empty directory, and nothing else
+        _flush(directory.parent)  # else a power failure may undo the rename
     return run.report(planned)
+
+
+def _flush(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _make_permanent(data_dir: Path, tools: PgTools, superuser: str, identity: ServerIdentity | None) -> None:

@@ -1,9 +1,10 @@
 """Restores a backup as a new database beside the others of a running server.
 
-Roles that the server has stay exactly as they are; missing ones are created. The data goes into a database named
-`synapse_incomplete_<backup id>_<random>`, which gets its final name, by a rename that fails when the name is taken
-meanwhile, once it is complete, compared and analysed. On an error it is dropped, because this run created it; after a
-kill it stays, recognisable by its name and comment, and later plans name it.
+Roles that the server has stay exactly as they are; missing ones are created, and stay when the restore fails: the error
+names them and marks superusers, because a role that is in use by now must not be dropped. The data goes into a database
+named `synapse_incomplete_<backup id>_<random>`, which gets its final name, by a rename that fails when the name is
+taken meanwhile, once it is complete, compared and analysed. On an error it is dropped, because this run created it;
+after a kill it stays, recognisable by its name and comment, and later plans name it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from synapse_ops.domain.backup_record import BackupRecord
 from synapse_ops.domain.globals_script import GlobalsScript, statements_for_missing_roles, without_tablespace
 from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.domain.structure import SHARED_KINDS
-from synapse_ops.errors import ConfigError, IntegrityError, Refused, TargetNotEmpty
+from synapse_ops.errors import ConfigError, IntegrityError, Refused, SynapseOpsError, TargetNotEmpty
 from synapse_ops.operations.archive_restore import (
     apply_properties,
     create_database,
@@ -150,10 +151,10 @@ def apply(run: RestoreRun, target: ServerTarget, work_dir: Path) -> RestoreRepor
             current.tools, staged.archive, place.subject, scratch_dir=scratch.scratch_dir, deadline=deadline
         )
         present = frozenset(current.roles_present)
-        execute_statements(
-            target.conninfo, statements_for_missing_roles(staged.globals_script, present), what="the missing roles"
-        )
-        with _incomplete_database(target, place) as name:
+        with _created_roles_named(target, current.roles_missing), _incomplete_database(target, place) as name:
+            execute_statements(
+                target.conninfo, statements_for_missing_roles(staged.globals_script, present), what="the missing roles"
+            )
             conninfo = make_conninfo(target.conninfo, dbname=name)
             renamed = statements.renamed(place.subject, name)
             lacking = bool(current.tablespaces_missing)
@@ -192,6 +193,27 @@ def _incomplete_database(target: ServerTarget, place: BackupPlace) -> Iterator[s
         with contextlib.suppress(Exception):  # what failed first is what the operator must read
             _say(target, "DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
         raise
+
+
+@contextlib.contextmanager
+def _created_roles_named(target: ServerTarget, missing: tuple[str, ...]) -> Iterator[None]:
+    """Add to an error which of the roles that were missing exist now. missing: before the block."""
+    try:
+        yield
+    except SynapseOpsError as error:
+        with contextlib.suppress(SynapseOpsError):
+            created = _existing_roles(target, missing)
+            if created:
+                names = ", ".join(f'"{name}" (superuser)' if is_super else f'"{name}"' for name, is_super in created)
+                error.hint += f"{' ' if error.hint else ''}Roles that this restore created stay on the server: {names}."
+        raise
+
+
+def _existing_roles(target: ServerTarget, names: tuple[str, ...]) -> list[tuple[str, bool]]:
+    """Return which of these roles exist, and whether each is a superuser."""
+    with connect(target.conninfo) as connection, postgres_errors(f"the roles of {describe(target.conninfo)}"):
+        statement = "SELECT rolname::text, rolsuper FROM pg_roles WHERE rolname = ANY(%s) ORDER BY 1"
+        return connection.execute(statement, [list(names)]).fetchall()
 
 
 def _say(target: ServerTarget, template: str, name: str) -> None:

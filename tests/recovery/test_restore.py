@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -136,6 +137,36 @@ def test_a_restore_that_fails_half_way_removes_only_what_it_made(
     assert databases(postgres_server) == before
 
 
+def test_roles_that_a_failed_restore_created_are_named(
+    take_backup: Callable[..., KeptBackup],
+    repository: Repository,
+    work_dir: Path,
+    postgres_server: PostgresServer,
+    new_name: str,
+) -> None:
+    """They stay, superusers among them, so an operator who stops here knows of them; those that were there are not."""
+    suffix = secrets.token_hex(4)
+    plain, powerful, present = f"plain_{suffix}", f"powerful_{suffix}", f"present_{suffix}"
+    postgres_server.execute(f"create role {plain}; create role {powerful} superuser; create role {present}")
+    place = take_backup(
+        "create function shop.fails(text) returns text immutable language plpgsql as"
+        " 'begin if current_database() like ''synapse_incomplete%'' then raise ''no''; end if; return $1; end';"
+        "create index fails_index on shop.customers (shop.fails(name));"
+    ).put(repository)
+    postgres_server.execute(f"drop role {plain}; drop role {powerful}")
+    try:
+        plan = plan_restore(repository, place, ServerTarget(postgres_server.conninfo(), new_name))
+
+        with pytest.raises(SynapseOpsError, match="pg_restore") as failed:
+            apply_restore(repository, plan, work_dir=work_dir)
+
+        assert f'created stay on the server: "{plain}", "{powerful}" (superuser).' in failed.value.hint
+        assert present not in failed.value.hint
+    finally:
+        for role in (plain, powerful, present):
+            postgres_server.execute(f"drop role if exists {role}")
+
+
 def test_a_plan_without_the_key_says_whose_key_is_missing(
     take_backup: Callable[..., KeptBackup],
     repository: Repository,
@@ -169,14 +200,27 @@ def directory() -> Iterator[Path]:
 
 
 def test_a_backup_becomes_a_data_directory_that_starts(
-    take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path, directory: Path
+    take_backup: Callable[..., KeptBackup],
+    repository: Repository,
+    work_dir: Path,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The whole cluster is new: checksums on, a configuration of its own, every role and row of the backup."""
     kept = take_backup("create extension citext")
     plan = plan_restore(repository, kept.put(repository), DirectoryTarget(directory))
 
+    flushed = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        flushed.append((Path(f"/proc/self/fd/{descriptor}").readlink(), directory.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
     apply_restore(repository, plan, work_dir=work_dir)
 
+    assert (directory.parent.resolve(), True) in flushed, "a power failure may undo the rename"
     identity = server_identity()
     assert directory.stat().st_mode & 0o777 == 0o700
     assert "restored" in (directory / "pg_hba.conf").read_text()
