@@ -121,17 +121,26 @@ def throwaway_server(
         settings=_inert_settings(tools.major, database_size_bytes=database_size_bytes),
     )
     keeper = _Keeper(server, superuser, deadline)
-    watchdog = threading.Timer(deadline.remaining_s(), _kill, [server])
-    watchdog.daemon = True
     try:
         is_isolated = keeper.run_server()
-        watchdog.start()
         _give_way(server)
-        yield Throwaway(server, superuser, is_isolated)
+        with _killed_at(deadline, server):
+            yield Throwaway(server, superuser, is_isolated)
     finally:
-        watchdog.cancel()
         server.stop("immediate")
         keeper.end()
+
+
+@contextlib.contextmanager
+def _killed_at(deadline: Deadline, server: PgServer) -> Iterator[None]:
+    """Kill the server when the deadline passes inside the block; raises DeadlineExceeded when it has passed."""
+    watchdog = threading.Timer(deadline.remaining_s(), _kill, [server])  # read here: initdb and start took their part
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
 
 
 class _Keeper:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -22,12 +23,14 @@ from synapse_ops.operations.restore_proof import prove_backup
 from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_directory
 from synapse_ops.operations.throwaway_server import Throwaway, throwaway_server
 from synapse_ops.systems.local_processes import processes_in
+from synapse_ops.systems.pg_server import PgServer
 from synapse_ops.systems.pg_tools import find_pg_tools
 from tests.recovery.backups import KeptBackup
 from tests.servers import PostgresServer, servers_dir
 
 READY_DEADLINE_S = 60.0
 GONE_DEADLINE_S = 20.0
+LEFT_AFTER_INIT_S, KILLED_WITHIN_S, SLEEP_S = 15.0, 25.0, 40.0
 
 OWNER = """
 import sys, time
@@ -59,7 +62,7 @@ create foreign table shop.far (id int) server elsewhere;
 
 
 @contextlib.contextmanager
-def running_throwaway(work_dir: Path) -> Iterator[Throwaway]:
+def running_throwaway(work_dir: Path, deadline: Deadline | None = None) -> Iterator[Throwaway]:
     with (
         throwaway_directory(work_dir, database_size_bytes=0, scratch_bytes=0) as directory,
         throwaway_server(
@@ -67,7 +70,7 @@ def running_throwaway(work_dir: Path) -> Iterator[Throwaway]:
             tools=find_pg_tools(17),
             superuser="keeper",
             database_size_bytes=0,
-            deadline=Deadline(60, "test"),
+            deadline=deadline or Deadline(60, "test"),
         ) as throwaway,
     ):
         yield throwaway
@@ -126,6 +129,31 @@ def test_what_a_throwaway_runs_cannot_call_out(work_dir: Path, postgres_server: 
             connection.execute("create extension dblink")
             with pytest.raises(psycopg.OperationalError, match="could not establish connection"):
                 connection.execute("select dblink_connect(%s)", [postgres_server.conninfo()])
+
+
+def test_a_throwaway_is_killed_at_its_deadline_however_long_it_took_to_start(
+    work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What initdb takes comes off the time of the queries, so no query outlasts the deadline."""
+    init = PgServer.init
+
+    class Deadline60(Deadline):
+        def spend_all_but(self, left_s: float) -> None:
+            self._ends_at = time.monotonic() + left_s
+
+    deadline = Deadline60(60, "test")
+
+    def slow_init(server: PgServer, *arguments: Any, **options: Any) -> None:
+        init(server, *arguments, **options)
+        deadline.spend_all_but(LEFT_AFTER_INIT_S)
+
+    monkeypatch.setattr(PgServer, "init", slow_init)
+    with running_throwaway(work_dir, deadline) as throwaway, psycopg.connect(throwaway.conninfo("postgres")) as session:
+        began = time.monotonic()
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("select pg_sleep(%s)", [SLEEP_S])
+        assert time.monotonic() - began < KILLED_WITHIN_S
+        assert deadline.has_passed()
 
 
 def test_a_hostile_backup_is_restored_inert_and_still_compared_exactly(
