@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,13 +106,25 @@ def test_an_unknown_command_is_refused_with_exit_code_2(tmp_path: Path) -> None:
     assert call("bakcup", cwd=tmp_path).returncode == 2
 
 
-def test_a_fault_of_our_own_shows_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The operator reads one line and the name of the file that holds the traceback."""
-    with pytest.raises(SystemExit) as stopped:
-        cli_main.main(["spec", "check", str(tmp_path / "\0")])
+def test_a_fault_of_our_own_is_one_line_and_a_file_with_the_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1; the traceback, whatever it shows, is in a file that its owner alone can read."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setitem(cli_main.COMMANDS, "broken", ("options", "A module that holds no command."))
 
-    assert stopped.value.code in {1, 2}
-    assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        cli_main.main(["broken"])
+
+    said = capsys.readouterr().err
+    [log] = tmp_path.iterdir()
+    assert stopped.value.code == 1
+    assert "AttributeError" in said.splitlines()[0]
+    assert "Traceback" not in said
+    assert str(log) in said
+    assert log.read_text().startswith("Traceback (most recent call last):")
+    assert "AttributeError: module 'synapse_ops.cli.options' has no attribute 'command'" in log.read_text()
+    assert log.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("command", sorted(cli_main.COMMANDS))
