@@ -6,7 +6,7 @@ The data version of a block is the digest of its effective values: comments, ord
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import dagster as dg
 
@@ -109,7 +109,9 @@ def _description_of(block: str, fields: Mapping[str, "FieldInfo"]) -> str:
     """Return what the spec says of a block: the field's own description, else its model's first line."""
     if block not in fields:
         return _STACK_DESCRIPTION
-    of_model = (getattr(fields[block].annotation, "__doc__", None) or "").strip().partition("\n")[0]
+    annotation = fields[block].annotation
+    model = next(iter(get_args(annotation)), annotation)  # of `Block | None`, whose own docstring is Python's
+    of_model = (model.__doc__ or "").strip().partition("\n")[0]
     return fields[block].description or of_model or f"The block `{block}` of the spec."
 
 

@@ -67,7 +67,7 @@ TARGETS: tuple[Target, ...] = (
         f"{_HERE}.postgres",
         "postgresql.conf and pg_hba.conf of both nodes, and the URL that finds the one that takes writes.",
     ),
-    Target("redis_config", render_redis, READS_REDIS, f"{_HERE}.stores", "redis.conf."),
+    Target("redis_config", render_redis, READS_REDIS, f"{_HERE}.stores", "The configuration of Redis."),
     Target("qdrant_config", render_qdrant, READS_QDRANT, f"{_HERE}.stores", "Qdrant's configuration file."),
     Target("firewall_rules", render_firewall, FIREWALL_READS, f"{_HERE}.firewall", "The host firewall, for nftables."),
     Target("tls_config", render_tls, TLS_READS, f"{_HERE}.tls", "nginx and haproxy, and the certificate's names."),

@@ -128,12 +128,14 @@ def test_lineage_runs_from_spec_to_retention(defs: dg.Definitions) -> None:
 
 
 def test_every_asset_says_whose_it_is_and_what_it_means(defs: dg.Definitions) -> None:
-    """Owner, kind, group and a description of a sentence at least."""
+    """Owner, kind, group and a description: its first sentence has three words or more."""
     for spec in _asset_nodes(defs):
         assert spec.owners, spec.key
         assert spec.kinds, spec.key
         assert spec.group_name, spec.key
-        assert len(spec.description or "") > 5, spec.key
+        first, end, _ = (spec.description or "").replace(".\n", ". ").partition(". ")
+        assert len(first.split()) >= 3, (spec.key, spec.description)
+        assert end or first.endswith("."), (spec.key, spec.description)
 
 
 def test_every_asset_has_a_clock_or_stands_in_the_list_of_those_without(defs: dg.Definitions) -> None:

@@ -80,7 +80,7 @@ class Prometheus(Block):
 
 
 class Grafana(Block):
-    """Dashboards."""
+    """Grafana, and where its dashboards come from."""
 
     dashboards: tuple[Dashboard, ...] = Field(
         ("system", "application", "database", "cache"), description="Dashboards that are rendered, each at most once."
