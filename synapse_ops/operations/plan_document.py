@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from synapse_ops.errors import ConfigError, DocumentUnreadable, LeaseHeld, PlanChanged
+from synapse_ops.errors import ConfigError, DocumentUnreadable, LeaseHeld, PlanChanged, SynapseOpsError
 
 FORMAT_VERSION = 1
 MAX_AGE = timedelta(hours=24)  # an approval is for what lies there today
@@ -208,7 +208,8 @@ def find_kind(state_dir: Path, digest: str) -> str:
 def apply_plan(state_dir: Path, kind: str, digest: str, now: datetime) -> Iterator[tuple[OpenPlan, Outcome]]:
     """Hold a plan for one application: nobody else applies one of its kind meanwhile.
 
-    When the block ends well the digest is used. When it does not, the same plan may be applied again.
+    When the block ends well the digest is used. When it does not, the same plan may be applied again, and the detail of
+    the error says what was done.
     Raises PlanChanged (no such plan, edited, too old, used), LeaseHeld, ConfigError (no digest).
     """
     _check_digest(digest)
@@ -219,7 +220,13 @@ def apply_plan(state_dir: Path, kind: str, digest: str, now: datetime) -> Iterat
         _refuse_old(plan, kind, digest, now)
         with applied.open("wb") as file:
             outcome = Outcome(path=applied, _file=file)
-            yield plan, outcome
+            try:
+                yield plan, outcome
+            except SynapseOpsError as error:  # no outcome will say what was done
+                done = [f"done before that: {action} {times} times" for action, times in sorted(outcome.done.items())]
+                freed = [f"freed before that: {outcome.freed_bytes} bytes"] if outcome.freed_bytes else []
+                error.detail = "\n".join(filter(None, [error.detail, *done, *freed]))
+                raise
             trailer = {
                 "digest": digest,
                 "plan_made_at": plan.made_at.isoformat(),

@@ -1,4 +1,4 @@
-"""What is stored stays byte for byte what it was: each document in tests/domain/golden was written by an earlier version."""
+"""What is stored stays byte for byte what it was: tests/domain/golden holds documents of an earlier version."""
 
 from __future__ import annotations
 
