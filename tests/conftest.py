@@ -6,7 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.surroundings import without_other_work
+
 pytest_plugins = ["tests.servers", "tests.dagster_instances"]
+
+without_other_work(os.environ)
 
 
 @pytest.fixture(autouse=True)

@@ -92,7 +92,9 @@ def _ensure_supervisor(layout: StackLayout) -> None:
     while not _answers(path):
         if child is None or child.poll() is not None:  # ours lost the lock to one that is just ending
             argv = [sys.executable, "-m", "synapse_ops.local.supervisor", str(layout.state_dir)]
-            child = spawn(None, argv, log_path=layout.log("supervisor"), env=dict(os.environ))
+            # libpq's defaults are of the shell's other work: the stack names each of its own servers in full
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+            child = spawn(None, argv, log_path=layout.log("supervisor"), env=environment)
         if time.monotonic() > deadline:
             raise DeadlineExceeded(
                 f"the supervisor of the embedded stack did not start within {SUPERVISOR_START_TIMEOUT_S:g} s",

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from synapse_ops.errors import ConfigError, Unreachable
+from synapse_ops.systems.loopback import is_loopback
 
 ALERTMANAGER_VARIABLE = "SYNAPSE_ALERTMANAGER_URL"
 WEBHOOK_VARIABLE = "SYNAPSE_ALERT_WEBHOOK"
@@ -62,11 +63,12 @@ class AlertOutlet:
         """
         import httpx
 
+        body = [alarm.as_json() for alarm in alarms]
         try:
-            reply = httpx.post(self.url, json=[alarm.as_json() for alarm in alarms], timeout=_TIMEOUT_S)
+            reply = httpx.post(self.url, json=body, timeout=_TIMEOUT_S, trust_env=not is_loopback(self.url))
         except httpx.InvalidURL:
             raise ConfigError(f"the address of the {self.kind} is not a URL") from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, OSError) as error:  # OSError: SSL_CERT_FILE names a file that is not there
             raise Unreachable(f"could not send {len(alarms)} alarms: the {self.kind} does not answer") from error
         if reply.is_error:
             raise Unreachable(

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, SynapseOpsError, Unreachable
+from synapse_ops.systems.loopback import is_loopback
 from synapse_ops.systems.object_features import ask_features, sha256_base64
 from synapse_ops.systems.object_records import ObjectInfo, StoreAccess, StoreFeatures, UploadInfo, WrittenObject
 from synapse_ops.systems.object_streams import ObjectReader, ObjectWriter
@@ -56,9 +57,13 @@ class ObjectStore:
     @cached_property
     def _session(self) -> Any:
         import boto3
+        import botocore.session
 
+        # a profile is where keys come from that we were not given; the one that the environment names may be missing
+        without_profile = {"profile": (None, None, None, None)} if self.access.access_key else {}
         with s3_errors(self.url):
             return boto3.session.Session(
+                botocore_session=botocore.session.Session(session_vars=without_profile),
                 region_name=self.access.region,
                 aws_access_key_id=self.access.access_key,
                 aws_secret_access_key=self.access.secret_key,
@@ -83,6 +88,8 @@ class ObjectStore:
                     s3={"addressing_style": "path" if self.access.endpoint else "auto"},
                     # rclone and older stores answer a ranged GET with the whole object's checksum
                     response_checksum_validation="when_required",
+                    # None: as the environment says; a proxy of it does not reach this host's own ports
+                    proxies={} if is_loopback(self.access.endpoint) else None,
                 ),
             )
 

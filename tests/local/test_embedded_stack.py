@@ -36,6 +36,7 @@ from synapse_ops.systems.certificates import days_left_of_server
 from synapse_ops.systems.local_processes import ProcessMark, server_identity
 from synapse_ops.systems.pg_server import FENCE_MARKER, make_socket_dir
 from tests.servers import servers_dir
+from tests.surroundings import HOSTILE
 
 GONE_TIMEOUT_S = 20.0
 STREAMING_TIMEOUT_S = 15.0
@@ -139,10 +140,17 @@ def test_an_up_on_a_running_stack_changes_nothing(state_dir: Path) -> None:
 
 
 def test_two_ups_at_once_share_one_supervisor(state_dir: Path) -> None:
-    """The lock serialises them: both return with every server ready, and nothing runs twice."""
+    """The lock serialises them: both return with every server ready, and nothing runs twice.
+
+    Their shell has proxies, authorities and libpq's defaults of other work, which no server of the stack takes over.
+    """
     stop_stack(state_dir)
     argv = [sys.executable, "-m", "synapse_ops", "local", "up", "--state-dir", str(state_dir)]
-    both = [subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True) for _ in range(2)]
+    environment = {**os.environ, **HOSTILE}
+    both = [
+        subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        for _ in range(2)
+    ]
 
     outcomes = [(process.communicate()[1], process.returncode) for process in both]
 
