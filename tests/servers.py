@@ -28,7 +28,7 @@ from synapse_ops.errors import Unreachable
 from synapse_ops.systems.local_processes import free_ports, make_private_dir, server_identity
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from synapse_ops.systems.pg_server import PgServer, make_socket_dir
-from synapse_ops.systems.pg_tools import find_pg_tools, tools_for
+from synapse_ops.systems.pg_tools import PgTools, find_pg_tools, tools_for
 
 STORE_READY_TIMEOUT_S = 60.0
 GATEWAY_READY_TIMEOUT_S = 20.0
@@ -63,19 +63,33 @@ def servers_dir(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
+def programs_dir() -> Iterator[Path]:
+    """Copies of programs, of this worker's own: made where the servers' user cannot enter the checkout."""
+    folder = servers_dir("programs")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server_tools(programs_dir: Path) -> PgTools:
+    """PostgreSQL 17's programs, where the servers' user can run them."""
+    return tools_for(server_identity(), find_pg_tools(17), programs_dir)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(server_tools: PgTools) -> Iterator[PostgresServer]:
     """A PostgreSQL 17 of this worker's own: checksums, SCRAM over TCP, wal_level logical, room for replicas."""
-    with running_postgres() as server:
+    with running_postgres(server_tools) as server:
         yield server
 
 
 @contextmanager
-def running_postgres() -> Iterator[PostgresServer]:
+def running_postgres(tools: PgTools) -> Iterator[PostgresServer]:
     """Run a server with the settings of `postgres_server`, for what would leave roles or tablespaces on that one."""
     folder = servers_dir("pg")
     [port] = free_ports(1)
     server = PgServer(
-        tools=tools_for(server_identity(), find_pg_tools(17), folder / "programs"),
+        tools=tools,
         identity=server_identity(),
         data_dir=folder / "data",
         socket_dir=make_socket_dir(folder / "data", server_identity()),

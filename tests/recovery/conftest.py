@@ -68,10 +68,15 @@ def repository(bucket_url: str, object_store_access: StoreAccess) -> Repository:
 
 
 @pytest.fixture
-def work_dir() -> Iterator[Path]:
-    """A place for throwaway servers; fails the test that leaves something in it."""
+def work_dir(programs_dir: Path) -> Iterator[Path]:
+    """A place for throwaway servers; fails the test that leaves something in it.
+
+    What stays there by design, the copies of programs that a checkout below a private home needs, is the worker's own.
+    """
     folder = servers_dir("work")
+    (folder / "programs").symlink_to(programs_dir)
     yield folder
+    (folder / "programs").unlink()
     left = [path.name for path in folder.iterdir()]
     shutil.rmtree(folder, ignore_errors=True)
     assert not left, f"left behind: {left}"

@@ -15,7 +15,7 @@ from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.local_processes import ServerIdentity, server_identity
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.pg_server import make_socket_dir
-from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
+from synapse_ops.systems.pg_tools import PgTools
 from tests.recovery.backups import KeptBackup
 from tests.servers import servers_dir
 
@@ -74,10 +74,11 @@ def test_the_page_restores_an_encrypted_backup_without_this_tool(
     repository: Repository,
     object_store_access: StoreAccess,
     key_pair: tuple[str, str],
+    server_tools: PgTools,
 ) -> None:
     """Objects are fetched, verified, decrypted, restored and counted by ordinary tools; no difference is printed."""
     place = take_backup("create extension citext", recipients=(key_pair[0],)).put(repository)
-    identity, tools = server_identity(), find_pg_tools(17)
+    identity, tools = server_identity(), server_tools
     folder = servers_dir("by-hand")
     socket_dir = make_socket_dir(folder / "data", identity)
     (folder / "key.txt").write_text(key_pair[1] + "\n")

@@ -17,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 from synapse_ops.operations.database_dump import dump_database
 from synapse_ops.operations.restore_proof import prove_backup
 from synapse_ops.systems.object_store import StoreAccess
+from synapse_ops.systems.pg_tools import PgTools
 from tests.recovery.backups import make_stack
 from tests.servers import PASSWORD, PostgresServer, running_postgres
 
@@ -27,13 +28,13 @@ NAME = "regression"
 
 
 def test_postgresqls_own_regression_database_is_proven(
-    tmp_path: Path, work_dir: Path, bucket_url: str, object_store_access: StoreAccess
+    tmp_path: Path, work_dir: Path, bucket_url: str, object_store_access: StoreAccess, server_tools: PgTools
 ) -> None:
     """Every kind of object that a dump carries comes back equal; a difference here is a fault of the comparison."""
     if "POSTGRES_REGRESS" not in os.environ:
         pytest.skip("POSTGRES_REGRESS names no folder of PostgreSQL's regression scripts")
     scripts = {path.stem: path for path in sorted(Path(os.environ["POSTGRES_REGRESS"]).glob("*.sql"))}
-    with running_postgres() as server:
+    with running_postgres(server_tools) as server:
         server.execute(f"create database {NAME} template template0 locale 'C'")
         for name in [*FIRST, *(other for other in scripts if other not in {*FIRST, *NOT_RUN})]:
             _run(server, scripts[name])

@@ -19,7 +19,7 @@ from synapse_ops.operations.restore_to_server import INCOMPLETE
 from synapse_ops.operations.throwaway_directory import throwaway_base
 from synapse_ops.systems.local_processes import server_identity
 from synapse_ops.systems.pg_server import PgServer, make_socket_dir
-from synapse_ops.systems.pg_tools import find_pg_tools
+from synapse_ops.systems.pg_tools import PgTools
 from tests.recovery.backups import KeptBackup, flip
 from tests.servers import PostgresServer, servers_dir
 
@@ -205,6 +205,7 @@ def test_a_backup_becomes_a_data_directory_that_starts(
     work_dir: Path,
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
+    server_tools: PgTools,
 ) -> None:
     """The whole cluster is new: checksums on, a configuration of its own, every role and row of the backup."""
     kept = take_backup("create extension citext")
@@ -225,7 +226,7 @@ def test_a_backup_becomes_a_data_directory_that_starts(
     assert directory.stat().st_mode & 0o777 == 0o700
     assert "restored" in (directory / "pg_hba.conf").read_text()
     server = PgServer(
-        tools=find_pg_tools(17),
+        tools=server_tools,
         identity=identity,
         data_dir=directory,
         socket_dir=make_socket_dir(directory, identity),

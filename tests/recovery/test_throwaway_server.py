@@ -26,7 +26,7 @@ from synapse_ops.systems.local_processes import processes_in
 from synapse_ops.systems.pg_server import PgServer
 from synapse_ops.systems.pg_tools import find_pg_tools
 from tests.recovery.backups import KeptBackup
-from tests.servers import PostgresServer, servers_dir
+from tests.servers import PostgresServer
 
 READY_DEADLINE_S = 60.0
 GONE_DEADLINE_S = 20.0
@@ -170,11 +170,10 @@ def test_a_hostile_backup_is_restored_inert_and_still_compared_exactly(
     assert report.record.verdict is Verdict.PROVEN
 
 
-def test_a_killed_owner_takes_its_server_along_and_a_later_run_removes_the_rest() -> None:
+def test_a_killed_owner_takes_its_server_along_and_a_later_run_removes_the_rest(work_dir: Path) -> None:
     """kill -9 leaves files at most, which the next sweep finds by the lock that the kernel has released."""
-    work_dir = servers_dir("killed")
     owner = start_owner(work_dir)
-    [directory] = [path for path in work_dir.iterdir() if path.is_dir()]
+    [directory] = [path for path in work_dir.glob("throwaway-*") if path.is_dir()]
     assert processes_in(directory / "data")
 
     owner.send_signal(signal.SIGKILL)
@@ -182,15 +181,13 @@ def test_a_killed_owner_takes_its_server_along_and_a_later_run_removes_the_rest(
 
     wait_until(lambda: not processes_in(directory / "data"), GONE_DEADLINE_S)
     assert sweep_throwaways(work_dir) == (directory.name,)
-    work_dir.rmdir()
 
 
-def test_a_living_owner_is_never_swept() -> None:
+def test_a_living_owner_is_never_swept(work_dir: Path) -> None:
     """A proof that runs beside another leaves it alone, whatever its age."""
-    work_dir = servers_dir("living")
     owner = start_owner(work_dir)
     try:
-        [directory] = [path for path in work_dir.iterdir() if path.is_dir()]
+        [directory] = [path for path in work_dir.glob("throwaway-*") if path.is_dir()]
 
         assert sweep_throwaways(work_dir) == ()
         assert processes_in(directory / "data")
@@ -198,7 +195,6 @@ def test_a_living_owner_is_never_swept() -> None:
         owner.kill()
         owner.wait()
         sweep_throwaways(work_dir)
-    work_dir.rmdir()
 
 
 @pytest.mark.parametrize("stage", ["claimed", "made"])
@@ -209,7 +205,7 @@ def test_an_owner_killed_at_any_step_leaves_nothing_that_a_sweep_does_not_remove
         (work_dir / "throwaway-0123456789ab" / "data.making" / "base").mkdir(parents=True)
 
     assert sweep_throwaways(work_dir) == ("throwaway-0123456789ab",)
-    assert list(work_dir.iterdir()) == []
+    assert list(work_dir.glob("throwaway-*")) == []
 
 
 def test_what_is_not_a_throwaway_is_never_removed(tmp_path: Path) -> None:
@@ -238,4 +234,4 @@ def test_a_full_disk_is_told_before_anything_is_made(work_dir: Path) -> None:
     ):
         pass
 
-    assert list(work_dir.iterdir()) == []
+    assert list(work_dir.glob("throwaway-*")) == []
