@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 DRIP_S = 0.05
+SLOW_S = 1.5
 
 
 def _reply(status: str, body: bytes = b"", *headers: str) -> bytes:
@@ -119,7 +120,7 @@ class MisbehavingServer:
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
         elif path == "/slow":
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(SLOW_S)
             writer.write(ANSWERS["/ok"])
         else:
             writer.write(ANSWERS.get(path) or ANSWERS.get(f"/{path.split('/')[1]}", ANSWERS["/ok"]))
