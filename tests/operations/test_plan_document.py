@@ -18,13 +18,14 @@ def test_an_application_that_fails_says_what_it_did_before_and_may_be_repeated(t
     with write_plan(tmp_path, "snapshots", {"grace": 3600}, NOW) as draft:
         draft.writer.add({"action": "delete", "subject": "one"}, acts=True)
 
-    with (
-        pytest.raises(LeaseLost) as lost,
-        apply_plan(tmp_path, "snapshots", draft.plan.digest, NOW) as (_, outcome),
-    ):
-        outcome.did("delete", 10)
-        outcome.did("delete", 32)
-        raise LeaseLost("the lease is gone", detail="it could not be renewed")
+    def apply_and_fail() -> None:
+        with apply_plan(tmp_path, "snapshots", draft.plan.digest, NOW) as (_, outcome):
+            outcome.did("delete", 10)
+            outcome.did("delete", 32)
+            raise LeaseLost("the lease is gone", detail="it could not be renewed")
+
+    with pytest.raises(LeaseLost) as lost:
+        apply_and_fail()
 
     assert lost.value.detail.splitlines() == [
         "it could not be renewed",
