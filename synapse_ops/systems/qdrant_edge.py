@@ -90,9 +90,8 @@ def inspect_copy(
             "cpu_s": int(timeout_s * (os.cpu_count() or 1)) + 1,
         },
     }
-    body = _run(job, scratch_dir, timeout_s, progress)
     try:
-        return CopyFacts.from_json(body)
+        return CopyFacts.from_json(_run(job, scratch_dir, timeout_s, progress))
     except (KeyError, TypeError, ValueError) as fault:
         raise Unproven(f"the engine gave no answer that can be read: {type(fault).__name__} {fault}") from fault
 

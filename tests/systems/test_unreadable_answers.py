@@ -7,14 +7,16 @@ import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
-from synapse_ops.errors import ConfigError, SynapseOpsError, Unreachable
+from synapse_ops.errors import ConfigError, SynapseOpsError, Unproven, Unreachable
 from synapse_ops.systems.alert_outlet import AlertOutlet
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from synapse_ops.systems.probe_stage import Stage
 from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.qdrant_edge import inspect_copy
 from synapse_ops.systems.redis import RedisServer
 from synapse_ops.systems.redis_probe import read_info
 from tests.misbehaving import MisbehavingServer, misbehaving
@@ -124,6 +126,18 @@ def test_what_does_not_answer_as_redis_does_is_not_taken_for_one(answer: bytes) 
         found.append(caught.value)
 
     assert all(str(port) in error.message for error in found)
+
+
+@pytest.mark.parametrize("line", ["5", '{"another": "form"}', "no JSON"])
+def test_a_line_that_is_not_the_engines_leaves_a_copy_unproven(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the process of Qdrant's engine prints beside its answer is never a pass, and never a fault of ours."""
+    (tmp_path / "sitecustomize.py").write_text(f"print({line!r}, flush=True)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    with pytest.raises(Unproven):
+        inspect_copy([], scratch_dir=tmp_path, wanted=None, timeout_s=60.0)
 
 
 @pytest.mark.parametrize("path", ["/cut", "/garbage", "/nothing"])
