@@ -43,14 +43,22 @@ def stack_of(folder: Path, more: str) -> Stack:
     return open_stack(spec, folder)
 
 
-def ask(stack: Stack, name: str) -> ProbeVerdict:
-    """Return the verdict of one probe of a stack."""
+def ask(stack: Stack, name: str, *, is_asked_again: bool = False) -> ProbeVerdict:
+    """Return the verdict of one probe of a stack; asked again, the second one, once the first question has ended."""
 
     async def run() -> ProbeVerdict:
         clients = HttpClients()
         try:
             [probe] = [probe for probe in probes_of(stack, clients) if probe.name == f"server/{name}"]
-            return await Asker(probe).ask()
+            asker = Asker(probe)
+            verdict = await asker.ask()
+            if is_asked_again:
+                end = time.monotonic() + LATEST_S / 2
+                verdict = await asker.ask()
+                while "still hangs" in verdict.reason and time.monotonic() < end:
+                    await asyncio.sleep(0.05)
+                    verdict = await asker.ask()
+            return verdict
         finally:
             await clients.close()
 
@@ -131,13 +139,13 @@ def _keys(folder: Path) -> Path:
 def test_a_question_to_a_stopped_postgres_ends_in_time(
     postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A statement that waits for ever, for a lock here, is left behind."""
+    """A statement that waits for ever, for a lock here, is left behind, and the next question has a new session."""
     stack = database(postgres_server.conninfo(), tmp_path, monkeypatch, "127.0.0.1:1")
     with psycopg.connect(postgres_server.conninfo()) as locking:
         locking.execute("lock table pg_catalog.pg_stat_archiver in access exclusive mode")
         began = time.monotonic()
 
-        verdict = ask(stack, "db-primary")
+        verdict = ask(stack, "db-primary", is_asked_again=True)
 
     assert verdict.state is State.FAILED
     assert "waiting for the answer to a statement" in verdict.reason
