@@ -2,7 +2,7 @@
 
 Each spec is another one: the ways in which tests/manifests/specs.py differs from the default, each with a name, ports,
 sizes and rules of its own. Steps are timed apart: loading (text to spec), rendering (spec to every document), judging
-(all rules and gates, without which nothing is written). CPU time of this process, so that a busy host weighs little;
+(the rules without which nothing is written). CPU time of this process, so that a busy host weighs little;
 memory is what the process grows by while a batch passes. Aims: loading and rendering of one spec under
 150 ms; the cost of a spec in the last batch at most 1.2 times that of the first.
 """

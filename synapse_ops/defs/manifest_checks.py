@@ -1,4 +1,4 @@
-"""Three checks of every rendered document: the gates, the consistency of all documents, and what outside tools said.
+"""Two checks of every rendered document: what the rules find in it, and what outside tools said.
 
 They show; the release guards itself. They can be evaluated alone; `tool_proofs` also is when a tool's word is recorded.
 """
@@ -18,20 +18,18 @@ if TYPE_CHECKING:
     from synapse_ops.operations.release_review import ReleaseReview
 
 RELEASE_KEY = dg.AssetKey("manifest_release")
-GATES, CONSISTENT, PROOFS = "gates_clean", "consistent", "tool_proofs"
+CONSISTENT, PROOFS = "consistent", "tool_proofs"
 
 _TEXTS = {
-    GATES: "Red while a gate finds an error in these bytes: schemas of three Kubernetes minors, expressions, "
-    "pipelines, the monitoring files' own models. A release is refused then.",
-    CONSISTENT: "Red while a rule that compares documents names this one: a port, probe, flow or reference that is not "
-    "the same everywhere. A release is refused then.",
+    CONSISTENT: "Red while a rule finds an error in this document: a line that looks like a secret. A release is "
+    "refused then. Notes are listed: two programs of a host on one port, more pools than connections.",
     PROOFS: "What outside tools attested of exactly these bytes. A warning: no word yet. Red: a tool refuses them, or "
     "manifests.require_proofs asks for a proof that is not there.",
 }
 
 
 def manifest_check_specs(key: dg.AssetKey) -> list[dg.AssetCheckSpec]:
-    """Return the three checks of a document or of the release."""
+    """Return the two checks of a document or of the release."""
     return [dg.AssetCheckSpec(name, asset=key, description=text) for name, text in _TEXTS.items()]
 
 
@@ -58,8 +56,7 @@ def manifest_results(
     """Return what a review says of a document, or of the release: that is all documents. wanted: no other checks."""
     paths = found.paths_of(None if key == RELEASE_KEY else key.to_user_string())
     results = (
-        _findings(key, GATES, [row for row in found.gate_findings if row.path in paths]),
-        _findings(key, CONSISTENT, [row for row in found.consistency_findings if row.path in paths]),
+        _findings(key, CONSISTENT, [row for row in found.findings if row.path in paths]),
         _proofs(key, [row for row in found.proofs if row.path in paths], found.required, found.unread),
     )
     return [result for result in results if dg.AssetCheckKey(key, str(result.check_name)) in wanted]
@@ -89,7 +86,7 @@ def _proofs(
     unproven = len(open_proofs) - len(refused)
     counts = f"{len(proofs) - len(open_proofs)} proven, {len(refused)} refused, {unproven} unproven"
     if not proofs:
-        counts = "no outside tool judges these documents; gates and rules do"
+        counts = "no outside tool judges these documents"
     first, what = (refused or lacking or open_proofs)[:1], "required: " if lacking and not refused else ""
     rows = (
         {

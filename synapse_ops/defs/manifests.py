@@ -134,7 +134,7 @@ def _release_asset() -> dg.AssetsDefinition:
         code_version=code_version("synapse_ops.operations.release", "synapse_ops.manifests.bundle"),
         automation_condition=when_documents_change(),
         description="All documents under one digest, in manifests.destination and on this host, release.json last. "
-        "Refused while a gate or a consistency rule finds an error, while a proof that manifests.require_proofs names "
+        "Refused while a consistency rule finds an error, while a proof that manifests.require_proofs names "
         "does not hold of exactly these bytes, and while a document's page shows other bytes than these.",
     )
 

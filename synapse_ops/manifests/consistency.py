@@ -1,62 +1,148 @@
-"""The proof that the documents of a bundle agree with one another and with the spec: every rule, in one list.
+"""What a valid spec can still cause in its documents: the rules that judge a bundle wherever it is rendered.
 
-A convention is what one hopes for; these rules read the rendered bytes and find each number and name in every place
-where it must be the same. tests/manifests breaks each of them once and sees it found.
+An error stops the rendering, a note is shown. That the renderers agree with one another holds for every spec: the tests
+below tests/manifests/consistency prove it, so nothing here reads rendered bytes to find one value in two places.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-import yaml
-
-from synapse_ops.manifests import (
-    consistency_access,
-    consistency_hosts,
-    consistency_kubernetes,
-    consistency_places,
-    consistency_prober,
-    consistency_safety,
-)
+from synapse_ops.manifests import parts
 from synapse_ops.manifests.bundle import Bundle
-from synapse_ops.manifests.findings import Finding, Rule, View
-from synapse_ops.manifests.kubernetes_gate import kubernetes_objects_hold
-from synapse_ops.manifests.monitoring_gates import monitoring_faults
-from synapse_ops.spec import Spec
-
-__all__ = ["GATES", "RULES", "Finding", "check_consistency"]
+from synapse_ops.manifests.prober_spec import prober_spec
+from synapse_ops.manifests.tls import HTTP_PORT
+from synapse_ops.spec import Spec, fixed
+from synapse_ops.spec.secrets import holds_literal_secret
 
 
-def monitoring_documents_hold(view: View) -> Iterator[Finding]:
-    """Prometheus, Alertmanager, Grafana and Logstash files parse, and name metrics and pages that exist."""
-    for path, message in monitoring_faults(view.bundle.documents):
-        yield Finding("monitoring_documents_hold", path, message)
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """rule: the function that found it. An error stops a release, a note is shown."""
+
+    rule: str
+    path: str
+    message: str
+    severity: Literal["error", "note"] = "error"
 
 
-# judge documents by themselves, as their readers would; the other rules compare documents
-GATES: tuple[Rule, ...] = (monitoring_documents_hold, kubernetes_objects_hold)
+Rule = Callable[[Bundle, Spec], Iterator[Finding]]
 
-RULES: tuple[Rule, ...] = (
-    *consistency_kubernetes.RULES,
-    *consistency_places.RULES,
-    *consistency_hosts.RULES,
-    *consistency_safety.RULES,
-    *consistency_access.RULES,
-    *consistency_prober.RULES,
-    *GATES,
-)
+_PORTS_OF_A_HOST = {
+    HTTP_PORT: "the proxy",
+    parts.HTTPS_PORT: "the proxy",
+    fixed.WORKER_METRICS_PORT: "the worker's metrics",
+    parts.NODE_EXPORTER_PORT: "the node exporter",
+    parts.BLACKBOX_PORT: "the blackbox exporter",
+    parts.PROMETHEUS_PORT: "Prometheus",
+    parts.ALERTMANAGER_PORT: "Alertmanager",
+    parts.GRAFANA_PORT: "Grafana",
+    parts.LOGSTASH_API_PORT: "Logstash's own API",
+}
 
 
 def check_consistency(bundle: Bundle, spec: Spec) -> tuple[Finding, ...]:
-    """Return what does not agree, in the order of the rules; no error among them means that the bundle may be used."""
-    view = View(bundle, spec)
-    return tuple(finding for rule in RULES for finding in _judged(rule, view))
+    """Return every finding, in the order of the rules; no error among them means that the bundle may be used."""
+    return tuple(finding for rule in RULES for finding in rule(bundle, spec))
 
 
-def _judged(rule: Rule, view: View) -> Iterator[Finding]:
-    """Yield what a rule finds; one that cannot read the documents has found something, too."""
-    try:
-        yield from rule(view)
-    except (LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        what = f"{type(error).__name__} {error}".strip()
-        yield Finding(rule.__name__, "*", f"something that every bundle has is missing or malformed: {what}")
+def no_document_holds_a_secret(bundle: Bundle, _: Spec) -> Iterator[Finding]:
+    """No line of a document looks like a password, a key or a token."""
+    for document in bundle.documents:
+        for number, line in enumerate(document.text.splitlines(), start=1):
+            if holds_literal_secret(line) and not _is_a_command(line):
+                yield Finding("no_document_holds_a_secret", str(document.path), f"line {number} looks like a secret")
+
+
+def _is_a_command(line: str) -> bool:
+    """`requirepass "$(cat FILE)"` and psql's :'variable' name where a secret is read from."""
+    return "$(cat " in line or "$$(cat " in line
+
+
+def connections_fit(_: Bundle, spec: Spec) -> Iterator[Finding]:
+    """All processes' pools together stay below `database.max_connections`; else some wait at full load."""
+    pods = spec.autoscaling.max_replicas if spec.autoscaling else spec.kubernetes.replicas
+    processes = pods * spec.server.workers + spec.kubernetes.worker_replicas * spec.worker.processes
+    wanted = processes * spec.database.pool_size
+    if wanted > spec.database.max_connections:
+        message = (
+            f"{processes} processes with database.pool_size {spec.database.pool_size} may want {wanted} connections, "
+            f"database.max_connections is {spec.database.max_connections}"
+        )
+        yield Finding("connections_fit", "kubernetes/41-api.yaml", message, "note")
+
+
+def the_firewall_opens_the_service(_: Bundle, spec: Spec) -> Iterator[Finding]:
+    """Where the Service takes connections from outside of the cluster, `firewall.inbound` opens its port."""
+    service = spec.kubernetes.service
+    if service.type != "ClusterIP" and all(each.port != service.port for each in spec.firewall.inbound):
+        message = f"firewall.inbound does not open port {service.port}: the Service cannot be reached from outside"
+        yield Finding("the_firewall_opens_the_service", "kubernetes/20-network.yaml", message, "note")
+
+
+def ports_of_a_host_differ(_: Bundle, spec: Spec) -> Iterator[Finding]:
+    """On a host without containers each port is one program's: of the spec, of its companions, of those that watch."""
+    taken = dict(_PORTS_OF_A_HOST)
+    ports = {"server.port": spec.server.port, "logging.beats_port": spec.logging.beats_port}
+    companions = {
+        "database": (fixed.POSTGRES_EXPORTER_PORT, "the exporter of PostgreSQL"),
+        "redis": (fixed.REDIS_EXPORTER_PORT, "the exporter of Redis"),
+        "qdrant": (fixed.QDRANT_GRPC_PORT, "Qdrant's gRPC"),
+    }
+    for store, (port, what) in companions.items():
+        settings = getattr(spec, store)
+        if fixed.is_this_machine(settings.host):
+            ports[f"{store}.port"] = settings.port
+            taken[port] = what
+    if spec.watch.port is None:
+        taken[fixed.OPS_METRICS_PORT] = "the prober"
+    else:
+        ports["watch.port"] = spec.watch.port
+    for field, port in ports.items():
+        if port in taken:
+            message = (
+                f"{field} {port} is that of {taken[port]}: on one host without containers one of them cannot start"
+            )
+            yield Finding("ports_of_a_host_differ", "prometheus/prometheus.yml", message, "note")
+
+
+def the_prober_asks_other_hosts(_: Bundle, spec: Spec) -> Iterator[Finding]:
+    """In a container the prober asks no address of this machine: nothing but the prober itself would answer there."""
+    for place, path in _PROBER_SPECS.items():
+        for field, address in _asked(prober_spec(spec, place)):
+            if fixed.is_this_machine(address.host):
+                message = f"{field} is {address}: in a container that is the container itself"
+                yield Finding("the_prober_asks_other_hosts", path, message, "note")
+
+
+_PROBER_SPECS: dict[parts.PlaceName, str] = {
+    "compose": "docker/synapse-ops/infrastructure.yaml",
+    "kubernetes": "kubernetes/43-synapse-ops.yaml",
+}
+
+
+def _asked(told: Spec) -> Iterator[tuple[str, parts.Address]]:
+    """Yield field and address of each server that a prober with this spec asks."""
+    for node in (told.failover.primary, told.failover.standby):
+        given = told.database.nodes.get(node)
+        usual = parts.Address(told.database.host, told.database.port)
+        yield f"database.nodes.{node}", usual if given is None else parts.authority_of(f"//{given}")
+    yield "redis.host", parts.Address(told.redis.host, told.redis.port)
+    for address in parts.qdrant_nodes(told):
+        yield "qdrant.nodes" if told.qdrant.nodes else "qdrant.host", address
+    if told.object_store.endpoint is not None:
+        yield "object_store.endpoint", parts.authority_of(told.object_store.endpoint)
+    for check in told.health:
+        if not check.url.startswith("/"):
+            yield f"health.{check.name}", parts.authority_of(check.url)
+
+
+RULES: tuple[Rule, ...] = (
+    no_document_holds_a_secret,
+    connections_fit,
+    the_firewall_opens_the_service,
+    ports_of_a_host_differ,
+    the_prober_asks_other_hosts,
+)

@@ -9,26 +9,23 @@ from typing import TYPE_CHECKING
 from synapse_ops.domain.attestation import ToolProof, obstacles
 from synapse_ops.errors import Unreachable
 from synapse_ops.manifests.bundle import bundle_of
-from synapse_ops.manifests.consistency import GATES, Finding, check_consistency
+from synapse_ops.manifests.consistency import Finding, check_consistency
 from synapse_ops.manifests.targets import TARGETS
 from synapse_ops.operations.prove_release import known_tools, recorded_proofs
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
 
-_GATES = frozenset(rule.__name__ for rule in GATES)
-
 
 @dataclass(frozen=True)
 class ReleaseReview:
-    """Findings of all documents, by kind.
+    """Findings and proofs of all documents.
 
     paths, digests: of each target's documents. required: manifests.require_proofs.
     unread: why the store of proofs could not be read, "" when it was; then `proofs` are those that this host knows.
     """
 
-    gate_findings: tuple[Finding, ...]
-    consistency_findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...]
     proofs: tuple[ToolProof, ...]
     required: Sequence[str]
     paths: dict[str, frozenset[str]]
@@ -44,7 +41,7 @@ class ReleaseReview:
         """Return the documents of a target; None: of all, with whatever else a finding may name."""
         if target is not None:
             return self.paths[target]
-        named = {finding.path for finding in (*self.gate_findings, *self.consistency_findings)}
+        named = {finding.path for finding in self.findings}
         return frozenset(named.union(*self.paths.values()))
 
 
@@ -52,7 +49,6 @@ def review_release(stack: Stack) -> ReleaseReview:
     """Return the review of what the spec renders now. What is to be said without a store is said while it is away."""
     made = {target.name: target.render(stack.spec) for target in TARGETS}
     bundle = bundle_of(tuple(document for documents in made.values() for document in documents))
-    findings = check_consistency(bundle, stack.spec)
     unread = ""
     try:
         proofs = recorded_proofs(bundle, known_tools(), stack.release_store(), stack.state_dir)
@@ -60,8 +56,7 @@ def review_release(stack: Stack) -> ReleaseReview:
         unread = error.message
         proofs = recorded_proofs(bundle, known_tools(), None, stack.state_dir)
     return ReleaseReview(
-        gate_findings=tuple(finding for finding in findings if finding.rule in _GATES),
-        consistency_findings=tuple(finding for finding in findings if finding.rule not in _GATES),
+        findings=check_consistency(bundle, stack.spec),
         proofs=proofs,
         required=stack.spec.manifests.require_proofs,
         unread=unread,

@@ -1,4 +1,4 @@
-"""docs/mutation-score.md: which rule of ours catches which bad twin, and which outside tool would.
+"""docs/mutation-score.md: which rule catches which broken variant of the bundle, and which outside tool would.
 
 python -m tests.manifests.mutation_score        writes it; `python -m tests.manifests.mutants_by_tools` comes first
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from synapse_ops.manifests.bundle import Bundle, render_bundle
-from synapse_ops.manifests.consistency import check_consistency
+from tests.manifests.consistency.rules import errors_in
 from tests.manifests.mutants import MUTANTS, Mutant
 from tests.manifests.mutants_by_tools import Recorded, Row, read_recorded
 from tests.manifests.specs import spec_of
@@ -18,11 +18,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "mutation-score.md"
 _HEAD = """\
 # Mutation score
 
-Bad twins of the default bundle: in each, one protection is removed or one reference broken.
+Deliberately broken variants of the default bundle: in each, one protection is removed or one reference broken.
 
-- "Caught by": the rules that refuse it wherever it is rendered, before anything is written. `python -m
-  tests.manifests.mutation_score` writes this page, and tests/manifests/test_mutants.py holds each row.
-- "Outside tools": those that refuse it and take the unchanged document. Every tool that judges or opens the changed
+- "Caught by": the rules that find it. Those below tests/manifests/consistency test the renderers, over many specs;
+  `no_document_holds_a_secret` also runs wherever a bundle is rendered. `python -m tests.manifests.mutation_score`
+  writes this page, and tests/manifests/test_mutants.py holds each row.
+- "Outside tools": those that refuse it and accept the unchanged document. Every tool that judges or opens the changed
   document was asked, by `python -m tests.manifests.mutants_by_tools`; `make prove-release` asks again about some of
   them, others each day. "No tool" stands where none of them reads such a document.
 """
@@ -30,8 +31,7 @@ Bad twins of the default bundle: in each, one protection is removed or one refer
 
 def rules_that_catch(mutant: Mutant, bundle: Bundle) -> tuple[str, ...]:
     """Return the rules that find an error in a mutant, in their order."""
-    findings = check_consistency(mutant.of(bundle), spec_of("default"))
-    return tuple(dict.fromkeys(finding.rule for finding in findings if finding.severity == "error"))
+    return tuple(dict.fromkeys(finding.rule for finding in errors_in(mutant.of(bundle), spec_of("default"))))
 
 
 def line_of(mutant: Mutant, rules: Sequence[str], row: Row) -> str:
@@ -47,8 +47,8 @@ def summary(caught: Sequence[tuple[Sequence[str], Row]]) -> str:
     both = sum(bool(rules and row.refused) for rules, row in caught)
     read = sum(bool(row.asked) for _, row in caught)
     return (
-        f"Of {len(caught)} bad twins our rules catch **{ours}**, at least one outside tool catches **{theirs}**, and "
-        f"**{both}** are caught by both. {read} change a document that some outside tool reads."
+        f"Of {len(caught)} broken variants our rules catch **{ours}**, at least one outside tool catches **{theirs}**, "
+        f"and **{both}** are caught by both. {read} change a document that some outside tool reads."
     )
 
 
@@ -66,7 +66,7 @@ def page_of(rules: Mapping[str, Sequence[str]], recorded: Recorded) -> str:
     caught = [(rules[mutant.name], recorded.rows[mutant.name]) for mutant in MUTANTS]
     lines = [line_of(mutant, *one) for mutant, one in zip(MUTANTS, caught, strict=True)]
     tools = ["| outside tool | asked about | refused |", "|---|---|---|", *by_tool(recorded)]
-    twins = ["| bad twin | caught by | outside tools |", "|---|---|---|", *lines]
+    twins = ["| broken variant | caught by | outside tools |", "|---|---|---|", *lines]
     return "\n".join([_HEAD, summary(caught), "", *tools, "", *twins, ""])
 
 

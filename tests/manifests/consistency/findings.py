@@ -1,4 +1,4 @@
-"""What a consistency rule has to say about a bundle, and the bundle as the rules read it: parsed back from its bytes.
+"""A bundle as the tests' rules read it: parsed back from its bytes.
 
 Rules read documents, never the code that rendered them: a fault of a renderer must not be repeated by its judge.
 """
@@ -7,22 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from synapse_ops.manifests.bundle import Bundle
+from synapse_ops.manifests.consistency import Finding
 from synapse_ops.spec import Spec
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """rule: the function that found it. An error stops a release, a note is shown."""
-
-    rule: str
-    path: str
-    message: str
-    severity: Literal["error", "note"] = "error"
 
 
 class View:

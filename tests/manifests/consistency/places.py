@@ -8,11 +8,11 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from synapse_ops.manifests.findings import Finding, Rule, View, name_of, told_in_pods
 from synapse_ops.manifests.parts import qdrant_nodes
 from synapse_ops.manifests.postgres import node_port
 from synapse_ops.spec.fixed import LOCAL_HOSTS
 from synapse_ops.spec.units import format_cores, format_size, parse_size
+from tests.manifests.consistency.findings import Finding, Rule, View, name_of, told_in_pods
 
 _COMPOSE = "docker/compose.yaml"
 _PARTS = ("api", "worker", "db-primary", "db-standby", "redis", "qdrant")
@@ -54,7 +54,7 @@ def the_api_listens_where_it_is_asked(view: View) -> Iterator[Finding]:
         if _option(starts[found[0]], "--port") != port:
             yield Finding(rule, found[0], f"the api does not listen on {port}")
     for path, started in starts.items():
-        if _option(started, "--host") not in ("0.0.0.0", "::", ""):  # noqa: S104 - all addresses, in uvicorn's words
+        if _option(started, "--host") not in ("0.0.0.0", "::", ""):
             yield Finding(rule, path, "the api listens on its container's own loopback address")
     for path in ("tls/nginx.conf", "tls/haproxy.cfg", "docker/nginx.conf"):
         if not re.search(rf"server (?:\S+ )?\S+:{port}\b", view.text(path)):
@@ -228,10 +228,6 @@ def policies_let_in_what_the_firewall_does(view: View) -> Iterator[Finding]:
     wanted = set()
     if spec.kubernetes.service.type != "ClusterIP":
         wanted = {each.source for each in spec.firewall.inbound if each.port == spec.kubernetes.service.port}
-        if not wanted:
-            port = spec.kubernetes.service.port
-            message = f"firewall.inbound opens no port {port}: nobody reaches the Service from outside"
-            yield Finding(rule, "kubernetes/20-network.yaml", message, "note")
     for path, found in view.of_kind("NetworkPolicy"):
         networks = {
             peer["ipBlock"]["cidr"]
@@ -318,20 +314,6 @@ def certificates_carry_every_name(view: View) -> Iterator[Finding]:
         yield Finding(rule, path, f"{name} is verified by clients and not listed")
 
 
-def connections_fit(view: View) -> Iterator[Finding]:
-    """All processes' pools together stay below `database.max_connections`; else some wait at full load."""
-    spec = view.spec
-    pods = spec.autoscaling.max_replicas if spec.autoscaling else spec.kubernetes.replicas
-    processes = pods * spec.server.workers + spec.kubernetes.worker_replicas * spec.worker.processes
-    wanted = processes * spec.database.pool_size
-    if wanted > spec.database.max_connections:
-        message = (
-            f"{processes} processes with database.pool_size {spec.database.pool_size} may want {wanted} connections, "
-            f"database.max_connections is {spec.database.max_connections}"
-        )
-        yield Finding("connections_fit", "kubernetes/41-api.yaml", message, "note")
-
-
 def sources_are_networks(view: View) -> Iterator[Finding]:
     """Every address block of a policy is a network without host bits."""
     for path, found in view.of_kind("NetworkPolicy"):
@@ -355,6 +337,5 @@ RULES: tuple[Rule, ...] = (
     tls_is_as_new_everywhere,
     the_image_starts_as_the_pod_does,
     certificates_carry_every_name,
-    connections_fit,
     sources_are_networks,
 )

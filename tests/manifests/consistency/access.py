@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from synapse_ops.manifests.alert_catalog import HEARTBEAT
-from synapse_ops.manifests.findings import Finding, Rule, View, environment_of, name_of, targets_of, told_in_pods
 from synapse_ops.manifests.parts import QDRANT, PlaceName, address_of
 from synapse_ops.manifests.postgres import hba_name
+from tests.manifests.consistency.findings import Finding, Rule, View, environment_of, name_of, targets_of, told_in_pods
 
 _COMPOSE = "docker/compose.yaml"
 _PUBLIC = {"proxy"}  # ends TLS; everything else is published on loopback at most

@@ -1,12 +1,11 @@
-"""What no document may lack or hold: rights taken away, probes that differ, limits, an end with grace, no secret."""
+"""What no document may lack or hold: rights taken away, probes that differ, limits, an end with grace."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from synapse_ops.manifests.findings import Finding, Rule, View, name_of, resolved
-from synapse_ops.spec.secrets import holds_literal_secret
+from tests.manifests.consistency.findings import Finding, Rule, View, name_of, resolved
 
 _LOWEST_USER = 10000
 _WRITES_BESIDE_VOLUMES = frozenset({"elasticsearch", "logstash", "kibana"})  # their own start scripts do
@@ -149,19 +148,6 @@ def _named_in(service: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "volumes", mount["source"]
 
 
-def no_document_holds_a_secret(view: View) -> Iterator[Finding]:
-    """Nothing in any document looks like a password, a key or a token."""
-    for document in view.bundle.documents:
-        for number, line in enumerate(document.text.splitlines(), start=1):
-            if holds_literal_secret(line) and not _is_a_command(line):
-                yield Finding("no_document_holds_a_secret", str(document.path), f"line {number} looks like a secret")
-
-
-def _is_a_command(line: str) -> bool:
-    """`requirepass "$(cat FILE)"` and psql's :'variable' name where a secret is read from."""
-    return "$(cat " in line or "$$(cat " in line
-
-
 RULES: tuple[Rule, ...] = (
     pods_are_restricted,
     the_namespace_enforces_it,
@@ -170,5 +156,4 @@ RULES: tuple[Rule, ...] = (
     pods_end_with_grace,
     services_are_hardened,
     compose_references_exist,
-    no_document_holds_a_secret,
 )

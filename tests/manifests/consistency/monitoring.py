@@ -1,7 +1,4 @@
-"""The gates of monitoring and logging: what must hold of the rendered bytes before a release is used, on any host.
-
-They read documents and never the code that rendered them. An empty answer lets a release pass.
-"""
+"""What must hold of the rendered bytes of monitoring and logging: models, expressions, dashboards, references."""
 
 from __future__ import annotations
 
@@ -10,11 +7,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from synapse_ops.manifests.document import Document
-from synapse_ops.manifests.findings import load_yaml
-from synapse_ops.manifests.logstash_gate import pipeline_faults
 from synapse_ops.manifests.metrics import METRICS
-from synapse_ops.manifests.promql import selectors
+from tests.manifests.consistency import prometheus_models
+from tests.manifests.consistency.findings import load_yaml
+from tests.manifests.consistency.logstash import pipeline_faults
+from tests.manifests.consistency.promql_tree import selectors
 
 Fault = tuple[str, str]  # the document's path, what is wrong
 
@@ -60,10 +60,6 @@ def expressions(texts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _model_faults(name: str, text: str) -> Iterator[str]:
-    from pydantic import ValidationError
-
-    from synapse_ops.manifests import prometheus_models
-
     try:
         getattr(prometheus_models, name).model_validate(_yaml(text))
     except ValidationError as problem:

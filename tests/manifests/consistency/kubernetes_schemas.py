@@ -1,4 +1,4 @@
-"""The gate of Kubernetes objects: each is what the API servers of three versions take, unknown fields refused.
+"""Each Kubernetes object is what the API servers of three versions take, unknown fields refused.
 
 The schemas are Kubernetes' own, from `kubernetes-validate`; a kind without one is a fault, never a pass. Gateway and
 HTTPRoute are custom resources and have none there: strict models of the part that we render stand for them (source:
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from synapse_ops.manifests.findings import Finding, View, name_of
+from tests.manifests.consistency.findings import Finding, View, name_of
 
 if TYPE_CHECKING:
     import jsonschema_rs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from synapse_ops.manifests.findings import Finding, Rule, View, name_of
+from tests.manifests.consistency.findings import Finding, Rule, View, name_of
 
 
 def _pods(view: View) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from synapse_ops.manifests.findings import Finding, Rule, View, load_yaml, name_of, resolved, targets_of
 from synapse_ops.manifests.parts import qdrant_nodes
-from synapse_ops.spec.fixed import is_this_machine
 from synapse_ops.spec.loading import value_faults
+from tests.manifests.consistency.findings import Finding, Rule, View, load_yaml, name_of, resolved, targets_of
 
 _COMPOSE = "docker/compose.yaml"
 _COMPOSE_SPEC = "docker/synapse-ops/infrastructure.yaml"
@@ -200,7 +199,7 @@ def the_prober_is_one_and_has_what_it_needs(view: View) -> Iterator[Finding]:
 
 def the_prober_asks_what_is_rendered(view: View) -> Iterator[Finding]:
     """The spec that the prober is given names a service of each store that is rendered, of the API, and its port; and
-    its own port is that of its service. An address that is the container itself is said: nothing else answers there.
+    its own port is that of its service.
     """
     rule = "the_prober_asks_what_is_rendered"
     path, inside = _cluster_prober(view)
@@ -210,17 +209,14 @@ def the_prober_asks_what_is_rendered(view: View) -> Iterator[Finding]:
         (path, inside, _addresses_in_cluster(view)),
     ):
         for field, part, target in _asked(told):
-            host = target.rpartition(":")[0].strip("[]")
             if part in addresses and target not in addresses[part]:
                 yield Finding(rule, where, f"{field} is {target}, {part} is at {', '.join(sorted(addresses[part]))}")
-            elif part not in addresses and is_this_machine(host):
-                yield Finding(rule, where, f"{field} is {target}: in a container that is the container itself", "note")
         for store in ("database", "redis", "qdrant"):
             port, wanted = told[store]["port"], getattr(view.spec, store).port
             if port != wanted:
                 yield Finding(rule, where, f"{store}.port is {port}, the spec has {wanted}")
         watch = told["watch"]
-        if watch["host"] not in ("0.0.0.0", "::"):  # noqa: S104 - compared
+        if watch["host"] not in ("0.0.0.0", "::"):
             yield Finding(rule, where, f"watch.host is {watch['host']}: nobody outside of the container is served")
         if not any(target.endswith(f":{watch['port']}") for target in addresses[_PROBER]):
             yield Finding(rule, where, f"watch.port is {watch['port']}, which its service does not have")
