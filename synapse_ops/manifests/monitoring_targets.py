@@ -72,6 +72,6 @@ MONITORING: tuple[Row, ...] = (
         logging_hosts.render_host_logs,
         logging_hosts.READS,
         logging_hosts.__name__,
-        "Rotation and ages of files on hosts without the log chain.",
+        "Rotation of log files on hosts without the log chain.",
     ),
 )

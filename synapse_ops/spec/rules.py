@@ -294,15 +294,12 @@ def _fencing_password(spec: Spec) -> Iterator[Conflict]:
 
 
 def _log_paths(spec: Spec) -> Iterator[Conflict]:
-    """A pattern with braces in `logging.paths`: neither Filebeat nor logrotate knows them. A double quote there or in
-    `cleanup.log_roots`: it would end what logrotate reads as one pattern.
+    """A pattern with braces in `logging.paths`: neither Filebeat nor logrotate knows them. A double quote there:
+    it would end what logrotate reads as one pattern.
     """
     for index, path in enumerate(spec.logging.paths):
         if set(path) & set('{}"'):
             yield Conflict(("logging", "paths", index), f"'{path}'", "one path for each, with * ? [ ] at most")
-    for index, root in enumerate(spec.cleanup.log_roots):
-        if '"' in root:
-            yield Conflict(("cleanup", "log_roots", index), f"'{root}'", "a directory without double quotes")
 
 
 def _stores_elsewhere(spec: Spec) -> Iterator[Conflict]:

@@ -152,21 +152,31 @@ def test_logs_are_kept_as_long_as_the_spec_says() -> None:
     """One retention, in Elasticsearch and on hosts without it."""
     texts = {
         str(document.path): document.text
-        for document in render(
-            spec_of(
-                "cleanup: {logs: {retention: 14d, compress: false}, log_roots: [/srv/shop log], temp_roots: [/srv/t%p]}"
-            )
-        )
+        for document in render(spec_of("cleanup: {logs: {retention: 14d, compress: false}}"))
     }
     policy = json.loads(texts["logging/ilm-policy.json"])["policy"]["phases"]
 
     assert policy["delete"]["min_age"] == "14d"
     assert "rotate 14" in texts["hosts/logrotate.conf"]
-    assert '"/srv/shop log/*.log"' in texts["hosts/logrotate.conf"]
     assert "nocompress" in texts["hosts/logrotate.conf"]
-    assert "e /srv/t%%p - - - 7d" in texts["hosts/tmpfiles.conf"]
-    assert 'e "/srv/shop log" - - - 14d' in texts["hosts/tmpfiles.conf"]
     assert json.loads(texts["logging/index-template.json"])["index_patterns"] == ["synapse-*"]
+
+
+def test_logrotate_does_not_compress_what_the_cleanup_assets_compress() -> None:
+    """Below a root of `cleanup.log_roots` it only rotates, and of a root that holds no file of `logging.paths` it does
+    not know. The assets rotate nothing: a file that a program keeps open would grow.
+    """
+    spec = spec_of(
+        "logging: {paths: [/srv/logs/*.log, /srv/logs-2/*.log]}\n"
+        "cleanup: {log_roots: [/srv/logs/, /srv/other], temp_roots: [/srv/temp]}"
+    )
+    [rules] = [document.text for document in render(spec) if str(document.path).startswith("hosts/")]
+
+    others, cleaned = (part.splitlines() for part in rules.removesuffix("}\n").split("}\n"))
+    assert others[0] == '"/srv/logs-2/*.log" {'
+    assert cleaned[0] == '"/srv/logs/*.log" {'
+    assert set(map(str.strip, others)) - set(map(str.strip, cleaned)) == {others[0], "compress", "delaycompress"}
+    assert set(map(str.strip, cleaned)) - set(map(str.strip, others)) == {cleaned[0], "nocompress"}
 
 
 @pytest.mark.parametrize(

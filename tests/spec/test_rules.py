@@ -74,7 +74,6 @@ REFUSED = [
     ("logging: {paths: [/a/*.log, /a/*.log]}", "logging.paths[1]"),
     ("logging: {paths: ['/var/log/{a,b}.log']}", "logging.paths[0]"),
     ("logging: {paths: ['/var/log/a\"b.log']}", "logging.paths[0]"),
-    ("cleanup: {log_roots: ['/srv/a\"b']}", "cleanup.log_roots[0]"),
     ("failover: {stonith_command: [/sbin/fence, -p, hunter2]}", "failover.stonith_command[2]"),
     ("failover: {stonith_command: [/sbin/fence, --password=hunter2]}", "failover.stonith_command[1]"),
     ("firewall: {inbound: [{port: 22, source: 'fe80::1%eth0'}]}", "firewall.inbound[0].source"),
