@@ -14,11 +14,11 @@ import yaml
 from synapse_ops.manifests.alert_measures import RENDERED
 from synapse_ops.manifests.alert_rules import all_alerts
 from synapse_ops.manifests.document import Document
-from synapse_ops.manifests.metrics import METRICS
 from synapse_ops.manifests.monitoring_targets import MONITORING
 from synapse_ops.spec import Spec
 from synapse_ops.spec.loading import check_text
 from synapse_ops.spec.measures import MEASURES
+from tests.manifests.consistency.metrics import METRICS
 from tests.manifests.consistency.monitoring import expressions, monitoring_faults
 from tests.manifests.consistency.promql_tree import selectors
 from tests.manifests.monitoring_specs import SPECS

@@ -26,7 +26,6 @@ from ruamel.yaml import YAML
 
 from synapse_ops.local.embedded_stack import reset_stack, stack_status, start_stack, stop_stack
 from synapse_ops.local.stack import SERVER_NAMES
-from synapse_ops.manifests.metrics import METRICS
 from synapse_ops.manifests.monitoring_targets import MONITORING
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.local_processes import ProcessMark, free_ports
@@ -40,6 +39,7 @@ from synapse_ops.systems.manifest_tools.monitoring_servers import (
 )
 from synapse_ops.systems.manifest_tools.program import serving
 from synapse_ops.systems.qdrant import open_qdrant
+from tests.manifests.consistency.metrics import METRICS
 from tests.manifests.consistency.monitoring import expressions
 from tests.manifests.consistency.promql_tree import selectors
 from tests.servers import servers_dir

@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from synapse_ops.manifests.document import Document
-from synapse_ops.manifests.metrics import METRICS
 from tests.manifests.consistency import prometheus_models
 from tests.manifests.consistency.findings import load_yaml
 from tests.manifests.consistency.logstash import pipeline_faults
+from tests.manifests.consistency.metrics import METRICS
 from tests.manifests.consistency.promql_tree import selectors
 
 Fault = tuple[str, str]  # the document's path, what is wrong

@@ -1,14 +1,9 @@
-"""Every metric that a rule or a panel may read, and who serves it. A name that is not here is a slip of the pen.
-
-`REAL` sources serve on the embedded stack as it is; the others are the exporters that a host has to run besides.
-"""
+"""Every metric that a rule or a panel may read, and who serves it. A name that is not here is a slip of the pen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-
-REAL = ("api", "synapse_ops", "qdrant", "prometheus", "alertmanager", "rule")
 
 _SERVED: Mapping[str, tuple[str, ...]] = {
     "api": (
@@ -102,9 +97,3 @@ _SERVED: Mapping[str, tuple[str, ...]] = {
 METRICS: Mapping[str, str] = MappingProxyType(
     {metric: source for source, metrics in _SERVED.items() for metric in metrics}
 )
-
-
-def needs_exporter(metric: str) -> str | None:
-    """Return the exporter that a metric needs; None where the stack itself serves it. Raises KeyError if unknown."""
-    source = METRICS[metric]
-    return None if source in REAL else source
