@@ -1,6 +1,6 @@
-"""Renders every document of a spec, judges them together, and writes them into a directory.
+"""Renders every document of a spec, judges them, and writes them into a directory.
 
-A bundle with an inconsistency is written nowhere. A directory is replaced as a whole and only when everything in it is
+A bundle with an error is written nowhere. A directory is replaced as a whole and only when everything in it is
 an unchanged former rendering: what a person put or edited there is never lost. Releases: release.py.
 """
 
@@ -29,7 +29,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class Rendered:
-    """A bundle that holds together; `notes` are findings that stop nothing."""
+    """A bundle without an error; `notes` are findings that stop nothing."""
 
     bundle: Bundle
     notes: tuple[Finding, ...]
@@ -52,15 +52,15 @@ class Difference:
 
 
 def render(spec: Spec) -> Rendered:
-    """Return the bundle. Raises Refused, naming every finding, when the documents contradict one another."""
+    """Return the bundle. Raises Refused, naming every finding, when a rule finds an error."""
     bundle = render_bundle(spec)
     findings = check_consistency(bundle, spec)
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         raise Refused(
-            f"{len(errors)} of the rendered documents' rules do not hold, nothing was written",
+            f"cannot use the rendered documents, {len(errors)} errors in them; nothing was written",
             detail="\n".join(f"{finding.path}: {finding.message} ({finding.rule})" for finding in errors),
-            hint="A spec that loads and renders so is a fault of ours unless a detail names your field: report it.",
+            hint="Name secrets by reference (env:NAME, file:/PATH); where the spec holds none, report this as a bug.",
         )
     return Rendered(bundle, tuple(finding for finding in findings if finding.severity != "error"))
 
