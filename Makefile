@@ -34,7 +34,7 @@ ui:
 
 test:
 	@$(SETUP) dev
-	@cd "$(HERE)" && "$(BIN)/python" -m pytest -n 2 --dist loadfile
+	@cd "$(HERE)" && "$(BIN)/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-stores:
 	@$(SETUP) dev

@@ -215,12 +215,17 @@ def _answers(access: StoreAccess) -> bool:
     return True
 
 
+@pytest.fixture(scope="session")
+def bucket(object_store_access: StoreAccess) -> str:
+    """One bucket for all: SeaweedFS sets volumes aside for each, and runs out of them after fifty."""
+    ObjectStore("s3://tests/", object_store_access).create_bucket()
+    return "s3://tests/"
+
+
 @pytest.fixture
-def bucket_url(object_store_access: StoreAccess) -> str:
-    """A fresh prefix. One bucket for all: SeaweedFS sets volumes aside for each, and runs out of them after fifty."""
-    url = f"s3://tests/{secrets.token_hex(8)}/database/"
-    ObjectStore(url, object_store_access).create_bucket()
-    return url
+def bucket_url(bucket: str) -> str:
+    """A fresh prefix."""
+    return f"{bucket}{secrets.token_hex(8)}/database/"
 
 
 def with_database(conninfo: str, database: str) -> str:

@@ -1,4 +1,4 @@
-"""S3 through boto3: the only module that imports it, and the place where its errors become ours.
+"""S3 through botocore: the only module that imports it, and the place where its errors become ours.
 
 Made for stores of every quality (AWS, SeaweedFS, versitygw, rclone): it needs nothing beyond put, get, head, list,
 delete and multipart upload. What a store may lack (conditional writes, kept checksums) is asked with a probe, and
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
@@ -38,6 +38,14 @@ __all__ = [
 DELETE_BATCH = 1000  # S3's own limit for DeleteObjects
 
 
+@cache
+def _loader() -> Any:
+    """Return what reads botocore's models of S3, once per process: else each client spends 90 ms on it."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
+
+
 class ObjectStore:
     """One bucket and prefix. Safe to share between threads. Every method raises the errors of `s3_errors`."""
 
@@ -56,27 +64,27 @@ class ObjectStore:
 
     @cached_property
     def _session(self) -> Any:
-        import boto3
         import botocore.session
 
         # a profile is where keys come from that we were not given; the one that the environment names may be missing
         without_profile = {"profile": (None, None, None, None)} if self.access.access_key else {}
-        with s3_errors(self.url):
-            return boto3.session.Session(
-                botocore_session=botocore.session.Session(session_vars=without_profile),
-                region_name=self.access.region,
-                aws_access_key_id=self.access.access_key,
-                aws_secret_access_key=self.access.secret_key,
-                aws_session_token=self.access.session_token,
-            )
+        session = botocore.session.Session(session_vars=without_profile)
+        session.register_component("data_loader", _loader())
+        if self.access.access_key:
+            session.set_credentials(self.access.access_key, self.access.secret_key, self.access.session_token)
+        return session
 
     @cached_property
     def _client(self) -> Any:
         from botocore.config import Config
 
         with s3_errors(self.url), _endpoint_errors(self.url):
-            return self._session.client(
+            return self._session.create_client(
                 "s3",
+                region_name=self.access.region,
+                aws_access_key_id=self.access.access_key,
+                aws_secret_access_key=self.access.secret_key,
+                aws_session_token=self.access.session_token,
                 endpoint_url=self.access.endpoint,
                 verify=str(self.access.ca_file) if self.access.ca_file else None,
                 config=Config(

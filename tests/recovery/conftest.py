@@ -13,7 +13,7 @@ import pytest
 
 from synapse_ops.operations.database_dump import dump_database
 from synapse_ops.operations.repository import Repository, open_repository
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.object_store import StoreAccess
 from tests.recovery.backups import KeptBackup, fill, make_stack
 from tests.servers import PostgresServer, servers_dir
 
@@ -29,6 +29,7 @@ def key_pair() -> tuple[str, str]:
 def take_backup(
     postgres_server: PostgresServer,
     object_store_access: StoreAccess,
+    bucket: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[..., KeptBackup]]:
     """Call it for a real backup of a new database: the usual content, then the SQL given.
@@ -46,8 +47,7 @@ def take_backup(
             fill(conninfo)
         with psycopg.connect(conninfo, autocommit=True) as connection:
             connection.execute(extra)
-        url = f"s3://tests/source-{secrets.token_hex(6)}/database/"
-        ObjectStore(url, object_store_access).create_bucket()
+        url = f"{bucket}source-{secrets.token_hex(6)}/database/"
         stack = make_stack(tmp_path_factory.mktemp("stack"), conninfo, url, object_store_access, recipients=recipients)
         return KeptBackup.of(stack.database_repository(), dump_database(stack, database).place)
 

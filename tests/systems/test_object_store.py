@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, SynapseOpsError, Unreachable
 from synapse_ops.systems.local_processes import free_ports
@@ -391,3 +392,13 @@ def test_a_direct_read_that_nothing_answers_is_done_by_the_client(store: ObjectS
         read = [one.read_listed("x", 5, written.etag, max_bytes=100) for one in (nowhere, half)]
 
     assert read == [b"bytes", b"bytes"]
+
+
+def test_a_second_client_of_a_process_reads_no_model_again(
+    seaweedfs_access: StoreAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """botocore's description of S3 is a megabyte of JSON, and reading it was nine tenths of a new client's time."""
+    ObjectStore("s3://tests/", seaweedfs_access).create_bucket()
+    monkeypatch.setattr(JSONFileLoader, "load_file", lambda *_: pytest.fail("a model is read again"))
+
+    ObjectStore("s3://tests/", seaweedfs_access).create_bucket()
