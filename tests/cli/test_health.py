@@ -33,7 +33,7 @@ def health(folder: Path, *options: str) -> int:
 
 
 def write_spec(folder: Path, **urls: str) -> None:
-    entries = ", ".join(f"{{name: {name}, url: '{url}', timeout: 1s}}" for name, url in urls.items())
+    entries = ", ".join(f"{{name: {name}, url: '{url}', timeout: 20s}}" for name, url in urls.items())
     (folder / "infrastructure.yaml").write_text(f"watch: {{servers: []}}\nhealth: [{entries}]\n")
 
 

@@ -15,7 +15,7 @@ from synapse_ops import errors
 from synapse_ops.cli import main as cli_main
 from synapse_ops.errors import SynapseOpsError
 
-CALL_TIMEOUT_S = 30
+CALL_TIMEOUT_S = 120
 
 
 def call(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-CALL_TIMEOUT_S = 30
+CALL_TIMEOUT_S = 120
 LIBRARY_AT_WORK = """
 import logging
 from synapse_ops.systems.log_output import configure_logging, take_over_libraries
