@@ -25,14 +25,11 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from synapse_ops.errors import Unreachable
-from synapse_ops.systems.local_processes import free_ports, make_private_dir, server_identity
+from synapse_ops.systems.local_processes import START_TIMEOUT_S, free_ports, make_private_dir, server_identity
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from synapse_ops.systems.pg_server import PgServer, make_socket_dir
 from synapse_ops.systems.pg_tools import PgTools, find_pg_tools, tools_for
 
-STORE_READY_TIMEOUT_S = 60.0
-GATEWAY_READY_TIMEOUT_S = 20.0
-POSTGRES_START_TIMEOUT_S = 60.0
 SUPERUSER = "postgres"
 PASSWORD = "tests-only"
 
@@ -113,7 +110,7 @@ def running_postgres(tools: PgTools) -> Iterator[PostgresServer]:
     )
     try:
         server.init(SUPERUSER, PASSWORD, durable=False)
-        server.start(POSTGRES_START_TIMEOUT_S)
+        server.start(START_TIMEOUT_S)
         yield PostgresServer(server)
     finally:
         server.stop("immediate")
@@ -176,7 +173,7 @@ def _start_store(description: Path, controller: int) -> None:
             stdout=output,
             stderr=output,
         )
-    deadline = time.monotonic() + STORE_READY_TIMEOUT_S
+    deadline = time.monotonic() + START_TIMEOUT_S
     while not description.exists():
         if guard.poll() is not None or time.monotonic() > deadline:
             pytest.fail("SeaweedFS did not start:\n" + log.read_text()[-2000:])
@@ -197,7 +194,7 @@ def versitygw_access(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store
     with (folder.parent / "versitygw.log").open("wb") as log:
         server = subprocess.Popen(argv, env=environment, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + GATEWAY_READY_TIMEOUT_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while not _answers(access):
             assert time.monotonic() < deadline, "versitygw did not answer in time"
             time.sleep(0.05)

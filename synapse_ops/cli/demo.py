@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from synapse_ops.services.console import Console
 
 JOB_TIMEOUT_S = 600.0
-HEALTH_TIMEOUT_S = 60.0
+HEALTH_TIMEOUT_S = 180.0
 POLL_S = 0.2
 OF_THE_HOST = {"server/disk"}  # shown, but a nearly full disk of a host that is tried out is no fault of the stack
 CLEANED = {
@@ -50,25 +50,24 @@ def command(size: str, state_dir: Path) -> None:
       synapse-ops demo
       synapse-ops demo --size 200MiB
     """
-    from synapse_ops.local.embedded_stack import start_stack, stop_stack
+    from synapse_ops.local.embedded_stack import running_stack
 
     began = time.monotonic()
     state_dir = state_dir.absolute()
     size_bytes = _parsed_size(size)
-    try:
+    with ExitStack() as started:
         with _step(
             "real servers: PostgreSQL primary and standby, Redis, Qdrant's engine, S3, the API, the prober, "
             "and a PostgreSQL for Dagster itself"
         ):
-            running = start_stack(state_dir)
+            running = started.enter_context(running_stack(state_dir))
         place = Place(spec_path=running.spec_path, state_dir=state_dir)
         stack = place.stack()
         _fill(stack, size_bytes)
         cleaned = _run_main_job(stack, running.spec_path)
         _show(stack, cleaned, began)
-    finally:
-        with _step("stopping every server; the data stays in " + str(_short(state_dir))):
-            stop_stack(state_dir)
+        with _step("stopping what was started; the data stays in " + str(_short(state_dir))):
+            started.close()
     click.echo("\nOpen the same Dagster instance, its runs and its lineage:  make ui")
 
 
@@ -201,7 +200,7 @@ def _show(stack: Stack, cleaned: Mapping[str, Mapping[str, Any]], began: float) 
 
 
 def _settled_health(stack: Stack) -> HealthReport:
-    """Return the prober's report once nothing in it is unknown, or as it stands after a minute."""
+    """Return the prober's report once nothing in it is unknown, or as it stands after HEALTH_TIMEOUT_S."""
     from synapse_ops.domain.health import State
     from synapse_ops.operations.health import read_health
 

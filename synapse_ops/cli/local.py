@@ -42,16 +42,12 @@ def _show(step: Progress) -> None:
 
 @command.command()
 @_state_dir
-@click.option("--stay", is_flag=True, help="Keep it running when this terminal is closed.")
-def up(state_dir: Path, *, stay: bool) -> None:
-    """Start whatever does not run. Running already: nothing happens.
-
-    Called from a terminal, the stack goes down when that terminal is closed, unless --stay was given.
-    """
+def up(state_dir: Path) -> None:
+    """Start whatever does not run. Running already: nothing happens. It runs until `synapse-ops local down`."""
     from synapse_ops.local.embedded_stack import start_stack
 
     began = time.monotonic()
-    stack = start_stack(state_dir, stay=stay, progress=_show)
+    stack = start_stack(state_dir, progress=_show)
     click.echo(f"the embedded stack is up after {time.monotonic() - began:.1f} s", err=True)
     click.echo(f"spec: {_short(stack.spec_path)}", err=True)
 

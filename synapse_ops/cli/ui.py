@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import nullcontext
 
 import click
 
@@ -24,13 +25,15 @@ def command(port: int | None, new_url: bool, place: Place) -> None:
       synapse-ops ui --port 3000
       synapse-ops ui --new-url
     """
+    from synapse_ops.local.embedded_stack import running_stack
     from synapse_ops.services import dagster_service as dagster
+    from synapse_ops.services.dagster_home import has_embedded_stack
 
     if new_url:
         click.echo(dagster.url_of_running(place.state_dir.absolute()))
         return
     state_dir = place.state_dir.absolute()
-    with dagster.embedded_stack(state_dir):
+    with running_stack(state_dir) if has_embedded_stack(state_dir) else nullcontext():
         service = dagster.DagsterService(state_dir, place.found_spec(), port=port)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: service.supervisor.stop())

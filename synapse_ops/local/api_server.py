@@ -59,6 +59,7 @@ def api_server(
         log_path=layout.log("api"),
         environment=environment,
         is_ready=lambda: answers_health(port),
+        folder=layout.data / "api",
     )
 
 

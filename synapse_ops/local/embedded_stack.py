@@ -1,37 +1,47 @@
 """Start, stop and inspect the embedded stack: what the CLI, the demo and tests call.
 
-`start_stack` asks the supervisor (local/supervisor.py), starting one where none lives; it is safe to call at any time,
-from several processes at once, and after any process was killed at any point.
+Nothing supervises the servers: a primary that was killed may be about to be failed over. `start_stack` starts what is
+missing; it may be called at any time, from several processes at once, after any process was killed at any point.
+What `local up` starts runs until `local down`. What the demo and the UI start ends with them, however they end, because
+the kernel then signals it (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.errors import DeadlineExceeded, SynapseOpsError, Unreachable
-from synapse_ops.local.control import control_socket, request
+from synapse_ops.errors import DeadlineExceeded, SynapseOpsError
 from synapse_ops.local.example_data import load_example_data
 from synapse_ops.local.layout import StackLayout, find_layout, make_layout
-from synapse_ops.local.stack import SERVER_NAMES
-from synapse_ops.local.state import StackState, read_state, write_state
-from synapse_ops.local.terminal import terminal_session
-from synapse_ops.systems.local_processes import ProcessMark, end_process, processes_in, spawn
-from synapse_ops.systems.pg_server import make_socket_dir, remove_socket_dir
+from synapse_ops.local.stack import SERVER_NAMES, StackServers, make_stack
+from synapse_ops.local.stack_spec import write_spec
+from synapse_ops.local.state import ServerState, StackState, read_state, write_state
+from synapse_ops.systems.local_processes import ProcessMark, end_process, processes_in
+from synapse_ops.systems.pg_server import FENCE_MARKER, make_socket_dir, remove_socket_dir
 
-__all__ = ["RunningStack", "load_example_data", "reset_stack", "stack_status", "start_stack", "stop_stack"]
+__all__ = [
+    "RunningStack",
+    "load_example_data",
+    "reset_stack",
+    "running_stack",
+    "stack_status",
+    "start_stack",
+    "stop_stack",
+]
 
-SUPERVISOR_START_TIMEOUT_S = 30.0
-REPLY_TIMEOUT_S = 180.0  # the longest silence: a crash recovery, or a clone
-STOP_TIMEOUT_S = 90.0
+LOCK_TIMEOUT_S = 1200.0  # another command starts the stack: it initialises, clones and follows a primary at worst
+STOP_TIMEOUT_S = 15.0  # of what is left after the stop in order
 POLL_S = 0.03
+_SCHEMES = {"redis": "redis", "db-primary": "postgresql", "db-standby": "postgresql", "ops": "postgresql"}
 
 
 @dataclass(frozen=True)
@@ -44,70 +54,119 @@ class RunningStack:
 
 
 def start_stack(
-    state_dir: Path,
-    *,
-    stay: bool = False,
-    until: ProcessMark | None = None,
-    progress: ReportProgress = ignore_progress,
+    state_dir: Path, *, die_with_us: bool = False, progress: ReportProgress = ignore_progress
 ) -> RunningStack:
-    """Make every server of the stack run, and return when all are ready.
+    """Start every server of the stack that does not run, and return when all are ready.
 
-    stay: it outlives the terminal that called; without it, it goes down when that terminal is closed.
-    until: it goes down when this process ends, however that ends, unless somebody else asked for it, too.
-    Raises Refused (disk nearly full, a fenced server), ToolFailed with a server's last words, ConfigError.
+    die_with_us: what is started ends when the calling *thread* ends, even by kill -9. Without it, it runs until
+    `stop_stack`. Raises Refused (disk nearly full, fenced server), ToolFailed with a server's last words, ConfigError.
     """
     layout = make_layout(state_dir)
-    session = None if stay else until or terminal_session()
-    body = {
-        "action": "ensure",
-        "session": {"pid": session.pid, "started_s": session.started_s} if session is not None else None,
-    }
     ready: list[str] = []
 
     def tell(stage: str) -> None:
         ready.append(stage)
         progress(Progress(f"{stage} is ready", len(ready), len(SERVER_NAMES), "servers"))
 
-    _ensure_supervisor(layout)
+    with _locked(layout), _disk_faults(), _without_libpq_defaults():
+        state = read_state(layout.state_file)
+        stack = make_stack(layout, state.ports)
+        if state.owner is not None and not state.owner.is_alive():
+            stack.stop(lambda _: None)  # what a killed owner left is on its way out: wait for it
+        if not living(layout):
+            state.owner = ProcessMark.of(os.getpid()) if die_with_us else None
+        state.ports = stack.ports
+        write_state(layout.state_file, state)  # before the first start: a kill must not part servers from their ports
+        try:
+            stack.start(tell, die_with_us=die_with_us)
+            write_spec(layout, stack.ports)
+            stack.start_watch(tell, die_with_us=die_with_us)
+        finally:
+            state.servers = _describe(stack)
+            write_state(layout.state_file, state)
+    return RunningStack(layout.state_dir, layout.state_dir / layout.spec_file.name, state)
+
+
+@contextmanager
+def running_stack(state_dir: Path) -> Iterator[RunningStack]:
+    """Run every server of the stack while the block runs.
+
+    A stack that ran before goes on afterwards; one that did not is stopped with the block, or by the kernel when we are
+    killed. For the main thread: SIGTERM and SIGHUP (the terminal was closed) end the block as Ctrl-C does.
+    """
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    for number in ends:
+        signal.signal(number, signal.default_int_handler)
+    was_up = bool(living(find_layout(state_dir)))
     try:
-        request(control_socket(layout), body, tell, timeout_s=REPLY_TIMEOUT_S)
-    except Unreachable as gone:
-        if isinstance(gone, DeadlineExceeded):
-            raise
-        _ensure_supervisor(layout)  # the one we found was on its way out
-        ready.clear()
-        request(control_socket(layout), body, tell, timeout_s=REPLY_TIMEOUT_S)
-    return RunningStack(layout.state_dir, layout.state_dir / layout.spec_file.name, read_state(layout.state_file))
+        yield start_stack(state_dir, die_with_us=not was_up)
+    finally:
+        for number in ends:  # a terminal that closes sends it more than once
+            signal.signal(number, signal.SIG_IGN)
+        if not was_up:
+            stop_stack(state_dir)
 
 
-def is_up(state_dir: Path) -> bool:
-    """Say whether a supervisor of the stack answers."""
-    return _answers(control_socket(find_layout(state_dir)))
+@contextmanager
+def _locked(layout: StackLayout) -> Iterator[None]:
+    """Hold the stack's lock: of two commands at once, the second finds what the first has done."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    with layout.lock_file.open("a") as lock:
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(
+                    f"another command has worked on the embedded stack for {LOCK_TIMEOUT_S:g} s",
+                    hint=f"Which one? fuser {layout.lock_file}",
+                )
+            time.sleep(POLL_S)
+        yield
 
 
-def _ensure_supervisor(layout: StackLayout) -> None:
-    path = control_socket(layout)
-    child: subprocess.Popen[bytes] | None = None
-    deadline = time.monotonic() + SUPERVISOR_START_TIMEOUT_S
-    while not _answers(path):
-        if child is None or child.poll() is not None:  # ours lost the lock to one that is just ending
-            argv = [sys.executable, "-m", "synapse_ops.local.supervisor", str(layout.state_dir)]
-            # libpq's defaults are of the shell's other work: the stack names each of its own servers in full
-            environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-            child = spawn(None, argv, log_path=layout.log("supervisor"), env=environment)
-        if time.monotonic() > deadline:
-            raise DeadlineExceeded(
-                f"the supervisor of the embedded stack did not start within {SUPERVISOR_START_TIMEOUT_S:g} s",
-                detail=f"see {layout.log('supervisor')}",
-            )
-        time.sleep(POLL_S)
+@contextmanager
+def _without_libpq_defaults() -> Iterator[None]:
+    """Hide libpq's defaults, which are of the shell's other work: the stack names each of its own servers in full."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PG")}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
-def _answers(path: Path) -> bool:
-    import socket
+@contextmanager
+def _disk_faults() -> Iterator[None]:
+    """Give a full disk, or a folder that was taken away, a message of ours."""
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or type(error).__name__
+        raise SynapseOpsError(f"could not run the embedded stack: {what}", detail=str(error.filename or "")) from error
 
-    with socket.socket(socket.AF_UNIX) as probe:
-        return path.exists() and probe.connect_ex(str(path)) == 0
+
+def _describe(stack: StackServers) -> dict[str, ServerState]:
+    """Return each server as it is now; one that does not run has ended by itself, for it was just started."""
+    found = {}
+    for name, mark in stack.marks().items():
+        fence = _fence_of(stack.layout, name) if mark is None else None
+        found[name] = ServerState(
+            name=name,
+            state="running" if mark is not None else "ended" if fence is None else "fenced",
+            address=f"{_SCHEMES.get(name, 'http')}://127.0.0.1:{stack.ports['s3.port' if name == 's3' else name]}",
+            pid=mark.pid if mark is not None else None,
+            started_s=mark.started_s if mark is not None else None,
+            data_dir=str(stack.layout.data / name) if name not in {"api", "watch"} else "",
+            log=str(stack.layout.log(name)),
+            detail=fence or "",
+        )
+    return found
+
+
+def _fence_of(layout: StackLayout, name: str) -> str | None:
+    with suppress(FileNotFoundError):
+        return (layout.data / name / FENCE_MARKER).read_text(errors="replace").strip()
+    return None
 
 
 def stop_stack(state_dir: Path, *, progress: ReportProgress = ignore_progress) -> bool:
@@ -116,8 +175,7 @@ def stop_stack(state_dir: Path, *, progress: ReportProgress = ignore_progress) -
     Raises DeadlineExceeded naming what is still alive.
     """
     layout = find_layout(state_dir)
-    before = living(layout)
-    if not before:
+    if not layout.lock_file.exists():
         return False
     stopped: list[str] = []
 
@@ -125,53 +183,48 @@ def stop_stack(state_dir: Path, *, progress: ReportProgress = ignore_progress) -
         stopped.append(stage)
         progress(Progress(f"{stage} has stopped", len(stopped), None, "servers"))
 
-    supervisor = before.get("supervisor")
-    if supervisor is not None:
-        try:
-            request(control_socket(layout), {"action": "stop"}, tell, timeout_s=STOP_TIMEOUT_S)
-        except SynapseOpsError:
-            supervisor.signal(signal.SIGTERM)  # the kernel ends its servers with it
-        supervisor.wait_gone(STOP_TIMEOUT_S)
-    for mark in living(layout).values():
-        end_process(mark, signal.SIGINT, timeout_s=STOP_TIMEOUT_S / 6)
-    left = living(layout)
-    if left:
-        listed = ", ".join(f"{name} (pid {mark.pid})" for name, mark in left.items())
-        raise DeadlineExceeded(f"could not stop {len(left)} processes of the embedded stack", detail=listed)
-    for name in ("db-primary", "db-standby", "ops", "s3"):  # what killed servers left
-        remove_socket_dir(make_socket_dir(layout.data / name, layout.identity))
-    remove_socket_dir(control_socket(layout).parent)
-    state = read_state(layout.state_file)
-    state.supervisor = None
-    for server in state.servers.values():
-        server.state = "fenced" if server.state == "fenced" else "stopped"
-        server.pid = server.started_s = None
-    write_state(layout.state_file, state)
+    with _locked(layout):
+        if not living(layout):
+            return False
+        state = read_state(layout.state_file)
+        with suppress(
+            SynapseOpsError, OSError
+        ):  # a program that is not installed any more: what it left is ended below
+            make_stack(layout, state.ports).stop(tell)
+        for mark in living(layout).values():
+            end_process(mark, signal.SIGINT, timeout_s=STOP_TIMEOUT_S)
+        left = living(layout)
+        if left:
+            listed = ", ".join(f"{name} (pid {mark.pid})" for name, mark in left.items())
+            raise DeadlineExceeded(f"could not stop {len(left)} processes of the embedded stack", detail=listed)
+        for name in ("db-primary", "db-standby", "ops", "s3"):  # what killed servers left
+            remove_socket_dir(make_socket_dir(layout.data / name, layout.identity))
+        state.owner = None
+        for server in state.servers.values():
+            server.state = "fenced" if server.state == "fenced" else "stopped"
+            server.pid = server.started_s = None
+        write_state(layout.state_file, state)
     return True
 
 
 def living(layout: StackLayout) -> dict[str, ProcessMark]:
-    """Return every process of the stack that lives: what state.json names, and what works in its data folders."""
-    state = read_state(layout.state_file)
-    named = [("supervisor", state.supervisor), *state.servers.items()]
-    found = {name: entry.mark for name, entry in named if entry is not None and entry.mark is not None}
-    alive = {name: mark for name, mark in found.items() if mark.is_alive()}
-    if layout.data.is_dir():
-        for folder in layout.data.iterdir():
-            for mark in processes_in(folder) if folder.is_dir() else []:
-                if mark not in alive.values():
-                    alive[f"{folder.name}/{mark.pid}"] = mark
-    return alive
+    """Return every process of the stack that lives: each server works in a data folder of its own."""
+    folders = [folder for folder in layout.data.iterdir() if folder.is_dir()] if layout.data.is_dir() else []
+    return {f"{folder.name}/{mark.pid}": mark for folder in folders for mark in processes_in(folder)}
 
 
 def stack_status(state_dir: Path) -> StackState:
     """Return what runs now: the recorded state, corrected by asking each process."""
-    state = read_state(find_layout(state_dir).state_file)
-    entries = list(state.servers.values()) + ([state.supervisor] if state.supervisor is not None else [])
-    for entry in entries:
+    layout = find_layout(state_dir)
+    state = read_state(layout.state_file)
+    if state.owner is not None and not state.owner.is_alive():
+        state.owner = None
+    for entry in state.servers.values():
         mark = entry.mark
         if entry.state == "running" and (mark is None or not mark.is_alive()):
-            entry.state, entry.pid, entry.started_s = "ended", None, None
+            fence = _fence_of(layout, entry.name)
+            entry.state, entry.detail = ("ended", "") if fence is None else ("fenced", fence)
+            entry.pid = entry.started_s = None
     return state
 
 

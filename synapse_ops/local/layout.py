@@ -68,7 +68,7 @@ class StackLayout:
 
     @property
     def lock_file(self) -> Path:
-        return self.root / "supervisor.lock"
+        return self.root / "stack.lock"
 
     @property
     def spec_file(self) -> Path:

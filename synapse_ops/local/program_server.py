@@ -1,6 +1,7 @@
 """A server of the embedded stack that is one plain process: Redis, the stand-in application.
 
-It is found again through its mark in state.json, and never restarted by itself: `local up` starts what is missing.
+It is found again by the folder that it works in, which is its own: what it starts works elsewhere. Nothing restarts it
+but the next `local up`.
 """
 
 from __future__ import annotations
@@ -13,10 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synapse_ops.errors import DeadlineExceeded, ToolFailed
-from synapse_ops.systems.local_processes import ProcessMark, ServerIdentity, end_process, spawn
+from synapse_ops.systems.local_processes import (
+    START_TIMEOUT_S,
+    ProcessMark,
+    ServerIdentity,
+    end_process,
+    processes_in,
+    spawn,
+)
 
 POLL_S = 0.02
-START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 
 
@@ -24,7 +31,7 @@ STOP_TIMEOUT_S = 15.0
 class ProgramServer:
     """One process by its command line. Objects only; nothing runs until `begin_start`.
 
-    is_ready: asked until it says yes. known: its mark from an earlier supervisor, if any.
+    is_ready: asked until it says yes. folder: its own, made where it is missing.
     """
 
     name: str
@@ -33,22 +40,20 @@ class ProgramServer:
     log_path: Path
     environment: Mapping[str, str]
     is_ready: Callable[[], bool]
-    cwd: Path = Path("/")
-    known: ProcessMark | None = None
+    folder: Path
     _child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
-    def begin_start(self) -> None:
-        """Launch without waiting; it ends when the calling thread ends."""
-        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+    def begin_start(self, *, die_with_parent: bool = True) -> None:
+        """Launch without waiting. die_with_parent: it ends when the calling thread ends."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         self._child = spawn(
             self.identity,
             self.argv,
             log_path=self.log_path,
             env=self.environment,
-            cwd=self.cwd,
-            die_with_parent=signal.SIGTERM,
+            cwd=self.folder,
+            die_with_parent=signal.SIGTERM if die_with_parent else None,
         )
-        self.known = ProcessMark.of(self._child.pid)
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Return once it answers. Raises ToolFailed with its last words when it ended, DeadlineExceeded."""
@@ -64,13 +69,15 @@ class ProgramServer:
         return self.log_path.read_text(errors="replace")[-1500:].strip() if self.log_path.exists() else ""
 
     def mark(self) -> ProcessMark | None:
-        if self._child is not None and self._child.poll() is not None:
-            self._child = None
-        return self.known if self.known is not None and self.known.is_alive() else None
+        """Return the living process: our child, else whichever works in its folder."""
+        if self._child is not None:
+            return ProcessMark.of(self._child.pid) if self._child.poll() is None else None
+        return next(iter(processes_in(self.folder)), None)
 
     def stop(self) -> None:
-        if self.known is not None:
-            end_process(self.known, signal.SIGTERM, timeout_s=STOP_TIMEOUT_S)
+        """End it, politely first. No-op when nothing runs."""
+        for mark in processes_in(self.folder):
+            end_process(mark, signal.SIGTERM, timeout_s=STOP_TIMEOUT_S)
         if self._child is not None:
             self._child.wait(STOP_TIMEOUT_S)
             self._child = None

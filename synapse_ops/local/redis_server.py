@@ -41,7 +41,7 @@ def redis_server(
         log_path=log_path,
         environment={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
         is_ready=lambda: answers_ping(port, password),
-        cwd=data_dir,
+        folder=data_dir,
     )
 
 

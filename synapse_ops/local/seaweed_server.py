@@ -22,6 +22,7 @@ from pathlib import Path
 
 from synapse_ops.errors import ConfigError, DeadlineExceeded, SynapseOpsError, ToolFailed
 from synapse_ops.systems.local_processes import (
+    START_TIMEOUT_S,
     ProcessMark,
     ServerIdentity,
     end_process,
@@ -33,7 +34,6 @@ from synapse_ops.systems.local_processes import (
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from synapse_ops.systems.pg_server import claim_socket_dir, remove_socket_dir
 
-START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0  # it takes 2 to 2.5 s
 POLL_S = 0.05
 LISTENERS = (

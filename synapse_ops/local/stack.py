@@ -2,8 +2,8 @@
 
 Order of start: SeaweedFS, Redis, Qdrant, `ops` and the primary at once; the standby once the primary can be cloned or
 followed; the application once its database exists; the prober at the end, when its spec is written. Every process is
-launched from the calling (main) thread, because the kernel ends a child when the *thread* that forked it ends; only
-waiting happens in other threads.
+launched from the calling thread, because the kernel ends a child when the *thread* that forked it ends; only waiting
+happens in other threads.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from synapse_ops.errors import Refused, SynapseOpsError
@@ -31,10 +32,11 @@ from synapse_ops.systems.local_processes import (
     copy_tree_once,
     free_ports,
     is_port_free,
+    processes_in,
     reachable_by,
 )
 from synapse_ops.systems.object_store import ObjectStore
-from synapse_ops.systems.pg_server import START_TIMEOUT_S, PgServer, make_socket_dir
+from synapse_ops.systems.pg_server import PgServer, make_socket_dir
 from synapse_ops.systems.pg_tools import find_pg_tools, tools_for
 
 POSTGRES_MAJOR = 17
@@ -45,31 +47,47 @@ PORT_NAMES = ("db-primary", "db-standby", "ops", "redis", "qdrant", "api", "watc
 SERVER_NAMES = ("db-primary", "db-standby", "ops", "redis", "qdrant", "s3", "api", "watch")
 
 
-class MainThread:
-    """Lets worker threads have something done by the thread that lives as long as the servers."""
+Server = PgServer | SeaweedServer | ProgramServer
 
-    def __init__(self) -> None:
-        self._calls: queue.Queue[tuple[Callable[[], None], Future[None]]] = queue.Queue()
 
-    def call(self, work: Callable[[], None]) -> None:
-        """From a worker: have it done and wait; raises what it raised."""
+class Launcher:
+    """Lets worker threads launch servers from the thread that `serve` is called in.
+
+    die_with_us: each server ends when that thread ends, however it ends; without it, each runs until it is stopped.
+    """
+
+    def __init__(self, *, die_with_us: bool) -> None:
+        self._die_with_us = die_with_us
+        self._calls: queue.Queue[tuple[Server, Future[None]]] = queue.Queue()
+        self._is_over = threading.Event()
+
+    def launch(self, server: Server) -> None:
+        """From a worker: start a server unless it runs; raises what its start raised."""
         done: Future[None] = Future()
-        self._calls.put((work, done))
-        done.result()
+        self._calls.put((server, done))
+        while not self._is_over.is_set():
+            if wait([done], timeout=0.1).done:
+                return done.result()
+        raise CancelledError  # Ctrl-C: nobody serves
 
     def serve(self, futures: list[Future[None]]) -> None:
-        """In the main thread: do what is asked until every future is done. Raises nothing of theirs."""
-        while not all(future.done() for future in futures):
-            try:
-                work, done = self._calls.get(timeout=0.02)
-            except queue.Empty:
-                continue
-            try:
-                work()
-            except BaseException as error:  # noqa: BLE001 - handed to the thread that asked
-                done.set_exception(error)
-            else:
-                done.set_result(None)
+        """Launch what is asked for until every future is done. Raises nothing of theirs."""
+        try:
+            while not all(future.done() for future in futures):
+                with suppress(queue.Empty):
+                    server, done = self._calls.get(timeout=0.02)
+                    self._launch(server, done)
+        finally:
+            self._is_over.set()
+
+    def _launch(self, server: Server, done: Future[None]) -> None:
+        try:
+            if server.mark() is None:
+                server.begin_start(die_with_parent=self._die_with_us)
+        except Exception as error:  # noqa: BLE001 - handed to the thread that asked
+            done.set_exception(error)
+        else:
+            done.set_result(None)
 
 
 @dataclass
@@ -103,72 +121,66 @@ class StackServers:
     def logs(self) -> dict[str, Path]:
         return {name: self.layout.log(name) for name in SERVER_NAMES if name != "api" or self.api is not None}
 
-    def start(self, tell: TELL) -> None:
-        """Start what does not run, and return when all of it is ready. Raises the first error of any server."""
-        main, alive = MainThread(), self.marks()
-        cloned = threading.Event()
-        with ThreadPoolExecutor(7, thread_name_prefix="start") as pool:
-            steps: dict[str, Callable[[], None]] = {
-                "s3": lambda: self._start_store(main, alive["s3"]),
-                "redis": lambda: self._start_program(main, self.redis, alive["redis"]),
-                "ops": lambda: self._start_ops(main),
-                "db-primary": lambda: self._start_primary(main, cloned),
-                "db-standby": lambda: self._start_standby(main, cloned),
-                "qdrant": lambda: self._start_program(main, self.qdrant, alive["qdrant"]),
-            }
+    def start(self, tell: TELL, *, die_with_us: bool) -> None:
+        """Start what does not run, and return when all but the prober is ready. Raises the first error of any server.
+
+        die_with_us: what is started ends when the calling *thread* ends, even by kill -9.
+        """
+        launcher, primary_is_over = Launcher(die_with_us=die_with_us), threading.Event()
+
+        def start_primary() -> None:
+            try:
+                self.databases.make_primary()
+                self._start(launcher, self.databases.primary)
+                self.databases.prepare_primary()
+            finally:
+                primary_is_over.set()
+
+        def start_standby() -> None:
+            primary_is_over.wait()
+            if not self.databases.standby.data_dir.exists() and not self.databases.primary.is_ready():
+                raise Refused("db-standby was not made: db-primary does not run")
+            self.databases.make_standby()
+            self._start(launcher, self.databases.standby)
+
+        def start_ops() -> None:
+            self.databases.make_ops()
+            self._start(launcher, self.databases.ops)
+            self.databases.prepare_ops()
+
+        def start_store() -> None:
+            self._start(launcher, self.store)
+            ObjectStore(f"s3://{BUCKET}/", self.store.access).create_bucket()
+
+        def start_api(api: ProgramServer) -> None:
+            primary_is_over.wait()  # its database first; but a fenced primary is no reason to keep it down
+            self._start(launcher, api)
+
+        steps: dict[str, Callable[[], None]] = {
+            "s3": start_store,
+            "redis": lambda: self._start(launcher, self.redis),
+            "ops": start_ops,
+            "db-primary": start_primary,
+            "db-standby": start_standby,
+            "qdrant": lambda: self._start(launcher, self.qdrant),
+        }
+        if self.api is not None:
+            steps["api"] = partial(start_api, self.api)
+        with ThreadPoolExecutor(len(steps), thread_name_prefix="start") as pool:
             futures = [pool.submit(_told, name, step, tell) for name, step in steps.items()]
-            if self.api is not None:
-                futures.append(pool.submit(_told, "api", lambda: self._start_api(main, futures[3], alive["api"]), tell))
-            main.serve(futures)
+            launcher.serve(futures)
         _raise_first(futures)
 
-    def start_watch(self, tell: TELL) -> None:
+    def _start(self, launcher: Launcher, server: Server) -> None:
+        launcher.launch(server)
+        server.wait_ready()
+
+    def start_watch(self, tell: TELL, *, die_with_us: bool) -> None:
         """Start the prober, if it does not run: once the spec is written and all that it probes is up."""
         with _telling("watch", tell):
             if self.watch.mark() is None:
-                self.watch.begin_start()
+                self.watch.begin_start(die_with_parent=die_with_us)
             self.watch.wait_ready()
-
-    def _start_postgres(self, main: MainThread, server: PgServer) -> None:
-        main.call(lambda: _launch(server))
-        server.wait_ready(START_TIMEOUT_S)
-
-    def _start_primary(self, main: MainThread, prepared: threading.Event) -> None:
-        try:
-            self.databases.make_primary()
-            self._start_postgres(main, self.databases.primary)
-            self.databases.prepare_primary()
-        finally:
-            prepared.set()
-
-    def _start_standby(self, main: MainThread, prepared: threading.Event) -> None:
-        prepared.wait(START_TIMEOUT_S)
-        primary = self.databases.primary
-        if not self.databases.standby.data_dir.exists() and not primary.is_ready():
-            raise Refused("db-standby was not made: db-primary does not run")
-        self.databases.make_standby()
-        self._start_postgres(main, self.databases.standby)
-
-    def _start_ops(self, main: MainThread) -> None:
-        self.databases.make_ops()
-        self._start_postgres(main, self.databases.ops)
-        self.databases.prepare_ops()
-
-    def _start_store(self, main: MainThread, alive: ProcessMark | None) -> None:
-        if alive is None:
-            main.call(self.store.begin_start)
-        self.store.wait_ready()
-        ObjectStore(f"s3://{BUCKET}/", self.store.access).create_bucket()
-
-    def _start_program(self, main: MainThread, server: ProgramServer, alive: ProcessMark | None) -> None:
-        if alive is None:
-            main.call(server.begin_start)
-        server.wait_ready()
-
-    def _start_api(self, main: MainThread, primary: Future[None], alive: ProcessMark | None) -> None:
-        primary.exception()  # its database first; but a fenced primary is no reason to keep the application down
-        if self.api is not None:
-            self._start_program(main, self.api, alive)
 
     def stop(self, tell: TELL) -> None:
         """Stop everything: clients first, the primary before its standby (it sends the last WAL). Safe to repeat."""
@@ -204,10 +216,6 @@ def _telling(name: str, tell: TELL) -> Iterator[None]:
     tell(name)
 
 
-def _launch(server: PgServer) -> None:
-    server.begin_start()
-
-
 def _raise_first(futures: list[Future[None]]) -> None:
     """Raise the errors: one as it is, several as one that lists them."""
     errors = [error for future in futures if (error := future.exception()) is not None]
@@ -223,10 +231,10 @@ def _raise_first(futures: list[Future[None]]) -> None:
         raise first
 
 
-def make_stack(layout: StackLayout, kept_ports: Mapping[str, int], known: Mapping[str, ProcessMark]) -> StackServers:
+def make_stack(layout: StackLayout, kept_ports: Mapping[str, int]) -> StackServers:
     """Return the servers of a layout: passwords, certificates and ports are made where they are missing.
 
-    kept_ports: from the last time; one that a stranger has taken meanwhile is replaced. known: living processes.
+    kept_ports: from the last time; one that a stranger has taken meanwhile is replaced.
     """
     identity = layout.identity
 
@@ -240,7 +248,7 @@ def make_stack(layout: StackLayout, kept_ports: Mapping[str, int], known: Mappin
         ops=secret("ops-password"),
     )
     make_certificates(layout.data / "tls", layout.authority, identity, now_utc())
-    ports = _choose_ports(layout, kept_ports, known)
+    ports = _choose_ports(layout, kept_ports)
     tools = tools_for(identity, find_pg_tools(POSTGRES_MAJOR), layout.programs)
     store = SeaweedServer(
         weed=_reachable_program(layout, find_weed(), "weed"),
@@ -260,16 +268,10 @@ def make_stack(layout: StackLayout, kept_ports: Mapping[str, int], known: Mappin
         port=ports["redis"],
         password=secret("redis.password"),
     )
-    redis.known = known.get("redis")
     qdrant = vector_server(layout, ports["qdrant"])
-    qdrant.known = known.get("qdrant")
     databases = database_servers(layout, tools, ports, passwords)
     api = api_server(layout, ports["api"], ports["db-primary"], ports["db-standby"], ports["qdrant"], passwords.app)
-    if api is not None:
-        api.known = known.get("api")
-    watch = watch_server(layout)
-    watch.known = known.get("watch")
-    return StackServers(layout, ports, databases, store, redis, qdrant, api, watch)
+    return StackServers(layout, ports, databases, store, redis, qdrant, api, watch_server(layout))
 
 
 def _reachable_program(layout: StackLayout, program: Path, name: str) -> Path:
@@ -279,13 +281,13 @@ def _reachable_program(layout: StackLayout, program: Path, name: str) -> Path:
     return copy_tree_once(program, layout.programs / f"{name}-{size}")
 
 
-def _choose_ports(layout: StackLayout, kept: Mapping[str, int], known: Mapping[str, ProcessMark]) -> dict[str, int]:
+def _choose_ports(layout: StackLayout, kept: Mapping[str, int]) -> dict[str, int]:
     """Keep every port that is free or is our own living server's; choose the others anew."""
-    owners = {name: ("s3" if name in LISTENERS else name) for name in PORT_NAMES}
-    ports = {
-        name: kept[name] for name in PORT_NAMES if name in kept and (owners[name] in known or is_port_free(kept[name]))
-    }
+    ports = {name: kept[name] for name in PORT_NAMES if name in kept and _is_ours(layout, name, kept[name])}
     missing = [name for name in PORT_NAMES if name not in ports]
-    del layout
     spare = [port for port in free_ports(len(missing) + len(ports)) if port not in ports.values()]
     return ports | dict(zip(missing, spare, strict=False))
+
+
+def _is_ours(layout: StackLayout, name: str, port: int) -> bool:
+    return is_port_free(port) or bool(processes_in(layout.data / ("s3" if name in LISTENERS else name)))

@@ -1,7 +1,7 @@
 """`state.json`: what the embedded stack runs, readable by people and by every later command.
 
-Written by the supervisor alone, whole or not at all. It says what was true when it was written; whether a process
-still lives is asked of the process (pid and start time), never of this file.
+Written under the stack's lock, whole or not at all. It says what was true when it was written; whether a process still
+lives is asked of the process (pid and start time), never of this file.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ class ServerState:
 
 @dataclass
 class StackState:
-    """ports: by server and listener; kept when the stack is down, so that addresses stay the same."""
+    """owner: the process that the servers end with; None: they run until `down`.
 
-    supervisor: ServerState | None = None
+    ports: by server and listener; kept when the stack is down, so that addresses stay the same.
+    """
+
+    owner: ProcessMark | None = None
     servers: dict[str, ServerState] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
 
@@ -49,9 +52,9 @@ def read_state(path: Path) -> StackState:
     """Return what the file says; an absent or torn file reads as nothing running."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        supervisor = document["supervisor"]
+        owner = document["owner"]
         return StackState(
-            supervisor=ServerState(**supervisor) if supervisor else None,
+            owner=ProcessMark(**owner) if owner else None,
             servers={name: ServerState(**entry) for name, entry in document["servers"].items()},
             ports={str(name): int(port) for name, port in document["ports"].items()},
         )
@@ -62,7 +65,7 @@ def read_state(path: Path) -> StackState:
 def write_state(path: Path, state: StackState) -> None:
     """Replace the file in one step, or leave it as it is when the disk is full.
 
-    A report that cannot be written must not end the supervisor, and with it the servers, nor keep `down` from its work.
+    A report that cannot be written must not keep `up` or `down` from their work.
     """
     document: dict[str, Any] = {"format": FORMAT, **asdict(state)}
     making = path.with_suffix(".making")

@@ -35,7 +35,7 @@ def vector_server(layout: StackLayout, port: int) -> ProgramServer:
         log_path=layout.log("qdrant"),
         environment=dict(os.environ) | {"MALLOC_ARENA_MAX": "2"},  # what replaying the log takes is given back
         is_ready=lambda: is_ready(port),
-        cwd=data,
+        folder=data,
     )
 
 

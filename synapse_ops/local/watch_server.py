@@ -22,4 +22,5 @@ def watch_server(layout: StackLayout) -> ProgramServer:
         log_path=layout.log("watch"),
         environment=dict(os.environ),
         is_ready=lambda: is_watched(layout.root),
+        folder=layout.data / "watch",
     )

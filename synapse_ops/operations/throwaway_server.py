@@ -21,10 +21,10 @@ from synapse_ops.domain.recovery import wal_limit_for
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.throwaway_directory import ThrowawayDir
 from synapse_ops.systems.empty_network import enter_empty_network
+from synapse_ops.systems.local_processes import START_TIMEOUT_S
 from synapse_ops.systems.pg_server import PgServer, make_socket_dir
 from synapse_ops.systems.pg_tools import PgTools, tools_for
 
-START_TIMEOUT_S = 60.0
 NICENESS = 5  # a proof gives way to what is live on the same host
 PORT = 5432  # part of the socket's name only: nothing listens on TCP
 

@@ -30,13 +30,13 @@ from synapse_ops.services.dagster_home import (
     HOME_VARIABLE,
     DagsterHome,
     dagster_environment,
-    has_embedded_stack,
     prepare_home,
 )
-from synapse_ops.services.process_tree import become_subreaper, end_all, left_by_dead_supervisors, own_mark
+from synapse_ops.services.process_tree import become_subreaper, end_all, left_by_dead_supervisors
 from synapse_ops.services.spec_watch import SpecWatch
 from synapse_ops.services.supervisor import Program, Supervisor
 from synapse_ops.services.webserver_guard import HEALTH_PATH, OPEN_PATH
+from synapse_ops.systems.local_processes import START_TIMEOUT_S
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -46,7 +46,6 @@ DAEMON = "daemon"
 WEBSERVER = "webserver"
 WATCH = "watch"
 
-START_TIMEOUT_S = 180.0  # 3 s when quiet; 90 s were not enough on two cores at a load of 39
 _LEFT_OVER_GRACE_S = 4.0
 _CODE_SERVER_GRACE_S = 3.0  # it waits for its runs, which are to go on without it
 _PROBE_TIMEOUT_S = 2.0
@@ -250,26 +249,6 @@ def url_of_running(state_dir: Path) -> str:
         except BlockingIOError:
             return write_one_time_url(home / "one-time-token", int((home / "port").read_text(encoding="ascii")))
     raise Refused(f"no UI is served for {state_dir}", hint="`synapse-ops ui` serves it.")
-
-
-@contextmanager
-def embedded_stack(state_dir: Path) -> Iterator[None]:
-    """Keep the embedded servers running while the block runs, where the state directory has any.
-
-    Servers that ran before go on afterwards; those that we started end with the block, and with us if we are killed.
-    """
-    if not has_embedded_stack(state_dir):
-        yield
-        return
-    from synapse_ops.local.embedded_stack import is_up, start_stack, stop_stack
-
-    was_up = is_up(state_dir)
-    start_stack(state_dir, until=None if was_up else own_mark())
-    try:
-        yield
-    finally:
-        if not was_up:
-            stop_stack(state_dir)
 
 
 def free_port() -> int:

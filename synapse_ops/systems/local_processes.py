@@ -28,6 +28,9 @@ from synapse_ops.errors import ConfigError, DeadlineExceeded, ToolFailed
 
 POLL_S = 0.02
 STDERR_TAIL_CHARS = 2000
+# from the start of any process until it is ready: 3 s when quiet, more than 90 s on two cores at a load of 39. It is
+# for one that hangs: one that ends is noticed at once
+START_TIMEOUT_S = 300.0
 _PR_SET_PDEATHSIG = 1
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 

@@ -23,6 +23,7 @@ from typing import Literal
 
 from synapse_ops.errors import ConfigError, DeadlineExceeded, Refused, ToolFailed
 from synapse_ops.systems.local_processes import (
+    START_TIMEOUT_S,
     ProcessMark,
     ServerIdentity,
     end_process,
@@ -39,9 +40,7 @@ FENCE_MARKER = "synapse.fenced"  # in PGDATA: written by a failover, removed onl
 
 StopMode = Literal["smart", "fast", "immediate"]
 
-START_TIMEOUT_S = 60.0  # crash recovery included
 STOP_TIMEOUT_S = 30.0
-INIT_TIMEOUT_S = 120.0
 POLL_S = 0.02
 _SOCKET_ROOT = Path("/tmp")  # noqa: S108 - the folder itself is private, and its owner is checked
 _STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
@@ -138,7 +137,7 @@ class PgServer:
                     file.write(password + "\n")
                 give_to(self.identity, secret)
                 command.append(f"--pwfile={secret}")
-            run_as(self.identity, command, timeout_s=INIT_TIMEOUT_S, env=self.tools.environment())
+            run_as(self.identity, command, timeout_s=START_TIMEOUT_S, env=self.tools.environment())
             making.rename(self.data_dir)
         finally:
             secret.unlink(missing_ok=True)

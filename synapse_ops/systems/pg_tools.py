@@ -15,9 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from synapse_ops.errors import ConfigError
-from synapse_ops.systems.local_processes import ServerIdentity, copy_tree_once, reachable_by
+from synapse_ops.systems.local_processes import START_TIMEOUT_S, ServerIdentity, copy_tree_once, reachable_by
 
-VERSION_TIMEOUT_S = 20.0
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?(\S*)")
 
 
@@ -81,7 +80,7 @@ def read_pg_tools(bin_dir: Path) -> PgTools | None:
         return None
     try:
         reply = subprocess.run(
-            [program, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
+            [program, "--version"], capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

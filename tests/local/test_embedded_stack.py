@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -31,20 +34,20 @@ from synapse_ops.local.embedded_stack import (
 from synapse_ops.local.layout import far_root, find_layout
 from synapse_ops.local.stack import SERVER_NAMES
 from synapse_ops.operations import attestations, document_changes, release
+from synapse_ops.services.dagster_home import HOME_VARIABLE
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.certificates import days_left_of_server
-from synapse_ops.systems.local_processes import ProcessMark, server_identity
+from synapse_ops.systems.local_processes import START_TIMEOUT_S, ProcessMark, server_identity
 from synapse_ops.systems.pg_server import FENCE_MARKER, make_socket_dir
 from tests.servers import servers_dir
 from tests.surroundings import HOSTILE
 
-GONE_TIMEOUT_S = 20.0
-STREAMING_TIMEOUT_S = 15.0
+GONE_TIMEOUT_S = STREAMING_TIMEOUT_S = 180.0  # a busy host: no claim here is about seconds
 
 
 def up(state_dir: Path) -> RunningStack:
-    """Start with this test process as the owner: then a killed test run leaves no stack."""
-    return start_stack(state_dir, until=ProcessMark.of(os.getpid()))
+    """Start a stack that ends with this test process: then a killed test run leaves none."""
+    return start_stack(state_dir, die_with_us=True)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +142,7 @@ def test_an_up_on_a_running_stack_changes_nothing(state_dir: Path) -> None:
     assert (pids(state_dir), first.spec_path.read_bytes()) == before
 
 
-def test_two_ups_at_once_share_one_supervisor(state_dir: Path) -> None:
+def test_two_ups_at_once_start_every_server_once(state_dir: Path) -> None:
     """The lock serialises them: both return with every server ready, and nothing runs twice.
 
     Their shell has proxies, authorities and libpq's defaults of other work, which no server of the stack takes over.
@@ -153,15 +156,12 @@ def test_two_ups_at_once_share_one_supervisor(state_dir: Path) -> None:
     ]
 
     outcomes = [(process.communicate()[1], process.returncode) for process in both]
+    named, alive = pids(state_dir), living(find_layout(state_dir))
+    stop_stack(state_dir)
 
     assert [code for _, code in outcomes] == [0, 0], outcomes
-    running = [
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if "synapse_ops.local.supervisor" in (process.info["cmdline"] or [])
-        and str(state_dir) in process.info["cmdline"]
-    ]
-    assert len(running) == 1
+    for name in ("redis", "qdrant", "s3", "api", "watch"):  # each is one process
+        assert [mark.pid for key, mark in alive.items() if key.startswith(f"{name}/")] == [named[name]]
 
 
 @pytest.mark.parametrize("victim", SERVER_NAMES)
@@ -186,18 +186,70 @@ def test_a_server_killed_with_sigkill_is_started_by_the_next_up_and_only_it(stat
         assert value(connection, "select count(*) from kept") == count
 
 
-def test_servers_do_not_outlive_a_killed_supervisor_and_up_repairs_it(state_dir: Path) -> None:
-    """The kernel ends every server with the supervisor (PR_SET_PDEATHSIG), and the next `up` starts all again."""
-    stack = up(state_dir)
-    assert stack.state.supervisor is not None
-    assert stack.state.supervisor.pid is not None
-    layout = find_layout(state_dir)
+@contextmanager
+def owned_stack(state_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """Yield a process that a whole stack ends with, as the demo and the UI are."""
+    code = "import sys, time; from pathlib import Path; from synapse_ops.local.embedded_stack import running_stack"
+    code += "\nwith running_stack(Path(sys.argv[1])): print('ready', flush=True); time.sleep(600)"
+    owner = subprocess.Popen([sys.executable, "-c", code, str(state_dir)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "ready\n"
+        yield owner
+    finally:
+        owner.kill()
+        owner.communicate()
 
-    os.kill(stack.state.supervisor.pid, signal.SIGKILL)
-    assert wait_for(lambda: not living(layout), GONE_TIMEOUT_S), living(layout)
-    up(state_dir)
 
+def test_servers_do_not_outlive_a_killed_owner(state_dir: Path) -> None:
+    """kill -9 of the demo: the kernel ends every server with it (PR_SET_PDEATHSIG)."""
+    stop_stack(state_dir)
+    with owned_stack(state_dir) as owner:
+        alive = living(find_layout(state_dir))
+        assert stack_status(state_dir).owner == ProcessMark.of(owner.pid)
+
+        owner.kill()
+
+        assert alive
+        assert wait_for(lambda: not living(find_layout(state_dir)), GONE_TIMEOUT_S), living(find_layout(state_dir))
+    assert {server.state for server in stack_status(state_dir).servers.values()} == {"ended"}
+
+
+def test_an_up_right_after_the_owner_was_killed_starts_what_is_on_its_way_out(state_dir: Path) -> None:
+    """A server that still lives while it stops for its dead owner is not taken for one that runs."""
+    stop_stack(state_dir)
+    with owned_stack(state_dir) as owner:
+        before = pids(state_dir)
+        owner.kill()
+        owner.wait()
+
+        after = up(state_dir)
+
+    assert not set(before.values()) & {server.pid for server in after.state.servers.values()}
     assert all(server.state == "running" for server in stack_status(state_dir).servers.values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_an_owner_that_is_told_to_end_stops_the_stack_in_order(state_dir: Path, number: signal.Signals) -> None:
+    """Not the kernel alone: a stop in order is recorded, and takes the folders of the sockets away."""
+    stop_stack(state_dir)
+    with owned_stack(state_dir) as owner:
+        owner.send_signal(number)
+        owner.wait(GONE_TIMEOUT_S)
+
+    assert living(find_layout(state_dir)) == {}
+    assert {server.state for server in stack_status(state_dir).servers.values()} == {"stopped"}
+
+
+def test_a_stack_that_ran_before_goes_on_after_the_ui_and_the_demo(state_dir: Path) -> None:
+    """They stop what they started, and nothing else."""
+    up(state_dir)
+    before = pids(state_dir)
+    with owned_stack(state_dir) as owner:
+        owner.send_signal(signal.SIGTERM)
+        owner.wait(GONE_TIMEOUT_S)
+
+    assert pids(state_dir) == before
 
 
 def test_an_up_right_after_every_process_was_killed_works(state_dir: Path) -> None:
@@ -274,21 +326,67 @@ def test_down_leaves_no_process_no_socket_folder_and_says_so(state_dir: Path) ->
     assert stop_stack(state_dir) is False
 
 
-def test_a_closed_terminal_takes_the_stack_with_it(state_dir: Path) -> None:
-    """`local up` in a terminal: when the terminal's shell ends, every server ends in order."""
-    stop_stack(state_dir)
+@contextmanager
+def in_a_terminal(state_dir: Path, *command: str) -> Iterator[None]:
+    """Run a command in a shell with a terminal of its own, which is closed at the end."""
     shell, terminal = os.forkpty()
     if shell == 0:
         os.execv("/bin/sh", ["/bin/sh", "-i"])
-    command = f"{sys.executable} -m synapse_ops local up --state-dir '{state_dir}'\n"
-    os.write(terminal, command.encode())
-    ready = wait_for(lambda: stack_status(state_dir).servers["db-standby"].state == "running", 60)
+    reader = threading.Thread(target=_read_all, args=[terminal], daemon=True)
+    try:
+        argv = [sys.executable, "-m", "synapse_ops", *command, "--state-dir", str(state_dir)]
+        os.write(terminal, f"{shlex.join(argv)}\n".encode())
+        reader.start()
+        yield
+    finally:
+        os.close(terminal)
+        os.waitpid(shell, 0)
 
-    os.close(terminal)
-    os.waitpid(shell, 0)
 
-    assert ready
-    assert wait_for(lambda: not living(find_layout(state_dir)), 30), living(find_layout(state_dir))
+def _read_all(terminal: int) -> None:
+    with suppress(OSError):
+        while os.read(terminal, 4096):
+            pass
+
+
+def of_dagster(state_dir: Path) -> list[int]:
+    """Return the pids of the Dagster processes of a state directory."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(HOME_VARIABLE) == str(state_dir.resolve() / "dagster"):
+                found.append(process.pid)
+    return found
+
+
+@pytest.mark.parametrize("command", ["demo", "ui"])
+def test_a_closed_terminal_leaves_no_process_of_the_demo_or_the_ui(state_dir: Path, command: str) -> None:
+    """Servers, code server, daemon, webserver and prober: all end when the window is closed."""
+    up(state_dir)  # there is a stack for the UI
+    stop_stack(state_dir)
+
+    with in_a_terminal(state_dir, command):
+        assert wait_for(lambda: bool(of_dagster(state_dir)), START_TIMEOUT_S)
+        assert living(find_layout(state_dir))
+
+    assert wait_for(lambda: not living(find_layout(state_dir)), GONE_TIMEOUT_S), living(find_layout(state_dir))
+    assert wait_for(lambda: not of_dagster(state_dir), GONE_TIMEOUT_S), of_dagster(state_dir)
+
+
+def test_what_up_started_outlives_its_terminal_until_down(state_dir: Path) -> None:
+    """`local up` needs no terminal: its servers have sessions of their own."""
+    stop_stack(state_dir)
+
+    with in_a_terminal(state_dir, "local", "up"):
+        assert wait_for(lambda: "watch" in named_running(state_dir), START_TIMEOUT_S)
+
+    assert named_running(state_dir) == set(SERVER_NAMES)
+    assert stop_stack(state_dir) is True
+    assert living(find_layout(state_dir)) == {}
+
+
+def named_running(state_dir: Path) -> set[str]:
+    return {name for name, server in stack_status(state_dir).servers.items() if server.state == "running"}
 
 
 def test_a_half_made_data_directory_is_made_again(state_dir: Path) -> None:
@@ -379,10 +477,10 @@ def test_status_is_readable_by_machines(state_dir: Path) -> None:
     redis = pids(state_dir)["redis"]
     assert redis is not None
     os.kill(redis, signal.SIGKILL)
-    assert wait_for(lambda: not psutil.pid_exists(redis), GONE_TIMEOUT_S)
+    assert wait_for(lambda: ProcessMark.of(redis) is None, GONE_TIMEOUT_S)  # our child: a zombie until it is waited for
     ill = subprocess.run(argv, capture_output=True, text=True, check=False)
 
     document = json.loads(healthy.stdout)
-    assert set(document) == {"format", "supervisor", "servers", "ports"}
+    assert set(document) == {"format", "owner", "servers", "ports"}
     assert set(document["servers"]) == set(SERVER_NAMES)
     assert (healthy.returncode, ill.returncode) == (0, 12)

@@ -28,7 +28,7 @@ from synapse_ops.local.embedded_stack import reset_stack, stack_status, start_st
 from synapse_ops.local.stack import SERVER_NAMES
 from synapse_ops.manifests.monitoring_targets import MONITORING
 from synapse_ops.spec import load_spec
-from synapse_ops.systems.local_processes import ProcessMark, free_ports
+from synapse_ops.systems.local_processes import free_ports
 from synapse_ops.systems.manifest_tools.monitoring_servers import (
     Webhook,
     alertmanager_command,
@@ -107,14 +107,13 @@ def chain() -> Iterator[Chain]:
 
 
 def _stack_with_a_proven_backup(state_dir: Path) -> None:
-    owner = ProcessMark.of(os.getpid())
-    start_stack(state_dir, until=owner)
+    start_stack(state_dir, die_with_us=True)
     for command in (["backup", "now"], ["verify"]):
         argv = [str(Path(sys.executable).parent / "synapse-ops"), *command, "--state-dir", str(state_dir)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
         assert done.returncode == 0, done.stderr
     stop_stack(state_dir)  # the prober reads the repository when it starts
-    start_stack(state_dir, until=owner)
+    start_stack(state_dir, die_with_us=True)
 
 
 def _render(chain: Chain) -> None:
@@ -212,7 +211,7 @@ def test_a_killed_api_is_told_and_its_return_too(chain: Chain) -> None:
     os.kill(api, signal.SIGKILL)
     assert wait_for(lambda: chain.told_of_api() == "firing", ALERT_TIMEOUT_S)
     fired_s = time.monotonic() - began
-    start_stack(chain.state_dir, until=ProcessMark.of(os.getpid()))
+    start_stack(chain.state_dir, die_with_us=True)
     assert wait_for(lambda: chain.told_of_api() == "resolved", ALERT_TIMEOUT_S)
 
     told = [alert for alert in chain.webhook.alerts() if alert["labels"].get("job") == "api"]

@@ -20,9 +20,9 @@ from typing import Any
 from synapse_ops.local.qdrant_server.answers import Fault, WrongInput
 from synapse_ops.local.qdrant_server.configuration import engine_config, vector_names
 from synapse_ops.local.qdrant_server.indexes import index_operation
+from synapse_ops.systems.local_processes import START_TIMEOUT_S
 
 STORAGE_VERSION = "0.4.2"  # of a real server's collections, 1.18
-CHECK_TIMEOUT_S = 120.0
 POINTS_AT_ONCE = 500  # of one entry in the log: replaying a larger one would take hundreds of MiB
 CONFIG_FILES = ("version.info", "config.json", "shard_key_mapping.json", "payload_index.json")
 
@@ -203,11 +203,11 @@ def check_shard(shard: Path) -> None:
 
     Raises Fault with what the engine said, or that it died.
     """
-    argv = [sys.executable, "-m", "synapse_ops.local.qdrant_server.check", str(shard)]
+    argv = [sys.executable, "-m", "synapse_ops.local.qdrant_server.check", str(shard.absolute())]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
+        done = subprocess.run(argv, cwd="/", capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as late:
-        raise Fault(f"the snapshot's data could not be opened within {CHECK_TIMEOUT_S:g} s") from late
+        raise Fault(f"the snapshot's data could not be opened within {START_TIMEOUT_S:g} s") from late
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise Fault(f"the snapshot's data cannot be opened: status {done.returncode}: {last}")
