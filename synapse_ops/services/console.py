@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from synapse_ops.errors import ConfigError, DeadlineExceeded, Refused
-from synapse_ops.services.dagster_service import START_TIMEOUT_S, DagsterService, dagster_instance, running
-from synapse_ops.systems.dagster_storage import execute_graphql, last_evaluation, open_workspace
+from synapse_ops.services.dagster_service import DagsterService, dagster_instance, running
+from synapse_ops.systems.dagster_storage import execute_graphql, open_workspace
+from synapse_ops.systems.local_processes import START_TIMEOUT_S
 
 _LOCATION = "synapse_ops"
 _REPOSITORY = "__repository__"
@@ -137,19 +138,6 @@ class Console:
                 raise DeadlineExceeded(f"run {run_id} did not end within {timeout_s:g} s: it is {status}")
             time.sleep(_POLL_S)
 
-    def run_job(
-        self,
-        job_name: str,
-        *,
-        run_config: Mapping[str, Any] | None = None,
-        partition: str | None = None,
-        tags: Mapping[str, str] | None = None,
-        timeout_s: float,
-    ) -> RunResult:
-        """Start a run, wait for its end and return how it ended; a failed run is a result, not an exception."""
-        run_id = self.start_job(job_name, run_config=run_config, partition=partition, tags=tags)
-        return self.wait_for_run(run_id, timeout_s=timeout_s)
-
     def asset_metadata(self, key: str, partition: str | None = None) -> RecordedEvent | None:
         """Return the latest materialization of an asset ("spec/tls"), of one partition where given; None for none."""
         from dagster import AssetKey, AssetRecordsFilter
@@ -166,13 +154,6 @@ class Console:
             records[0].run_id,
             {name: getattr(entry, "value", entry) for name, entry in found.metadata.items()},
         )
-
-    def check_passed(self, asset: str, check: str) -> bool | None:
-        """Return the last verdict of an asset check, None when it was never evaluated."""
-        from dagster import AssetKey
-
-        evaluation = last_evaluation(self.instance, AssetKey(asset.split("/")), check)
-        return None if evaluation is None else bool(evaluation.passed)
 
     def _failure_of(self, run_id: str) -> str:
         """Return what a failed run says: the operation's own message, detail and hint, not the framework's."""

@@ -110,11 +110,6 @@ class Supervisor:
         """Return whether `run` has ended within `timeout_s`; None waits as long as it takes."""
         return self._ended.wait(timeout_s)
 
-    def pid_of(self, name: str) -> int | None:
-        """Return the pid of a running program, None while it is down."""
-        running = self._running.get(name)
-        return running.process.pid if running is not None and running.process.poll() is None else None
-
     def _start(self, program: Program, crashes: int = 0) -> None:
         environment = {**program.env, SUPERVISOR_VARIABLE: self._mark}
         process = spawn(
