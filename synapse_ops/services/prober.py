@@ -3,13 +3,14 @@
 Each probe has a task and a clock of its own, so that nothing that hangs delays anything else. A verdict is stored
 before whoever hung has let go. Time between verdicts is monotonic: a wall clock that jumps changes no interval.
 It needs nothing of what it probes: every server may be absent. A full disk costs history, not probing.
+A task that ends while it should run ends `run` with its error: a prober that is half dead would look alive.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -92,6 +93,7 @@ class Prober:
         self._clients = HttpClients()
         self._pending: list[tuple[StoredVerdict, float]] = []  # with its due time, monotonic
         self._stopping = asyncio.Event()
+        self._fault: BaseException | None = None
         self._has_news = asyncio.Event()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="history")
         self._history: HistoryWriter | None = None
@@ -136,13 +138,25 @@ class Prober:
         """Ask `run` to end."""
         self._stopping.set()
 
+    def start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start what has to run for as long as we do: when it ends without being cancelled, `run` raises its error."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._notice_end)
+        return task
+
+    def _notice_end(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self._stopping.is_set():
+            return
+        self._fault = task.exception() or RuntimeError(f"{task.get_coro()} ended")
+        self.stop()
+
     async def run(self) -> None:
-        """Probe until told to stop."""
+        """Probe until told to stop. Raises the error of a task that ended by itself."""
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="blocking"))
         await self._on_disk(lambda history: None)  # a disk that will not have it is asked again with each verdict
         await self._take_probes()
-        tasks = [asyncio.create_task(work) for work in (self._beat(), self._keep(), self._look_at_repository())]
+        tasks = [self.start_task(work) for work in (self._beat(), self._keep(), self._look_at_repository())]
         try:
             await self._stopping.wait()
         finally:
@@ -151,17 +165,20 @@ class Prober:
                 task.cancel()
             await asyncio.wait(tasks, timeout=STOP_GRACE_S)
             await self._flush()
+        if self._fault is not None:
+            raise self._fault
 
     async def _take_probes(self) -> None:
         """Make the probes of the spec in force the ones that are asked; what is the same goes on from its condition."""
         loop = asyncio.get_running_loop()
         kept = await loop.run_in_executor(self._disk, self._read_conditions)
+        clients = HttpClients()
+        probes = probes_of(self._stack, clients)  # may raise: what is asked now goes on
+        old_clients, self._clients = self._clients, clients
         for watched in self.watched.values():
             kept[watched.probe.name, watched.probe.target] = watched.condition
             if watched.task is not None:
                 watched.task.cancel()
-        old_clients, self._clients = self._clients, HttpClients()
-        probes = probes_of(self._stack, self._clients)
         now = utc_now()
         before, self.watched = self.watched, {}
         for number, probe in enumerate(probes):
@@ -171,7 +188,7 @@ class Prober:
             if known is not None and known.probe == probe:
                 watched.verdict, watched.at, watched.at_s = known.verdict, known.at, known.at_s
             first_s = min(SPREAD_S, probe.interval_s) * number / max(len(probes), 1)
-            watched.task = asyncio.create_task(self._ask_for_ever(watched, loop.time() + first_s))
+            watched.task = self.start_task(self._ask_for_ever(watched, loop.time() + first_s))
         await self._on_disk(
             lambda history: history.set_probes(probes, {n: w.condition for n, w in self.watched.items()})
         )
@@ -305,7 +322,11 @@ class Prober:
     async def _look_at_repository(self) -> None:
         await asyncio.sleep(FIRST_READING_S)
         while True:
-            found = await read_protection(self.spec_path, self.state_dir)
+            found = None
+            try:
+                found = await read_protection(self.spec_path, self.state_dir)
+            except OSError as fault:  # no process could be made: 200 probes that hang hold descriptors
+                log.warning("the repository could not be read", fault=str(fault))
             if found is not None:
                 self.protection = found
                 await self._on_disk(lambda history, found=found: history.set_note("protection", found))

@@ -10,6 +10,7 @@ Linux only, like the rest of the embedded stack. Source: prctl(2).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -94,8 +95,11 @@ def end_with_supervisor() -> None:
     supervisor = parse_mark(named)
 
     def watch() -> None:
-        while supervisor.is_alive():
+        alive = True
+        while alive:
             time.sleep(_WATCH_INTERVAL_S)
+            with contextlib.suppress(OSError, psutil.Error):  # no descriptor is left to look with: look again
+                alive = supervisor.is_alive()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_GRACE_S)
         os.kill(os.getpid(), signal.SIGKILL)

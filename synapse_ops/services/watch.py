@@ -4,7 +4,8 @@
                       address.json    where it serves /metrics, removed when it ends
                       health.sqlite   its history (operations/health_history.py)
 
-It ends at once on SIGTERM, and waits for no question: what still hangs ends with the process.
+It ends at once on SIGTERM, and waits for no question: what still hangs ends with the process. When a part of it ends by
+itself, it exits with status 1, so that what supervises it starts it again.
 """
 
 from __future__ import annotations
@@ -139,13 +140,13 @@ def _metrics_server(prober: Prober, listener: socket.socket) -> Any:
 
 
 async def serve(spec_path: Path, state_dir: Path) -> None:
-    """Probe until SIGTERM or SIGINT."""
+    """Probe until SIGTERM or SIGINT. Raises the error of a part that ended by itself."""
     prober = Prober(spec_path, state_dir)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, prober.stop)
     with listening(prober.address) as listener:
-        serving = asyncio.create_task(_metrics_server(prober, listener).serve(sockets=[listener]))
+        serving = prober.start_task(_metrics_server(prober, listener).serve(sockets=[listener]))
         write_address(state_dir, listener)
         try:
             await prober.run()
@@ -179,15 +180,19 @@ def main(arguments: list[str] | None = None) -> None:
     raise_file_limit()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # who started us decides, not a terminal that closes
     state_dir = given.state_dir.absolute()
+    status = 0
     try:
         with only_prober(state_dir, wait=given.wait):
             loop = asyncio.new_event_loop()
             loop.run_until_complete(serve(given.spec.absolute(), state_dir))
     except SynapseOpsError as error:
         print(error.render(), file=sys.stderr)
-        sys.exit(error.exit_code)
+        status = error.exit_code
+    except Exception:
+        log.exception("the prober ends: a part of it ended by itself")
+        status = 1
     sys.stdout.flush()
-    os._exit(0)  # a thread that hangs in a name's resolution would hold us for a minute; everything is written
+    os._exit(status)  # a thread that hangs in a name's resolution would hold us for a minute; everything is written
 
 
 if __name__ == "__main__":

@@ -16,14 +16,18 @@ from typing import Any
 
 from synapse_ops.errors import SynapseOpsError
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0  # an interpreter starts, and a large catalog is listed
 
 
 async def read_protection(spec_path: Path, state_dir: Path) -> Mapping[str, Any] | None:
-    """Return what the child printed; None when it did not end in time or was cut."""
+    """Return what the child printed; None when it did not end in time or was cut. Raises OSError when none starts."""
     argv = [sys.executable, "-m", "synapse_ops.services.watch_protection", str(spec_path), str(state_dir)]
     child = await asyncio.create_subprocess_exec(
-        *argv, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        cwd="/",  # a process in the folder of the embedded stack's prober would be taken for the prober
     )
     try:
         async with asyncio.timeout(TIMEOUT_S):
@@ -49,8 +53,7 @@ def _repositories(spec_path: Path, state_dir: Path) -> Iterator[tuple[str, dict[
 
     stack = Stack(read_spec_in_force(spec_path, state_dir).loaded, state_dir)
     yield "database", _moments(stack.database_repository)
-    if hasattr(stack, "vector_repository"):
-        yield "vectors", _moments(stack.vector_repository)
+    yield "vectors", _moments(stack.vector_repository)
     if stack.spec.backup.redis is not None:
         yield "redis", _moments(stack.redis_repository)
 

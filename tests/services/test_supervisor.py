@@ -16,12 +16,12 @@ import psutil
 import pytest
 
 from synapse_ops.errors import DeadlineExceeded
-from synapse_ops.services.process_tree import SUPERVISOR_VARIABLE, left_by_dead_supervisors
+from synapse_ops.services.process_tree import SUPERVISOR_VARIABLE, format_mark, left_by_dead_supervisors
 from synapse_ops.services.supervisor import Program, Supervisor
 from synapse_ops.systems.local_processes import ProcessMark
 
 Answer = TypeVar("Answer")
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 # writes its pid, starts a child of its own that writes its pid, and sleeps
 PARENT = """
 import os, subprocess, sys, pathlib, time
@@ -43,14 +43,35 @@ end_with_supervisor()
 time.sleep(600)
 """
 SUPERVISE = """
-import sys, pathlib
+import signal, sys, pathlib
 from synapse_ops.services.process_tree import become_subreaper
 from synapse_ops.services.supervisor import Program, Supervisor
 folder = pathlib.Path(sys.argv[1])
 become_subreaper()
 program = Program("program", [sys.executable, sys.argv[2], str(folder)], dict(__import__("os").environ), folder,
                   folder / "log", lambda: True)
-Supervisor([program]).run()
+supervisor = Supervisor([program])
+if sys.argv[3:] == ["stop"]:
+    signal.signal(signal.SIGTERM, lambda *_: supervisor.stop())
+supervisor.run()
+"""
+# a run worker that has no descriptor to spare when it looks for its supervisor, three times
+EXHAUSTED = """
+import sys, pathlib, time, os, resource
+from synapse_ops.services import process_tree
+from synapse_ops.systems.local_processes import ProcessMark
+looks, is_alive = [], ProcessMark.is_alive
+def look(mark):
+    looks.append(mark)
+    return is_alive(mark)
+ProcessMark.is_alive, process_tree._WATCH_INTERVAL_S = look, 0.05
+resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+process_tree.end_with_supervisor()
+while len(looks) < 3:
+    time.sleep(0.01)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+(pathlib.Path(sys.argv[1]) / "worker").write_text(str(os.getpid()))
+time.sleep(600)
 """
 
 
@@ -108,23 +129,30 @@ def test_killed_program_comes_back(tmp_path: Path, run_in_thread: Callable[[Supe
     assert wait_for(lambda: (found := pid_in(tmp_path / "parent")) != first and found)
 
 
-def test_what_a_killed_program_had_started_goes_on_and_ends_with_the_supervisor(
-    tmp_path: Path, run_in_thread: Callable[[Supervisor], None]
-) -> None:
+def test_what_a_killed_program_had_started_goes_on_and_ends_with_the_supervisor(tmp_path: Path) -> None:
     """A run outlives a replaced code server; nothing outlives the supervisor."""
-    supervisor = Supervisor([program(tmp_path, PARENT)])
-    run_in_thread(supervisor)
-    orphan = wait_for(lambda: pid_in(tmp_path / "child"))
-    first = wait_for(lambda: pid_in(tmp_path / "parent"))
-    os.kill(first, signal.SIGKILL)
-    second = wait_for(lambda: (found := pid_in(tmp_path / "parent")) != first and found)
-    was_alive = not is_gone(orphan)
+    (tmp_path / "program.py").write_text(PARENT)
+    supervise = tmp_path / "supervise.py"
+    supervise.write_text(SUPERVISE)
+    supervisor = subprocess.Popen([sys.executable, str(supervise), str(tmp_path), str(tmp_path / "program.py"), "stop"])
+    orphan = None
+    try:
+        first, orphan = wait_for(lambda: pid_in(tmp_path / "parent")), wait_for(lambda: pid_in(tmp_path / "child"))
+        os.kill(first, signal.SIGKILL)
+        second = wait_for(lambda: (found := pid_in(tmp_path / "parent")) != first and found)
+        adopted_by = psutil.Process(orphan).ppid()
 
-    supervisor.stop()
+        supervisor.send_signal(signal.SIGTERM)
+        supervisor.wait(DEADLINE_S)
+        left = [pid for pid in (second, orphan) if not is_gone(pid)]
+    finally:
+        supervisor.kill()
+        for pid in (pid_in(tmp_path / "child"), orphan):
+            if pid is not None and not is_gone(pid):
+                os.kill(pid, signal.SIGKILL)
 
-    assert was_alive
-    assert supervisor.wait_until_ended(DEADLINE_S)
-    wait_for(lambda: is_gone(second))
+    assert adopted_by == supervisor.pid
+    assert left == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -142,6 +170,28 @@ def test_killed_supervisor_leaves_no_process(tmp_path: Path, number: signal.Sign
 
     wait_for(lambda: is_gone(above))
     wait_for(lambda: is_gone(worker))
+
+
+def test_a_run_worker_that_cannot_look_for_its_supervisor_looks_again(tmp_path: Path) -> None:
+    """Without a descriptor to look with it neither ends, nor forgets to end with its supervisor later."""
+    (tmp_path / "worker.py").write_text(EXHAUSTED)
+    supervisor = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    mark = ProcessMark.of(supervisor.pid)
+    assert mark is not None
+    environment = {**os.environ, SUPERVISOR_VARIABLE: format_mark(mark)}
+    worker = subprocess.Popen([sys.executable, str(tmp_path / "worker.py"), str(tmp_path)], env=environment)
+    try:
+        wait_for(lambda: pid_in(tmp_path / "worker") or worker.poll() is not None)
+        alive_with_it = worker.poll() is None
+        supervisor.kill()
+        supervisor.wait()
+        status = worker.wait(DEADLINE_S)
+    finally:
+        worker.kill()
+        supervisor.kill()
+
+    assert alive_with_it
+    assert status == -signal.SIGTERM
 
 
 def test_left_overs_of_a_dead_supervisor_are_found_and_those_of_others_are_not(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -63,7 +64,7 @@ def prober(spec: Path, state_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
     with (state_dir / "watch.log").open("ab") as log:
         process = subprocess.Popen(argv, stdout=log, stderr=log)
     try:
-        wait_for(lambda: read_address(state_dir) is not None or process.poll() is not None, START_TIMEOUT_S)
+        wait_for(lambda: read_address(state_dir) is not None or process.poll() is not None)
         assert process.poll() is None, (state_dir / "watch.log").read_text()
         yield process
     finally:
@@ -125,7 +126,7 @@ def test_a_second_prober_of_a_state_directory_is_refused(server: MisbehavingServ
     spec = write_spec(tmp_path, [entry("api", server.url("/ok"))])
     with prober(spec, tmp_path):
         argv = [sys.executable, "-m", "synapse_ops.services.watch", "--spec", str(spec), "--state-dir", str(tmp_path)]
-        second = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+        second = subprocess.run(argv, capture_output=True, text=True, timeout=WAIT_S, check=False)
 
     assert second.returncode == 10
     assert "another prober watches" in second.stderr
@@ -144,6 +145,55 @@ def test_sigterm_ends_it_at_once_while_questions_hang(server: MisbehavingServer,
     assert not is_watched(tmp_path)
     assert not (tmp_path / "watch" / "address.json").exists()
     assert states(tmp_path)["api"] is State.HEALTHY
+
+
+@pytest.mark.parametrize("part", ["_beat", "_keep", "_look_at_repository", "_ask_for_ever", "metrics server"])
+def test_a_part_that_ends_by_itself_ends_the_prober_with_its_error(
+    server: MisbehavingServer, tmp_path: Path, part: str
+) -> None:
+    """A prober that is half dead would look alive; what supervises it starts it again, because the status is 1."""
+    code = f"""
+import sys
+from synapse_ops.services import prober, watch
+async def end(*arguments, **named):
+    raise MemoryError("it cannot go on")
+class Server:
+    serve = end
+if {part!r} == "metrics server":
+    watch._metrics_server = lambda *arguments: Server()
+else:
+    prober.Prober.{part.replace(" ", "_")} = end
+watch.main(sys.argv[1:])
+"""
+    spec = write_spec(tmp_path, [entry("api", server.url("/ok"))])
+
+    argv = [sys.executable, "-c", code, "--spec", str(spec), "--state-dir", str(tmp_path)]
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=WAIT_S, check=False)
+
+    assert ended.returncode == 1
+    assert "it cannot go on" in ended.stderr
+    assert read_address(tmp_path) is None
+    assert not (tmp_path / "watch" / "address.json").exists()
+
+
+def test_a_look_at_the_repository_that_no_process_can_be_made_for_is_made_again(
+    server: MisbehavingServer, tmp_path: Path
+) -> None:
+    """200 probes that hang hold descriptors: without one to spare the prober goes on, and looks again later."""
+    store = f'object_store: {{endpoint: "http://127.0.0.1:{server.port}", credentials: "env:NOT_SET_ANYWHERE"}}'
+    more = f"{store}\nwatch: {{servers: [], repository_interval: 1s}}"
+    with prober(write_spec(tmp_path, [entry("api", server.url("/ok"))], more), tmp_path) as process:
+        wait_for(lambda: states(tmp_path).get("api") is State.HEALTHY)
+        url = read_address(tmp_path)["url"]  # type: ignore[index]
+        assert httpx.get(f"{url}/healthz", timeout=WAIT_S).text == "ok\n"  # all that is imported late is loaded
+        most, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(
+            process.pid, resource.RLIMIT_NOFILE, (len(list(Path(f"/proc/{process.pid}/fd").iterdir())), hard)
+        )
+        wait_for(lambda: "the repository could not be read" in (tmp_path / "watch.log").read_text())
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (most, hard))
+        wait_for(lambda: httpx.get(f"{url}/health.json", timeout=WAIT_S).json()["protection"])
+        assert process.poll() is None
 
 
 def test_a_new_valid_spec_is_taken_and_a_broken_one_changes_nothing(server: MisbehavingServer, tmp_path: Path) -> None:
