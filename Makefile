@@ -50,10 +50,10 @@ prove-monitoring:
 prove-release:
 	@$(SETUP) dev
 	@cd "$(HERE)" && sh requirements/manifest-tools
-	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" "$(BIN)/synapse-ops" prove-release --local \
+	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" "$(BIN)/python" -m tools.prove_release \
 	  --spec examples/synapse/infrastructure.yaml
 	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" SYNAPSE_PROVE=1 \
-	  "$(BIN)/python" -m pytest -q -n 2 -m tools tests/manifests
+	  "$(BIN)/python" -m pytest -q -n 2 -m tools tests/tools tests/manifests
 
 quick:
 	@$(SETUP) dev

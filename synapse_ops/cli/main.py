@@ -36,7 +36,6 @@ COMMANDS = {
     "info": ("info", "Show what a repository protects."),
     "health": ("health", "Show how everything that is probed is."),
     "render": ("render", "Render every document of the stack from the spec."),
-    "prove-release": ("prove_release", "Have outside tools judge the rendered documents, and record it."),
     "ui": ("ui", "Serve the Dagster UI, daemon and code server."),
     "demo": ("demo", "Run the main job on the embedded stack and show what happened."),
 }

@@ -133,8 +133,7 @@ def _language(suffix: str) -> str:
 
 
 def release_metadata(release: "Release", former: Mapping[str, Any]) -> Metadata:
-    """Return what the release's page shows: where it is, what changed since the last one, how many proofs hold."""
-    verdicts = [proof.verdict for proof in release.proofs]
+    """Return what the release's page shows: where it is, and what changed since the last one."""
     digests = {str(document.path): document.digest for document in release.bundle.documents}
     before: Mapping[str, str] = former.get(DIGESTS, {})
     changed = sorted(path for path in {*digests, *before} if digests.get(path) != before.get(path))
@@ -151,9 +150,6 @@ def release_metadata(release: "Release", former: Mapping[str, Any]) -> Metadata:
         "changed_documents": len(changed),
         "document_count": len(digests),
         "size_bytes": sum(len(document.data) for document in release.bundle.documents),
-        "proven": verdicts.count("proven"),
-        "refused": verdicts.count("refused"),
-        "unproven": verdicts.count("unproven"),
         "documents": table(rows, {"document": "string", "sha256": "string", "reads": "string"}),
         DIGESTS: dg.MetadataValue.json(digests),
     }

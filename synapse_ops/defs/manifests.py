@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from synapse_ops.defs.in_run import operation_of
-from synapse_ops.defs.manifest_checks import RELEASE_KEY, document_checks, manifest_check_specs, manifest_results
+from synapse_ops.defs.manifest_checks import RELEASE_KEY, document_checks, manifest_check, manifest_result
 from synapse_ops.defs.manifest_events import document_metadata, last_rendering, release_metadata, stale_pages
 from synapse_ops.defs.policies import GROUP_MANIFESTS, OWNERS, TAG_TRIGGER, code_version, code_version_of, run_limit
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec_assets import spec_key
-from synapse_ops.defs.tool_proofs_sensor import tool_proofs_sensor
 from synapse_ops.errors import Refused, SynapseOpsError
 from synapse_ops.manifests.targets import TARGETS, Target
 
 if TYPE_CHECKING:
-    from synapse_ops.operations.release_review import ReleaseReview
+    from synapse_ops.operations.render import Judged
     from synapse_ops.operations.stack import Stack
 
 RENDERERS = "synapse_ops.manifests"
@@ -67,7 +66,7 @@ def manifest_definitions() -> dg.Definitions:
         assets=[*(_document_asset(target) for target in TARGETS), _release_asset()],
         asset_checks=[document_checks([target.name for target in TARGETS])],
         jobs=[render_manifests],
-        sensors=[automation, tool_proofs_sensor(render_manifests)],
+        sensors=[automation],
     )
 
 
@@ -134,26 +133,23 @@ def _release_asset() -> dg.AssetsDefinition:
         code_version=code_version("synapse_ops.operations.release", "synapse_ops.manifests.bundle"),
         automation_condition=when_documents_change(),
         description="All documents under one digest, in manifests.destination and on this host, release.json last. "
-        "Refused while a consistency rule finds an error, while a proof that manifests.require_proofs names "
-        "does not hold of exactly these bytes, and while a document's page shows other bytes than these.",
+        "Refused while a consistency rule finds an error, and while a document's page shows other bytes than these.",
     )
 
-    @dg.multi_asset(
-        name="manifest_release", specs=[spec], check_specs=manifest_check_specs(RELEASE_KEY), can_subset=True
-    )
+    @dg.multi_asset(name="manifest_release", specs=[spec], check_specs=[manifest_check(RELEASE_KEY)], can_subset=True)
     def manifest_release(
         context: dg.AssetExecutionContext, stack: StackResource
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         """The checks are its own and no step after it: a refused release is the one whose checks somebody reads."""
-        from synapse_ops.operations.release_review import review_release
+        from synapse_ops.operations.render import judge
 
         with operation_of(context.run.run_id, context.instance):
             opened = stack.open()
-            review = review_release(opened)
-            results = manifest_results(RELEASE_KEY, review, context.selected_asset_check_keys)
+            judged = judge(opened.spec)
+            results = [manifest_result(RELEASE_KEY, judged)] if context.selected_asset_check_keys else []
             if RELEASE_KEY in context.selected_asset_keys:
                 try:
-                    made = _released(opened, review, context.instance)
+                    made = _released(opened, judged, context.instance)
                 except SynapseOpsError:
                     yield from results
                     raise
@@ -163,13 +159,13 @@ def _release_asset() -> dg.AssetsDefinition:
     return manifest_release
 
 
-def _released(stack: "Stack", review: "ReleaseReview", instance: dg.DagsterInstance) -> dg.MaterializeResult[None]:
+def _released(stack: "Stack", judged: "Judged", instance: dg.DagsterInstance) -> dg.MaterializeResult[None]:
     """Make the release, when it holds what the documents' pages show. Raises Refused when not."""
     from synapse_ops.operations.release import make_release
-    from synapse_ops.operations.render import render
+    from synapse_ops.operations.render import accept
 
-    bundle = render(stack.spec).bundle
-    stale = stale_pages(review.digests, instance)
+    bundle = accept(judged).bundle
+    stale = stale_pages({name: made.digest for name, made in judged.by_target.items()}, instance)
     if stale:
         raise Refused(
             f"cannot release {bundle.digest[:12]}: {len(stale)} documents' pages show other bytes",

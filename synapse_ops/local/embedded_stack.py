@@ -255,11 +255,11 @@ def resettable(layout: StackLayout) -> list[Path]:
 
     A folder that is missing here stays for ever, and with it the far root under /var/lib and the link to it.
     """
-    from synapse_ops.operations import attestations, document_changes, release
+    from synapse_ops.operations import document_changes, release
 
     own = [layout.data, layout.logs, layout.temp, layout.secrets, layout.programs, layout.root / "ledger"]
     own += [layout.root / name for name in ("proof", "locks", "cache", "dagster", "spec", "plans", "watch")]
-    own += [layout.root / name for name in (release.FOLDER, attestations.FOLDER, document_changes.FOLDER)]
+    own += [layout.root / name for name in (release.FOLDER, document_changes.FOLDER)]
     own += [layout.state_file, layout.lock_file, layout.spec_file, layout.authority]
     if layout.state_dir.is_symlink():
         own.append(layout.root / "belongs-to")

@@ -15,8 +15,8 @@ from synapse_ops.spec import Spec
 
 PATHS: dict[Place, str] = {
     "hosts": "alertmanager/alertmanager.yml",
-    "compose": "alertmanager/compose.yml",
-    "kubernetes": "alertmanager/kubernetes.yml",
+    "compose": "alertmanager/alertmanager.compose.yml",
+    "kubernetes": "alertmanager/alertmanager.kubernetes.yml",
 }
 ROUTES_PATH = "alertmanager/tests/routes.tsv"
 READS = frozenset(["alerting", "backup", "kubernetes", "name", "watch"])

@@ -80,7 +80,7 @@ def _metrics(spec: Spec) -> dict[str, Service]:
                 f"--web.listen-address=:{PROMETHEUS_PORT}",
             ],
             volumes=[
-                mounted("../prometheus/compose.yml", "/etc/prometheus/prometheus.yml"),
+                mounted("../prometheus/prometheus.compose.yml", "/etc/prometheus/prometheus.yml"),
                 mounted("../prometheus/rules", "/etc/prometheus/rules"),
                 {"type": "volume", "source": "prometheus-data", "target": "/prometheus"},
             ],
@@ -100,7 +100,7 @@ def _metrics(spec: Spec) -> dict[str, Service]:
                 f"--web.listen-address=:{ALERTMANAGER_PORT}",
             ],
             volumes=[
-                mounted("../alertmanager/compose.yml", "/etc/alertmanager/alertmanager.yml"),
+                mounted("../alertmanager/alertmanager.compose.yml", "/etc/alertmanager/alertmanager.yml"),
                 {"type": "volume", "source": "alertmanager-data", "target": "/alertmanager"},
             ],
             secrets=[TOKEN],

@@ -26,8 +26,8 @@ Place = PlaceName
 
 PATHS: dict[Place, str] = {
     "hosts": "prometheus/prometheus.yml",
-    "compose": "prometheus/compose.yml",
-    "kubernetes": "prometheus/kubernetes.yml",
+    "compose": "prometheus/prometheus.compose.yml",
+    "kubernetes": "prometheus/prometheus.kubernetes.yml",
 }
 _BY_POD = frozenset({"api", "worker"})
 BLACKBOX_PATH = "prometheus/blackbox.yml"

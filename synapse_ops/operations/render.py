@@ -13,18 +13,28 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from synapse_ops.errors import ConfigError, DriftFound, Refused, TargetNotEmpty
-from synapse_ops.manifests.bundle import Bundle, render_bundle
+from synapse_ops.manifests.bundle import Bundle, bundle_of
 from synapse_ops.manifests.consistency import Finding, check_consistency
+from synapse_ops.manifests.targets import TARGETS
 from synapse_ops.spec import Spec
 
 INDEX = "SHA256SUMS"  # `sha256sum --check SHA256SUMS` verifies a directory by hand
 LEFT_OVER_S = 3600.0
 _SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Every document of a spec, and what the rules find in them. by_target: each target's own."""
+
+    bundle: Bundle
+    by_target: Mapping[str, Bundle]
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
@@ -51,18 +61,28 @@ class Difference:
         return [f"{what}: {path}" for what, paths in named for path in paths]
 
 
+def judge(spec: Spec) -> Judged:
+    """Return what the spec renders with every finding, errors included."""
+    by_target = {target.name: bundle_of(target.render(spec)) for target in TARGETS}
+    bundle = bundle_of(tuple(document for made in by_target.values() for document in made.documents))
+    return Judged(bundle, by_target, check_consistency(bundle, spec))
+
+
 def render(spec: Spec) -> Rendered:
-    """Return the bundle. Raises Refused, naming every finding, when a rule finds an error."""
-    bundle = render_bundle(spec)
-    findings = check_consistency(bundle, spec)
-    errors = [finding for finding in findings if finding.severity == "error"]
+    """Return the bundle. Raises Refused, naming every error, when a rule finds one."""
+    return accept(judge(spec))
+
+
+def accept(judged: Judged) -> Rendered:
+    """Return the bundle. Raises Refused, naming every error among the findings."""
+    errors = [finding for finding in judged.findings if finding.severity == "error"]
     if errors:
         raise Refused(
             f"cannot use the rendered documents, {len(errors)} errors in them; nothing was written",
             detail="\n".join(f"{finding.path}: {finding.message} ({finding.rule})" for finding in errors),
             hint="Name secrets by reference (env:NAME, file:/PATH); where the spec holds none, report this as a bug.",
         )
-    return Rendered(bundle, tuple(finding for finding in findings if finding.severity != "error"))
+    return Rendered(judged.bundle, judged.findings)
 
 
 def write_directory(bundle: Bundle, out: Path) -> bool:

@@ -12,19 +12,15 @@ import pytest
 
 from synapse_ops.defs.everything import merged_definitions
 from synapse_ops.defs.policies import MANIFESTS, code_version_of
-from synapse_ops.defs.tool_proofs_sensor import look_at_proofs
-from synapse_ops.manifests.bundle import bundle_of, render_bundle
+from synapse_ops.manifests.bundle import bundle_of
 from synapse_ops.manifests.targets import TARGETS
-from synapse_ops.operations.attestations import FOLDER
-from synapse_ops.operations.prove_release import chosen_tools, known_tools, prove_release
 from synapse_ops.operations.stack import open_stack
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
-from tests.manifests.test_prove_release import WordFinder
 
 SPEC = """
 name: synapse
 object_store: {{endpoint: "{endpoint}"}}
-manifests: {{destination: "{destination}", require_proofs: [{required}]}}
+manifests: {{destination: "{destination}{below}"}}
 firewall: {{inbound: [{{port: {port}, source: 0.0.0.0/0}}]}}
 redis: {{max_connections: {connections}}}
 """
@@ -39,16 +35,15 @@ class Site:
     destination: str
     instance: dg.DagsterInstance
     cursor: object = None
-    proofs_cursor: str | None = None
 
-    def write(self, *, port: int = 443, connections: int = 10, required: str = "") -> None:
+    def write(self, *, port: int = 443, connections: int = 10, below: str = "") -> None:
         self.path.write_text(
             SPEC.format(
                 endpoint=self.endpoint,
                 destination=self.destination,
                 port=port,
                 connections=connections,
-                required=required,
+                below=below,
             )
         )
 
@@ -82,20 +77,6 @@ class Site:
         for row in result.get_asset_check_evaluations():
             found.setdefault(row.asset_key.to_user_string(), []).append(row)
         return found
-
-    def look_at_proofs(self) -> dg.SensorResult:
-        """Return what one tick of the sensor asks for and reports."""
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.proofs_cursor)
-        result = look_at_proofs(context, open_stack(self.path, self.folder / "state"))
-        self.proofs_cursor = result.cursor or self.proofs_cursor
-        return result
-
-    def record_packets(self, store: ObjectStore) -> None:
-        """Record, from another host, that the firewall's packets went where they should: by a stand-in for the tool."""
-        bundle = render_bundle(open_stack(self.path, self.folder).spec)
-        [tool] = chosen_tools(known_tools(), ["nft-packets"])
-        stand_in = WordFinder(tool.name, opens=tool.opens, folder="firewall")
-        prove_release(bundle, (stand_in,), store, self.folder / "another-host", now=datetime.now(UTC))
 
     def metadata(self, asset: str) -> dict[str, object]:
         event = self.instance.get_latest_materialization_event(dg.AssetKey(asset))
@@ -161,7 +142,7 @@ def test_no_release_is_requested_while_a_spec_is_being_recorded(site: Site) -> N
     site.tick()
     site.run("render_manifests")
     assert site.tick() == set()
-    site.write(port=8443, required="rules")
+    site.write(port=8443, below="elsewhere/")
     recording = merged_definitions().resolve_job_def("record_spec")
     site.run("record_spec", selection=["spec/manifests"])
     half = site.instance.create_run_for_job(
@@ -237,9 +218,12 @@ def test_release_holds_what_the_documents_pages_show(site: Site, object_store_ac
     assert (site.folder / "state" / "releases" / bundle.digest / "docker" / "Dockerfile").is_file()
 
 
-def test_release_of_other_bytes_than_the_pages_show_is_refused(site: Site) -> None:
-    """Somebody who materialises the release alone after a change is told which document to render first."""
+def test_release_of_other_bytes_than_the_pages_show_is_refused(site: Site, object_store_access: StoreAccess) -> None:
+    """Somebody who materialises the release alone after a change is told which document to render first. The refused
+    release shows its checks, and nothing of it is written.
+    """
     site.run("render_manifests")
+    before = [found.key for found in ObjectStore(site.destination, object_store_access).list_objects()]
     site.write(port=8443)
 
     result = site.run("render_manifests", selection=["manifest_release"], expect=False)
@@ -247,65 +231,9 @@ def test_release_of_other_bytes_than_the_pages_show_is_refused(site: Site) -> No
     [failure] = result.get_step_failure_events()
     assert "firewall_rules" in str(failure.step_failure_data.error)
     assert "redis_config" not in str(failure.step_failure_data.error)
-
-
-def test_required_proof_that_lacks_fails_the_release_and_turns_its_check_red(
-    site: Site, object_store_access: StoreAccess
-) -> None:
-    """The documents are rendered and shown; only the release is refused, and nothing of it is written."""
-    site.write(required="packets")
-
-    result = site.run("render_manifests", expect=False)
-
-    assert {event.step_key for event in result.get_step_failure_events()} == {"manifest_release"}
-    checks = {row.check_name: row for row in site.evaluations(result)["manifest_release"]}
-    red = checks["tool_proofs"]
-    assert (red.passed, red.severity) == (False, dg.AssetCheckSeverity.ERROR)
-    assert "required: firewall/nftables.conf" in str(red.description)
-    assert checks["consistent"].passed
-    store = ObjectStore(site.destination, object_store_access)
-    assert [found.key for found in store.list_objects() if not found.key.startswith(FOLDER)] == []
-
-
-def test_release_that_waited_for_a_proof_is_made_when_the_proof_is_recorded(
-    site: Site, object_store_access: StoreAccess
-) -> None:
-    """On whatever host it was recorded. The documents' pages show it at once; nothing is asked for twice."""
-    site.write(required="packets")
-    site.run("render_manifests", expect=False)
-    assert site.look_at_proofs().run_requests == []
-
-    site.record_packets(ObjectStore(site.destination, object_store_access))
-    found = site.look_at_proofs()
-
-    [request] = found.run_requests or ()
-    assert request.asset_selection == [dg.AssetKey("manifest_release")]
-    shown = {str(event.asset_key.to_user_string()): event for event in found.asset_events}  # type: ignore[union-attr]
-    assert set(shown) == set(MANIFESTS)
-    of_firewall = shown["firewall_rules"]
-    assert isinstance(of_firewall, dg.AssetCheckEvaluation)
-    assert of_firewall.metadata["proven"].value == 2  # the ruleset, and the table of packets
-    again = site.look_at_proofs()
-    assert (again.run_requests, again.asset_events) == ([], [])
-    site.run("render_manifests", selection=["manifest_release"])
-    assert site.metadata("manifest_release")["proven"] == 2
-
-
-@pytest.mark.parametrize("obstacle", ["another proof lacks", "another page's bytes", "it was not refused"])
-def test_recorded_proof_makes_no_release_that_would_be_refused_or_is_there(
-    site: Site, object_store_access: StoreAccess, obstacle: str
-) -> None:
-    """Each such run would be a red one that nobody can mend."""
-    site.write(required={"another proof lacks": "packets, chain", "it was not refused": ""}.get(obstacle, "packets"))
-    site.run("render_manifests", expect=obstacle == "it was not refused")
-    if obstacle == "another page's bytes":
-        site.write(required="packets", connections=11)
-
-    site.record_packets(ObjectStore(site.destination, object_store_access))
-    found = site.look_at_proofs()
-
-    assert len(found.asset_events) == len(MANIFESTS)
-    assert found.run_requests == []
+    checks = {row.check_name: row.passed for row in site.evaluations(result)["manifest_release"]}
+    assert checks == {"consistent": True}
+    assert [found.key for found in ObjectStore(site.destination, object_store_access).list_objects()] == before
 
 
 def test_checks_of_the_release_are_evaluated_without_making_it(site: Site) -> None:
@@ -324,21 +252,14 @@ def test_checks_of_the_release_are_evaluated_without_making_it(site: Site) -> No
     assert site.metadata("manifest_release") == before
 
 
-def test_every_document_is_checked_two_ways_and_unproven_is_a_warning(site: Site) -> None:
-    """No rule finds an error in the documents of a spec that loads; without any tool's word the proofs warn. Where
-    there is no tool there is nothing to wait for, and the check says that.
-    """
+def test_every_document_is_checked_and_so_is_the_release(site: Site) -> None:
+    """No rule finds an error in the documents of a spec that loads."""
     result = site.run("render_manifests")
 
     found = {(row.asset_key.to_user_string(), row.check_name): row for row in result.get_asset_check_evaluations()}
-    assert set(found) == {(name, check) for name in MANIFESTS for check in ("consistent", "tool_proofs")}
+    assert set(found) == {(name, "consistent") for name in MANIFESTS}
     for (name, check), row in found.items():
-        if row.description == "no outside tool judges these documents":
-            assert name in ("postgres_config", "index_template")
-        elif check == "tool_proofs":
-            assert (row.passed, row.severity) == (False, dg.AssetCheckSeverity.WARN), name
-        else:
-            assert row.passed, (name, check, row.description)
+        assert row.passed, (name, check, row.description)
 
 
 def test_the_automation_sensor_is_explicit_and_running() -> None:

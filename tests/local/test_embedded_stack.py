@@ -33,7 +33,7 @@ from synapse_ops.local.embedded_stack import (
 )
 from synapse_ops.local.layout import far_root, find_layout
 from synapse_ops.local.stack import SERVER_NAMES
-from synapse_ops.operations import attestations, document_changes, release
+from synapse_ops.operations import document_changes, release
 from synapse_ops.services.dagster_home import HOME_VARIABLE
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.certificates import days_left_of_server
@@ -455,9 +455,9 @@ def test_a_state_directory_that_servers_cannot_enter_lives_under_var_lib(tmp_pat
 
 
 def test_reset_removes_what_is_ours_and_nothing_else(state_dir: Path) -> None:
-    """A foreign file in the state directory stays; what rendering and its proofs keep there goes with the data."""
+    """A foreign file in the state directory stays; what rendering keeps there goes with the data."""
     up(state_dir)
-    for name in (release.FOLDER, attestations.FOLDER, document_changes.FOLDER):
+    for name in (release.FOLDER, document_changes.FOLDER):
         (state_dir / name / "of-a-digest").mkdir(parents=True)
     foreign = state_dir / "not-ours.txt"
     foreign.write_text("kept")

@@ -320,20 +320,21 @@ def _watchers() -> Iterator[Mutant]:
         ("kubernetes", "synapse-synapse-ops.synapse.svc:9109", "synapse-api-pods.synapse.svc"),
     ):
         host, port = prober.split(":")
+        scraped, told = f"prometheus/prometheus.{place}.yml", f"alertmanager/alertmanager.{place}.yml"
         for path, name, old, new in (
-            (f"prometheus/{place}.yml", "another port of the prober", prober, f"{host}:9110"),
-            (f"prometheus/{place}.yml", "a service that is not there", api, f"gone-{api}"),
-            (f"prometheus/{place}.yml", "an unknown key", "scrape_timeout", "scrape_time_out"),
-            (f"alertmanager/{place}.yml", "another port of the prober", f":{port}/alerts", ":9110/alerts"),
-            (f"alertmanager/{place}.yml", "a service that is not there", f"http://{host}", f"http://gone-{host}"),
-            (f"alertmanager/{place}.yml", "another token", "secrets/webhook-token", "secrets/other-token"),
-            (f"alertmanager/{place}.yml", "failover waits", 'group_wait: "0s"', 'group_wait: "5m"'),
-            (f"alertmanager/{place}.yml", "a receiver that is not there", "receiver: failover", "receiver: nobody"),
+            (scraped, "another port of the prober", prober, f"{host}:9110"),
+            (scraped, "a service that is not there", api, f"gone-{api}"),
+            (scraped, "an unknown key", "scrape_timeout", "scrape_time_out"),
+            (told, "another port of the prober", f":{port}/alerts", ":9110/alerts"),
+            (told, "a service that is not there", f"http://{host}", f"http://gone-{host}"),
+            (told, "another token", "secrets/webhook-token", "secrets/other-token"),
+            (told, "failover waits", 'group_wait: "0s"', 'group_wait: "5m"'),
+            (told, "a receiver that is not there", "receiver: failover", "receiver: nobody"),
         ):  # fmt: skip
             yield Mutant(f"{path}: {name}", path, _text(old, new))
-    managers = "prometheus/compose.yml"
+    managers = "prometheus/prometheus.compose.yml"
     yield Mutant(f"{managers}: another Alertmanager", managers, _text("- alertmanager:9093", "- alertmanager:9094"))
-    balanced = "prometheus/kubernetes.yml"
+    balanced = "prometheus/prometheus.kubernetes.yml"
     yield Mutant(f"{balanced}: no targets", balanced, _text("dns_sd_configs", "other_sd_configs"))
     secrets = "kubernetes/secrets.txt"
     yield Mutant(f"{secrets}: one is not listed", secrets, _text(" --from-file=webhook-token", ""))

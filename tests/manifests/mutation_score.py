@@ -1,6 +1,6 @@
 """docs/mutation-score.md: which rule catches which broken variant of the bundle, and which outside tool would.
 
-python -m tests.manifests.mutation_score        writes it; `python -m tests.manifests.mutants_by_tools` comes first
+python -m tests.manifests.mutation_score        writes it; `python -m tests.tools.mutants_by_tools` comes first
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 from synapse_ops.manifests.bundle import Bundle, render_bundle
 from tests.manifests.consistency.rules import errors_in
 from tests.manifests.mutants import MUTANTS, Mutant
-from tests.manifests.mutants_by_tools import Recorded, Row, read_recorded
 from tests.manifests.specs import spec_of
+from tests.tools.mutants_by_tools import Recorded, Row, read_recorded
 
 PAGE = Path(__file__).parents[2] / "docs" / "mutation-score.md"
 _HEAD = """\
@@ -24,7 +24,7 @@ Deliberately broken variants of the default bundle: in each, one protection is r
   `no_document_holds_a_secret` also runs wherever a bundle is rendered. `python -m tests.manifests.mutation_score`
   writes this page, and tests/manifests/test_mutants.py holds each row.
 - "Outside tools": those that refuse it and accept the unchanged document. Every tool that judges or opens the changed
-  document was asked, by `python -m tests.manifests.mutants_by_tools`; `make prove-release` asks again about some of
+  document was asked, by `python -m tests.tools.mutants_by_tools`; `make prove-release` asks again about some of
   them, others each day. "No tool" stands where none of them reads such a document.
 """
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from synapse_ops.errors import Refused
-from synapse_ops.manifests.bundle import Bundle, bundle_of, render_bundle
+from synapse_ops.manifests.bundle import render_bundle
 from synapse_ops.manifests.consistency import Finding, check_consistency
+from synapse_ops.manifests.document import Document
+from synapse_ops.manifests.targets import TARGETS, Target
 from synapse_ops.operations.render import render
 from synapse_ops.spec import Spec
 from synapse_ops.spec.loading import check_text
@@ -23,20 +25,19 @@ def findings(text: str) -> tuple[Finding, ...]:
     return check_consistency(render_bundle(loaded.spec), loaded.spec)
 
 
-def with_a_secret(spec: Spec) -> Bundle:
-    """Return the bundle as a renderer would make it that writes a password into redis.conf."""
-    documents = render_bundle(spec).documents
-    return bundle_of(
-        tuple(
-            replace(one, data=b"# password=hunter2\n" + one.data) if str(one.path) == "redis/redis.conf" else one
-            for one in documents
-        )
-    )
+def targets_with_a_secret() -> tuple[Target, ...]:
+    """Return the targets, one of which writes a password into redis.conf."""
+    [redis] = [target for target in TARGETS if target.name == "redis_config"]
+
+    def written(spec: Spec) -> tuple[Document, ...]:
+        return tuple(replace(one, data=b"# password=hunter2\n" + one.data) for one in redis.render(spec))
+
+    return tuple(replace(target, render=written) if target is redis else target for target in TARGETS)
 
 
 def test_a_document_with_a_secret_is_refused_and_named_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The secret itself is not repeated: messages are pasted into tickets."""
-    monkeypatch.setattr("synapse_ops.operations.render.render_bundle", with_a_secret)
+    monkeypatch.setattr("synapse_ops.operations.render.TARGETS", targets_with_a_secret())
 
     with pytest.raises(Refused) as refused:
         render(spec_of("default"))

@@ -109,7 +109,7 @@ def test_a_cluster_without_ipv4_is_scraped_and_served() -> None:
     spec = check_text("watch: {host: '::'}\nserver: {host: '::'}", Path("spec.yaml"))[0].spec  # type: ignore[union-attr]
     bundle = render_bundle(spec)
 
-    jobs = yaml.safe_load(bundle.by_path["prometheus/kubernetes.yml"].text)["scrape_configs"]
+    jobs = yaml.safe_load(bundle.by_path["prometheus/prometheus.kubernetes.yml"].text)["scrape_configs"]
     for job in ("api", "worker"):
         [found] = [each["dns_sd_configs"] for each in jobs if each["job_name"] == job]
         assert {(name, each["type"]) for each in found for name in each["names"]} == {
@@ -123,7 +123,9 @@ def test_one_file_holds_the_webhook_s_token_for_both_that_use_it() -> None:
     """Alertmanager sends what the prober compares: one secret, which two users can read by their common group."""
     bundle = render_bundle(spec_of("default"))
     services = yaml.safe_load(bundle.by_path["docker/compose.yaml"].text)["services"]
-    receiver = yaml.safe_load(bundle.by_path["alertmanager/compose.yml"].text)["receivers"][0]["webhook_configs"][0]
+    receiver = yaml.safe_load(bundle.by_path["alertmanager/alertmanager.compose.yml"].text)["receivers"][0][
+        "webhook_configs"
+    ][0]
 
     told = prober_spec_of(spec_of("default")).spec.alerting.webhook_token
 
@@ -154,7 +156,7 @@ def test_a_prober_with_the_rendered_spec_answers_as_the_rendered_files_call_it(t
     bundle = render_bundle(loaded.spec)
     (tmp_path / "infrastructure.yaml").write_text(bundle.by_path[SPEC_PATH].text)
     service = yaml.safe_load(bundle.by_path["docker/compose.yaml"].text)["services"]["synapse-ops"]
-    jobs = yaml.safe_load(bundle.by_path["prometheus/compose.yml"].text)["scrape_configs"]
+    jobs = yaml.safe_load(bundle.by_path["prometheus/prometheus.compose.yml"].text)["scrape_configs"]
     [target] = next(job["static_configs"][0]["targets"] for job in jobs if job["job_name"] == "synapse_ops")
     command = [*service["command"]]
     command[command.index("--spec") + 1] = str(tmp_path / "infrastructure.yaml")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from synapse_ops.errors import DriftFound, TargetNotEmpty
@@ -19,6 +20,7 @@ from synapse_ops.spec.loading import check_text
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from tests.manifests.specs import spec_of
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "json" / "render.schema.json"
 LOADED, _ = check_text("name: synapse\n", Path("spec.yaml"))
 
 
@@ -138,6 +140,7 @@ def test_the_command_writes_checks_and_refuses(tmp_path: Path) -> None:
 
     assert (written.returncode, equal.returncode, differs.returncode, faulty.returncode) == (0, 0, 16, 2)
     assert json.loads(written.stdout)["name"] == "acme"
+    jsonschema.validate(json.loads(written.stdout), json.loads(SCHEMA.read_text()))
     assert "changed: docker/Dockerfile" in differs.stderr
     assert not (tmp_path / "other").exists()
 

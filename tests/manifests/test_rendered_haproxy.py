@@ -17,7 +17,7 @@ from synapse_ops.manifests.bundle import render_bundle
 from synapse_ops.operations.render import write_directory
 from synapse_ops.spec.loading import check_text
 from synapse_ops.systems.local_processes import free_ports
-from synapse_ops.systems.manifest_tools.program import serving
+from tools.program import serving
 
 pytestmark = pytest.mark.tools
 SPEC = """

@@ -29,7 +29,12 @@ from synapse_ops.local.stack import SERVER_NAMES
 from synapse_ops.manifests.monitoring_targets import MONITORING
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.local_processes import free_ports
-from synapse_ops.systems.manifest_tools.monitoring_servers import (
+from synapse_ops.systems.qdrant import open_qdrant
+from tests.manifests.consistency.metrics import METRICS
+from tests.manifests.consistency.monitoring import expressions
+from tests.manifests.consistency.promql_tree import selectors
+from tests.servers import servers_dir
+from tools.monitoring_servers import (
     Webhook,
     alertmanager_command,
     answers,
@@ -37,12 +42,7 @@ from synapse_ops.systems.manifest_tools.monitoring_servers import (
     prometheus_command,
     wait_for,
 )
-from synapse_ops.systems.manifest_tools.program import serving
-from synapse_ops.systems.qdrant import open_qdrant
-from tests.manifests.consistency.metrics import METRICS
-from tests.manifests.consistency.monitoring import expressions
-from tests.manifests.consistency.promql_tree import selectors
-from tests.servers import servers_dir
+from tools.program import serving
 
 pytestmark = [
     pytest.mark.skipif("SYNAPSE_PROVE" not in os.environ, reason="run by make prove-monitoring"),

@@ -14,9 +14,9 @@ from synapse_ops.manifests.alertmanager import PATHS, render_alertmanager
 from synapse_ops.operations.alerts_told import read_active_alerts
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.local_processes import free_ports
-from synapse_ops.systems.manifest_tools.monitoring_servers import alertmanager_command, answers, wait_for
-from synapse_ops.systems.manifest_tools.program import serving
 from tests.services.test_watch import prober, write_spec
+from tools.monitoring_servers import alertmanager_command, answers, wait_for
+from tools.program import serving
 
 pytestmark = pytest.mark.skipif("SYNAPSE_PROVE" not in os.environ, reason="run by make prove-monitoring")
 

@@ -147,12 +147,9 @@ class Kubernetes(Block):
 
 
 class Manifests(Block):
-    """Releases of rendered documents: where they are kept, and what one needs before it may be used."""
+    """Releases of rendered documents: where they are kept."""
 
     destination: BucketUrl = Field("s3://backups/releases/", description="Where releases are kept, by their digest.")
-    require_proofs: tuple[Literal["tools", "rules", "packets", "tls", "chain"], ...] = Field(
-        (), description="Tool proofs, by `make prove-release`, without which a release is refused."
-    )
 
 
 class Autoscaling(Block):

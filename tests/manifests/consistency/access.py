@@ -179,7 +179,7 @@ def prometheus_asks_the_api(view: View) -> Iterator[Finding]:
     rule, spec = "prometheus_asks_the_api", view.spec
     if "api" in spec.prometheus.targets:
         return
-    paths = ["prometheus/compose.yml", "prometheus/kubernetes.yml"]
+    paths = ["prometheus/prometheus.compose.yml", "prometheus/prometheus.kubernetes.yml"]
     paths += ["prometheus/prometheus.yml"] if spec.health_base_url is None else []
     for path in paths:
         for target in targets_of(view.yaml(path), "api"):
@@ -189,7 +189,11 @@ def prometheus_asks_the_api(view: View) -> Iterator[Finding]:
 
 def failover_alerts_do_not_wait(view: View) -> Iterator[Finding]:
     """The first route takes alerts of action `failover`, ungrouped and at once: every second of it is downtime."""
-    for path in ("alertmanager/alertmanager.yml", "alertmanager/compose.yml", "alertmanager/kubernetes.yml"):
+    for path in (
+        "alertmanager/alertmanager.yml",
+        "alertmanager/alertmanager.compose.yml",
+        "alertmanager/alertmanager.kubernetes.yml",
+    ):
         # before it only the heartbeat's own route, which no other alert matches
         routes = [one for one in view.yaml(path)["route"]["routes"] if one["matchers"] != [f'alertname="{HEARTBEAT}"']]
         first = routes[0]

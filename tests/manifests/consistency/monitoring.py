@@ -20,13 +20,13 @@ Fault = tuple[str, str]  # the document's path, what is wrong
 
 _MODELS = {
     "prometheus/prometheus.yml": "PrometheusFile",
-    "prometheus/compose.yml": "PrometheusFile",
-    "prometheus/kubernetes.yml": "PrometheusFile",
+    "prometheus/prometheus.compose.yml": "PrometheusFile",
+    "prometheus/prometheus.kubernetes.yml": "PrometheusFile",
     "prometheus/rules/recording.yml": "RuleFile",
     "prometheus/rules/alerts.yml": "RuleFile",
     "alertmanager/alertmanager.yml": "AlertmanagerFile",
-    "alertmanager/compose.yml": "AlertmanagerFile",
-    "alertmanager/kubernetes.yml": "AlertmanagerFile",
+    "alertmanager/alertmanager.compose.yml": "AlertmanagerFile",
+    "alertmanager/alertmanager.kubernetes.yml": "AlertmanagerFile",
 }
 
 

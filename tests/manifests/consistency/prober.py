@@ -57,8 +57,8 @@ def scraped_targets_are_served(view: View) -> Iterator[Finding]:
     let_in = _let_in(view)
     named = {str(node) for node in qdrant_nodes(view.spec)}  # a bare name of theirs may be one of our services', too
     for path, serving, suffix in (
-        ("prometheus/compose.yml", _serving_in_compose(view), ""),
-        ("prometheus/kubernetes.yml", _serving_in_cluster(view), f".{namespace}.svc"),
+        ("prometheus/prometheus.compose.yml", _serving_in_compose(view), ""),
+        ("prometheus/prometheus.kubernetes.yml", _serving_in_cluster(view), f".{namespace}.svc"),
     ):
         config = view.yaml(path)
         managers = [each for one in config["alerting"]["alertmanagers"] for each in one["static_configs"]]
@@ -85,9 +85,11 @@ def who_asks_outside_has_a_way_out(view: View) -> Iterator[Finding]:
     """
     services = view.compose["services"]
     webhooks = [
-        each["url"] for one in view.yaml("alertmanager/compose.yml")["receivers"] for each in one["webhook_configs"]
+        each["url"]
+        for one in view.yaml("alertmanager/alertmanager.compose.yml")["receivers"]
+        for each in one["webhook_configs"]
     ]
-    targets = targets_of(view.yaml("prometheus/compose.yml"))
+    targets = targets_of(view.yaml("prometheus/prometheus.compose.yml"))
     asked = {
         "prometheus": [target.rpartition(":")[0] for target in targets if "://" not in target],
         "blackbox-exporter": [urlsplit(target).hostname or "" for target in targets if "://" in target],
@@ -118,8 +120,13 @@ def alerts_reach_the_prober(view: View) -> Iterator[Finding]:
     rule = "alerts_reach_the_prober"
     namespace = next(found["metadata"]["name"] for _, found in view.of_kind("Namespace"))
     for path, serving, suffix, told in (
-        ("alertmanager/compose.yml", _serving_in_compose(view), "", _compose_prober(view)),
-        ("alertmanager/kubernetes.yml", _serving_in_cluster(view), f".{namespace}.svc", _cluster_prober(view)[1]),
+        ("alertmanager/alertmanager.compose.yml", _serving_in_compose(view), "", _compose_prober(view)),
+        (
+            "alertmanager/alertmanager.kubernetes.yml",
+            _serving_in_cluster(view),
+            f".{namespace}.svc",
+            _cluster_prober(view)[1],
+        ),
     ):
         for webhook in (each for one in view.yaml(path)["receivers"] for each in one["webhook_configs"]):
             access = webhook.get("http_config", {}).get("authorization")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
-from synapse_ops.operations.prove_release import known_tools
-from synapse_ops.systems.manifest_tools.scanner import Complaint, Scan, Scanner
-from synapse_ops.systems.manifest_tools.waivers import CHOSEN, WAIVERS, Accepted
+from tools import TOOLS
+from tools.scanner import Complaint, Scan, Scanner
+from tools.waivers import CHOSEN, WAIVERS, Accepted
 
 ONE, OTHER = PurePosixPath("docker/Dockerfile"), PurePosixPath("kubernetes/41-api.yaml")
 Ask = Callable[[str], Scanner]
@@ -51,7 +52,7 @@ def release(tmp_path: Path) -> Path:
 
 
 def test_a_document_without_a_rule_has_not_passed(release: Path) -> None:
-    assert verdicts(release, says([ONE], [])) == {ONE: "passed", OTHER: "absent"}
+    assert verdicts(release, says([ONE], [])) == {ONE: "passed", OTHER: "unjudged"}
 
 
 def test_a_broken_rule_is_a_failure_of_its_document_alone(release: Path) -> None:
@@ -77,7 +78,18 @@ def test_a_waiver_of_what_a_document_says_covers_no_other_document(release: Path
 
 @pytest.mark.parametrize("script", ["", "print('{')", "print('[]')", "print('null')", "raise SystemExit(2)"])
 def test_a_scan_without_a_report_that_can_be_read_passes_nothing(release: Path, script: str) -> None:
-    assert set(verdicts(release, script).values()) == {"timed-out"}
+    """It is not called a time-out: raising the limit would not help."""
+    assert set(verdicts(release, script).values()) == {"broken"}
+
+
+def test_a_scanner_that_is_gone_is_absent_for_every_document(release: Path) -> None:
+    """Uninstalled between its version and its scan, or a script whose interpreter is missing."""
+    gone = replace(scanner(""), program=str(release / "gone"))
+
+    found = gone.check(release, (ONE, OTHER), 30)
+
+    assert {outcome.verdict for outcome in found.values()} == {"absent"}
+    assert "No such file" in found[ONE].findings[0]
 
 
 def test_a_scan_that_hangs_passes_nothing(release: Path) -> None:
@@ -93,5 +105,5 @@ def test_a_tool_sees_no_secret_of_our_environment(release: Path, monkeypatch: py
 
 def test_every_waiver_is_of_a_known_tool_and_gives_a_reason() -> None:
     waivers = {**WAIVERS, **CHOSEN}
-    assert {tool for tool, _ in waivers} <= {tool.name for tool in known_tools()}
+    assert {tool for tool, _ in waivers} <= {tool.name for tool in TOOLS}
     assert all(len(accepted.reason.split()) >= 8 for accepted in waivers.values())

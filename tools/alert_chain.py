@@ -16,9 +16,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from synapse_ops.domain.attestation import ToolOutcome, ToolVerdict
 from synapse_ops.errors import DeadlineExceeded
-from synapse_ops.systems.manifest_tools.alert_chain_files import (
+from tools.alert_chain_files import (
     ALERTMANAGER,
     PROMETHEUS,
     RULES,
@@ -26,7 +25,7 @@ from synapse_ops.systems.manifest_tools.alert_chain_files import (
     ChainFiles,
     WatchedAlert,
 )
-from synapse_ops.systems.manifest_tools.monitoring_servers import (
+from tools.monitoring_servers import (
     MonitoringServer,
     StandIn,
     Webhook,
@@ -36,7 +35,8 @@ from synapse_ops.systems.manifest_tools.monitoring_servers import (
     prometheus_command,
     wait_for,
 )
-from synapse_ops.systems.manifest_tools.program import serving, version_of
+from tools.program import serving, version_of
+from tools.tool import ToolOutcome, ToolVerdict
 
 _MALFORMED = "<error expanding template"  # what Prometheus writes in place of a text
 STEP_LIMIT_S = 30.0  # the longest step takes 10 s on two quiet cores: Prometheus takes up targets every 5 s
@@ -74,13 +74,13 @@ class AlertChain:
                 if isinstance(alert, WatchedAlert):
                     _run(files, alert, Path(scratch), _Patience(self.step_limit_s, began_s + timeout_s))
                 else:
-                    verdict, findings = "absent", (alert,)
+                    verdict, findings = "unjudged", (alert,)
             except ChainBroken as broken:
                 verdict, findings = "failed", (str(broken).replace(f"{scratch}/", ""),)
             except DeadlineExceeded as late:
                 verdict, findings = "timed-out", (late.message,)
             except OSError as error:
-                verdict, findings = "absent", (f"it cannot be asked here: {error}",)
+                verdict, findings = "absent", (f"it cannot be run here: {error}",)
         share_s = round((time.monotonic() - began_s) / len(documents), 3)
         outcome = ToolOutcome(self.name, self.version() or "unknown", verdict, findings, share_s)
         return dict.fromkeys(documents, outcome)

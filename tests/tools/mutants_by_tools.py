@@ -1,7 +1,7 @@
-"""Which outside tools refuse which bad twin, from real runs, as tests/manifests/mutants_by_tools.json keeps it.
+"""Which outside tools refuse which bad twin, from real runs, as tests/tools/mutants_by_tools.json keeps it.
 
-    python -m tests.manifests.mutants_by_tools         asks what is not recorded yet
-    python -m tests.manifests.mutants_by_tools --all   asks everything again
+    python -m tests.tools.mutants_by_tools         asks what is not recorded yet
+    python -m tests.tools.mutants_by_tools --all   asks everything again
 
 A tool is asked about a twin when it judges or opens the changed document. What it said holds for these bytes of that
 document and this version of the tool; either changed, it is asked again. Each twin is saved when it is done, so that a
@@ -19,13 +19,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from synapse_ops.domain.attestation import ToolOutcome
 from synapse_ops.manifests.bundle import Bundle, render_bundle
-from synapse_ops.operations.prove_release import ManifestTool, known_tools
 from synapse_ops.operations.render import write_directory
 from tests.manifests.mutants import MUTANTS, Mutant
 from tests.manifests.specs import spec_of
-from tests.manifests.warm_python import warmed
+from tests.tools.warm_python import warmed
+from tools import TOOLS
+from tools.tool import Tool, ToolOutcome
 
 DATA = Path(__file__).with_suffix(".json")
 TIMEOUT_S = 300.0
@@ -36,8 +36,8 @@ AT_ONCE = 2
 class Row:
     """sha256: of the changed document. The rest: names of tools, sorted, each that was asked in one of them.
 
-    unjudged: those without an opinion on such a document. stopped: those that left no report that can be read, which
-    is neither a refusal nor a pass.
+    unjudged: those without a rule for such a document. stopped: those that were stopped or left no report that can be
+    read, which is neither a refusal nor a pass.
     """
 
     sha256: str
@@ -106,7 +106,7 @@ def still_true(recorded: Recorded, digests: Mapping[str, str], versions: Mapping
     return Recorded({**recorded.versions, **versions}, rows)
 
 
-def applicable(mutant: Mutant, tools: Iterable[ManifestTool]) -> frozenset[str]:
+def applicable(mutant: Mutant, tools: Iterable[Tool]) -> frozenset[str]:
     """Return the names of the tools that judge or open the changed document."""
     path = PurePosixPath(mutant.path)
     return frozenset(tool.name for tool in tools if tool.applies(path) or any(path.match(glob) for glob in tool.opens))
@@ -117,7 +117,7 @@ def digest_of_twin(mutant: Mutant, bundle: Bundle) -> str:
     return mutant.of(bundle).by_path[mutant.path].digest
 
 
-def judge(bundle: Bundle, path: PurePosixPath, tools: Sequence[ManifestTool]) -> dict[str, list[ToolOutcome]]:
+def judge(bundle: Bundle, path: PurePosixPath, tools: Sequence[Tool]) -> dict[str, list[ToolOutcome]]:
     """Return what each tool says of a document and, where it opens that with others, of all that it judges."""
     said: dict[str, list[ToolOutcome]] = {}
     with tempfile.TemporaryDirectory(prefix="twin-") as scratch:
@@ -134,14 +134,14 @@ def judge(bundle: Bundle, path: PurePosixPath, tools: Sequence[ManifestTool]) ->
 
 def row_of(sha256: str, said: Mapping[str, Sequence[ToolOutcome]]) -> Row:
     """Return the row: a tool refuses a twin when it refuses any of its documents, and passes it when it passes all."""
-    found: dict[str, list[str]] = {"failed": [], "passed": [], "absent": [], "timed-out": []}
+    found: dict[str, list[str]] = {"failed": [], "passed": [], "unjudged": [], "stopped": []}
     for name, outcomes in sorted(said.items()):
-        verdicts = {outcome.verdict for outcome in outcomes}
-        found[next((one for one in ("failed", "timed-out", "passed") if one in verdicts), "absent")].append(name)
+        verdicts = {"stopped" if one.verdict in ("timed-out", "broken") else one.verdict for one in outcomes}
+        found[next((one for one in ("failed", "stopped", "passed") if one in verdicts), "unjudged")].append(name)
     return Row(sha256, *map(tuple, found.values()))
 
 
-def judge_twin(mutant: Mutant, bundle: Bundle, tools: Sequence[ManifestTool]) -> Row:
+def judge_twin(mutant: Mutant, bundle: Bundle, tools: Sequence[Tool]) -> Row:
     """Return what these tools say of a twin."""
     twin = mutant.of(bundle)
     return row_of(twin.by_path[mutant.path].digest, judge(twin, PurePosixPath(mutant.path), tools))
@@ -152,11 +152,11 @@ def ask_what_is_missing(recorded: Recorded, bundle: Bundle, progress: Callable[[
 
     Returns what could not be asked: a tool is absent, or does not take the unchanged document either.
     """
-    installed = [tool for tool in known_tools() if tool.name in recorded.versions]
+    installed = [tool for tool in TOOLS if tool.name in recorded.versions]
     rows = {mutant.name: recorded.rows.get(mutant.name, Row(digest_of_twin(mutant, bundle))) for mutant in MUTANTS}
-    wanted = {mutant: applicable(mutant, known_tools()) - rows[mutant.name].asked for mutant in MUTANTS}
+    wanted = {mutant: applicable(mutant, TOOLS) - rows[mutant.name].asked for mutant in MUTANTS}
     absent = frozenset[str]().union(*wanted.values()) - {tool.name for tool in installed}
-    obstacles = [f"{tool.name} is not installed: {tool.install}" for tool in known_tools() if tool.name in absent]
+    obstacles = [f"{tool.name} is not installed: {tool.install}" for tool in TOOLS if tool.name in absent]
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
         asked = {
@@ -195,9 +195,9 @@ def main() -> int:
     bundle = render_bundle(spec_of("default"))
     recorded = Recorded({}, {}) if parser.parse_args().all else read_recorded()
     digests = {mutant.name: digest_of_twin(mutant, bundle) for mutant in MUTANTS}
-    names = frozenset[str]().union(*(applicable(mutant, known_tools()) for mutant in MUTANTS))
+    names = frozenset[str]().union(*(applicable(mutant, TOOLS) for mutant in MUTANTS))
     with tempfile.TemporaryDirectory(prefix="warm-") as scratch, warmed(Path(scratch)):
-        versions = {tool.name: found for tool in known_tools() if tool.name in names and (found := tool.version())}
+        versions = {tool.name: found for tool in TOOLS if tool.name in names and (found := tool.version())}
         obstacles = ask_what_is_missing(still_true(recorded, digests, versions), bundle, print)
     for line in obstacles:
         print(line, file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from synapse_ops.systems.manifest_tools.scanner import Complaint, Scan, Scanner
+from tools.scanner import Complaint, Scan, Scanner
 
 _KUBERNETES = ("kubernetes/*.yaml",)
 _BEST_GRADE = 10  # of kube-score: less is a finding

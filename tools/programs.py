@@ -6,8 +6,8 @@ import os
 import sys
 from pathlib import Path, PurePosixPath
 
-from synapse_ops.systems.manifest_tools import custom_resources, kubernetes_models, packets
-from synapse_ops.systems.manifest_tools.program import Program
+from tools import custom_resources, kubernetes_models, packets
+from tools.program import Program
 
 _PROMETHEUS = "apt-get install prometheus"
 _ALERTMANAGER = "apt-get install prometheus-alertmanager"
@@ -43,7 +43,7 @@ PROGRAMS: tuple[Program, ...] = (
     Program(
         "promtool-check-config",
         "promtool",
-        ("prometheus/prometheus.yml", "prometheus/compose.yml", "prometheus/kubernetes.yml"),
+        ("prometheus/prometheus.yml", "prometheus/prometheus.compose.yml", "prometheus/prometheus.kubernetes.yml"),
         _whole_config,
         _PROMETHEUS,
         opens=_RULES,

@@ -10,36 +10,31 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
 
-from synapse_ops.domain.attestation import ToolOutcome
-from synapse_ops.errors import Refused
 from synapse_ops.manifests.alert_rules import render_alert_rules
 from synapse_ops.manifests.alertmanager import render_alertmanager
 from synapse_ops.manifests.bundle import Bundle, render_bundle
 from synapse_ops.manifests.prometheus import render_prometheus
-from synapse_ops.operations.prove_release import known_tools, prove_release, recorded_proofs
-from synapse_ops.operations.release import refuse_unproven
 from synapse_ops.operations.render import write_directory
 from synapse_ops.spec import Spec
 from synapse_ops.spec.loading import check_text
-from synapse_ops.systems.manifest_tools.alert_chain import AlertChain
-from synapse_ops.systems.manifest_tools.alert_chain_files import (
+from tests.manifests.monitoring_specs import SPECS
+from tests.manifests.specs import CHANGES, spec_of
+from tests.tools.test_tools import changed
+from tools.alert_chain import AlertChain
+from tools.alert_chain_files import (
     ChainFiles,
     WatchedAlert,
     staged_alertmanager,
     staged_prometheus,
     staged_rules,
 )
-from tests.manifests.monitoring_specs import SPECS
-from tests.manifests.specs import CHANGES, spec_of
-from tests.manifests.test_manifest_tools import changed
+from tools.tool import ToolOutcome
 
-NOW = datetime(2026, 11, 28, 10, 0, tzinfo=UTC)
 TOOL = AlertChain()
 IMPATIENT = replace(TOOL, step_limit_s=15.0)  # Prometheus takes up its targets within 10 s
 CHAIN_TIMEOUT_S = 200.0
@@ -208,31 +203,13 @@ def test_a_chain_that_breaks_says_where(tmp_path: Path) -> None:
     assert programs_of(psutil.Process()) == []
 
 
-@pytest.mark.tools
-def test_release_that_requires_the_chain_is_refused_before_its_run_and_usable_after(tmp_path: Path) -> None:
-    """The attestation is of these bytes beside these others: with another rule the proof is gone."""
-    if TOOL.version() is None:
-        pytest.skip(f"not installed: {TOOL.install}")
-    bundle = render_bundle(checked("manifests: {require_proofs: [chain]}"))
-    with pytest.raises(Refused, match="do not hold"):
-        refuse_unproven(bundle, recorded_proofs(bundle, known_tools(), None, tmp_path), ["chain"])
-
-    report = prove_release(bundle, (TOOL,), None, tmp_path, now=NOW, required=["chain"])
-
-    assert report.exit_code == 0, report.obstacles
-    refuse_unproven(bundle, recorded_proofs(bundle, known_tools(), None, tmp_path), ["chain"])
-    other = changed(bundle, "prometheus/rules/recording.yml", b"[5m]", b"[6m]")
-    with pytest.raises(Refused):
-        refuse_unproven(other, recorded_proofs(other, known_tools(), None, tmp_path), ["chain"])
-
-
 def test_spec_without_the_alert_has_no_chain_to_prove(tmp_path: Path) -> None:
-    """Absent, with the reason: no attestation, and no release that requires one. Nothing is started for that."""
+    """Not judged, with the reason: that is not a pass. Nothing is started for that."""
     bundle = render_bundle(checked("alerts: []"))
 
     outcome = run_chain(bundle, tmp_path / "none")
 
-    assert (outcome.verdict, outcome.findings) == ("absent", ("the spec has no alert on up == 0",))
+    assert (outcome.verdict, outcome.findings) == ("unjudged", ("the spec has no alert on up == 0",))
 
 
 @pytest.mark.tools
@@ -255,7 +232,7 @@ def test_programs_end_with_a_driver_that_is_killed(tmp_path: Path) -> None:
     bundle = render_bundle(spec_of("default"))
     write_directory(bundle, tmp_path / "release")
     code = (
-        "import sys; from pathlib import Path; from synapse_ops.systems.manifest_tools.alert_chain import AlertChain\n"
+        "import sys; from pathlib import Path; from tools.alert_chain import AlertChain\n"
         "AlertChain().check(Path(sys.argv[1]), (Path('alertmanager/alertmanager.yml'),), 100)"
     )
     driver = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "release")])

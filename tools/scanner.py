@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from synapse_ops.domain.attestation import ToolOutcome, ToolVerdict, Waiver
-from synapse_ops.systems.manifest_tools.program import FINDINGS, found_program, run_program, version_of
-from synapse_ops.systems.manifest_tools.waivers import CHOSEN, WAIVERS, Accepted
+from tools.program import FINDINGS, found_program, run_program, version_of
+from tools.tool import ToolOutcome, ToolVerdict, Waiver
+from tools.waivers import CHOSEN, WAIVERS, Accepted
 
 
 class Complaint(NamedTuple):
@@ -31,6 +31,13 @@ class Scan(NamedTuple):
 
     judged: frozenset[PurePosixPath]
     complaints: tuple[Complaint, ...]
+
+
+class _NoScan(NamedTuple):
+    """Why a scan left no report that can be trusted."""
+
+    verdict: ToolVerdict
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -74,26 +81,31 @@ class Scanner:
                 outcomes[path] = self._outcome(path, text, scan, version, share_s)
         return outcomes
 
-    def _scan(self, directory: Path, asked: tuple[PurePosixPath, ...], ends_s: float) -> Scan | str:
-        """Return what was found; words when there is no report that can be trusted."""
+    def _scan(self, directory: Path, asked: tuple[PurePosixPath, ...], ends_s: float) -> Scan | _NoScan:
+        """Return what was found, or why there is no report that can be trusted."""
         argv = [found_program(self.program) or self.program, *self.command(directory, asked)]
         try:
             done = run_program(argv, directory, ends_s - time.monotonic())
         except subprocess.TimeoutExpired:
-            return "it did not end in time"
+            return _NoScan("timed-out", "it did not end in time")
+        except OSError as error:
+            return _NoScan("absent", f"it cannot be run here: {error}")
         if done.returncode not in (0, 1):
-            return f"it ended with status {done.returncode}: {done.stderr.strip()[-200:]}"
+            return _NoScan("broken", f"it ended with status {done.returncode}: {done.stderr.strip()[-200:]}")
         try:
             return self.read(json.loads(done.stdout), asked)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            return f"its report cannot be read: {type(error).__name__} {error}"
+            return _NoScan("broken", f"its report cannot be read: {type(error).__name__} {error}")
 
-    def _outcome(self, path: PurePosixPath, text: str, scan: Scan | str, version: str, spent_s: float) -> ToolOutcome:
-        if isinstance(scan, str):
-            return ToolOutcome(self.name, version, "timed-out", (scan,), spent_s)
+    def _outcome(
+        self, path: PurePosixPath, text: str, scan: Scan | _NoScan, version: str, spent_s: float
+    ) -> ToolOutcome:
+        if isinstance(scan, _NoScan):
+            return ToolOutcome(self.name, version, scan.verdict, (scan.reason,), spent_s)
         found = [complaint for complaint in scan.complaints if complaint.path == path]
         if not found and path not in scan.judged:
-            return ToolOutcome(self.name, version, "absent", ("it has no rule for what this document holds",), spent_s)
+            reason = "it has no rule for what this document holds"
+            return ToolOutcome(self.name, version, "unjudged", (reason,), spent_s)
         waived = {one.rule: accepted.reason for one in found if (accepted := self._accepted(one, text)) is not None}
         findings = [f"{one.rule}: {one.what}" for one in found if one.rule not in waived]
         verdict: ToolVerdict = "failed" if findings else "passed"

@@ -22,7 +22,7 @@ from urllib.parse import urlencode, urlsplit
 import psutil
 
 from synapse_ops.systems.local_processes import free_ports
-from synapse_ops.systems.manifest_tools.program import Server
+from tools.program import Server
 
 LOOPBACK = "127.0.0.1"
 METRICS = b"stand_in_requests_total 1\n"

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from synapse_ops.domain.attestation import ToolOutcome, ToolVerdict
-from synapse_ops.systems.manifest_tools.program import Program, Server, found_program, run_program, serving
+from tools.program import Program, Server, found_program, run_program, serving
+from tools.tool import ToolOutcome, ToolVerdict
 
 HOST = "localhost"
 _NGINX = ("tls/nginx.conf", "docker/nginx.conf")
@@ -134,29 +134,35 @@ class TlsHandshakes:
         verdict: ToolVerdict = "absent"
         findings = [f"not installed: {self.install}"]
         if found_program(program):
-            findings = _wrong_handshakes(directory, path, program)
-            verdict = "failed" if findings else "passed"
+            try:
+                staged_file = staged(directory, path)
+            except subprocess.TimeoutExpired:
+                verdict, findings = "timed-out", ["openssl made no certificate in time"]
+            except (OSError, subprocess.CalledProcessError) as error:
+                verdict, findings = "broken", [f"no certificate can be made here: {error}"]
+            else:
+                findings = _wrong_handshakes(*staged_file, program)
+                verdict = "failed" if findings else "passed"
         spent_s = round(time.monotonic() - began_s, 3)
         return ToolOutcome(self.name, self.version() or "unknown", verdict, tuple(findings), spent_s)
 
 
-def _wrong_handshakes(directory: Path, path: PurePosixPath, program: str) -> list[str]:
-    declared = declared_versions((directory / path).read_text(encoding="utf-8"))
+def _wrong_handshakes(file: Path, port: int, program: str) -> list[str]:
+    declared = declared_versions(file.read_text(encoding="utf-8"))
     findings = []
     try:
-        with _served(directory, path, program) as (port, authority):
+        with _served(file, port, program):
             for version, name in NAMES.items():
                 wanted = version == _V.TLSv1_3 or (version == _V.TLSv1_2 and version in declared)
-                if accepts(port, version, authority) != wanted:
+                if accepts(port, version, file.parent / "tls.crt") != wanted:
                     findings.append(f"{name} is {'refused' if wanted else 'accepted'}")
-    except (OSError, subprocess.SubprocessError) as error:  # a certificate that does not verify is one of them
+    except OSError as error:  # a certificate that does not verify is one of them
         findings.append(f"{program} with this file does not serve: {error}")
     return findings
 
 
 @contextmanager
-def _served(directory: Path, path: PurePosixPath, program: str) -> Iterator[tuple[int, Path]]:
-    file, port = staged(directory, path)
+def _served(file: Path, port: int, program: str) -> Iterator[None]:
     arguments = {
         "nginx": ["-p", str(file.parent), "-c", str(file), "-g", "daemon off; master_process off;"],
         "haproxy": ["-db", "-f", str(file)],
@@ -164,7 +170,7 @@ def _served(directory: Path, path: PurePosixPath, program: str) -> Iterator[tupl
     try:
         with serving([program, *arguments], file.parent / "log") as server:
             _await_port(server, port)
-            yield port, file.parent / "tls.crt"
+            yield
     finally:
         shutil.rmtree(file.parent, ignore_errors=True)
 

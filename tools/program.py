@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from synapse_ops.domain.attestation import ToolOutcome, ToolVerdict
 from synapse_ops.systems.local_processes import spawn
+from tools.tool import ToolOutcome, ToolVerdict
 
 VERSION_TIMEOUT_S = 30.0  # checkov imports for seconds before it says its version
 STOP_TIMEOUT_S = 5.0
@@ -35,7 +35,7 @@ class Program:
 
     paths: globs of the documents that it applies to. complaint: words that mean a finding whatever the status is.
     opens: globs of the documents that it opens whichever it judges; none where it opens only what it judges.
-    unjudged_status: the status that says that the program has no opinion, with the reason; the document is unproven.
+    unjudged_status: the status that says that the program did not judge, with the reason; the document is unproven.
     """
 
     name: str
@@ -74,11 +74,11 @@ class Program:
                 if done.returncode or (self.complaint is not None and self.complaint in words):
                     findings += words.splitlines() or [f"exit status {done.returncode}"]
                     has_no_opinion = done.returncode == self.unjudged_status and verdict != "failed"
-                    verdict = "absent" if has_no_opinion else "failed"
+                    verdict = "unjudged" if has_no_opinion else "failed"
         except subprocess.TimeoutExpired:
             findings, verdict = ["it did not end in time"], "timed-out"
         except (OSError, subprocess.CalledProcessError) as error:
-            findings, verdict = [f"it cannot be asked here: {error}"], "absent"
+            findings, verdict = [f"it cannot be run here: {error}"], "absent"
         spent_s = round(time.monotonic() - began_s, 3)
         return ToolOutcome(self.name, version, verdict, tuple(findings[:FINDINGS]), spent_s)
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.manifests.warm_python import CRASHED, shim
+from tests.tools.warm_python import CRASHED, shim
 
 PROGRAM = """
 import json, os, sys
