@@ -7,7 +7,7 @@ Needs a Qdrant server of yours that may be written to: it makes the collection `
 Starts its own SeaweedFS. The bare stream is urllib's download of the server's archive into boto3's upload, with as many
 parts in flight as ours; beside it stands the same upload from a file in memory, which no backup can do. Our figure is
 the phase `send`: download, both sha256, compression, upload and read-back as the store allows. Memory is PSS of the
-command `synapse-ops vectors snapshot`, sampled in a run of its own, since sampling takes time.
+command `synapse-ops backup now vectors/NAME`, sampled in a run of its own, since sampling takes time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from urllib.request import urlopen
 import psutil
 
 from synapse_ops.local.seaweed_server import LISTENERS, SeaweedServer, find_weed
+from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.stack import open_stack
-from synapse_ops.operations.vector_restore_proof import prove_snapshot
 from synapse_ops.operations.vector_snapshot import snapshot_collection
 from synapse_ops.systems.local_processes import free_ports, make_private_dir, reachable_by, server_identity
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
@@ -133,7 +133,7 @@ def bare_s(server: QdrantServer, store: ObjectStore, folder: Path) -> tuple[floa
 
 def peak_memory_mib(spec: Path, folder: Path) -> float:
     """Return the largest PSS of the command that snapshots the collection."""
-    command = [sys.executable, "-m", "synapse_ops", "vectors", "snapshot", "--collection", NAME]
+    command = [sys.executable, "-m", "synapse_ops", "backup", "now", f"vectors/{NAME}"]
     command += ["--spec", str(spec), "--state-dir", str(folder)]
     peak = 0.0
     with psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -183,7 +183,7 @@ def measure(server: QdrantServer, access: StoreAccess, folder: Path, given: argp
             f" phases {report.record.phase_s}"
         )
     peak_mib = peak_memory_mib(spec, folder)
-    proof = prove_snapshot(stack.vector_repository(), place=report.place, work_dir=folder / "proof")
+    proof = SNAPSHOTS.prove(stack.vector_repository(), place=report.place, work_dir=folder / "proof")
     if proof is not None:
         print(f"proof: {proof.record.verdict}, {proof.record.phase_s}")
     rate = min(streams) / min(ours)

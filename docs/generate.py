@@ -80,6 +80,11 @@ Data goes to stdout; logs, progress and errors go to stderr. `--json` on a comma
 on stdout; its keys stay, new ones may appear. With `--json` an error is one JSON object on stderr: `error` with `code`,
 `message`, `detail` and `hint`, and `exit_code`. Every command takes `--help`.
 
+A subject is `database/NAME`, `vectors/COLLECTION` or `redis`; `database` or `vectors` alone means all of them, and no
+subject means everything that the spec has backed up. A backup id needs no subject: it is looked up in all repositories.
+A command that works on several subjects goes on after the failure of one. It prints each failure on stderr, or with
+`--json` names each under `failures` of its document, and exits with the code of the worst.
+
 With `--repository` no spec is read: the URL, the keys (`AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or another
 source of the AWS tools) and, for a store other than AWS, `--endpoint` or `AWS_ENDPOINT_URL` are all there is. So the
 store of the embedded stack, whose address `local status` shows, is read with
@@ -155,9 +160,11 @@ def command_line() -> str:
     for code, name, when in sorted(_exit_codes()):
         text += f"| {code} | {name} | {_cell(when)} |\n"
     text += "| 130 | | Interrupted. |\n\nAny other code is a failure, too.\n"
+    worst = ", ".join(map(str, errors.WORST_FIRST))
+    text += f"\nWhere several subjects failed, the exit code is the first of these that occurred: {worst}.\n"
     text += "\n" + _indented(cli.get_help(_context(cli, "synapse-ops", None)))
     for name, (module, _) in COMMANDS.items():
-        if importlib.util.find_spec(f"synapse_ops.cli.{module}") is None:
+        if importlib.util.find_spec(f"synapse_ops.cli.{module.partition(':')[0]}") is None:
             continue
         context = _context(cli, "synapse-ops", None)
         command = cli.get_command(context, name)

@@ -29,7 +29,7 @@ Exit codes stay under 126, because PostgreSQL's archive_command treats higher on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import ClassVar
 
@@ -61,6 +61,15 @@ class SynapseOpsError(Exception):
         if self.hint:
             lines.append(f"hint: {self.hint}")
         return "\n".join(lines)
+
+
+# where several things failed, the exit code is that of the first of these: a bug, bad data, doubt, then the rest
+WORST_FIRST = (1, 13, 14, 2, 10, 11, 12, 15, 16, 17)
+
+
+def worst_exit_code(codes: Iterable[int]) -> int:
+    """Return the exit code of the worst failure; 0 for none."""
+    return min((code for code in codes if code), key=WORST_FIRST.index, default=0)
 
 
 class ConfigError(SynapseOpsError):

@@ -8,14 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from synapse_ops.domain.backup_record import (
-    BackupRecord,
-    ObjectRecord,
-    ProofRecord,
-    SourceRecord,
-    StartedRecord,
-    Verdict,
-)
+from synapse_ops.domain.backup.document import ObjectRecord
+from synapse_ops.domain.backup.dump_record import DumpRecord, DumpSource
+from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
+from synapse_ops.domain.backup.record import StartedRecord
+from synapse_ops.domain.backup.snapshot_record import CollectionSource, ShardRecord, SnapshotRecord, SnapshotWindow
 from synapse_ops.domain.repository_layout import (
     BACKUP,
     HEARTBEAT,
@@ -28,7 +25,6 @@ from synapse_ops.domain.repository_layout import (
     new_backup_id,
     proof_name,
 )
-from synapse_ops.domain.snapshot_record import CollectionSource, ShardRecord, SnapshotRecord, SnapshotWindow
 from synapse_ops.systems.object_store import WrittenObject
 
 IDENTITY = Identity("7400000000000000001", "0a1b2c3d")
@@ -51,7 +47,7 @@ class StoredBackup:
     """A backup as it was written."""
 
     place: BackupPlace
-    record: BackupRecord | SnapshotRecord
+    record: DumpRecord | SnapshotRecord
     objects: tuple[ObjectRecord, ...] = field(repr=False)
 
 
@@ -61,14 +57,14 @@ def object_record(store: Store, place: BackupPlace, name: str, data: bytes) -> O
     return ObjectRecord(name=name, size_bytes=written.size_bytes, sha256=written.sha256, etag=written.etag)
 
 
-def backup_record(place: BackupPlace, started_at: datetime, objects: tuple[ObjectRecord, ...]) -> BackupRecord:
+def backup_record(place: BackupPlace, started_at: datetime, objects: tuple[ObjectRecord, ...]) -> DumpRecord:
     """Return the backup.json of a small dump."""
     digest = hashlib.sha256(place.backup_id.encode()).hexdigest()
     stored = sum(one.size_bytes for one in objects)
-    return BackupRecord(
+    return DumpRecord(
         kind="dump",
         backup_id=place.backup_id,
-        source=SourceRecord(
+        source=DumpSource(
             system_identifier=place.identity.system_identifier,
             generation=place.identity.generation,
             database=place.subject,
@@ -108,7 +104,7 @@ def store_data(store: Store, place: BackupPlace, started_at: datetime) -> tuple[
         kind="dump",
         backup_id=place.backup_id,
         identity=str(place.identity),
-        database=place.subject,
+        subject=place.subject,
         started_at=started_at,
         host="test",
         pid=1,

@@ -1,90 +1,177 @@
-"""`synapse-ops backup`: take, list and show backups."""
+"""`synapse-ops backup`: take, list and show backups of every kind."""
 
 from __future__ import annotations
 
-import importlib
-import json
+import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from synapse_ops.cli.options import Place, any_repository_options
-from synapse_ops.cli.tables import format_age, format_bytes, format_moment, show_table
+from synapse_ops.cli.failures import Failures, print_json
+from synapse_ops.cli.options import Place, repository_options, stack_options, subject_of
+from synapse_ops.cli.tables import fact_rows, format_age, format_bytes, format_fact, format_moment, show_table
+from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
-    from synapse_ops.domain.any_record import AnyBackup
-    from synapse_ops.domain.backup_record import BackupRecord, ProofRecord
+    from synapse_ops.domain.backup.proof_record import ProofRecord
+    from synapse_ops.domain.backup.record import BackupRecord
     from synapse_ops.domain.catalog import CatalogEntry
-    from synapse_ops.domain.rdb_record import RdbRecord
-    from synapse_ops.domain.snapshot_record import SnapshotRecord
+    from synapse_ops.operations.backup.taking import BackupReport
+    from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.backup_kinds import BackupKind
+    from synapse_ops.operations.stack import Stack
 
 
-class _BackupCommands(click.Group):
-    """Adds `now` from its own module when it is asked for: it needs PostgreSQL's client, these commands do not."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), "now"]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name != "now":
-            return super().get_command(ctx, cmd_name)
-        found: click.Command = importlib.import_module("synapse_ops.cli.backup_now").command
-        return found
-
-
-@click.group(cls=_BackupCommands)
+@click.group()
 def command() -> None:
     """Take, list and show backups.
 
+    A SUBJECT is `database/NAME`, `vectors/COLLECTION` or `redis`; `database` or `vectors` alone means all of them.
+
     \b
     Examples:
-      synapse-ops backup now --database synapse
-      synapse-ops backup list --repository s3://backups/database/
+      synapse-ops backup now
+      synapse-ops backup now database/synapse redis
+      synapse-ops backup list vectors --repository s3://backups/vectors/
       synapse-ops backup show 20261123T201726Z-3f9a1c --json
     """
 
 
-@command.command("list")
-@click.option("--database", help="Only this database's backups.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/backup-list.schema.json).")
-@any_repository_options
-def list_backups(database: str | None, place: Place, *, as_json: bool) -> None:
-    """List what the repository holds, newest first: backups, whether each is proven, and left-overs."""
-    from synapse_ops.operations.backup_catalog import read_catalog
+@command.command()
+@click.argument("subjects", metavar="[SUBJECT]...", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/backup-now.schema.json).")
+@stack_options
+def now(subjects: tuple[str, ...], place: Place, *, as_json: bool) -> None:
+    """Take backups now. Without a SUBJECT: of everything that the spec has backed up.
 
-    repository = place.repository()
-    catalog = read_catalog(repository, subject=database)
+    Backups taken by one call share a set id. When one fails, the others are still taken, and the exit code is that of
+    the worst failure.
+
+    \b
+    Examples:
+      synapse-ops backup now
+      synapse-ops backup now database/synapse vectors/documents
+      synapse-ops backup now redis --json
+    """
+    from synapse_ops.cli.progress_bar import progress_bar
+    from synapse_ops.domain.repository_layout import new_backup_id
+
+    stack = place.stack()
+    failures = Failures()
+    chosen = _chosen(stack, subjects, failures)
+    set_id = new_backup_id(datetime.now(UTC), os.urandom(3))
+    taken: list[BackupReport] = []
+    for kind, name in chosen:
+        with failures.of(f"{kind.word}/{name}"), progress_bar() as progress:
+            taken.append(kind.take(stack, name, set_id=set_id, progress=progress))
     if as_json:
-        _print(
+        failures.end({"set_id": set_id, "backups": [report.as_json() for report in taken]})
+    for report in taken:
+        click.echo(_render_taken(report))
+    if not taken and not failures.rows:
+        click.echo("nothing to back up: the servers hold no subject of this kind")
+    failures.end()
+
+
+def _chosen(stack: Stack, subjects: tuple[str, ...], failures: Failures) -> list[tuple[BackupKind, str]]:
+    """Return the kind and name of each subject to take, in the order given and each once.
+
+    A server that does not say its subjects is noted in `failures`. Raises ConfigError for what the spec and the servers
+    do not have, before anything is taken.
+    """
+    from synapse_ops.operations.backup_kinds import Subject, kinds_of, parse_subject
+
+    named = [parse_subject(text) for text in subjects] or [Subject(kind, None) for kind in kinds_of(stack.spec)]
+    for subject in named:
+        subject.kind.repository(stack)  # says how to turn on a kind that is off
+    known: dict[str, tuple[str, ...]] = {}
+    for kind in {subject.kind.name: subject.kind for subject in named}.values():
+        with failures.of(kind.word):
+            known[kind.name] = kind.subjects(stack)
+    chosen: dict[tuple[str, str], tuple[BackupKind, str]] = {}
+    faults = []
+    for subject in named:
+        names = known.get(subject.kind.name, ())
+        if subject.name is not None and subject.name not in names and subject.kind.name in known:
+            word = subject.kind.word
+            faults.append(f"{subject}: allowed: {', '.join(f'{word}/{name}' for name in names) or 'none exists'}")
+        for name in names if subject.name is None else {subject.name}.intersection(names):
+            chosen[subject.kind.name, name] = (subject.kind, name)
+    if faults:
+        raise ConfigError(f"{len(faults)} of the subjects do not exist", detail="\n".join(faults))
+    return list(chosen.values())
+
+
+def _render_taken(report: BackupReport) -> str:
+    from synapse_ops.operations.backup_kinds import kind_named
+
+    record, kind = report.record, kind_named(report.place.kind).kind
+    size = f"{format_bytes(record.source_size_bytes)} -> {format_bytes(record.stored_bytes)} stored"
+    return "\n".join(
+        [
+            f"{record.backup_id}  {subject_of(report.place)}  {report.url}",
+            f"  {record.item_count:,} {kind.items}, {size} in {record.duration_s:.1f} s",
+            *(f"  note: {warning}" for warning in report.warnings),
+        ]
+    )
+
+
+@command.command("list")
+@click.argument("subject", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/backup-list.schema.json).")
+@repository_options
+def list_backups(subject: str | None, place: Place, *, as_json: bool) -> None:
+    """List backups, newest first, whether each is proven, and left-overs. Without a SUBJECT: of all repositories.
+
+    \b
+    Examples:
+      synapse-ops backup list
+      synapse-ops backup list database/synapse
+      synapse-ops backup list --repository s3://backups/database/ --json
+    """
+    failures = Failures()
+    found: list[tuple[str, Catalog]] = []
+    for source in place.sources(subject):
+        with failures.of(source.label):
+            found.append((source.repository.url, source.catalog()))
+    if as_json:
+        failures.end({"repositories": [_catalog_json(url, catalog) for url, catalog in found]})
+    for url, catalog in found:
+        _show_catalog(url, catalog)
+    failures.end()
+
+
+def _catalog_json(url: str, catalog: Catalog) -> dict[str, Any]:
+    return {
+        "repository": url,
+        "read_at": catalog.read_at.isoformat(),
+        "backups": [entry_as_json(entry) for entry in catalog.backups],
+        "left_overs": [
             {
-                "repository": repository.url,
-                "read_at": catalog.read_at.isoformat(),
-                "backups": [entry_as_json(entry) for entry in catalog.backups],
-                "left_overs": [
-                    {
-                        "kind": row.place.kind,
-                        "subject": row.place.subject,
-                        "backup_id": row.place.backup_id,
-                        "prefix": row.place.prefix,
-                        "size_bytes": row.size_bytes,
-                        "object_count": row.object_count,
-                        "touched_at": row.touched_at.isoformat(),
-                    }
-                    for row in catalog.left_overs
-                ],
-                "foreign_count": catalog.foreign_count,
-                "object_count": catalog.object_count,
+                "kind": row.place.kind,
+                "subject": row.place.subject,
+                "backup_id": row.place.backup_id,
+                "prefix": row.place.prefix,
+                "size_bytes": row.size_bytes,
+                "object_count": row.object_count,
+                "touched_at": row.touched_at.isoformat(),
             }
-        )
-        return
+            for row in catalog.left_overs
+        ],
+        "foreign_count": catalog.foreign_count,
+        "object_count": catalog.object_count,
+    }
+
+
+def _show_catalog(url: str, catalog: Catalog) -> None:
     now = datetime.now(UTC)
     show_table(
         ("backup", "of", "identity", ">age", ">stored", ">items", "proven", "pins"),
         (
             (
                 entry.place.backup_id,
-                entry.place.subject,
+                subject_of(entry.place),
                 str(entry.place.identity),
                 format_age(now - (entry.database_time or entry.started_at)),
                 format_bytes(entry.size_bytes),
@@ -94,7 +181,7 @@ def list_backups(database: str | None, place: Place, *, as_json: bool) -> None:
             )
             for entry in catalog.backups
         ),
-        title=f"{len(catalog.backups)} backups in {repository.url}",
+        title=f"{len(catalog.backups)} backups in {url}",
     )
     for row in catalog.left_overs:
         click.echo(
@@ -106,16 +193,21 @@ def list_backups(database: str | None, place: Place, *, as_json: bool) -> None:
 
 
 @command.command()
-@click.argument("backup_id")
+@click.argument("backup_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/backup-show.schema.json).")
-@any_repository_options
+@repository_options
 def show(backup_id: str, place: Place, *, as_json: bool) -> None:
-    """Show one backup: what it was taken from, its objects, its proofs and its pins."""
-    from synapse_ops.errors import ConfigError, IntegrityError
-    from synapse_ops.operations.backup_catalog import find_backup, read_catalog, read_proofs, read_record
+    """Show one backup of any kind: what it was taken from, its objects, its proofs and its pins.
 
-    repository = place.repository()
-    found = find_backup(repository, backup_id)
+    \b
+    Examples:
+      synapse-ops backup show 20261123T201726Z-3f9a1c
+      synapse-ops backup show 20261123T201726Z-3f9a1c --repository s3://backups/database/ --json
+    """
+    from synapse_ops.errors import IntegrityError
+    from synapse_ops.operations.backup_catalog import read_catalog, read_proofs, read_record
+
+    repository, found, _ = place.locate(backup_id)
     catalog = read_catalog(repository, subject=found.subject)
     entry = next((row for row in catalog.backups if row.place == found), None)
     if entry is None:
@@ -128,12 +220,12 @@ def show(backup_id: str, place: Place, *, as_json: bool) -> None:
             raise
         record = None  # the entry says why it cannot be read
     if as_json:
-        _print(
+        print_json(
             {
                 "repository": repository.url,
                 "backup": entry_as_json(entry),
-                "record": record.model_dump(mode="json") if record else None,
-                "proofs": [proof.model_dump(mode="json") for proof in proofs],
+                "record": record.body() if record else None,
+                "proofs": [proof.body() for proof in proofs],
             }
         )
     elif record is not None:
@@ -168,18 +260,24 @@ def entry_as_json(entry: CatalogEntry) -> dict[str, Any]:
     }
 
 
-def _show_record(url: str, entry: CatalogEntry, record: AnyBackup, proofs: tuple[ProofRecord, ...]) -> None:
+def _show_record(url: str, entry: CatalogEntry, record: BackupRecord, proofs: tuple[ProofRecord, ...]) -> None:
     from synapse_ops.domain.catalog import not_attempted
 
-    facts = (
+    facts = [
+        ("of", subject_of(entry.place)),
+        ("identity", str(entry.place.identity)),
         ("where", url),
-        *_facts_of(record),
-        ("encryption", ", ".join(record.encryption_recipients) or "off: whoever reads the bucket reads the data"),
+        ("restores to", format_moment(record.data_time)),
+        *fact_rows(record.facts()),
         ("proven", format_moment(entry.proven_at) if entry.proven_at else f"NO: {entry.doubt}"),
         *([("warning", not_attempted(entry.not_attempted_at))] if entry.not_attempted_at else []),
         ("pins", ", ".join(entry.pins) or "none"),
-    )
+    ]
     show_table(("", f"backup {record.backup_id}"), facts)
+    for title, rows in record.tables().items():
+        if rows:
+            texts = [[format_fact(name, value) for name, value in row.items()] for row in rows]
+            show_table([name.replace("_", " ") for name in rows[0]], texts, title=title)
     show_table(
         ("object", ">stored", "sha256"),
         ((one.name, format_bytes(one.size_bytes), one.sha256) for one in record.objects),
@@ -200,60 +298,5 @@ def _show_record(url: str, entry: CatalogEntry, record: AnyBackup, proofs: tuple
         )
 
 
-def _facts_of(record: AnyBackup) -> tuple[tuple[str, str], ...]:
-    from synapse_ops.domain.rdb_record import RdbRecord
-    from synapse_ops.domain.snapshot_record import SnapshotRecord
-
-    if isinstance(record, RdbRecord):
-        return _rdb_facts(record)
-    return _snapshot_facts(record) if isinstance(record, SnapshotRecord) else _dump_facts(record)
-
-
-def _dump_facts(record: BackupRecord) -> tuple[tuple[str, str], ...]:
-    source = record.source
-    server = f"PostgreSQL {source.server_version}, identity {record.identity}"
-    return (
-        ("source", f"{source.database} on {source.node}, {server}"),
-        ("restores to", f"{format_moment(record.database_time)}, LSN {record.start_lsn}, timeline {record.timeline}"),
-        ("size", f"{format_bytes(source.database_size_bytes)} -> {format_bytes(record.stored_bytes)} stored"),
-        ("content", f"{record.table_count} tables, {record.row_count:,} rows"),
-        ("took", f"{record.duration_s:.1f} s dump, {record.fingerprint_s:.1f} s fingerprint"),
-    )
-
-
-def _snapshot_facts(record: SnapshotRecord) -> tuple[tuple[str, str], ...]:
-    source, window = record.source, record.window
-    server = f"Qdrant {source.server_version}, identity {record.identity}"
-    lsn = f"LSN {window.start_lsn} to {window.stop_lsn}"
-    if window.database_fault is not None:
-        lsn = f"our clock and no LSN: {window.database_fault}"
-    return (
-        ("source", f"{source.collection} on {', '.join(source.nodes.values())}, {server}"),
-        ("restores to", f"{format_moment(window.opened_at)} to {format_moment(window.closed_at)}, {lsn}"),
-        ("size", f"{format_bytes(record.dumped_bytes)} -> {format_bytes(record.stored_bytes)} stored"),
-        ("content", f"{window.points_after:,} points in {len(record.shards)} shards"),
-        ("window", f"{window.moved_points} of {window.read_points} compared points moved ({window.scope})"),
-        ("took", f"{record.duration_s:.1f} s"),
-    )
-
-
-def _rdb_facts(record: RdbRecord) -> tuple[tuple[str, str], ...]:
-    source, window = record.source, record.window
-    keys = ", ".join(f"{count:,} in db {number}" for number, count in sorted(window.keys_after.items()))
-    moved = "nothing was written" if window.is_idle else f"{window.moved_keys} of {window.read_keys} read keys moved"
-    return (
-        ("source", f"Redis {source.server_version} at {source.address}, {source.role}, identity {record.identity}"),
-        ("restores to", f"{format_moment(window.cut_at)}, offset {source.replication_offset}"),
-        ("size", f"{format_bytes(record.dumped_bytes)} of RDB version {source.rdb_version}"),
-        ("content", f"keys: {keys or 'none'}"),
-        ("window", f"{moved} ({window.scope})"),
-        ("took", f"{record.duration_s:.1f} s"),
-    )
-
-
 def _seconds(value: float | None) -> str:
     return f"{value:.1f} s" if value is not None else "-"
-
-
-def _print(document: object) -> None:
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2))

@@ -128,18 +128,18 @@ def _run_main_job(stack: Stack, spec_path: Path) -> dict[str, Mapping[str, Any]]
     try:
         for database in stack.spec.database.databases:
             with _step(f"database_dump [{database}]: streamed into S3, fingerprint in the same snapshot"):
-                _run(console, "dump_databases", database)
+                _run(console, "database_backup", database)
             with _step(f"database_restore_proof [{database}]: restored into a throwaway server and compared"):
-                _run(console, "prove_databases", database)
+                _run(console, "database_proof", database)
         with _step(
             f"vector_snapshot [{collection}]: every shard streamed into S3, every point hashed before and after"
         ):
-            _run(console, "snapshot_now")
+            _run(console, "vector_backup_now")
         with _step(f"vector_restore_proof [{collection}]: opened in a throwaway engine and compared"):
-            _run(console, "prove_collections", collection)
+            _run(console, "vector_proof", collection)
         with _step("what retention keeps, and why; health_report; and the cleanup that its schedule starts"):
             scheduled = {"synapse/trigger": "schedule"}  # carries out its own plans, as the schedule's run does
-            started = [_start(console, job) for job in ("expire_plan", "vector_expire_plan", "report_health")]
+            started = [_start(console, job) for job in ("database_expire_plan", "vector_expire_plan", "report_health")]
             started.append(_start(console, "cleanup", tags=scheduled))
             for job, run_id in started:
                 _finish(console, job, run_id)
@@ -181,10 +181,11 @@ def _show(stack: Stack, cleaned: Mapping[str, Mapping[str, Any]], began: float) 
 
     from synapse_ops.cli.demo_tables import cleanup_table, health_table, protected_table, read_protected
     from synapse_ops.cli.health import error_of
+    from synapse_ops.operations.backup_kinds import DUMPS, SNAPSHOTS
 
     now, spec = datetime.now(UTC), stack.spec
-    databases = read_protected(stack.database_repository(), spec, spec.database.databases, now)
-    vectors = read_protected(stack.vector_repository(), spec, (spec.qdrant.collection,), now)
+    databases = read_protected(DUMPS, stack, spec.database.databases, now)
+    vectors = read_protected(SNAPSHOTS, stack, (spec.qdrant.collection,), now)
     health = _settled_health(stack)
     terminal = Terminal(width=140)
     for table in (protected_table((databases, vectors)), health_table(health), cleanup_table(cleaned)):

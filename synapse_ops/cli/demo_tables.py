@@ -13,13 +13,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from synapse_ops.domain.catalog import CatalogEntry
+    from synapse_ops.operations.backup_kinds import BackupKind
     from synapse_ops.operations.expire import ExpiryPlan
     from synapse_ops.operations.health import HealthReport
-    from synapse_ops.operations.repository import Repository
-    from synapse_ops.spec import Spec
+    from synapse_ops.operations.stack import Stack
 
 SHOWN_BACKUPS = 3  # of each subject, the newest first
-_WHAT = {"dump": ("database", "rows"), "snapshot": ("collection", "points")}
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,14 @@ class Protected:
         return f"{backups}; plan {self.plan.digest} keeps {kept} and expires {expired}{waiting}"
 
 
-def read_protected(repository: Repository, spec: Spec, subjects: tuple[str, ...], now: datetime) -> Protected:
+def read_protected(kind: BackupKind, stack: Stack, subjects: tuple[str, ...], now: datetime) -> Protected:
     """Return rows and plan of one repository. subjects: what must have a proven newest backup."""
     from synapse_ops.operations.backup_catalog import read_catalog
-    from synapse_ops.operations.expire import RetentionPolicy, make_expiry_plan
+    from synapse_ops.operations.expire import make_expiry_plan
 
-    of_databases = subjects == spec.database.databases
-    policy = RetentionPolicy.of_databases(spec) if of_databases else RetentionPolicy.of_vectors(spec)
+    repository = kind.repository(stack)
     catalog = read_catalog(repository)
-    plan = make_expiry_plan(repository, policy, now)
+    plan = make_expiry_plan(repository, kind.policy(stack.spec), now, kind=kind.name)
     reasons = {row.place: row.reason for row in plan.entries}
     rows: list[tuple[str, ...]] = []
     unproven: list[str] = []
@@ -61,15 +59,14 @@ def read_protected(repository: Repository, spec: Spec, subjects: tuple[str, ...]
             unproven.append(f"{subject}: {entries[0].doubt}")
         for entry in entries[:SHOWN_BACKUPS]:
             url = repository.store.full_url(entry.place.prefix)
-            rows.append(_cells(url, entry, reasons.get(entry.place, "not in the plan"), now))
+            rows.append(_cells(kind, url, entry, reasons.get(entry.place, "not in the plan"), now))
     return Protected(tuple(rows), len(catalog.backups), plan, tuple(unproven))
 
 
-def _cells(url: str, entry: CatalogEntry, reason: str, now: datetime) -> tuple[str, ...]:
+def _cells(kind: BackupKind, url: str, entry: CatalogEntry, reason: str, now: datetime) -> tuple[str, ...]:
     taken_at = entry.database_time or entry.started_at
-    what, unit = _WHAT[entry.place.kind]
     return (
-        f"{what} {entry.place.subject}\n{entry.item_count:,} {unit}",
+        f"{kind.noun} {entry.place.subject}\n{entry.item_count:,} {kind.kind.items}",
         url,
         f"{format_bytes(entry.source_size_bytes)}\n-> {format_bytes(entry.size_bytes)} stored",
         f"{(now - taken_at).total_seconds():.0f} s",

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from synapse_ops.cli.options import Place, any_repository_options
+from synapse_ops.cli.failures import Failures, print_json
+from synapse_ops.cli.options import Place, Source, repository_options, subject_of
 from synapse_ops.cli.tables import format_bytes, format_moment, show_table
-from synapse_ops.errors import ConfigError
+from synapse_ops.errors import ConfigError, PlanChanged, SynapseOpsError
 
 if TYPE_CHECKING:
     from synapse_ops.domain.retention import RetentionPolicy
     from synapse_ops.operations.expire import ExpiryPlan, ExpiryReport
+    from synapse_ops.operations.repository import Repository
 
 
-@click.command(
-    epilog="Examples:  synapse-ops expire --plan   |   synapse-ops expire --apply 3f9a1c0d5e6f7a8b   |   "
-    "synapse-ops expire --plan --repository s3://backups/database/ --retention 30d"
-)
-@click.option("--plan", "wants_plan", is_flag=True, help="Print what would go and why, and the plan's digest.")
+@click.command()
+@click.argument("subject", required=False)
+@click.option("--plan", "wants_plan", is_flag=True, help="Print what would go and why, and each plan's digest.")
 @click.option("--apply", "digest", metavar="DIGEST", help="Do exactly the plan of this digest.")
 @click.option(
     "--accept-ratio",
     type=click.FloatRange(0, 1),
-    help="With --apply: remove up to this part of a database's backups (0 to 1), over retention.max_expiry_ratio.",
+    help="With --apply: remove up to this part of a subject's backups (0 to 1), over retention.max_expiry_ratio.",
 )
 @click.option("--retention", help="With --plan: the window, as `30d`. Needed where no spec says it.")
 @click.option(
@@ -36,9 +35,10 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Print one JSON document (docs/json/expire-plan.schema.json, expire-apply.schema.json).",
 )
-@any_repository_options
+@repository_options
 def command(
     *,
+    subject: str | None,
     wants_plan: bool,
     digest: str | None,
     accept_ratio: float | None,
@@ -48,77 +48,137 @@ def command(
 ) -> None:
     """Plan and apply retention.
 
-    A plan removes nothing. Applying checks every entry again and removes only what the plan named and what may still
-    go; a pin or a restore that came later keeps its backup. A plan older than 24 hours is refused.
-    """
-    from synapse_ops.operations.expire import apply_expiry, make_expiry_plan
+    A plan removes nothing. Without a SUBJECT there is one for each kind of backup, by its own retention; with one only
+    its backups are in the plan. Applying checks every entry again and removes only what the plan named and what may
+    still go; a pin or a restore that came later keeps its backup. A plan older than 24 hours is refused.
 
+    \b
+    Examples:
+      synapse-ops expire --plan
+      synapse-ops expire --plan database/synapse
+      synapse-ops expire --apply 3f9a1c0d5e6f7a8b
+      synapse-ops expire --plan --repository s3://backups/database/ --retention 30d
+    """
     if wants_plan == (digest is not None):
         raise click.UsageError("give either --plan or --apply DIGEST")
-    repository = place.repository()
     if digest is None:
         if accept_ratio is not None:
             raise click.UsageError("--accept-ratio belongs to --apply DIGEST")
-        plan = make_expiry_plan(repository, _policy(place, retention), datetime.now(UTC))
-        _show_plan(plan, repository.url, kind_option=place.kind_option, as_json=as_json)
+        _plan(place, subject, _window(retention), as_json=as_json)
         return
     if retention is not None:
         raise click.UsageError("--retention belongs to --plan; a plan carries its own")
+    if subject is not None:
+        raise click.UsageError("SUBJECT belongs to --plan; a plan names its own")
     from synapse_ops.cli.progress_bar import progress_bar
+    from synapse_ops.operations.expire import apply_expiry
 
+    repository = _holder_of(place, digest)
     with progress_bar() as progress:
         report = apply_expiry(repository, digest, datetime.now(UTC), accept_ratio=accept_ratio, progress=progress)
-    _show_report(report, as_json=as_json)
+    _show_report(report, repository.url, as_json=as_json)
 
 
-def _policy(place: Place, retention: str | None) -> RetentionPolicy:
+def _plan(place: Place, subject: str | None, window: timedelta | None, *, as_json: bool) -> None:
+    """Make and print a plan for each kind of backup that is meant."""
+    from synapse_ops.operations.expire import make_expiry_plan
+
+    chosen = _policies(place, subject, window)
+    failures = Failures()
+    plans: list[tuple[Source, ExpiryPlan]] = []
+    for source, policy in chosen:
+        with failures.of(source.label):
+            if source.name is not None:
+                source.catalog()  # refuses a name that nothing is stored under
+            kind = source.kind.name if source.kind else None
+            plan = make_expiry_plan(source.repository, policy, datetime.now(UTC), kind=kind, subject=source.name)
+            plans.append((source, plan))
+    if as_json:
+        failures.end({"plans": [_plan_json(source, plan) for source, plan in plans]})
+    for source, plan in plans:
+        _show_plan(source, plan)
+    failures.end()
+
+
+def _policies(place: Place, subject: str | None, window: timedelta | None) -> list[tuple[Source, RetentionPolicy]]:
+    """Return what is planned for, each with its kind's own policy: two kinds may share a repository."""
     from synapse_ops.domain.retention import RetentionPolicy
-    from synapse_ops.spec.units import parse_duration
+    from synapse_ops.operations.backup_kinds import kinds_of
 
-    window = None
-    if retention is not None:
-        try:
-            window = parse_duration(retention, bare_unit="d")
-        except ValueError as fault:
-            raise ConfigError(f'--retention "{retention}" is not a duration', detail=str(fault)) from fault
-        if window.total_seconds() <= 0:
-            raise ConfigError(f'--retention "{retention}" keeps nothing', hint="Name a window such as 30d.")
-    if place.repository_url is not None and place.spec_path is None:
+    if not place.has_spec:
         if window is None:
             raise ConfigError(
                 "no retention given, and a repository alone does not say one",
                 hint="Name the window with --retention 30d, or the spec with --spec.",
             )
-        return RetentionPolicy(window)
+        return [(source, RetentionPolicy(window)) for source in place.sources(subject)]
     spec = place.stack().spec
-    if place.of_redis:
-        policy = RetentionPolicy.of_redis(spec)
-    else:
-        policy = RetentionPolicy.of_vectors(spec) if place.of_vectors else RetentionPolicy.of_databases(spec)
-    return policy if window is None else replace(policy, window=window)
+    subjects = [subject] if subject is not None else [kind.word for kind in kinds_of(spec)]
+    found = []
+    for source in (source for text in subjects for source in place.sources(text)):
+        if source.kind is None or not source.kind.is_on(spec):
+            raise ConfigError(f"the spec does not say how long backups of {source.label} are kept")
+        policy = source.kind.policy(spec)
+        found.append((source, policy if window is None else replace(policy, window=window)))
+    return found
 
 
-def _show_plan(plan: ExpiryPlan, url: str, *, kind_option: str, as_json: bool) -> None:
-    if as_json:
-        body = {
-            "repository": url,
-            "digest": plan.digest,
-            "made_at": plan.made_at.isoformat(),
-            "policy": plan.policy.as_json(),
-            "totals": plan.totals.as_json(),
-            "warnings": list(plan.warnings),
-            "foreign_count": plan.foreign_count,
-            "entries": [entry.as_json() for entry in plan.entries],
-        }
-        click.echo(json.dumps(body, ensure_ascii=False, indent=2))
-        return
+def _window(retention: str | None) -> timedelta | None:
+    """Return --retention; raises ConfigError for what is not a duration, and for one that keeps nothing."""
+    from synapse_ops.spec.units import parse_duration
+
+    if retention is None:
+        return None
+    try:
+        window = parse_duration(retention, bare_unit="d")
+    except ValueError as fault:
+        raise ConfigError(f'--retention "{retention}" is not a duration', detail=str(fault)) from fault
+    if window.total_seconds() <= 0:
+        raise ConfigError(f'--retention "{retention}" keeps nothing', hint="Name a window such as 30d.")
+    return window
+
+
+def _holder_of(place: Place, digest: str) -> Repository:
+    """Return the repository that holds a plan. Raises PlanChanged when none does, ConfigError for what is no digest."""
+    from synapse_ops.operations.expiry_plans import holds_plan, require_digest
+
+    require_digest(digest)
+    fault: SynapseOpsError | None = None
+    repositories = [source.repository for source in place.sources()]
+    for repository in repositories:
+        try:
+            if holds_plan(repository, digest):
+                return repository
+        except SynapseOpsError as error:
+            fault = error
+    raise fault or PlanChanged(
+        f"there is no plan {digest} in {' or '.join(repository.url for repository in repositories)}",
+        hint="`synapse-ops expire --plan` makes one and prints its digest.",
+    )
+
+
+def _plan_json(source: Source, plan: ExpiryPlan) -> dict[str, Any]:
+    return {
+        "subject": source.label,
+        "repository": source.repository.url,
+        "digest": plan.digest,
+        "made_at": plan.made_at.isoformat(),
+        "policy": plan.policy.as_json(),
+        "totals": plan.totals.as_json(),
+        "warnings": list(plan.warnings),
+        "foreign_count": plan.foreign_count,
+        "entries": [entry.as_json() for entry in plan.entries],
+    }
+
+
+def _show_plan(source: Source, plan: ExpiryPlan) -> None:
     show_table(
         ("action", "backup", "of", "taken", ">stored", "proven", "because"),
         (
             (
                 str(entry.action),
                 entry.place.backup_id,
-                entry.place.subject,
+                subject_of(entry.place),
                 format_moment(entry.taken_at),
                 format_bytes(entry.size_bytes),
                 format_moment(entry.proven_at) if entry.proven_at else f"NO: {entry.doubt}",
@@ -126,7 +186,7 @@ def _show_plan(plan: ExpiryPlan, url: str, *, kind_option: str, as_json: bool) -
             )
             for entry in plan.entries
         ),
-        title=f"Expiry plan of {url}",
+        title=f"Expiry plan of {source.label} in {source.repository.url}",
     )
     totals = plan.totals
     click.echo(
@@ -136,19 +196,19 @@ def _show_plan(plan: ExpiryPlan, url: str, *, kind_option: str, as_json: bool) -
     for warning in plan.warnings:
         click.echo(f"warning: {warning}")
     if any(entry.removes for entry in plan.entries):
-        click.echo(f"apply it within 24 hours:  synapse-ops expire{kind_option} --apply {plan.digest}")
+        click.echo(f"apply it within 24 hours:  synapse-ops expire --apply {plan.digest}")
     else:
         click.echo(f"nothing to remove; digest {plan.digest}")
 
 
-def _show_report(report: ExpiryReport, *, as_json: bool) -> None:
+def _show_report(report: ExpiryReport, url: str, *, as_json: bool) -> None:
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:
-        click.echo(json.dumps(report.as_json(), ensure_ascii=False, indent=2))
+        print_json({"repository": url, **report.as_json()})
         return
-    rows = [(str(entry.action), entry.place.backup_id, entry.place.subject, entry.reason) for entry in report.removed]
-    rows += [("kept", row.entry.place.backup_id, row.entry.place.subject, row.reason) for row in report.skipped]
+    rows = [(str(row.action), row.place.backup_id, subject_of(row.place), row.reason) for row in report.removed]
+    rows += [("kept", row.entry.place.backup_id, subject_of(row.entry.place), row.reason) for row in report.skipped]
     if rows:
         show_table(("done", "backup", "of", "because"), rows)
     for key in report.old_plans_removed:

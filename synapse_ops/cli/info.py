@@ -1,33 +1,48 @@
-"""`synapse-ops info`: what a repository protects, per database, and what its store cannot do."""
+"""`synapse-ops info`: what is protected, per subject, and what the stores cannot do."""
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from synapse_ops.cli.options import Place, repository_options
+from synapse_ops.cli.failures import Failures
+from synapse_ops.cli.options import Place, repository_options, subject_of
 from synapse_ops.cli.tables import format_age, format_bytes, format_moment, show_table
 
 if TYPE_CHECKING:
-    from synapse_ops.operations.overview import DatabaseOverview, RepositoryOverview
+    from synapse_ops.operations.overview import RepositoryOverview, SubjectOverview
 
 
-@click.command(epilog="Example:  synapse-ops info --repository s3://backups/database/ --json")
+@click.command()
+@click.argument("subject", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/info.schema.json).")
 @repository_options
-def command(place: Place, *, as_json: bool) -> None:
-    """Show what a repository protects: newest and newest proven backup, RPO now, predicted restore time."""
-    from synapse_ops.operations.overview import read_overview
+def command(subject: str | None, place: Place, *, as_json: bool) -> None:
+    """Show what is protected: newest and newest proven backup, RPO now, predicted restore time.
+
+    Without a SUBJECT: of every repository of the spec, or all that --repository holds.
+
+    \b
+    Examples:
+      synapse-ops info
+      synapse-ops info vectors/documents
+      synapse-ops info --repository s3://backups/database/ --json
+    """
+    from synapse_ops.operations.overview import overview_of
 
     now = datetime.now(UTC)
-    overview = read_overview(place.repository(), now)
+    failures = Failures()
+    found: list[RepositoryOverview] = []
+    for source in place.sources(subject):
+        with failures.of(source.label):
+            found.append(overview_of(source.repository, source.catalog(), now))
     if as_json:
-        click.echo(json.dumps(_as_json(overview, now), ensure_ascii=False, indent=2))
-    else:
+        failures.end({"repositories": [_as_json(overview, now) for overview in found]})
+    for overview in found:
         _show(overview, now)
+    failures.end()
 
 
 def _as_json(overview: RepositoryOverview, now: datetime) -> dict[str, Any]:
@@ -35,7 +50,7 @@ def _as_json(overview: RepositoryOverview, now: datetime) -> dict[str, Any]:
     return {
         "repository": overview.url,
         "read_at": overview.read_at.isoformat(),
-        "databases": [_database_json(row, now) for row in overview.databases],
+        "subjects": [_subject_json(row, now) for row in overview.subjects],
         "left_over_count": overview.left_over_count,
         "left_over_bytes": overview.left_over_bytes,
         "foreign_count": overview.foreign_count,
@@ -43,10 +58,11 @@ def _as_json(overview: RepositoryOverview, now: datetime) -> dict[str, Any]:
     }
 
 
-def _database_json(row: DatabaseOverview, now: datetime) -> dict[str, Any]:
+def _subject_json(row: SubjectOverview, now: datetime) -> dict[str, Any]:
     proven = row.newest_proven
     return {
-        "database": row.database,
+        "kind": row.kind,
+        "subject": row.subject,
         "identity": str(row.identity),
         "backup_count": row.backup_count,
         "proven_count": row.proven_count,
@@ -63,10 +79,10 @@ def _database_json(row: DatabaseOverview, now: datetime) -> dict[str, Any]:
 
 
 def _show(overview: RepositoryOverview, now: datetime) -> None:
-    count = len(overview.databases)
+    count = len(overview.subjects)
     show_table(
         (
-            "database",
+            "of",
             "identity",
             ">backups",
             ">proven",
@@ -78,7 +94,7 @@ def _show(overview: RepositoryOverview, now: datetime) -> None:
         ),
         (
             (
-                row.database,
+                subject_of(row.newest.place),
                 str(row.identity),
                 str(row.backup_count),
                 str(row.proven_count),
@@ -88,9 +104,9 @@ def _show(overview: RepositoryOverview, now: datetime) -> None:
                 format_age(row.rpo_now) if row.rpo_now is not None else "unbounded",
                 f"about {row.predicted_restore_s:.0f} s" if row.predicted_restore_s is not None else "not known yet",
             )
-            for row in overview.databases
+            for row in overview.subjects
         ),
-        title=f"{overview.url} protects {count} database{'' if count == 1 else 's'}",
+        title=f"{overview.url} protects {count} subject{'' if count == 1 else 's'}",
     )
     if overview.left_over_count:
         size = format_bytes(overview.left_over_bytes)
@@ -103,7 +119,7 @@ def _show(overview: RepositoryOverview, now: datetime) -> None:
         click.echo(f"the store lacks {words}")
 
 
-def _proven(row: DatabaseOverview) -> str:
+def _proven(row: SubjectOverview) -> str:
     if row.newest_proven is None:
         return f"NONE: {row.newest.doubt}"
     return f"{row.newest_proven.place.backup_id}, proven {format_moment(row.newest_proven.proven_at)}"

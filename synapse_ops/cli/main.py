@@ -8,32 +8,28 @@ an unlisted code means failure. A traceback never reaches the operator: it goes 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
-import tempfile
-import traceback
-from pathlib import Path
 
 import click
 
 from synapse_ops import __version__
+from synapse_ops.cli.failures import error_of_bug, show_error
 from synapse_ops.errors import ConfigError, SynapseOpsError
 
-# command -> (module below synapse_ops.cli, one line of help); the attribute is always `command`
+# command -> (module below synapse_ops.cli, one line of help); the attribute is `command`, or what follows a colon
 COMMANDS = {
     "spec": ("spec", "Check, show and document the spec."),
     "local": ("local", "Start, stop and inspect the embedded stack."),
     "backup": ("backup", "Take, list and show backups."),
-    "restore": ("restore", "Restore a backup into a new target."),
     "verify": ("verify", "Prove backups by restoring and comparing them."),
-    "vectors": ("vectors", "Snapshot, verify and restore collections of Qdrant."),
-    "redis": ("redis", "Snapshot Redis and verify its snapshots."),
+    "restore": ("restore", "Restore a backup into a new target."),
     "expire": ("expire", "Plan and apply retention."),
     "cleanup": ("cleanup", "Plan and apply the cleanup of logs, temporary files, cache and run history."),
     "pin": ("pin", "Exempt a backup from expiry."),
-    "unpin": ("unpin", "Lift a pin."),
-    "info": ("info", "Show what a repository protects."),
+    "unpin": ("pin:unpin", "Lift a pin."),
+    "info": ("info", "Show what is protected."),
+    "vectors": ("vectors", "Switch an alias of Qdrant to a restored collection."),
     "health": ("health", "Show how everything that is probed is."),
     "render": ("render", "Render every document of the stack from the spec."),
     "ui": ("ui", "Serve the Dagster UI, daemon and code server."),
@@ -52,10 +48,10 @@ class LazyCommands(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"synapse_ops.cli.{COMMANDS[cmd_name][0]}")
-        command = module.command
+        name, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(f"synapse_ops.cli.{name}"), attribute or "command")
         if not isinstance(command, click.Command):
-            raise TypeError(f"synapse_ops.cli.{cmd_name}.command is not a click command")
+            raise TypeError(f"synapse_ops.cli.{name}.{attribute or 'command'} is not a click command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -93,40 +89,21 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except click.ClickException as usage:
         if wants_json:
-            _show_error(ConfigError(usage.format_message(), hint=_help_hint(usage)), as_json=True)
+            show_error(ConfigError(usage.format_message(), hint=_help_hint(usage)), as_json=True)
         else:
             usage.show()
         sys.exit(2)
     except SynapseOpsError as error:
-        _show_error(error, as_json=wants_json)
+        show_error(error, as_json=wants_json)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; say nothing more
         sys.exit(0)
     except Exception as bug:  # noqa: BLE001 - the last resort: an operator never sees a traceback
-        _show_error(_bug(bug), as_json=wants_json)
+        show_error(error_of_bug(bug), as_json=wants_json)
         sys.exit(1)
-
-
-def _show_error(error: SynapseOpsError, *, as_json: bool) -> None:
-    if as_json:
-        body = {"code": error.code, "message": error.message, "detail": error.detail, "hint": error.hint}
-        click.echo(json.dumps({"error": body, "exit_code": error.exit_code}, ensure_ascii=False), err=True)
-    else:
-        click.echo(error.render(), err=True)
 
 
 def _help_hint(usage: click.ClickException) -> str:
     context = usage.ctx if isinstance(usage, click.UsageError) else None
     return f"`{context.command_path if context else 'synapse-ops'} --help` says what may be given."
-
-
-def _bug(bug: Exception) -> SynapseOpsError:
-    handle, name = tempfile.mkstemp(prefix="synapse-ops-", suffix=".log")
-    with os.fdopen(handle, "w", encoding="utf-8") as log:
-        traceback.print_exception(bug, file=log)
-    return SynapseOpsError(
-        f"synapse-ops met a fault of its own: {type(bug).__name__}",
-        detail=f"the traceback is in {Path(name)}",
-        hint="Please report it with that file; nothing that was already written is lost.",
-    )

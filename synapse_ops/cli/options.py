@@ -17,6 +17,9 @@ import click
 from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
+    from synapse_ops.domain.repository_layout import BackupPlace
+    from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.backup_kinds import BackupKind
     from synapse_ops.operations.repository import Repository
     from synapse_ops.operations.stack import Stack
 
@@ -71,12 +74,45 @@ _repository_options = (
     ),
 )
 
-_kind_options = (
-    click.option(
-        "--vectors", "of_vectors", is_flag=True, help="The spec's repository of collections, not that of databases."
-    ),
-    click.option("--redis", "of_redis", is_flag=True, help="The spec's repository of RDB snapshots of Redis."),
-)
+
+@dataclass(frozen=True)
+class Source:
+    """One repository, and which of its backups are meant.
+
+    label: as a person names them: `database/NAME`, `database`, or the repository's URL.
+    kind, name: only backups of this kind and subject; None for all.
+    """
+
+    label: str
+    repository: Repository
+    kind: BackupKind | None = None
+    name: str | None = None
+
+    def holds(self, place: BackupPlace) -> bool:
+        """Whether a backup that lies in the repository is meant."""
+        return (self.kind is None or place.kind == self.kind.name) and self.name in {None, place.subject}
+
+    def catalog(self) -> Catalog:
+        """Read what is meant. Raises ConfigError that lists the subjects when the one named has nothing there."""
+        from synapse_ops.operations.backup_catalog import read_catalog
+
+        catalog = read_catalog(self.repository)
+        backups = tuple(row for row in catalog.backups if self.holds(row.place))
+        left_overs = tuple(row for row in catalog.left_overs if self.holds(row.place))
+        if self.name is not None and not backups and not left_overs:
+            places = {row.place for row in catalog.backups} | {row.place for row in catalog.left_overs}
+            raise ConfigError(
+                f"there is no backup of {self.label} in {self.repository.url}",
+                detail="subjects there: " + (", ".join(sorted(set(map(subject_of, places)))) or "none"),
+            )
+        return replace(catalog, backups=backups, left_overs=left_overs)
+
+
+def subject_of(place: BackupPlace) -> str:
+    """Return a backup's subject as a person names it: `database/NAME`."""
+    from synapse_ops.operations.backup_kinds import kind_named
+
+    return f"{kind_named(place.kind).word}/{place.subject}"
 
 
 @dataclass(frozen=True)
@@ -89,8 +125,6 @@ class Place:
     endpoint: str | None = None
     region: str | None = None
     ca_file: Path | None = None
-    of_vectors: bool = False
-    of_redis: bool = False
 
     def stack(self) -> Stack:
         """Open the spec. Raises ConfigError when there is none, or for its faults."""
@@ -110,15 +144,40 @@ class Place:
             hint="Name it with --spec or SYNAPSE_SPEC, or name a repository with --repository s3://bucket/prefix/.",
         )
 
-    def repository(self) -> Repository:
-        """Open the repository that the options or the spec name: the databases', or that of --vectors or --redis."""
-        if self.of_vectors and self.of_redis:
-            raise click.UsageError("--vectors and --redis exclude one another")
+    @property
+    def has_spec(self) -> bool:
+        """Whether a spec is read: not with --repository, unless --spec names one too."""
+        return self.repository_url is None or self.spec_path is not None
+
+    def sources(self, subject: str | None = None) -> tuple[Source, ...]:
+        """Return what a command works on: one source, or without a subject one for each repository of the spec.
+
+        Raises ConfigError for a subject of another form and for a kind that the spec does not have backed up.
+        """
+        from synapse_ops.operations.backup_kinds import kinds_of, parse_subject
+
+        if subject is not None:
+            named = parse_subject(subject)
+            repository = self._named_repository() or named.kind.repository(self.stack())
+            return (Source(str(named), repository, named.kind, named.name),)
+        alone = self._named_repository()
+        if alone is not None:
+            return (Source(alone.url, alone),)
+        stack = self.stack()
+        return tuple(Source(kind.word, kind.repository(stack)) for kind in kinds_of(stack.spec))
+
+    def locate(self, backup_id: str) -> tuple[Repository, BackupPlace, BackupKind]:
+        """Return where a backup lies, of whatever kind; raises ConfigError with the nearest ids."""
+        from synapse_ops.operations.backup_catalog import locate_backup
+        from synapse_ops.operations.backup_kinds import kind_named
+
+        repository, place = locate_backup([source.repository for source in self.sources()], backup_id)
+        return repository, place, kind_named(place.kind)
+
+    def _named_repository(self) -> Repository | None:
+        """Open the repository of --repository; contacts nothing yet."""
         if self.repository_url is None:
-            stack = self.stack()
-            if self.of_redis:
-                return stack.redis_repository()
-            return stack.vector_repository() if self.of_vectors else stack.database_repository()
+            return None
         from synapse_ops.operations.repository import open_repository
         from synapse_ops.systems.object_store import StoreAccess
 
@@ -131,19 +190,6 @@ class Place:
         )
         return open_repository(self.repository_url, access, state_dir=self.state_dir.absolute())
 
-    def vector_repository(self) -> Repository:
-        """Open the repository that the options name, else that of backup.vectors.destination."""
-        return replace(self, of_vectors=True).repository()
-
-    def redis_repository(self) -> Repository:
-        """Open the repository that the options name, else that of backup.redis.destination."""
-        return replace(self, of_redis=True).repository()
-
-    @property
-    def kind_option(self) -> str:
-        """Return the option that names the same kind of backups, with a space before it; the databases' has none."""
-        return " --vectors" if self.of_vectors else " --redis" if self.of_redis else ""
-
     @property
     def work_dir(self) -> Path:
         """Where throwaway servers and staged backups lie for a while."""
@@ -151,9 +197,9 @@ class Place:
 
     def proof_timeout_s(self) -> float:
         """Return `proof.timeout` of the spec, or its default where the command works on a repository alone."""
-        from synapse_ops.operations.proof import DEFAULT_TIMEOUT_S
+        from synapse_ops.operations.backup.proving import DEFAULT_TIMEOUT_S
 
-        if self.repository_url is not None and self.spec_path is None:
+        if not self.has_spec:
             return DEFAULT_TIMEOUT_S
         return self.stack().spec.proof.timeout.total_seconds()
 
@@ -167,7 +213,7 @@ class Place:
                 return parse_age_identities(Path(named).read_text(encoding="utf-8"), origin=named)
             except OSError as error:
                 raise ConfigError(f"cannot read the age identity file {named}", detail=str(error)) from error
-        if self.repository_url is not None and self.spec_path is None:
+        if not self.has_spec:
             return ()
         return self.stack().age_identities()
 
@@ -182,17 +228,12 @@ def repository_options(command: Command) -> Command:
     return _with_place(command, (_spec_option, _state_dir_option, *_repository_options))
 
 
-def any_repository_options(command: Command) -> Command:
-    """Add what `repository_options` adds, --vectors and --redis: the command works on backups of every kind."""
-    return _with_place(command, (_spec_option, _state_dir_option, *_repository_options, *_kind_options))
-
-
 def _with_place(command: Command, options: tuple[Callable[[Any], Any], ...]) -> Command:
     from functools import wraps
 
     @wraps(command)
     def with_place(*args: Any, spec_path: Path | None, state_dir: Path, **rest: Any) -> Any:
-        names = ("repository_url", "endpoint", "region", "ca_file", "of_vectors", "of_redis")
+        names = ("repository_url", "endpoint", "region", "ca_file")
         chosen = {name: rest.pop(name) for name in names if name in rest}
         return command(*args, place=Place(spec_path, state_dir, **chosen), **rest)
 

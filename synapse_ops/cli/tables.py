@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from synapse_ops.domain.backup.record import Fact
 
 PIPE_WIDTH = 200  # a pipe has no width; a table folded at 80 cannot be searched with grep
 
@@ -68,3 +70,39 @@ def format_age(age: timedelta | None) -> str:
         if count or (unit == "s" and not parts):
             parts.append(f"{count} {unit}")
     return " ".join(parts[:2])
+
+
+def format_fact(name: str, value: Fact) -> str:
+    """Return one fact as `label value`-ready text by the unit that its name ends in: `_bytes`, `_s`, `_ratio`."""
+    if isinstance(value, datetime):
+        return format_moment(value)
+    if isinstance(value, str):
+        return value
+    if name.endswith("_bytes_per_s"):
+        return f"{format_bytes(int(value))}/s"
+    if name.endswith("_bytes"):
+        return format_bytes(int(value))
+    if name.endswith("_s"):
+        return f"{value:.1f} s"
+    if name.endswith("_ratio"):
+        return f"{value:.1%}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def fact_rows(facts: Mapping[str, Fact]) -> list[tuple[str, str]]:
+    """Return facts as rows of a label, in words and without its unit, and a text."""
+    rows = []
+    for name, value in facts.items():
+        label = name
+        for suffix in ("_bytes_per_s", "_bytes", "_s"):
+            label = label.removesuffix(suffix) if label == name else label
+        rows.append((f"{label} rate" if name.endswith("_per_s") else label, format_fact(name, value)))
+    return [(label.replace("_", " "), text) for label, text in rows]
+
+
+def fact_lines(facts: Mapping[str, Fact]) -> Iterator[str]:
+    """Yield facts as indented lines with their texts below one another."""
+    rows = fact_rows(facts)
+    width = max((len(label) for label, _ in rows), default=0)
+    for label, text in rows:
+        yield f"  {label:{width}}  {text}"

@@ -1,26 +1,38 @@
-"""`synapse-ops vectors`: the group; each verb has a module of its own, `vectors_<verb>.py`."""
+"""`synapse-ops vectors switch-alias`: the step that makes a restored collection live."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import click
 
-from synapse_ops.cli import vectors_restore, vectors_snapshot, vectors_verify
+from synapse_ops.cli.options import Place, stack_options
 
 
 @click.group()
 def command() -> None:
-    """Snapshot, verify and restore collections of Qdrant.
+    """Switch an alias of Qdrant to a restored collection.
 
-    Listing, pins and expiry are the databases' own commands with --vectors: `synapse-ops backup list --vectors`.
+    Backups of collections are taken, listed, proven and restored as those of every kind: `synapse-ops backup --help`.
 
     \b
-    Examples:
-      synapse-ops vectors snapshot
-      synapse-ops vectors verify --all-unproven
-      synapse-ops vectors restore 20261123T201726Z-3f9a1c --to documents_yesterday --apply
+    Example:
       synapse-ops vectors switch-alias documents-live documents_yesterday
     """
 
 
-for verb in (vectors_snapshot.command, vectors_verify.command, vectors_restore.restore, vectors_restore.switch):
-    command.add_command(verb)
+@command.command("switch-alias", epilog="Example:  synapse-ops vectors switch-alias documents-live documents_yesterday")
+@click.argument("alias")
+@click.argument("collection")
+@stack_options
+def switch(alias: str, collection: str, place: Place) -> None:
+    """Make ALIAS stand for COLLECTION, in one atomic step. Refused unless the collection is whole on every node."""
+    from synapse_ops.operations.vector_alias import switch_alias
+    from synapse_ops.systems.qdrant import qdrant_nodes
+
+    with ExitStack() as opened:
+        servers = tuple(opened.enter_context(server) for server in qdrant_nodes(place.stack().spec.qdrant))
+        before = switch_alias(servers, alias, collection)
+    click.echo(f"{alias} stands for {collection} now" + (f"; before: {before}" if before else "; it is new"))
+    if before:
+        click.echo(f"back again:  synapse-ops vectors switch-alias {alias} {before}")

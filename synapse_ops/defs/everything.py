@@ -8,19 +8,15 @@ import dagster as dg
 
 from synapse_ops.defs.active_alerts import active_alert_definitions
 from synapse_ops.defs.alarms import alarm_definitions
+from synapse_ops.defs.backup.definitions import backup_definitions
 from synapse_ops.defs.cleanup import cleanup_definitions
-from synapse_ops.defs.database import database_definitions
-from synapse_ops.defs.database_jobs import job_definitions
 from synapse_ops.defs.health import health_definitions
 from synapse_ops.defs.manifests import manifest_definitions
 from synapse_ops.defs.place import find_place
-from synapse_ops.defs.redis import redis_definitions
-from synapse_ops.defs.repository_sensor import repository_definitions
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec_assets import spec_definitions
 from synapse_ops.defs.spec_sensor import spec_sensor_definitions
-from synapse_ops.defs.vector_jobs import vector_job_definitions
-from synapse_ops.defs.vectors import vector_definitions
+from synapse_ops.defs.vectors.collections import collection_definitions
 from synapse_ops.operations.stack import Stack
 
 
@@ -30,19 +26,14 @@ def merged_definitions() -> dg.Definitions:
     loaded = place.spec_in_force().loaded
     stack = StackResource(spec_path=str(loaded.path), state_dir=str(place.state_dir))
     shared = dg.Definitions(resources={"stack": stack}, executor=dg.in_process_executor)
-    spec, jobs = spec_definitions(place, loaded), job_definitions(loaded.spec, place)
-    vector_jobs = vector_job_definitions(loaded.spec, place)
+    spec = spec_definitions(place, loaded)
     return dg.Definitions.merge(
         shared,
         spec,
         spec_sensor_definitions(place, loaded, job_named(spec, "record_spec")),
         manifest_definitions(),
-        database_definitions(loaded.spec),
-        jobs,
-        vector_definitions(loaded.spec),
-        vector_jobs,
-        redis_definitions(loaded.spec),
-        repository_definitions(job_named(jobs, "prove_backup"), job_named(vector_jobs, "prove_snapshot")),
+        backup_definitions(loaded.spec, place),
+        collection_definitions(),
         health_definitions(loaded, Stack(loaded, place.state_dir)),
         active_alert_definitions(),
         cleanup_definitions(loaded.spec, place),

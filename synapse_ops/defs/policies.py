@@ -28,6 +28,7 @@ GROUP_CLEANUP = "cleanup"
 
 POOL_POSTGRES_IO = "postgres-io"  # one dump or restore at a time on a host
 POOL_QDRANT_IO = "qdrant-io"  # one snapshot, proof or restore of vectors at a time on a host
+POOL_REDIS_IO = "redis-io"  # one snapshot, proof or restore of Redis at a time on a host
 POOL_CLEANUP = "cleanup"  # one cleanup at a time on a host
 POOL_REPOSITORY_DELETE = "repository-delete"  # one deletion at a time in a repository
 
@@ -52,6 +53,7 @@ WITHOUT_FRESHNESS = {
     "spec/*": "changes when the operator changes the file; spec_loaded_equals_file watches that it is loaded",
     "database_retention_set": "deletes only what a plan names, and a plan may rightly name nothing for months",
     "vector_retention_set": "deletes only what a plan names, and a plan may rightly name nothing for months",
+    "redis_retention_set": "deletes only what a plan names, and a plan may rightly name nothing for months",
     "log_retention_set": "removes only what a plan names, which may be nothing",
     "temp_cleanup": "removes only what a plan names, which may be nothing",
     "cache_cleanup": "removes only what a plan names, which may be nothing",

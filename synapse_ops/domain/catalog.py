@@ -19,8 +19,8 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from synapse_ops.domain.any_record import AnyBackup
-from synapse_ops.domain.backup_record import ProofRecord, Verdict
+from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
+from synapse_ops.domain.backup.record import BackupRecord
 from synapse_ops.domain.repository_layout import (
     BACKUP,
     HEARTBEAT,
@@ -145,13 +145,13 @@ class BackupFacts:
     unreadable_reason: str = ""
 
     @classmethod
-    def of(cls, record: AnyBackup, *, sha256: str) -> BackupFacts:
+    def of(cls, record: BackupRecord, *, sha256: str) -> BackupFacts:
         return cls(
             sha256=sha256,
             objects=tuple((one.name, one.size_bytes) for one in record.objects),
             started_at=record.started_at,
             finished_at=record.finished_at,
-            database_time=record.database_time,
+            database_time=record.data_time,
             source_size_bytes=record.source_size_bytes,
             item_count=record.item_count,
             duration_s=record.duration_s,

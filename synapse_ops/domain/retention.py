@@ -41,22 +41,8 @@ class RetentionPolicy:
     proof_max_age: timedelta = timedelta(days=30)
 
     @classmethod
-    def of_databases(cls, spec: Any) -> Self:
-        """Return the policy for dumps. spec: `synapse_ops.spec.Spec`, which decisions may not import."""
-        return cls._of(spec, spec.backup.database.retention)
-
-    @classmethod
-    def of_vectors(cls, spec: Any) -> Self:
-        """Return the policy for snapshots of collections. spec: as for `of_databases`."""
-        return cls._of(spec, spec.backup.vectors.retention)
-
-    @classmethod
-    def of_redis(cls, spec: Any) -> Self:
-        """Return the policy for RDB snapshots, `backup.redis` being set. spec: as for `of_databases`."""
-        return cls._of(spec, spec.backup.redis.retention)
-
-    @classmethod
-    def _of(cls, spec: Any, window: timedelta) -> Self:
+    def of(cls, spec: Any, window: timedelta) -> Self:
+        """Return the policy of one kind. spec: `synapse_ops.spec.Spec`, which decisions may not import."""
         rules = spec.retention
         return cls(
             window=window,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,8 +20,9 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from synapse_ops.domain.any_record import AnyBackup, parse_backup
-from synapse_ops.domain.backup_record import BackupRecord, ProofRecord, Verdict
+from synapse_ops.domain.backup.kinds import parse_backup
+from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
+from synapse_ops.domain.backup.record import BackupRecord
 from synapse_ops.domain.catalog import BackupFacts, CatalogEntry, ListedBackup, ListedObject, ProofFacts, gather, judge
 from synapse_ops.domain.repository_layout import (
     BACKUP,
@@ -31,8 +32,14 @@ from synapse_ops.domain.repository_layout import (
     parse_key,
     quote_segment,
 )
-from synapse_ops.domain.snapshot_record import SnapshotRecord
-from synapse_ops.errors import ConfigError, DocumentUnreadable, IntegrityError, ObjectMissing, WrongIdentity
+from synapse_ops.errors import (
+    ConfigError,
+    DocumentUnreadable,
+    IntegrityError,
+    ObjectMissing,
+    SynapseOpsError,
+    WrongIdentity,
+)
 from synapse_ops.operations.document_cache import DocumentCache
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.object_store import ConditionFailed, ObjectInfo, ObjectStore
@@ -261,7 +268,7 @@ def _doubtful(row: ListedObject, reason: str) -> ProofFacts:
     return ProofFacts(Verdict.UNPROVEN, row.modified_at, "", (), None, reason)
 
 
-def _check_place(record: AnyBackup, key: str) -> None:
+def _check_place(record: BackupRecord, key: str) -> None:
     """Refuse a backup.json that was written for another prefix: a copied or swapped one proves nothing here."""
     place = BackupPlace(record.identity, record.kind, record.subject, record.backup_id)
     if place.key(BACKUP) != key:
@@ -270,26 +277,10 @@ def _check_place(record: AnyBackup, key: str) -> None:
         )
 
 
-def read_backup(repository: Repository, place: BackupPlace) -> BackupRecord:
-    """Return `backup.json` of one dump. Raises ObjectMissing, DocumentUnreadable or WrongIdentity."""
-    key = place.key(BACKUP)
-    record = BackupRecord.from_json(repository.store.read_bytes(key), key=key)
-    _check_place(record, key)
-    return record
-
-
-def read_record(repository: Repository, place: BackupPlace) -> AnyBackup:
-    """Return `backup.json` of either kind; raises as `read_backup` does."""
+def read_record(repository: Repository, place: BackupPlace) -> BackupRecord:
+    """Return `backup.json` of one backup. Raises ObjectMissing, DocumentUnreadable or WrongIdentity."""
     key = place.key(BACKUP)
     record = parse_backup(repository.store.read_bytes(key), key=key)
-    _check_place(record, key)
-    return record
-
-
-def read_snapshot(repository: Repository, place: BackupPlace) -> SnapshotRecord:
-    """Return `backup.json` of a collection's snapshots; raises as `read_backup` does."""
-    key = place.key(BACKUP)
-    record = SnapshotRecord.from_json(repository.store.read_bytes(key), key=key)
     _check_place(record, key)
     return record
 
@@ -310,18 +301,46 @@ def read_proofs(repository: Repository, place: BackupPlace) -> tuple[ProofRecord
 
 def find_backup(repository: Repository, backup_id: str) -> BackupPlace:
     """Return where a backup lies; lists folders only. Raises ConfigError with near ids unless there is exactly one."""
-    places = list(_listed_places(repository))
-    store = repository.store
-    found = [place for place in places if place.backup_id == backup_id and store.head(place.key(BACKUP)) is not None]
+    return locate_backup([repository], backup_id)[1]
+
+
+def locate_backup(repositories: Sequence[Repository], backup_id: str) -> tuple[Repository, BackupPlace]:
+    """Return in which repository a backup lies, and where there; lists folders only.
+
+    Raises ConfigError with near ids of all unless there is exactly one, and the error of a repository that could not be
+    listed unless another one holds the backup.
+    """
+    known: list[str] = []
+    found: list[tuple[Repository, BackupPlace]] = []
+    fault: SynapseOpsError | None = None
+    for repository in repositories:
+        try:
+            places = list(_listed_places(repository))
+            same = [place for place in places if place.backup_id == backup_id]
+            found += [(repository, place) for place in same if repository.store.head(place.key(BACKUP)) is not None]
+            known += [place.backup_id for place in places]
+        except SynapseOpsError as error:
+            fault = error
+    if fault is not None and not found:
+        raise fault
+    only_one([place for _, place in found], backup_id, known, *repositories)
+    return found[0]
+
+
+def only_one(
+    found: Sequence[BackupPlace], backup_id: str, known: Sequence[str], *repositories: Repository
+) -> BackupPlace:
+    """Return the one place found. Raises ConfigError for none, with the nearest ids of `known`, or for several."""
     if len(found) == 1:
         return found[0]
     if found:
         raise ConfigError(
             f"backup id {backup_id} exists {len(found)} times", detail="\n".join(place.prefix for place in found)
         )
-    near = difflib.get_close_matches(backup_id, [place.backup_id for place in places], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(backup_id, known, n=3, cutoff=0.5)
+    where = " or ".join(repository.url for repository in repositories)
     raise ConfigError(
-        f'there is no backup "{backup_id}" in {repository.url}, which holds {len(places)}',
+        f'there is no backup "{backup_id}" in {where}, where {len(known)} are',
         detail="nearest: " + ", ".join(near) if near else "",
         hint="`synapse-ops backup list` prints the ids that exist.",
     )

@@ -10,32 +10,28 @@ Works on a standby too: snapshots can be exported there; unlogged tables are lef
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops import __version__
-from synapse_ops.domain.backup_record import BackupRecord, ObjectRecord, SourceRecord, StartedRecord
+from synapse_ops.domain.backup.document import ObjectRecord
+from synapse_ops.domain.backup.dump_record import DumpRecord, DumpSource
+from synapse_ops.domain.backup.record import Fact
 from synapse_ops.domain.fingerprint import Fingerprint
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.domain.repository_layout import HEARTBEAT, KIND_DUMP, BackupPlace, Identity, new_backup_id
+from synapse_ops.domain.repository_layout import KIND_DUMP, Identity
 from synapse_ops.domain.structure import Structure
 from synapse_ops.errors import ConfigError, Refused, Unproven
+from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, taking_backup
 from synapse_ops.operations.backup_writer import BackupWriter
-from synapse_ops.operations.dead_uploads import abort_uploads_of_the_dead
-from synapse_ops.operations.heartbeat import Heartbeat, keep_heartbeat
+from synapse_ops.operations.heartbeat import Heartbeat
 from synapse_ops.operations.measured import Measured
+from synapse_ops.operations.staged_backup import DUMP, FINGERPRINT, GLOBALS, STRUCTURE
 from synapse_ops.systems.dump_progress import reported_dump
 from synapse_ops.systems.dump_tools import ToolStream, application_name, open_tool
-from synapse_ops.systems.encryption import check_recipients
-from synapse_ops.systems.log_output import current_correlation_id
 from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
 from synapse_ops.systems.postgres import UNLIMITED, connect, describe, postgres_errors, set_session, unlimited_parts
 from synapse_ops.systems.postgres_fingerprint import read_fingerprint, read_sequences
@@ -48,18 +44,23 @@ if TYPE_CHECKING:
 OLDEST_MAJOR = 15  # the catalogs of older servers differ, and they are out of support
 LOCK_WAIT_MS = 60_000  # pg_dump waits this long for a table; beyond, an ALTER holds it and both would wait for ever
 ROLE_READINGS = 5  # roles that change during each of so many readings are changed by a loop, not by a person
-DUMP, GLOBALS, FINGERPRINT, STRUCTURE = "database.dump", "globals.sql", "fingerprint.json", "structure.json"
 
 
 @dataclass(frozen=True, slots=True)
-class DumpReport:
-    """A backup that exists. warnings: what pg_dump said, and what the operator ought to know of this backup."""
+class DumpReport(BackupReport):
+    """A dump that exists. warnings: what pg_dump said, too."""
 
-    record: BackupRecord
-    place: BackupPlace
-    url: str
+    record: DumpRecord
     fingerprint: Fingerprint
-    warnings: tuple[str, ...]
+
+    def tables(self) -> dict[str, list[dict[str, Fact]]]:
+        """Return rows and row hash of each table, the largest first."""
+        tables = sorted(self.fingerprint.tables.items(), key=lambda item: (-item[1].rows, item[0]))
+        return {
+            "fingerprint": [
+                {"table": name, "rows": content.rows, "row_hash": content.row_hash} for name, content in tables
+            ]
+        }
 
 
 @dataclass(frozen=True)
@@ -81,62 +82,36 @@ def dump_database(
     set_id: the tick whose databases belong together. Raises Refused (pg_dump older than the server), ToolFailed
     (pg_dump), Unreachable, ConfigError; after any of them the backup is not listed.
     """
-    begun = time.monotonic()
     recipients = stack.spec.encryption.recipients
-    check_recipients(recipients)
-    store = stack.database_repository().store
+    repository = stack.database_repository()
     source = _open_source(stack.admin_conninfo(database), database)
-    now = datetime.now(UTC)
-    place = BackupPlace(source.identity, KIND_DUMP, database, new_backup_id(now, os.urandom(3)))
-    started = StartedRecord(
-        kind=KIND_DUMP,
-        backup_id=place.backup_id,
-        identity=str(source.identity),
-        database=database,
-        started_at=now,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        correlation_id=current_correlation_id(),
-    )
-    writer = BackupWriter(store, place, recipients)
     with_passwords = _with_passwords(stack.spec.backup.database.role_passwords, recipients)
-    abort_uploads_of_the_dead(store, place)
-    writer.begin(started)
-    body = {"backup_id": place.backup_id, "host": started.host, "pid": started.pid}
-    with keep_heartbeat(store, place.key(HEARTBEAT), body=body) as heartbeat:
-        contents = _write_contents(source, writer, heartbeat, with_passwords=with_passwords, progress=progress)
-        record = BackupRecord(
-            kind=KIND_DUMP,
-            backup_id=place.backup_id,
-            set_id=set_id,
+    with taking_backup(stack, repository, KIND_DUMP, source.identity, database, set_id=set_id) as taking:
+        contents = _write_contents(
+            source, taking.writer, taking.heartbeat, with_passwords=with_passwords, progress=progress
+        )
+        shared = taking.shared_fields(
+            contents.objects, phase_s=contents.phase_s, tool_versions={"pg_dump": source.tools.version}
+        )
+        record = DumpRecord(
+            **shared,
             source=_source_record(source),
             start_lsn=str(contents.start.lsn),
             stop_lsn=str(contents.stop.lsn),
             timeline=contents.start.timeline or source.facts.timeline,
             database_time=contents.start.database_time,
-            started_at=now,
-            finished_at=datetime.now(UTC),
-            duration_s=round(time.monotonic() - begun, 3),
             fingerprint_s=contents.phase_s["fingerprint"],
-            phase_s=contents.phase_s,
             compression=_compression(source.tools),
-            encryption_recipients=recipients,
             role_passwords=with_passwords,
-            tool_versions={"pg_dump": source.tools.version, "synapse-ops": __version__},
-            spec_digest=stack.loaded.digest,
-            correlation_id=started.correlation_id,
-            objects=contents.objects,
             dumped_bytes=contents.objects[0].plain_size_bytes or 0,
-            stored_bytes=sum(written.size_bytes for written in contents.objects),
             table_count=len(contents.fingerprint.tables),
             row_count=contents.fingerprint.row_count,
             fingerprint_digest=contents.fingerprint.digest(),
             structure_digest=contents.structure.digest(),
         )
-        heartbeat.raise_if_lost()
-        writer.seal(record)
+        taking.seal(record)
     warnings = (*contents.warnings, *_warnings(source, recipients, with_passwords=with_passwords))
-    return DumpReport(record, place, store.full_url(place.prefix), contents.fingerprint, warnings)
+    return DumpReport(record, taking.place, taking.url, warnings, contents.fingerprint)
 
 
 def _open_source(conninfo: str, database: str) -> _Source:
@@ -315,9 +290,9 @@ def _describe(
     )
 
 
-def _source_record(source: _Source) -> SourceRecord:
+def _source_record(source: _Source) -> DumpSource:
     facts = source.facts
-    return SourceRecord(
+    return DumpSource(
         system_identifier=source.identity.system_identifier,
         generation=source.identity.generation,
         database=source.database,
@@ -334,7 +309,7 @@ def _source_record(source: _Source) -> SourceRecord:
 
 def _warnings(source: _Source, recipients: tuple[str, ...], *, with_passwords: bool) -> Iterator[str]:
     if not recipients:
-        yield "not encrypted: encryption.recipients is empty"
+        yield NOT_ENCRYPTED
     if with_passwords and not recipients:
         yield "holds the SCRAM verifiers of roles unencrypted: backup.database.role_passwords is always"
     if source.tools.major != source.facts.major:

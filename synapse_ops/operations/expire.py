@@ -21,7 +21,7 @@ from synapse_ops.domain.catalog import ListedObject, gather, is_data
 from synapse_ops.domain.expiry_plan import MAX_AGE, Action, ExpiryPlan, PlanEntry, entries_of, excesses_of
 from synapse_ops.domain.left_overs import DanglingUpload, is_past_grace, plan_left_overs
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.domain.repository_layout import BACKUP, KIND_RDB, KIND_SNAPSHOT, BackupPlace, parse_key
+from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, parse_key
 from synapse_ops.domain.retention import CLOCK_TOLERANCE, Clocks, RetentionPolicy, is_held, plan_retention
 from synapse_ops.errors import PlanChanged, Refused, SynapseOpsError, Unreachable
 from synapse_ops.operations.backup_catalog import list_own_objects, read_catalog
@@ -87,12 +87,21 @@ class ExpiryReport:
         return {"removed": len(self.removed), "skipped": len(self.skipped), "freed_bytes": self.freed_bytes}
 
 
-def make_expiry_plan(repository: Repository, policy: RetentionPolicy, now: datetime) -> ExpiryPlan:
-    """Decide about everything in the repository, store the plan under its digest and return it. Removes nothing.
+def make_expiry_plan(
+    repository: Repository,
+    policy: RetentionPolicy,
+    now: datetime,
+    *,
+    kind: str | None = None,
+    subject: str | None = None,
+) -> ExpiryPlan:
+    """Decide about what lies in the repository, store the plan under its digest and return it. Removes nothing.
 
-    now: our clock (aware UTC). Safe to repeat: an unchanged repository gives the same digest and a younger plan.
+    now: our clock (aware UTC). kind, subject: only these are in the plan, None for all. Two kinds may share a
+    repository, and each is judged by its own policy: a plan by the policy of one kind must name that kind.
+    Safe to repeat: an unchanged repository gives the same digest and a younger plan.
     """
-    plan = _decide(repository, policy, now)
+    plan = _decide(repository, policy, now, kind=kind, subject=subject)
     store_plan(repository, plan)
     return plan
 
@@ -141,12 +150,27 @@ def apply_expiry(
     return report
 
 
-def _decide(repository: Repository, policy: RetentionPolicy, now: datetime) -> ExpiryPlan:
+def _decide(
+    repository: Repository,
+    policy: RetentionPolicy,
+    now: datetime,
+    *,
+    kind: str | None = None,
+    subject: str | None = None,
+) -> ExpiryPlan:
+    def is_meant(place: BackupPlace) -> bool:
+        return (kind is None or place.kind == kind) and (subject is None or place.subject == subject)
+
     catalog = read_catalog(repository)
     clocks = Clocks(now, catalog.read_at)
-    uploads = _dangling_uploads(repository)
     entries = entries_of(
-        plan_retention(catalog.backups, policy, clocks), plan_left_overs(catalog.left_overs, uploads, policy, clocks)
+        plan_retention([row for row in catalog.backups if is_meant(row.place)], policy, clocks),
+        plan_left_overs(
+            [row for row in catalog.left_overs if is_meant(row.place)],
+            [row for row in _dangling_uploads(repository) if is_meant(row.place)],
+            policy,
+            clocks,
+        ),
     )
     found = excesses_of(entries, policy.max_expiry_ratio)
     warnings = [
@@ -197,13 +221,12 @@ def _refuse_ratio(plan: ExpiryPlan, accept_ratio: float | None) -> None:
         return
     worst = max(found, key=lambda row: row.ratio)
     setting = "retention.max_expiry_ratio" if accept_ratio is None else "--accept-ratio"
-    option = {KIND_SNAPSHOT: " --vectors", KIND_RDB: " --redis"}.get(worst.place.kind, "")
     raise Refused(
         f"plan {plan.digest} would remove {worst.expiring} of {worst.total} backups of {worst.place.subject} "
         f"({worst.ratio:.0%}), limit {limit:.0%} ({setting})",
         detail="\n".join(f"{row.place.subject}: {row.expiring} of {row.total}" for row in found),
         hint="Is that meant? Then accept it with "
-        f"`synapse-ops expire{option} --apply {plan.digest} --accept-ratio {_rounded_up(worst.ratio)}`.",
+        f"`synapse-ops expire --apply {plan.digest} --accept-ratio {_rounded_up(worst.ratio)}`.",
     )
 
 

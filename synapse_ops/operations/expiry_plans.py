@@ -40,6 +40,15 @@ def is_plan_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def require_digest(text: str) -> None:
+    """Raise ConfigError for a text that does not have the form of a digest."""
+    if not is_plan_digest(text):
+        raise ConfigError(
+            f'"{text}" is not the digest of a plan: 16 hex digits',
+            hint="`synapse-ops expire --plan` prints the digest.",
+        )
+
+
 def store_plan(repository: Repository, plan: ExpiryPlan) -> None:
     """Write a plan under its digest; an older writing of the same plan is replaced."""
     with tempfile.TemporaryFile() as document:  # in memory it would be as large again as the plan
@@ -47,13 +56,14 @@ def store_plan(repository: Repository, plan: ExpiryPlan) -> None:
         repository.store.put_file(plan_key(plan.digest), document)
 
 
+def holds_plan(repository: Repository, digest: str) -> bool:
+    """Whether a plan of this digest lies in the repository, or was applied there."""
+    return any(repository.store.head(key) is not None for key in (plan_key(digest), _applied_key(digest)))
+
+
 def read_plan(repository: Repository, digest: str) -> ExpiryPlan:
     """Return the stored plan of a digest. Raises PlanChanged when there is none, DocumentUnreadable for a torn one."""
-    if not is_plan_digest(digest):
-        raise ConfigError(
-            f'"{digest}" is not the digest of a plan: 16 hex digits',
-            hint="`synapse-ops expire --plan` prints the digest.",
-        )
+    require_digest(digest)
     key = plan_key(digest)
     try:
         plan = ExpiryPlan.from_jsonl(repository.store.read_bytes(key), key=key)

@@ -37,6 +37,7 @@ class PinReport:
         """Return the report's fields; stable names."""
         return {
             "backup_id": self.place.backup_id,
+            "kind": self.place.kind,
             "subject": self.place.subject,
             "identity": str(self.place.identity),
             "pins": list(self.labels),

@@ -6,24 +6,23 @@ version that it cannot load: unproven, never a pass. What is compared, and what 
 
 from __future__ import annotations
 
-import hashlib
-import io
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from synapse_ops.domain.backup_record import ObjectRecord, RdbFindings
+from synapse_ops.domain.backup.proof_record import RdbFindings
+from synapse_ops.domain.backup.rdb_record import RdbRecord
 from synapse_ops.domain.key_fingerprint import KeyFingerprint, compare_keys
-from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.domain.rdb_record import RdbRecord
-from synapse_ops.domain.repository_layout import BACKUP, KIND_RDB, BackupPlace
-from synapse_ops.errors import ChecksumMismatch, IntegrityError, SynapseOpsError, Unproven
+from synapse_ops.domain.progress import Progress, ReportProgress
+from synapse_ops.domain.repository_layout import BackupPlace
+from synapse_ops.errors import SynapseOpsError, Unproven
+from synapse_ops.operations.backup.proving import Proof
+from synapse_ops.operations.backup.reading import BackupReader, hold_for_reading
 from synapse_ops.operations.deadline import Deadline
-from synapse_ops.operations.proof import DEFAULT_TIMEOUT_S, Outcome, ProofReport, carry_out_proof
 from synapse_ops.operations.rdb_snapshot import FINGERPRINT, RDB
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.staged_backup import ReadLog, hold_for_reading, read_backup_document, read_object
-from synapse_ops.operations.throwaway_directory import ThrowawayDir, sweep_throwaways, throwaway_directory
-from synapse_ops.systems.encryption import SUFFIX
+from synapse_ops.operations.throwaway_directory import ThrowawayDir, throwaway_directory
 from synapse_ops.systems.local_processes import available_memory_bytes, give_to, make_private_dir
 from synapse_ops.systems.pg_server import make_socket_dir
 from synapse_ops.systems.redis_keys import read_copy
@@ -32,86 +31,75 @@ from synapse_ops.systems.redis_program import RDB_FILE, find_redis, loaded_rdb
 MEMORY_FACTOR = 1.25  # of what the data took on its server: fragmentation, and the index of keys while it grows
 
 
-def prove_rdb(
-    repository: Repository,
-    *,
-    place: BackupPlace | None = None,
-    address: str | None = None,
-    identities: tuple[str, ...] = (),
-    work_dir: Path,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
-    progress: ReportProgress = ignore_progress,
-) -> ProofReport | None:
-    """Prove one backup and return what was written; None when `place` is None and every backup is proven.
+@dataclass(frozen=True)
+class LoadedCopy:
+    """An RDB file as a throwaway server held it. loaded_at_s: monotonic clock when it answered."""
 
-    place: None chooses the newest backup that no proof has judged yet, else the newest that is not proven, of the
-    server of `address` or of any. identities: age secret keys. work_dir: where the throwaway lives; left-overs of
-    killed ones are swept first. timeout_s: bounds everything but writing the proof.
-    Raises ObjectMissing when there is no such backup, and what the store raises when the proof cannot be written.
-    """
-    deadline = Deadline(timeout_s, "proof of restore")
-    sweep_throwaways(work_dir)
-
-    def prove(chosen: BackupPlace, outcome: Outcome) -> None:
-        _prove(repository, chosen, identities, work_dir, deadline, progress, outcome)
-
-    return carry_out_proof(repository, kind=KIND_RDB, place=place, subject=address, deadline=deadline, prove=prove)
+    findings: RdbFindings
+    differences: tuple[str, ...]
+    server_version: str
+    loaded_at_s: float
 
 
-def _prove(
-    repository: Repository,
-    place: BackupPlace,
-    identities: tuple[str, ...],
-    work_dir: Path,
-    deadline: Deadline,
-    progress: ReportProgress,
-    outcome: Outcome,
-) -> None:
-    record = read_backup_document(repository, place, outcome.log, RdbRecord)
-    program = find_redis()
-    _check_memory(record)
-    size_bytes = record.dumped_bytes
+def prove_rdb(proof: Proof) -> None:
+    """Load the file in a throwaway redis-server and compare every key that is known."""
+    record = proof.read_record(RdbRecord)
+    find_redis()
+    check_memory(record)
     with (
-        hold_for_reading(repository, place, "proof"),
-        throwaway_directory(work_dir, database_size_bytes=0, scratch_bytes=size_bytes) as directory,
+        hold_for_reading(proof.repository, proof.place, "proof"),
+        throwaway_directory(proof.work_dir, database_size_bytes=0, scratch_bytes=record.dumped_bytes) as directory,
     ):
-        outcome.has_begun = True
+        proof.has_begun = True
         begun = time.monotonic()
+        reader = rdb_reader(
+            proof.repository,
+            proof.place,
+            record,
+            identities=proof.identities,
+            deadline=proof.deadline,
+            log=proof.log,
+            progress=proof.progress,
+        )
         data_dir = make_private_dir(directory.path / "data", directory.identity)
-        with outcome.phase("read"):
-            expected = deadline.run(
-                lambda: stage_rdb(
-                    repository,
-                    place,
-                    record,
-                    identities=identities,
-                    path=data_dir / RDB_FILE,
-                    deadline=deadline,
-                    log=outcome.log,
-                    progress=progress,
-                )
-            )
-        give_to(directory.identity, data_dir / RDB_FILE)
-        _load_and_compare(program, directory, expected, begun, deadline, progress, outcome)
-        deadline.remaining_s()
+        with proof.phase("read"):
+            expected = proof.deadline.run(lambda: stage_rdb(reader, record, data_dir / RDB_FILE))
+        with proof.phase("load_and_compare"):
+            copy = load_and_compare(directory, data_dir, expected, proof.deadline, proof.progress)
+        proof.restore_s = round(copy.loaded_at_s - begun, 3)
+        proof.server_version = copy.server_version
+        proof.rdb = copy.findings
+        proof.differences += copy.differences
 
 
-def _load_and_compare(
-    program: Path,
-    directory: ThrowawayDir,
-    expected: KeyFingerprint,
-    begun: float,
-    deadline: Deadline,
-    progress: ReportProgress,
-    outcome: Outcome,
-) -> None:
+def rdb_reader(repository: Repository, place: BackupPlace, record: RdbRecord, **limits: Any) -> BackupReader:
+    """Return the reader of an RDB snapshot. limits: identities, deadline, log and progress of `BackupReader`."""
+    return BackupReader(repository, place, record, (RDB, FINGERPRINT), **limits)
+
+
+def stage_rdb(reader: BackupReader, record: RdbRecord, path: Path) -> KeyFingerprint:
+    """Read and verify both objects of a backup: the RDB file into `path`, and the fingerprint, which is returned.
+
+    Raises what the reader raises.
+    """
+    fingerprint = KeyFingerprint.from_json(reader.read_document(FINGERPRINT, record.fingerprint_digest))
+    with path.open("wb") as sink:
+        reader.read(RDB, sink)
+    return fingerprint
+
+
+def load_and_compare(
+    directory: ThrowawayDir, data_dir: Path, expected: KeyFingerprint, deadline: Deadline, progress: ReportProgress
+) -> LoadedCopy:
+    """Load `data_dir`/dump.rdb in a throwaway server and compare it. Raises Unproven, DeadlineExceeded."""
+
     def bounded(step: Progress) -> None:
         deadline.remaining_s()
         progress(step)
 
-    data_dir = directory.path / "data"
+    give_to(directory.identity, data_dir / RDB_FILE)
     with loaded_rdb(
-        program,
+        find_redis(),
         directory.identity,
         data_dir,
         make_socket_dir(data_dir, directory.identity),
@@ -119,16 +107,15 @@ def _load_and_compare(
         remaining_s=deadline.remaining_s,
         progress=bounded,
     ) as server:
-        outcome.restore_s = round(time.monotonic() - begun, 3)
-        outcome.server_version = str(server.info()["redis_version"])
+        loaded_at_s = time.monotonic()
+        version = str(server.info()["redis_version"])
         try:
-            with outcome.phase("compare"):
-                copy = read_copy(server, expected, progress=bounded)
-                digest = server.dataset_digest()
+            copy = read_copy(server, expected, progress=bounded)
+            digest = server.dataset_digest()
         except SynapseOpsError as error:
             raise Unproven("could not read the copy in the throwaway redis-server", detail=error.message) from error
     found = compare_keys(expected, copy)
-    outcome.rdb = RdbFindings(
+    findings = RdbFindings(
         keys=dict(copy.counts),
         expired_keys=copy.expired,
         dataset_digest=digest,
@@ -138,60 +125,11 @@ def _load_and_compare(
         window_keys=found.window_keys,
         passing_keys=found.passing_keys,
     )
-    outcome.conclude(found.differences)
+    return LoadedCopy(findings, tuple(found.differences), version, loaded_at_s)
 
 
-def stage_rdb(
-    repository: Repository,
-    place: BackupPlace,
-    record: RdbRecord,
-    *,
-    identities: tuple[str, ...],
-    path: Path,
-    deadline: Deadline,
-    log: ReadLog,
-    progress: ReportProgress = ignore_progress,
-) -> KeyFingerprint:
-    """Read and verify both objects of a backup: the RDB file into `path`, and the fingerprint, which is returned.
-
-    Raises ChecksumMismatch naming the object and both digests, ObjectMissing, KeyMissing naming the recipients,
-    DeadlineExceeded. What was read until then stands in `log`.
-    """
-    objects = _objects_by_name(place, record)
-    done = 0
-
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        deadline.remaining_s()
-        progress(Progress(f"reading {place.subject}", done, record.stored_bytes))
-
-    buffer = io.BytesIO()
-    read_object(repository, place, record, objects[FINGERPRINT], identities, buffer, count, log)
-    found = hashlib.sha256(buffer.getvalue()).hexdigest()
-    if found != record.fingerprint_digest:
-        raise ChecksumMismatch(
-            f"{place.key(FINGERPRINT)} is not the one that {BACKUP} names: sha256 {found}, "
-            f"recorded {record.fingerprint_digest}"
-        )
-    with path.open("wb") as sink:
-        read_object(repository, place, record, objects[RDB], identities, sink, count, log)
-    return KeyFingerprint.from_json(buffer.getvalue())
-
-
-def _objects_by_name(place: BackupPlace, record: RdbRecord) -> dict[str, ObjectRecord]:
-    suffix = SUFFIX if record.encryption_recipients else ""
-    wanted = {name + suffix: name for name in (RDB, FINGERPRINT)}
-    found = [item.name for item in record.objects]
-    if sorted(found) != sorted(wanted):
-        raise IntegrityError(
-            f"{place.key(BACKUP)} names the objects {', '.join(sorted(found))}",
-            detail=f"expected {', '.join(sorted(wanted))}",
-        )
-    return {wanted[item.name]: item for item in record.objects}
-
-
-def _check_memory(record: RdbRecord) -> None:
+def check_memory(record: RdbRecord) -> None:
+    """Raise Unproven when this host has not the memory that the data takes."""
     needed, free = int(record.source.memory_bytes * MEMORY_FACTOR), available_memory_bytes()
     if needed > free:
         raise Unproven(

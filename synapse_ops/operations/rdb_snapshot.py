@@ -15,26 +15,21 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from synapse_ops import __version__
+from synapse_ops.domain.backup.rdb_record import RdbRecord, RdbWindow, RedisSource
 from synapse_ops.domain.cache_cleanup import busy_with
 from synapse_ops.domain.key_fingerprint import ALL_KEYS_LIMIT, KeyFingerprint, KeyReading
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.domain.rdb_record import RdbRecord, RdbStartedRecord, RdbWindow, RedisSource
-from synapse_ops.domain.repository_layout import HEARTBEAT, KIND_RDB, BackupPlace, Identity, new_backup_id
+from synapse_ops.domain.repository_layout import KIND_RDB, Identity
 from synapse_ops.errors import Refused, Unreachable
-from synapse_ops.operations.backup_writer import BackupWriter
-from synapse_ops.operations.heartbeat import Heartbeat, keep_heartbeat
+from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, Taking, identity_fields, taking_backup
 from synapse_ops.operations.lease import hold_lease
 from synapse_ops.operations.measured import Measured
-from synapse_ops.systems.encryption import check_recipients
-from synapse_ops.systems.log_output import current_correlation_id
 from synapse_ops.systems.redis import RedisServer, redis_of
 from synapse_ops.systems.redis_keys import Keys, all_keys, choose_keys, read_keys
 from synapse_ops.systems.redis_replication import rdb_stream
@@ -47,13 +42,10 @@ _THIS_HOST = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}  # noqa: S104 - compar
 
 
 @dataclass(frozen=True, slots=True)
-class RdbReport:
-    """A backup that exists. warnings: what the operator ought to know of it."""
+class RdbReport(BackupReport):
+    """A backup that exists."""
 
     record: RdbRecord
-    place: BackupPlace
-    url: str
-    warnings: tuple[str, ...]
 
 
 def snapshot_redis(stack: Stack, *, set_id: str | None = None, progress: ReportProgress = ignore_progress) -> RdbReport:
@@ -62,37 +54,20 @@ def snapshot_redis(stack: Stack, *, set_id: str | None = None, progress: ReportP
     Raises ConfigError (`backup.redis` is off; our user may not replicate), Refused (a node of a cluster, a replica
     without its primary), LeaseHeld, Unreachable; after any of them the backup is not listed.
     """
-    recipients = stack.spec.encryption.recipients
-    check_recipients(recipients)
     repository = stack.redis_repository()
     owner = f"snapshot of Redis on {socket.gethostname()}, pid {os.getpid()}"
     with closing(redis_of(stack.spec.redis)) as server:
         info = server.info()
         _refuse_unfit(server, info)
         identity = identity_of(server.location)
-        with hold_lease(repository, f"rdb-{identity}", owner=owner) as lease:
-            now = datetime.now(UTC)
-            place = BackupPlace(identity, KIND_RDB, server.location, new_backup_id(now, os.urandom(3)))
-            started = RdbStartedRecord(
-                kind=KIND_RDB,
-                backup_id=place.backup_id,
-                identity=str(identity),
-                address=server.location,
-                started_at=now,
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                correlation_id=current_correlation_id(),
-            )
-            writer = BackupWriter(repository.store, place, recipients)
-            writer.begin(started)
-            body = {"backup_id": place.backup_id, "host": started.host, "pid": started.pid}
-            with keep_heartbeat(repository.store, place.key(HEARTBEAT), body=body) as heartbeat:
-                record = _Taking(stack, server, info, writer, heartbeat, progress).take(started, set_id)
-                heartbeat.raise_if_lost()
-                lease.check()
-                writer.seal(record)
-    warnings = (*lease.warnings, *_warnings(record, info))
-    return RdbReport(record, place, repository.store.full_url(place.prefix), warnings)
+        with (
+            hold_lease(repository, f"rdb-{identity}", owner=owner) as lease,
+            taking_backup(stack, repository, KIND_RDB, identity, server.location, set_id=set_id) as taking,
+        ):
+            record = _Reading(taking, server, info, progress).take()
+            lease.check()
+            taking.seal(record)
+    return RdbReport(record, taking.place, taking.url, (*lease.warnings, *_warnings(record, info)))
 
 
 def identity_of(location: str) -> Identity:
@@ -120,26 +95,24 @@ def _refuse_unfit(server: RedisServer, info: Mapping[str, Any]) -> None:
 
 
 @dataclass
-class _Taking(Measured):
+class _Reading(Measured):
     """One snapshot on its way."""
 
-    stack: Stack
+    taking: Taking
     server: RedisServer
     info: Mapping[str, Any]
-    writer: BackupWriter
-    heartbeat: Heartbeat
     progress: ReportProgress
     scope: Literal["all", "sample"] = "all"
     chosen: Keys = field(default_factory=dict)
 
-    def take(self, started: RdbStartedRecord, set_id: str | None) -> RdbRecord:
-        begun = time.monotonic()
+    def take(self) -> RdbRecord:
+        writer = self.taking.writer
         opened_at = datetime.now(UTC)
         with self.phase("read"):
             before = self._read(is_first=True)
         with self.phase("send"), rdb_stream(self.server) as stream:
             cut_at = datetime.now(UTC)
-            dump = self.writer.write_stream(RDB, stream, before_complete=self.heartbeat.raise_if_lost)
+            dump = writer.write_stream(RDB, stream, before_complete=self.taking.heartbeat.raise_if_lost)
         with self.phase("read"):
             after = self._read(is_first=False)
         at_end = self.server.info()
@@ -149,18 +122,14 @@ class _Taking(Measured):
         )
         closed_at = datetime.now(UTC)
         fingerprint = KeyFingerprint.of(self.scope, before, after, is_idle=is_idle)
-        objects = (dump, self.writer.write_bytes(FINGERPRINT, fingerprint.to_json()))
-        self.writer.read_back()
-        identity = self.writer.place.identity
+        objects = (dump, writer.write_bytes(FINGERPRINT, fingerprint.to_json()))
+        version = str(self.info["redis_version"])
         return RdbRecord(
-            kind=KIND_RDB,
-            backup_id=started.backup_id,
-            set_id=set_id,
+            **self.taking.shared_fields(objects, phase_s=self.phase_s, tool_versions={"redis": version}),
             source=RedisSource(
-                system_identifier=identity.system_identifier,
-                generation=identity.generation,
+                **identity_fields(self.taking.place),
                 address=self.server.location,
-                server_version=str(self.info["redis_version"]),
+                server_version=version,
                 role=str(self.info["role"]),
                 replication_id=stream.replication_id,
                 replication_offset=stream.replication_offset,
@@ -178,24 +147,14 @@ class _Taking(Measured):
                 read_keys=len(fingerprint.names),
                 moved_keys=len(fingerprint.moved),
             ),
-            started_at=started.started_at,
-            finished_at=datetime.now(UTC),
-            duration_s=round(time.monotonic() - begun, 3),
-            phase_s=self.phase_s,
-            encryption_recipients=self.writer.recipients,
-            tool_versions={"redis": str(self.info["redis_version"]), "synapse-ops": __version__},
-            spec_digest=self.stack.loaded.digest,
-            correlation_id=started.correlation_id,
-            objects=objects,
             dumped_bytes=stream.size_bytes,
-            stored_bytes=sum(one.size_bytes for one in objects),
             fingerprint_digest=fingerprint.digest(),
         )
 
     def _read(self, *, is_first: bool) -> KeyReading:
         """Read all keys, listed anew each time; or those of the sample that the first reading drew."""
         if is_first:
-            sample = self.stack.spec.proof.sample_points
+            sample = self.taking.stack.spec.proof.sample_points
             self.scope, self.chosen = choose_keys(self.server, most=ALL_KEYS_LIMIT, sample=sample)
         elif self.scope == "all":
             self.chosen = all_keys(self.server)
@@ -204,7 +163,7 @@ class _Taking(Measured):
 
 def _warnings(record: RdbRecord, info: Mapping[str, Any]) -> Iterator[str]:
     if not record.encryption_recipients:
-        yield "not encrypted: encryption.recipients is empty"
+        yield NOT_ENCRYPTED
     policy = str(info.get("maxmemory_policy", ""))
     if policy.startswith("allkeys") and int(info.get("maxmemory", 0)):
         yield f"maxmemory-policy is {policy}: Redis itself removes keys when memory is short, any of them"

@@ -11,32 +11,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from synapse_ops.domain.backup_record import BackupRecord
+from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.domain.recovery import predict_restore_s
 from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.operations import restore_to_directory, restore_to_server
-from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.backup.reading import ReadLog, read_backup_document
+from synapse_ops.operations.backup.restoring import DEFAULT_TIMEOUT_S, RestoreReport, predict_from_repository
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.restore_run import RestoreRun
-from synapse_ops.operations.restore_target import RestorePlan, RestoreReport, ServerTarget, Target
-from synapse_ops.operations.staged_backup import ReadLog, read_backup_document, read_globals
-
-DEFAULT_TIMEOUT_S = 24 * 3600.0
+from synapse_ops.operations.restore_target import DumpRestorePlan, ServerTarget, Target
+from synapse_ops.operations.staged_backup import read_globals
 
 
 def plan_restore(
     repository: Repository, place: BackupPlace, target: Target, *, identities: tuple[str, ...] = ()
-) -> RestorePlan:
+) -> DumpRestorePlan:
     """Return what restoring a backup to `target` would do.
 
     Raises TargetNotEmpty or another Refused for a target that will not be touched, KeyMissing for a key that is not at
     hand, and IntegrityError for a damaged backup.json or globals.sql (the only objects read).
     """
-    record = read_backup_document(repository, place, ReadLog(), BackupRecord)
+    record = read_backup_document(repository, place, ReadLog(), DumpRecord)
     script = read_globals(repository, place, record, identities)
-    predicted_s = _predict(repository, place, record)
+    predicted_s = predict_from_repository(repository, place, record.source_size_bytes)
     if isinstance(target, ServerTarget):
         return restore_to_server.plan(place, record, target, script, predicted_s)
     return restore_to_directory.plan(place, record, target, script, predicted_s)
@@ -44,7 +42,7 @@ def plan_restore(
 
 def apply_restore(
     repository: Repository,
-    plan: RestorePlan,
+    plan: DumpRestorePlan,
     *,
     identities: tuple[str, ...] = (),
     work_dir: Path,
@@ -59,9 +57,3 @@ def apply_restore(
     if isinstance(plan.target, ServerTarget):
         return restore_to_server.apply(run, plan.target, work_dir)
     return restore_to_directory.apply(run, plan.target, work_dir)
-
-
-def _predict(repository: Repository, place: BackupPlace, record: BackupRecord) -> float | None:
-    entries = read_catalog(repository, subject=place.subject).backups
-    history = [(entry.source_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
-    return predict_restore_s(history, record.source.database_size_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from synapse_ops.domain.backup_record import BackupRecord
+from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.globals_script import statements_for_new_cluster
 from synapse_ops.domain.progress import ReportProgress
 from synapse_ops.operations.archive_restore import (
@@ -24,7 +24,7 @@ from synapse_ops.operations.throwaway_server import Throwaway
 def restore_into_throwaway(
     throwaway: Throwaway,
     staged: StagedBackup,
-    record: BackupRecord,
+    record: DumpRecord,
     *,
     scratch_dir: Path,
     deadline: Deadline,

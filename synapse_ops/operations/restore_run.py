@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synapse_ops.domain.progress import ReportProgress
+from synapse_ops.operations.backup.reading import BackupReader
+from synapse_ops.operations.backup.restoring import RestoreReport
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.measured import Measured
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.restore_target import RestorePlan, RestoreReport, analyze, compare_restored
-from synapse_ops.operations.staged_backup import ReadLog, StagedBackup, stage_backup
+from synapse_ops.operations.restore_target import DumpRestorePlan, analyze, compare_restored
+from synapse_ops.operations.staged_backup import OBJECTS, StagedBackup, stage_backup
 
 
 @dataclass
@@ -20,7 +22,7 @@ class RestoreRun(Measured):
     """One restore under way. restore_s: from its begin until the copy could be used; 0 until then."""
 
     repository: Repository
-    plan: RestorePlan
+    plan: DumpRestorePlan
     identities: tuple[str, ...]
     deadline: Deadline
     progress: ReportProgress
@@ -30,18 +32,17 @@ class RestoreRun(Measured):
 
     def stage(self, scratch_dir: Path) -> StagedBackup:
         """Bring the backup into scratch space, every byte verified, within the deadline."""
-        staged = self.deadline.run(
-            lambda: stage_backup(
-                self.repository,
-                self.plan.place,
-                self.plan.record,
-                identities=self.identities,
-                scratch_dir=scratch_dir,
-                deadline=self.deadline,
-                log=ReadLog(),
-                progress=self.progress,
-            )
+        plan = self.plan
+        reader = BackupReader(
+            self.repository,
+            plan.place,
+            plan.record,
+            OBJECTS,
+            identities=self.identities,
+            deadline=self.deadline,
+            progress=self.progress,
         )
+        staged = self.deadline.run(lambda: stage_backup(reader, plan.place, plan.record, scratch_dir))
         self.phase_s["read"] = self._elapsed_s()
         return staged
 
@@ -62,7 +63,7 @@ class RestoreRun(Measured):
             )
             analyze(conninfo)
 
-    def report(self, plan: RestorePlan) -> RestoreReport:
+    def report(self, plan: DumpRestorePlan) -> RestoreReport:
         """Return what came of it. plan: as it was carried out, which may have been made anew meanwhile."""
         return RestoreReport(plan, self.restore_s, self.phase_s, plan.record.row_count, (*plan.notes, *self.notes))
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain import fingerprint as fingerprints
 from synapse_ops.domain import structure as structures
-from synapse_ops.domain.backup_record import BackupRecord
-from synapse_ops.domain.repository_layout import BackupPlace
-from synapse_ops.errors import IntegrityError, TargetNotEmpty
+from synapse_ops.domain.backup.dump_record import DumpRecord
+from synapse_ops.errors import ConfigError, IntegrityError
+from synapse_ops.operations.backup.restoring import RestorePlan
 from synapse_ops.operations.staged_backup import StagedBackup
+from synapse_ops.spec import SecretRef
+from synapse_ops.spec.secrets import holds_literal_secret
 from synapse_ops.systems.pg_tools import PgTools
-from synapse_ops.systems.postgres import UNLIMITED, connect, postgres_errors, set_session
+from synapse_ops.systems.postgres import UNLIMITED, connect, conninfo_parts, postgres_errors, set_session
 from synapse_ops.systems.postgres_fingerprint import read_fingerprint
 from synapse_ops.systems.postgres_structure import read_structure
 
+if TYPE_CHECKING:
+    from synapse_ops.operations.stack import Stack
+
 SHOWN_DIFFERENCES = 20
+_REFER = "Refer to it instead: --server env:NAME, --server file:/PATH, or --server service:NAME of libpq."
 
 
 @dataclass(frozen=True)
@@ -39,38 +46,79 @@ Target = ServerTarget | DirectoryTarget
 
 
 @dataclass(frozen=True)
-class RestorePlan:
-    """What a restore would do. Nothing was changed to find it out.
+class DumpRestorePlan(RestorePlan):
+    """What a restore of a dump would do.
 
-    where: host:port/database, or the directory; for people. server_version: of the target. size_bytes: of the source
-    database; stored_bytes: to be read. predicted_s: None without a former restore in this repository.
-    roles_missing: would be created; roles_present: stay exactly as they are. notes: what an operator ought to know.
+    where: host:port/database, or the directory. roles_missing: would be created; roles_present: stay as they are.
     """
 
-    place: BackupPlace
-    record: BackupRecord
+    record: DumpRecord
     target: Target
     tools: PgTools
-    where: str
-    server_version: str
-    size_bytes: int
-    stored_bytes: int
-    predicted_s: float | None
     roles_missing: tuple[str, ...]
     roles_present: tuple[str, ...]
     tablespaces_missing: tuple[str, ...]
-    notes: tuple[str, ...]
+
+    def facts(self) -> Mapping[str, str]:
+        return {
+            "with": f"pg_restore {self.tools.version} in {self.tools.bin_dir}",
+            "creates roles": ", ".join(self.roles_missing) or "none",
+            "leaves alone": ", ".join(self.roles_present) or "no role",
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **super().as_json(),
+            "source_server_version": self.record.source.server_version,
+            "tools": f"{self.tools.version} in {self.tools.bin_dir}",
+            "roles_missing": list(self.roles_missing),
+            "roles_present": list(self.roles_present),
+            "tablespaces_missing": list(self.tablespaces_missing),
+        }
 
 
-@dataclass(frozen=True)
-class RestoreReport:
-    """A restore that is complete and compared. restore_s: until it could be used; phase_s: its named parts."""
+def parse_target(text: str, server: str | None, open_stack: Callable[[], Stack] | None) -> Target:
+    """Return the target that a person wrote: an absolute or `./` path is a directory, anything else a new database.
 
-    plan: RestorePlan
-    restore_s: float
-    phase_s: dict[str, float]
-    row_count: int
-    notes: tuple[str, ...]
+    text: also a conninfo or URL with a database, without a password. server: `env:NAME`, `file:PATH` of a libpq URL,
+    or `service:NAME`; None means database.admin of the spec. open_stack: None where there is no spec.
+    Raises ConfigError.
+    """
+    if text.startswith(("/", "./", "../")):
+        if server is not None:
+            raise ConfigError("--server names the server of a new database, and --to is a directory")
+        return DirectoryTarget(Path(text))
+    if "=" not in text and "://" not in text:
+        return ServerTarget(_server_conninfo(server, open_stack), text)
+    if holds_literal_secret(text):
+        raise ConfigError("--to holds a password, which every user of this host can read in argv", hint=_REFER)
+    if server is not None:
+        raise ConfigError("--to is a conninfo already, so --server has nothing to name")
+    parts = conninfo_parts(text)
+    database = parts.pop("dbname", "")
+    if not database:
+        raise ConfigError("--to names no database: add dbname=NEW_NAME")
+    return ServerTarget(_conninfo(**{**parts, "dbname": "postgres"}), database)
+
+
+def _server_conninfo(server: str | None, open_stack: Callable[[], Stack] | None) -> str:
+    """Return the conninfo of a maintenance database on the target server; it may hold a password."""
+    if server is None:
+        if open_stack is None:
+            raise ConfigError("which server? --to names a new database only", hint=_REFER)
+        return open_stack().admin_conninfo("postgres")
+    scheme, _, name = server.partition(":")
+    if scheme == "service" and name:
+        return _conninfo(service=name, dbname="postgres")
+    if scheme not in {"env", "file"} or not name:
+        raise ConfigError("--server is not of the form env:NAME, file:/PATH or service:NAME", hint=_REFER)
+    return _conninfo(SecretRef(scheme, name).resolve(), dbname="postgres")
+
+
+def _conninfo(address: str = "", **parts: str) -> str:
+    from psycopg.conninfo import make_conninfo
+
+    return make_conninfo(address, **parts)
 
 
 def compare_restored(
@@ -110,18 +158,6 @@ def _count_differences(expected: fingerprints.Fingerprint, actual: fingerprints.
             rows = [str(side.rows) if side else "missing" for side in (theirs, ours)]
             found.append(f"table {name}: rows {rows[0]}, expected {rows[1]}")
     return tuple(found)
-
-
-def refuse_if_not_empty(directory: Path) -> None:
-    """Raise TargetNotEmpty unless the directory is absent or an empty directory, and no symbolic link."""
-    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-        raise TargetNotEmpty(f"{directory} is not a directory", hint="Name a directory that does not exist yet.")
-    if directory.is_dir() and any(directory.iterdir()):
-        count = len(list(directory.iterdir()))
-        raise TargetNotEmpty(
-            f"{directory} is not empty: it holds {count} files or directories",
-            hint="Name a directory that does not exist yet; a restore never replaces anything.",
-        )
 
 
 def analyze(conninfo: str) -> None:

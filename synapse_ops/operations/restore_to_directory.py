@@ -11,19 +11,18 @@ import os
 import pwd
 from pathlib import Path
 
-from synapse_ops.domain.backup_record import BackupRecord
+from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.globals_script import GlobalsScript
 from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.errors import ConfigError
+from synapse_ops.operations.backup.reading import hold_for_reading
+from synapse_ops.operations.backup.restoring import RestoreReport, flush_directory, refuse_if_not_empty
 from synapse_ops.operations.restore_into_throwaway import restore_into_throwaway
 from synapse_ops.operations.restore_run import RestoreRun
 from synapse_ops.operations.restore_target import (
     DirectoryTarget,
-    RestorePlan,
-    RestoreReport,
-    refuse_if_not_empty,
+    DumpRestorePlan,
 )
-from synapse_ops.operations.staged_backup import hold_for_reading
 from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_base, throwaway_directory
 from synapse_ops.operations.throwaway_server import throwaway_server
 from synapse_ops.systems.local_processes import ServerIdentity, give_to, reachable_by, run_as, server_identity
@@ -44,8 +43,8 @@ host  all all ::1/128 scram-sha-256
 
 
 def plan(
-    place: BackupPlace, record: BackupRecord, target: DirectoryTarget, script: GlobalsScript, predicted_s: float | None
-) -> RestorePlan:
+    place: BackupPlace, record: DumpRecord, target: DirectoryTarget, script: GlobalsScript, predicted_s: float | None
+) -> DumpRestorePlan:
     """Return what restoring to `target` would do; raises TargetNotEmpty unless it is absent or empty."""
     directory = target.directory.absolute()
     refuse_if_not_empty(directory)
@@ -65,7 +64,7 @@ def plan(
         notes.append(f"tablespaces {', '.join(script.tablespaces)} will lie inside the directory (pg_tblspc)")
     if identity is not None:
         notes.append(f'the directory will belong to user "{identity.name}", since PostgreSQL does not run as root')
-    return RestorePlan(
+    return DumpRestorePlan(
         place=place,
         record=record,
         target=target,
@@ -118,16 +117,8 @@ def apply(run: RestoreRun, target: DirectoryTarget, work_dir: Path) -> RestoreRe
         _make_permanent(throwaway.server.data_dir, throwaway.server.tools, superuser, throwaway_dir.identity)
         refuse_if_not_empty(directory)
         throwaway.server.data_dir.rename(directory)  # replaces an empty directory, and nothing else
-        _flush(directory.parent)  # else a power failure may undo the rename
+        flush_directory(directory.parent)  # else a power failure may undo the rename
     return run.report(planned)
-
-
-def _flush(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _make_permanent(data_dir: Path, tools: PgTools, superuser: str, identity: ServerIdentity | None) -> None:

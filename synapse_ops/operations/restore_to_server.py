@@ -17,7 +17,7 @@ from pathlib import Path
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from synapse_ops.domain.backup_record import BackupRecord
+from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.globals_script import GlobalsScript, statements_for_missing_roles, without_tablespace
 from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.domain.structure import SHARED_KINDS
@@ -31,9 +31,10 @@ from synapse_ops.operations.archive_restore import (
     run_pg_restore,
     size_reporter,
 )
+from synapse_ops.operations.backup.reading import hold_for_reading
+from synapse_ops.operations.backup.restoring import RestoreReport
 from synapse_ops.operations.restore_run import RestoreRun
-from synapse_ops.operations.restore_target import RestorePlan, RestoreReport, ServerTarget
-from synapse_ops.operations.staged_backup import hold_for_reading
+from synapse_ops.operations.restore_target import DumpRestorePlan, ServerTarget
 from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_directory
 from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
 from synapse_ops.systems.postgres import connect, describe, postgres_errors
@@ -50,8 +51,8 @@ SELECT current_setting('server_version_num')::int, current_setting('server_versi
 
 
 def plan(
-    place: BackupPlace, record: BackupRecord, target: ServerTarget, script: GlobalsScript, predicted_s: float | None
-) -> RestorePlan:
+    place: BackupPlace, record: DumpRecord, target: ServerTarget, script: GlobalsScript, predicted_s: float | None
+) -> DumpRestorePlan:
     """Return what restoring to `target` would do; raises Refused for what it will not touch."""
     if not target.database or len(target.database.encode()) > NAME_LIMIT_BYTES:
         raise ConfigError(f'"{target.database}" is no name for a database: 1 to {NAME_LIMIT_BYTES} bytes are')
@@ -64,7 +65,7 @@ def plan(
     _refuse(target, where, record, number, in_recovery, is_superuser, databases)
     missing = tuple(name for name in script.roles if name not in roles)
     lacking = tuple(name for name in script.tablespaces if name not in tablespaces)
-    return RestorePlan(
+    return DumpRestorePlan(
         place=place,
         record=record,
         target=target,
@@ -84,7 +85,7 @@ def plan(
 def _refuse(
     target: ServerTarget,
     where: str,
-    record: BackupRecord,
+    record: DumpRecord,
     number: int,
     in_recovery: bool,
     is_superuser: bool,
@@ -100,7 +101,7 @@ def _refuse(
     if not is_superuser:
         raise ConfigError(
             f"the role that connects to {where} is no superuser",
-            hint="A restore sets owners, roles and extensions: name a superuser in --target.",
+            hint="A restore sets owners, roles and extensions: name a superuser in --server.",
         )
     if number // 10000 < record.source.server_version_num // 10000:
         raise Refused(
@@ -118,7 +119,7 @@ def _tools_for(major: int) -> PgTools:
 
 
 def _notes(
-    record: BackupRecord,
+    record: DumpRecord,
     script: GlobalsScript,
     missing: tuple[str, ...],
     lacking: tuple[str, ...],

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 KIND = "history"
 FAILOVER_KEYS = ("failover_record", "rejoined_standby")
-BACKUP_KEYS = ("database_dump", "database_restore_proof", "vector_snapshot", "vector_restore_proof")
+BACKUP_KEYS = (
+    *("database_dump", "database_restore_proof", "vector_snapshot", "vector_restore_proof"),
+    *("redis_snapshot", "redis_restore_proof"),
+)  # a test compares them with the kinds of defs/backup/kinds.py
 KEPT_KEYS = (*FAILOVER_KEYS, *BACKUP_KEYS)  # of events outside of runs; of runs, those of backups are looked at singly
 BACKUP_ID = "backup_id"  # in the metadata of their events
 _EVENT_BATCH = 500
@@ -46,7 +49,7 @@ class HistoryAges:
 
 @dataclass
 class _Backups:
-    """The ids of the backups that stand in the repository, read when first asked for; None when it cannot be read."""
+    """The ids of the backups of every kind, read when first asked for; None when a repository cannot be read."""
 
     stack: Stack
     is_read: bool = False
@@ -55,13 +58,14 @@ class _Backups:
     def read(self) -> frozenset[str] | None:
         if not self.is_read:
             from synapse_ops.operations.backup_catalog import read_catalog
+            from synapse_ops.operations.backup_kinds import kinds_of
 
             self.is_read = True
             try:
                 self.ids = frozenset(
                     entry.place.backup_id
-                    for repository in (self.stack.database_repository(), self.stack.vector_repository())
-                    for entry in read_catalog(repository).backups
+                    for kind in kinds_of(self.stack.spec)
+                    for entry in read_catalog(kind.repository(self.stack)).backups
                 )
             except SynapseOpsError:
                 self.ids = None  # unknown: every run that made a backup stays

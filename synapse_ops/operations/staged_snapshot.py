@@ -7,26 +7,20 @@ sends to the server as checksum. Nothing is opened before every byte of it has b
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from synapse_ops.domain.backup_record import ObjectRecord
+from synapse_ops.domain.backup.snapshot_record import ShardRecord, SnapshotRecord
 from synapse_ops.domain.canonical_json import reading
-from synapse_ops.domain.progress import Progress, ReportProgress
 from synapse_ops.domain.repository_layout import BACKUP, BackupPlace
-from synapse_ops.domain.snapshot_record import ShardRecord, SnapshotRecord
 from synapse_ops.domain.vector_fingerprint import CanaryQuery, VectorFingerprint, canaries_from_json
 from synapse_ops.errors import ChecksumMismatch, IntegrityError
-from synapse_ops.operations.deadline import Deadline
+from synapse_ops.operations.backup.reading import BackupReader
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.staged_backup import ReadLog, read_object
-from synapse_ops.systems.encryption import SUFFIX
 from synapse_ops.systems.qdrant_edge import ShardFile
 
-FINGERPRINT, COLLECTION, CANARIES = "fingerprint.json", "collection.json", "canaries.json"
+DOCUMENTS = FINGERPRINT, COLLECTION, CANARIES = "fingerprint.json", "collection.json", "canaries.json"
 
 
 @dataclass(frozen=True)
@@ -54,90 +48,40 @@ class StagedSnapshot:
     canaries: tuple[CanaryQuery, ...]
 
 
-def stage_snapshot(
-    repository: Repository,
-    place: BackupPlace,
-    record: SnapshotRecord,
-    *,
-    identities: tuple[str, ...],
-    scratch_dir: Path,
-    deadline: Deadline,
-    log: ReadLog,
-    progress: ReportProgress,
-) -> StagedSnapshot:
-    """Read and verify every object of a backup into memory and `scratch_dir`.
+def snapshot_reader(repository: Repository, place: BackupPlace, record: SnapshotRecord, **limits: Any) -> BackupReader:
+    """Return the reader of a collection's backup; raises IntegrityError unless each shard is named once.
 
-    Raises ChecksumMismatch naming the object and both digests, ObjectMissing, KeyMissing naming the recipients,
-    DeadlineExceeded. What was read until then stands in `log`.
+    limits: identities, deadline, log and progress of `BackupReader`.
     """
-    objects = _objects_by_name(place, record)
-    done = 0
+    if len({shard.shard_id for shard in record.shards}) != len(record.shards):
+        raise IntegrityError(f"{place.key(BACKUP)} names a shard twice")
+    shards = [shard.object_name for shard in record.shards]
+    return BackupReader(repository, place, record, DOCUMENTS, as_stored=shards, **limits)
 
-    def count(size: int) -> None:
-        nonlocal done
-        done += size
-        deadline.remaining_s()
-        progress(Progress(f"reading {place.subject}", done, record.stored_bytes))
 
-    documents = {}
-    for name, wanted in (
-        (FINGERPRINT, record.fingerprint_digest),
-        (COLLECTION, record.collection_digest),
-        (CANARIES, record.canaries_digest),
-    ):
-        buffer = io.BytesIO()
-        read_object(repository, place, record, objects[name], identities, buffer, count, log)
-        found = hashlib.sha256(buffer.getvalue()).hexdigest()
-        if found != wanted:
-            raise ChecksumMismatch(
-                f"{place.key(name)} is not the one that {BACKUP} names: sha256 {found}, recorded {wanted}"
-            )
-        documents[name] = buffer.getvalue()
+def stage_snapshot(
+    reader: BackupReader, place: BackupPlace, record: SnapshotRecord, scratch_dir: Path
+) -> StagedSnapshot:
+    """Read and verify every object of a backup into memory and `scratch_dir`; raises what the reader raises."""
+    fingerprint = VectorFingerprint.from_json(reader.read_document(FINGERPRINT, record.fingerprint_digest))
+    collection = CollectionDocument.from_json(reader.read_document(COLLECTION, record.collection_digest))
+    canaries = canaries_from_json(reader.read_document(CANARIES, record.canaries_digest))
     shards = []
     for shard in record.shards:
         path = scratch_dir / f"shard-{shard.shard_id}.snapshot"
-        _stage_shard(repository, place, record, shard, objects[shard.object_name], identities, path, count, log)
+        _stage_shard(reader, place, shard, path)
         shards.append(ShardFile(shard.shard_id, path))
-    return StagedSnapshot(
-        shards=tuple(shards),
-        fingerprint=VectorFingerprint.from_json(documents[FINGERPRINT]),
-        collection=CollectionDocument.from_json(documents[COLLECTION]),
-        canaries=canaries_from_json(documents[CANARIES]),
-    )
+    return StagedSnapshot(tuple(shards), fingerprint, collection, canaries)
 
 
-def _objects_by_name(place: BackupPlace, record: SnapshotRecord) -> dict[str, ObjectRecord]:
-    """Return the documents by plain name and the shards by their own; raises IntegrityError unless all are named."""
-    suffix = SUFFIX if record.encryption_recipients else ""
-    wanted = {name + suffix: name for name in (FINGERPRINT, COLLECTION, CANARIES)}
-    wanted |= {shard.object_name: shard.object_name for shard in record.shards}
-    found = [item.name for item in record.objects]
-    if sorted(found) != sorted(wanted) or len({shard.shard_id for shard in record.shards}) != len(record.shards):
-        raise IntegrityError(
-            f"{place.key(BACKUP)} names the objects {', '.join(sorted(found))}",
-            detail=f"expected {', '.join(sorted(wanted))}",
-        )
-    return {wanted[item.name]: item for item in record.objects}
-
-
-def _stage_shard(
-    repository: Repository,
-    place: BackupPlace,
-    record: SnapshotRecord,
-    shard: ShardRecord,
-    expected: ObjectRecord,
-    identities: tuple[str, ...],
-    path: Path,
-    count: Callable[[int], None],
-    log: ReadLog,
-) -> None:
+def _stage_shard(reader: BackupReader, place: BackupPlace, shard: ShardRecord, path: Path) -> None:
     with path.open("wb") as file:
         sink = _Unpacking(file, shard)
-        read_object(repository, place, record, expected, identities, cast("IO[bytes]", sink), count, log)
+        reader.read(shard.object_name, cast("IO[bytes]", sink))
         found = sink.finish()
     if found != (shard.snapshot_bytes, shard.snapshot_sha256):
         raise ChecksumMismatch(
-            f"{place.key(expected.name)} unpacks to another archive than {BACKUP} names:"
+            f"{place.key(shard.object_name)} unpacks to another archive than {BACKUP} names:"
             f" sha256 {found[1]}, recorded {shard.snapshot_sha256}",
             detail=f"{found[0]} bytes, recorded {shard.snapshot_bytes}",
         )

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.domain.vector_config import (
@@ -33,11 +34,12 @@ from synapse_ops.domain.vector_config import (
 )
 from synapse_ops.domain.vector_fingerprint import CopyFacts, compare_points
 from synapse_ops.errors import IntegrityError, Refused, SynapseOpsError
+from synapse_ops.operations.backup.reading import hold_for_reading
+from synapse_ops.operations.backup.restoring import DEFAULT_TIMEOUT_S, RestoreReport
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.measured import Measured
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.staged_backup import ReadLog, hold_for_reading
-from synapse_ops.operations.staged_snapshot import StagedSnapshot, stage_snapshot
+from synapse_ops.operations.staged_snapshot import StagedSnapshot, snapshot_reader, stage_snapshot
 from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_directory
 from synapse_ops.operations.vector_cluster import Cluster, look_at_cluster
 from synapse_ops.operations.vector_restore_checks import await_whole, compare_sample, refuse_newer_segments
@@ -46,19 +48,20 @@ from synapse_ops.operations.vector_source import METADATA_SINCE
 from synapse_ops.systems.qdrant import QdrantServer
 from synapse_ops.systems.qdrant_edge import inspect_copy
 
-DEFAULT_TIMEOUT_S = 24 * 3600.0
-
 
 @dataclass(frozen=True)
-class VectorRestoreReport:
-    """A collection that is complete and compared. counts: exact, by node. restore_s: until it could be used."""
+class VectorRestoreReport(RestoreReport):
+    """A collection that is complete and compared. counts: exact, by node; compared_points: through the server."""
 
     plan: VectorRestorePlan
-    restore_s: float
-    phase_s: dict[str, float]
     counts: dict[str, int]
     compared_points: int
-    notes: tuple[str, ...]
+
+    def next_steps(self) -> tuple[str, ...]:
+        return tuple(f"synapse-ops vectors switch-alias {alias} {self.plan.collection}" for alias in self.plan.aliases)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**super().as_json(), "counts": self.counts, "compared_points": self.compared_points}
 
 
 @dataclass
@@ -105,16 +108,10 @@ def apply_vector_restore(
         hold_for_reading(repository, plan.place, "restore"),
         throwaway_directory(work_dir, database_size_bytes=size_bytes, scratch_bytes=size_bytes) as directory,
     ):
-        staged = stage_snapshot(
-            repository,
-            plan.place,
-            plan.record,
-            identities=identities,
-            scratch_dir=directory.scratch_dir,
-            deadline=deadline,
-            log=ReadLog(),
-            progress=progress,
+        reader = snapshot_reader(
+            repository, plan.place, plan.record, identities=identities, deadline=deadline, progress=progress
         )
+        staged = stage_snapshot(reader, plan.place, plan.record, directory.scratch_dir)
         _refuse_custom_sharding(staged)
         copy = _open_copy(staged, directory.scratch_dir, deadline, progress)
         restore.phase_s["read"] = round(time.monotonic() - begun, 3)
@@ -127,6 +124,7 @@ def apply_vector_restore(
         plan=plan,
         restore_s=round(time.monotonic() - begun, 3),
         phase_s=restore.phase_s,
+        item_count=max(counts.values(), default=0),
         counts=counts,
         compared_points=compared,
         notes=plan.notes[1:],
@@ -159,7 +157,7 @@ def _open_copy(staged: StagedSnapshot, scratch_dir: Path, deadline: Deadline, pr
         raise IntegrityError(
             f"the backup differs from what it was taken of in {len(differences)} places",
             detail="\n".join(differences[:20]),
-            hint="Restore another backup; `synapse-ops vectors verify` says which are proven.",
+            hint="Restore another backup; `synapse-ops backup list vectors` says which are proven.",
         )
     return copy
 

@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from synapse_ops.domain.backup.snapshot_record import SnapshotRecord
 from synapse_ops.domain.repository_layout import BackupPlace
-from synapse_ops.domain.snapshot_record import SnapshotRecord
 from synapse_ops.domain.vector_config import parse_version
 from synapse_ops.errors import Refused, TargetNotEmpty
+from synapse_ops.operations.backup.reading import ReadLog, read_backup_document
+from synapse_ops.operations.backup.restoring import RestorePlan, predict_from_repository
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.staged_backup import ReadLog, read_backup_document
 from synapse_ops.operations.vector_cluster import look_at_cluster
 from synapse_ops.systems.qdrant import QdrantServer
 
 
 @dataclass(frozen=True)
-class VectorRestorePlan:
-    """What a restore would do. Nothing was changed to find it out. notes: what an operator ought to know."""
+class VectorRestorePlan(RestorePlan):
+    """What a restore of a collection would do. aliases: of the backup, with what each stands for now."""
 
-    place: BackupPlace
     record: SnapshotRecord
     collection: str
     server_url: str
-    server_version: str
     nodes: tuple[str, ...]
     shard_number: int
-    size_bytes: int
-    stored_bytes: int
     aliases: dict[str, str | None]
-    notes: tuple[str, ...]
+
+    def facts(self) -> Mapping[str, str]:
+        aliases = [f"{alias} (now: {target or 'nothing'})" for alias, target in self.aliases.items()]
+        return {
+            "shards": f"{self.shard_number}, nodes {', '.join(self.nodes)}",
+            "its aliases": f"{', '.join(aliases) or 'none'}; left alone",
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **super().as_json(),
+            "source_server_version": self.record.source.server_version,
+            "window_opened_at": self.record.window.opened_at.isoformat(),
+            "window_closed_at": self.record.window.closed_at.isoformat(),
+            "nodes": list(self.nodes),
+            "shards": self.shard_number,
+            "aliases": self.aliases,
+        }
 
 
 def plan_vector_restore(
@@ -73,6 +88,8 @@ def plan_vector_restore(
         record=record,
         collection=collection,
         server_url=control.url,
+        where=f"{control.url}/collections/{collection}",
+        predicted_s=predict_from_repository(repository, place, record.source_size_bytes),
         server_version=version,
         nodes=tuple(server.url for server in cluster.by_peer.values()),
         shard_number=len(record.shards),

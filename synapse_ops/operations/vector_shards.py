@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from synapse_ops.domain.backup_record import ObjectRecord
+from synapse_ops.domain.backup.document import ObjectRecord
+from synapse_ops.domain.backup.snapshot_record import ShardRecord
 from synapse_ops.domain.progress import Progress, ReportProgress
-from synapse_ops.domain.snapshot_record import ShardRecord
 from synapse_ops.errors import ChecksumMismatch, Unreachable
 from synapse_ops.operations.backup_writer import COPY_BYTES, BackupWriter
 from synapse_ops.systems.qdrant import Download, QdrantRefused, QdrantServer, ServerSnapshot

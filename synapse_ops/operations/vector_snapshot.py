@@ -13,55 +13,35 @@ import hashlib
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops import __version__
-from synapse_ops.domain.backup_record import ObjectRecord
+from synapse_ops.domain.backup.document import ObjectRecord
+from synapse_ops.domain.backup.snapshot_record import CollectionSource, ShardRecord, SnapshotRecord, SnapshotWindow
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.domain.repository_layout import HEARTBEAT, KIND_SNAPSHOT, BackupPlace, new_backup_id, quote_segment
-from synapse_ops.domain.snapshot_record import (
-    CollectionSource,
-    ShardRecord,
-    SnapshotRecord,
-    SnapshotStartedRecord,
-    SnapshotWindow,
-)
+from synapse_ops.domain.repository_layout import KIND_SNAPSHOT, quote_segment
 from synapse_ops.domain.vector_fingerprint import canaries_to_json
 from synapse_ops.errors import SynapseOpsError, Unproven, Unreachable
-from synapse_ops.operations.backup_writer import BackupWriter
-from synapse_ops.operations.dead_uploads import abort_uploads_of_the_dead
-from synapse_ops.operations.heartbeat import keep_heartbeat
+from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, Taking, identity_fields, taking_backup
 from synapse_ops.operations.lease import Lease, hold_lease
 from synapse_ops.operations.repository import Repository
+from synapse_ops.operations.staged_snapshot import CANARIES, COLLECTION, FINGERPRINT
 from synapse_ops.operations.vector_cut import CutCollection, SnapshotRun, cut_collection, remove_from_nodes
 from synapse_ops.operations.vector_left_overs import find_left_overs
 from synapse_ops.operations.vector_shards import CutShard, send_shard
 from synapse_ops.operations.vector_source import CollectionNodes, ensure_identity, look_at, open_collection
-from synapse_ops.systems.encryption import check_recipients
-from synapse_ops.systems.log_output import current_correlation_id
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
 
-FINGERPRINT, COLLECTION, CANARIES = "fingerprint.json", "collection.json", "canaries.json"
-
 
 @dataclass(frozen=True, slots=True)
-class SnapshotReport:
-    """A backup that exists. warnings: what the operator ought to know of it.
-
-    left_overs: files on nodes that earlier runs of ours left there, as `<node>/collections/...`.
-    """
+class SnapshotReport(BackupReport):
+    """A backup that exists. left_overs: files of earlier runs of ours on nodes, as `<node>/collections/...`."""
 
     record: SnapshotRecord
-    place: BackupPlace
-    url: str
-    warnings: tuple[str, ...]
     left_overs: tuple[str, ...]
 
 
@@ -74,8 +54,6 @@ def snapshot_collection(
     that answers (the set is void), Refused, ConfigError, LeaseHeld (somebody snapshots it already), QdrantRefused,
     Unproven (its configuration changed meanwhile); after any of them the backup is not listed.
     """
-    recipients = stack.spec.encryption.recipients
-    check_recipients(recipients)
     repository = stack.vector_repository()
     owner = f"snapshot on {socket.gethostname()}, pid {os.getpid()}"
     with hold_lease(repository, f"snapshot-{quote_segment(collection)}", owner=owner) as lease:
@@ -108,33 +86,16 @@ def _attempt(
         _refuse_void(nodes)
         identity = ensure_identity(nodes)
         left_overs = find_left_overs(repository, identity, nodes)
-        now = datetime.now(UTC)
-        place = BackupPlace(identity, KIND_SNAPSHOT, collection, new_backup_id(now, os.urandom(3)))
-        started = SnapshotStartedRecord(
-            kind=KIND_SNAPSHOT,
-            backup_id=place.backup_id,
-            identity=str(identity),
-            collection=collection,
-            started_at=now,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            correlation_id=current_correlation_id(),
-        )
-        writer = BackupWriter(repository.store, place, stack.spec.encryption.recipients)
-        abort_uploads_of_the_dead(repository.store, place)
-        writer.begin(started)
-        body = {"backup_id": place.backup_id, "host": started.host, "pid": started.pid}
-        with keep_heartbeat(repository.store, place.key(HEARTBEAT), body=body) as heartbeat:
-            run = SnapshotRun(stack, nodes, writer, heartbeat, progress, warnings=[*lease.warnings])
+        with taking_backup(stack, repository, KIND_SNAPSHOT, identity, collection, set_id=set_id) as taking:
+            run = SnapshotRun(stack, nodes, taking.writer, taking.heartbeat, progress, warnings=[*lease.warnings])
             try:
-                record = _take(run, started, set_id)
-                heartbeat.raise_if_lost()
+                record = _take(run, taking)
                 lease.check()
-                writer.seal(record)
+                taking.seal(record)
             finally:
                 remove_from_nodes(run)
     warnings = (*run.warnings, *_warnings(run, record, left_overs))
-    return SnapshotReport(record, place, repository.store.full_url(place.prefix), warnings, left_overs)
+    return SnapshotReport(record, taking.place, taking.url, warnings, left_overs)
 
 
 def _refuse_void(nodes: CollectionNodes) -> None:
@@ -148,9 +109,8 @@ def _refuse_void(nodes: CollectionNodes) -> None:
         )
 
 
-def _take(run: SnapshotRun, started: SnapshotStartedRecord, set_id: str | None) -> SnapshotRecord:
-    begun = time.monotonic()
-    cut = cut_collection(run, seed=started.backup_id)
+def _take(run: SnapshotRun, taking: Taking) -> SnapshotRecord:
+    cut = cut_collection(run, seed=taking.place.backup_id)
     document = _collection_document(run)
     rows: list[tuple[ObjectRecord, ShardRecord]] = []
     for shard in cut.shards:
@@ -168,12 +128,9 @@ def _take(run: SnapshotRun, started: SnapshotStartedRecord, set_id: str | None) 
     shards = tuple(row for _, row in rows)
     dumped = sum(row.snapshot_bytes for row in shards)
     return SnapshotRecord(
-        kind=KIND_SNAPSHOT,
-        backup_id=started.backup_id,
-        set_id=set_id,
+        **taking.shared_fields(objects, phase_s=run.phase_s, tool_versions={"qdrant": run.nodes.version}),
         source=CollectionSource(
-            system_identifier=run.writer.place.identity.system_identifier,
-            generation=run.writer.place.identity.generation,
+            **identity_fields(taking.place),
             collection=run.nodes.name,
             server_version=run.nodes.version,
             nodes={str(peer): server.url for peer, server in run.nodes.by_peer.items()},
@@ -183,17 +140,7 @@ def _take(run: SnapshotRun, started: SnapshotStartedRecord, set_id: str | None) 
         shards=shards,
         points_digest=None if cut.fingerprint.has_window else cut.fingerprint.points_digest,
         aliases=run.nodes.aliases,
-        started_at=started.started_at,
-        finished_at=datetime.now(UTC),
-        duration_s=round(time.monotonic() - begun, 3),
-        phase_s=run.phase_s,
-        encryption_recipients=run.writer.recipients,
-        tool_versions={"qdrant": run.nodes.version, "synapse-ops": __version__},
-        spec_digest=run.stack.loaded.digest,
-        correlation_id=started.correlation_id,
-        objects=tuple(objects),
         dumped_bytes=dumped,
-        stored_bytes=sum(stored.size_bytes for stored in objects),
         canary_count=len(cut.canaries),
         fingerprint_digest=cut.fingerprint.digest(),
         collection_digest=hashlib.sha256(document).hexdigest(),
@@ -262,7 +209,7 @@ def _warnings(run: SnapshotRun, record: SnapshotRecord, left_overs: tuple[str, .
     if record.window.database_fault is not None:
         yield f"the window has no LSN, or none that counts, at one end or both: {record.window.database_fault}"
     if not record.encryption_recipients:
-        yield "not encrypted: encryption.recipients is empty"
+        yield NOT_ENCRYPTED
     for url, reason in run.nodes.silent:
         yield f"node {url} does not answer ({reason}); its shards were taken from other replicas"
     if record.window.scope == "sample":

@@ -12,9 +12,13 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synapse_ops.errors import SynapseOpsError
+
+if TYPE_CHECKING:
+    from synapse_ops.operations.backup_kinds import BackupKind
+    from synapse_ops.operations.stack import Stack
 
 TIMEOUT_S = 300.0  # an interpreter starts, and a large catalog is listed
 
@@ -48,21 +52,20 @@ def protection(spec_path: Path, state_dir: Path) -> dict[str, Any]:
 
 
 def _repositories(spec_path: Path, state_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    from synapse_ops.operations.backup_kinds import kinds_of
     from synapse_ops.operations.spec_in_force import read_spec_in_force
     from synapse_ops.operations.stack import Stack
 
     stack = Stack(read_spec_in_force(spec_path, state_dir).loaded, state_dir)
-    yield "database", _moments(stack.database_repository)
-    yield "vectors", _moments(stack.vector_repository)
-    if stack.spec.backup.redis is not None:
-        yield "redis", _moments(stack.redis_repository)
+    for kind in kinds_of(stack.spec):
+        yield kind.word, _moments(kind, stack)
 
 
-def _moments(open_repository: Any) -> dict[str, Any]:
+def _moments(kind: BackupKind, stack: Stack) -> dict[str, Any]:
     from synapse_ops.operations.backup_catalog import read_catalog
 
     try:
-        catalog = read_catalog(open_repository())
+        catalog = read_catalog(kind.repository(stack))
     except SynapseOpsError as fault:
         return {"error": fault.message}
     subjects: dict[str, dict[str, str | None]] = {}

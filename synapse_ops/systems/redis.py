@@ -77,7 +77,7 @@ class RedisServer:
 
     def __init__(self, host: str, port: int, db: int, *, password: str | None, timeout_s: float) -> None:
         self._at: Any = {"host": host, "port": port} if not host.startswith("/") else {"unix_socket_path": host}
-        self.location = host if host.startswith("/") else f"{host}:{port}"  # of the server, all its databases
+        self.location = location_of(host, port)
         self.address = f"{host}:{port}/{db}"
         self._db = db
         self._password = password
@@ -202,6 +202,11 @@ class RedisServer:
 
     def _errors(self) -> AbstractContextManager[None]:
         return redis_errors(self.address, self._timeout_s)
+
+
+def location_of(host: str, port: int) -> str:
+    """Return the address of a server with all its databases: host:port, or the path of its socket."""
+    return host if host.startswith("/") else f"{host}:{port}"
 
 
 def redis_of(spec: Any) -> RedisServer:

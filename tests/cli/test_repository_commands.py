@@ -14,7 +14,7 @@ import structlog
 from click.testing import CliRunner, Result
 
 from synapse_ops.cli.main import cli
-from synapse_ops.domain.backup_record import Verdict
+from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.repository_layout import BACKUP
 from synapse_ops.errors import ConfigError, Refused
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
@@ -90,13 +90,13 @@ def call_without_store(*arguments: str) -> Result:
 
 def test_backup_list_shows_every_backup_and_left_over(shop: Shop) -> None:
     """Newest first; what is not proven says why; an interrupted dump is named."""
-    listed = shop.json("backup-list", "backup", "list")
+    [listed] = shop.json("backup-list", "backup", "list")["repositories"]
     table = shop.call("backup", "list").stdout
 
     assert [row["backup_id"] for row in listed["backups"]] == [row.place.backup_id for row in reversed(shop.backups)]
     assert [row["is_proven"] for row in listed["backups"]] == [False, True, True, True, True]
     assert listed["left_overs"][0]["subject"] == "büro [alt]"
-    assert all(backup.place.backup_id in table for backup in shop.backups)
+    assert all(f"{backup.place.backup_id} │ database/synapse" in table for backup in shop.backups)
     assert "NO: newest proof: unproven" in table
     assert "has no backup.json" in table
 
@@ -111,7 +111,8 @@ def test_backup_show_has_record_objects_and_proofs(shop: Shop) -> None:
     assert shown["record"] == backup.record.model_dump(mode="json")
     assert [proof["verdict"] for proof in shown["proofs"]] == ["proven"]
     assert backup.objects[0].sha256 in text
-    assert "off: whoever reads the bucket reads the data" in text
+    assert "none: anyone who can read the bucket can read it" in text
+    assert "100" in text.partition("rows")[2].splitlines()[0]
 
 
 def test_an_id_that_does_not_exist_names_its_neighbours(shop: Shop) -> None:
@@ -124,7 +125,7 @@ def test_an_id_that_does_not_exist_names_its_neighbours(shop: Shop) -> None:
 
 def test_a_plan_is_printed_then_applied_by_its_digest(own_shop: Shop) -> None:
     """Plan, approve, apply; the second apply does nothing."""
-    plan = own_shop.json("expire-plan", "expire", "--plan", "--retention", "10d")
+    [plan] = own_shop.json("expire-plan", "expire", "--plan", "--retention", "10d")["plans"]
     table = own_shop.call("expire", "--plan", "--retention", "10d").stdout
 
     assert (plan["totals"]["expired"], plan["totals"]["kept"]) == (3, 3)
@@ -140,7 +141,7 @@ def test_a_plan_is_printed_then_applied_by_its_digest(own_shop: Shop) -> None:
         row.place.backup_id for row in reversed(own_shop.backups[:3])
     ]
     assert (again["removed"], again["applied_before"] is None) == ([], False)
-    assert len(own_shop.json("backup-list", "backup", "list")["backups"]) == 2
+    assert len(own_shop.json("backup-list", "backup", "list")["repositories"][0]["backups"]) == 2
 
 
 def test_a_pinned_backup_is_in_no_plan_until_it_is_unpinned(shop: Shop) -> None:
@@ -148,7 +149,7 @@ def test_a_pinned_backup_is_in_no_plan_until_it_is_unpinned(shop: Shop) -> None:
     oldest = shop.backups[0].place.backup_id
 
     pinned = shop.json("pin", "pin", oldest, "audit 2026", "--reason", "annual audit")
-    kept = shop.json("expire-plan", "expire", "--plan", "--retention", "10d")
+    [kept] = shop.json("expire-plan", "expire", "--plan", "--retention", "10d")["plans"]
     unpinned = shop.json("pin", "unpin", oldest, "audit 2026")
 
     assert (pinned["pins"], pinned["changed"], unpinned["pins"]) == (["audit 2026"], True, [])
@@ -157,10 +158,11 @@ def test_a_pinned_backup_is_in_no_plan_until_it_is_unpinned(shop: Shop) -> None:
 
 def test_info_says_what_is_protected_and_since_when(shop: Shop) -> None:
     """RPO now is the age of the newest proven backup, whatever unproven ones are newer."""
-    info = shop.json("info", "info")
+    [info] = shop.json("info", "info")["repositories"]
     text = shop.call("info").stdout
-    [database] = info["databases"]
+    [database] = info["subjects"]
 
+    assert (database["kind"], database["subject"]) == ("dump", "synapse")
     assert database["newest_backup_id"] == shop.backups[-1].place.backup_id
     assert database["newest_proven_backup_id"] == shop.backups[-2].place.backup_id
     assert 0 <= database["rpo_now_s"] - 20 * 86400 < 600
@@ -177,12 +179,32 @@ def test_info_says_what_is_protected_and_since_when(shop: Shop) -> None:
         ["expire", "--plan", "--apply", "0" * 16],
         ["expire", "--plan", "--retention", "10d", "--accept-ratio", "1"],
         ["expire", "--apply", "0" * 16, "--retention", "10d"],
+        ["expire", "database", "--apply", "0" * 16],
+        ["expire", "--apply", "soon"],
+        ["backup", "list", "databases"],
+        ["info", "vectors/"],
+        ["verify", "20261123T201726Z-3f9a1c", "--all-unproven"],
+        ["restore", "20261123T201726Z-3f9a1c"],
+        ["restore", "20261123T201726Z-3f9a1c", "--to", ""],
+        ["restore", "20261123T201726Z-3f9a1c", "--to", "x", "--plan", "--apply"],
         ["unpin", "20261123T201726Z-3f9a1c"],
     ],
 )
-def test_contradictory_options_are_usage_errors(arguments: list[str]) -> None:
-    """Nothing is guessed where two meanings are possible."""
-    assert call_without_store(*arguments).exit_code == 2
+def test_bad_arguments_are_refused_before_anything_is_contacted(arguments: list[str]) -> None:
+    """Nothing is guessed where two meanings are possible; both sorts of refusal exit with 2 (cli/main.py)."""
+    result = call_without_store(*arguments)
+
+    assert isinstance(result.exception, ConfigError) or result.exit_code == 2, result.output
+
+
+def test_a_subject_that_has_no_backup_is_refused_with_those_that_have(shop: Shop) -> None:
+    """A mistyped name is not a repository without backups; `verify` of nothing would look like success."""
+    for command in (["backup", "list"], ["verify"], ["info"], ["expire", "--plan", "--retention", "9d"]):
+        result = shop.call(*command, "database/synaps")
+
+        assert result.exit_code == 2, (command, result.output)
+        assert "there is no backup of database/synaps" in result.stderr
+        assert "database/synapse" in result.stderr
 
 
 @pytest.mark.parametrize("retention", ["0d", "soon", "-1d"])

@@ -162,16 +162,16 @@ def test_every_job_ends_and_none_is_retried(defs: dg.Definitions) -> None:
 
 def test_launchpad_refuses_a_database_that_is_none_and_names_those_that_are(defs: dg.Definitions) -> None:
     """A wrong value is refused before a run starts; the field's description has the choices."""
-    job = defs.resolve_job_def("backup_now")
+    job = defs.resolve_job_def("database_backup_now")
 
     with pytest.raises(dg.DagsterInvalidConfigError, match="nope"):
-        dg.validate_run_config(job, {"ops": {"back_up": {"config": {"databases": ["nope"]}}}})
-    assert dg.validate_run_config(job, {"ops": {"back_up": {"config": {"databases": ["Kunden ä"]}}}})
+        dg.validate_run_config(job, {"ops": {"database_back_up": {"config": {"subjects": ["nope"]}}}})
+    assert dg.validate_run_config(job, {"ops": {"database_back_up": {"config": {"subjects": ["Kunden ä"]}}}})
     field = job.nodes[0].definition.config_field  # type: ignore[union-attr]
-    assert "orders, Kunden ä" in str(field.config_type.fields["databases"].description)
+    assert "orders, Kunden ä" in str(field.config_type.fields["subjects"].description)
 
 
-@pytest.mark.parametrize("name", ["prove_backup", "restore_to_new", "backup_now"])
+@pytest.mark.parametrize("name", ["database_proof", "database_restore", "database_backup_now"])
 def test_every_field_of_the_launchpad_is_described(defs: dg.Definitions, name: str) -> None:
     """An operator reads in the launchpad what a field means."""
     fields = defs.resolve_job_def(name).nodes[0].definition.config_field.config_type.fields  # type: ignore[union-attr]

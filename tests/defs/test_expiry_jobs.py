@@ -14,14 +14,11 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from synapse_ops.defs.database import database_definitions
-from synapse_ops.defs.database_jobs import job_definitions
+from synapse_ops.defs.backup.definitions import backup_definitions
+from synapse_ops.defs.backup.kinds import COLLECTIONS, DATABASES, AssetKind
 from synapse_ops.defs.place import Place
 from synapse_ops.defs.policies import TAG_TRIGGER
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.defs.subject_kind import COLLECTIONS, DATABASES, SubjectKind
-from synapse_ops.defs.vector_jobs import vector_job_definitions
-from synapse_ops.defs.vectors import vector_definitions
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.pins import pin_backup
 from synapse_ops.operations.repository import Repository
@@ -39,14 +36,14 @@ NO_PLAN = "0123456789abcdef"
 class Flow:
     """One kind of backup: what names its assets and jobs, and how a backup of it is stored."""
 
-    kind: SubjectKind
+    kind: AssetKind
     prefix: str
     retention_set: str
     store: Callable[[ObjectStore, datetime], StoredBackup]
 
 
 FLOWS = [
-    Flow(DATABASES, "", "database_retention_set", store_backup),
+    Flow(DATABASES, "database_", "database_retention_set", store_backup),
     Flow(COLLECTIONS, "vector_", "vector_retention_set", store_snapshot),
 ]
 
@@ -145,13 +142,10 @@ def expiry(
     )
     definitions = dg.Definitions.merge(
         shared,
-        database_definitions(stack.spec),
-        job_definitions(stack.spec, place),
-        vector_definitions(stack.spec),
-        vector_job_definitions(stack.spec, place),
+        backup_definitions(stack.spec, place),
     )
     instance.wipe_assets([flow.kind.plan_key for flow in FLOWS])
-    repository = request.param.kind.repository(stack)
+    repository = request.param.kind.kind.repository(stack)
     return Expiry(request.param, ObjectStore(repository.url, object_store_access), instance, definitions)
 
 
@@ -182,7 +176,7 @@ def test_a_digest_that_names_no_plan_is_refused_with_the_one_that_does(expiry: E
 
     assert "no plan has been made yet" in never_planned
     assert f"newest plan: {newest}" in refused
-    assert f"then start {expiry.flow.kind.apply_job} with its plan_digest" in refused
+    assert f"then start {expiry.flow.kind.job('expire_apply')} with its plan_digest" in refused
     assert (digest or "none was given") in refused
     assert expiry.ids() == backups
 
@@ -232,10 +226,9 @@ def test_the_schedules_run_stops_and_asks_above_the_ratio(expiry: Expiry) -> Non
     [planned] = expiry.instance.fetch_materializations(expiry.flow.kind.plan_key, limit=1).records
     assert planned.asset_materialization is not None
     digest = planned.asset_materialization.metadata["plan_digest"].value
-    option = " --vectors" if expiry.flow.kind is COLLECTIONS else ""
     assert "would remove 3 of 5 backups" in refused
     assert "limit 50% (retention.max_expiry_ratio)" in refused
-    assert f"synapse-ops expire{option} --apply {digest} --accept-ratio 0.61" in refused
+    assert f"synapse-ops expire --apply {digest} --accept-ratio 0.61" in refused
     assert expiry.ids() == backups
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from synapse_ops.defs.repository_sensor import look_at_repository
-from synapse_ops.defs.restore_check import CHECK_NAME, DUMP_KEY
-from synapse_ops.defs.subject_kind import COLLECTIONS
-from synapse_ops.domain.backup_record import Verdict
+from synapse_ops.defs.backup.kinds import COLLECTIONS, DATABASES
+from synapse_ops.defs.backup.repository_sensor import look_at_repository
+from synapse_ops.defs.backup.restore_check import CHECK_NAME
+from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.repository_layout import BACKUP
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.systems.dagster_storage import last_evaluation
@@ -22,7 +22,7 @@ from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from tests.stored_backups import store_backup, store_proof
 
 NOW = datetime.now(UTC).replace(microsecond=0)
-PROOF_KEY = dg.AssetKey("database_restore_proof")
+DUMP_KEY, PROOF_KEY = DATABASES.backup_key, DATABASES.proof_key
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Repository:
     def tick(self) -> dg.SensorResult:
         """Evaluate the sensor once and record what it reports, as the daemon does."""
         context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
-        result = look_at_repository(context, self.stack)
+        result = look_at_repository(context, self.stack, DATABASES)
         for event in result.asset_events:
             self.instance.report_runless_asset_event(event)
         self.cursor = result.cursor
@@ -80,7 +80,8 @@ def test_backup_of_another_host_is_reported_once_and_proven(repository: Reposito
 
     assert repository.reported() == [backup.place.backup_id]
     [request] = first.run_requests or []
-    assert request.run_config["ops"]["prove_chosen"]["config"]["backup_id"] == backup.place.backup_id
+    assert request.run_config["ops"]["database_restore_proof"]["config"]["backup_id"] == backup.place.backup_id
+    assert request.partition_key == backup.place.subject
     assert request.run_key == (second.run_requests or [])[0].run_key  # Dagster starts one run a key
 
 
@@ -111,7 +112,7 @@ def test_backup_of_a_run_in_progress_is_left_to_that_run(repository: Repository)
     """Between backup.json and the run's own event the sensor keeps quiet, and looks again at the next tick."""
     backup = store_backup(repository.store, NOW - timedelta(hours=1))
     run = dg.DagsterRun(
-        job_name="dump_databases", run_id=dg.DagsterRun(job_name="x").run_id, status=dg.DagsterRunStatus.STARTED
+        job_name="database_backup", run_id=dg.DagsterRun(job_name="x").run_id, status=dg.DagsterRunStatus.STARTED
     )
     repository.instance.add_run(run)
     record = backup.record.model_copy(update={"correlation_id": run.run_id})

@@ -37,7 +37,7 @@ def test_a_change_of_clock_fires_the_schedule_once(
 ) -> None:
     """`0 2 * * 0` in Berlin: 03:00 in spring, the second 02:00 in autumn, and then a week later."""
     defs = _definitions(tmp_path, monkeypatch)
-    schedule = defs.resolve_schedule_def("database_dump_schedule")
+    schedule = defs.resolve_schedule_def("database_backup_schedule")
     begin = datetime.fromisoformat(since).replace(tzinfo=UTC).timestamp()
 
     ticks = schedule_execution_time_iterator(begin, schedule.cron_schedule, schedule.execution_timezone, ascending=True)
@@ -50,7 +50,7 @@ def test_a_change_of_clock_fires_the_schedule_once(
 def test_one_run_for_each_database_under_one_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The set of a tick is complete when all its members are; two evaluations of one tick ask for the same runs."""
     defs = _definitions(tmp_path, monkeypatch)
-    schedule = defs.resolve_schedule_def("database_dump_schedule")
+    schedule = defs.resolve_schedule_def("database_backup_schedule")
     at = datetime(2026, 11, 22, 1, 0, tzinfo=UTC)
 
     def evaluate() -> list[dg.RunRequest]:
@@ -74,5 +74,5 @@ def test_deletion_is_switched_off_outside_the_embedded_stack(tmp_path: Path, mon
 
     assert status("database_expiry_schedule", embedded=False) is stopped
     assert status("database_expiry_schedule", embedded=True) is not stopped
-    assert status("database_dump_schedule", embedded=False) is not stopped
+    assert status("database_backup_schedule", embedded=False) is not stopped
     assert status("database_proof_schedule", embedded=False) is not stopped

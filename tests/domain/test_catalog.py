@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_ops.domain.backup_record import Verdict
+from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.catalog import (
     BackupFacts,
     CatalogEntry,

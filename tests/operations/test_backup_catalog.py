@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from synapse_ops.domain.backup_record import BackupRecord, Verdict
+from synapse_ops.domain.backup.dump_record import DumpRecord
+from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.repository_layout import BACKUP, pin_name, proof_name, reading_name
 from synapse_ops.errors import ConfigError, WrongIdentity
 from synapse_ops.operations.backup_catalog import find_backup, list_own_objects, read_backup, read_catalog, read_proofs
@@ -259,7 +260,7 @@ def test_a_document_rewritten_after_it_was_cached_is_read_again(repository: Repo
     backup = store_backup(repository.store, NOON)
     store_proof(repository.store, backup, NOON + DAY)
     assert read_catalog(repository).backups[0].proven_at is not None
-    edited = BackupRecord.model_validate({**backup.record.model_dump(), "row_count": 99})
+    edited = DumpRecord.model_validate({**backup.record.model_dump(), "row_count": 99})
 
     repository.store.put_bytes(backup.place.key(BACKUP), edited.to_json())
 

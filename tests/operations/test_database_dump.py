@@ -21,7 +21,7 @@ import pyrage
 import pytest
 
 from synapse_ops.domain import fingerprint, structure
-from synapse_ops.domain.backup_record import BackupRecord
+from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.fingerprint import Fingerprint
 from synapse_ops.domain.structure import Structure
 from synapse_ops.errors import ConfigError, Refused, ToolFailed, Unreachable
@@ -98,7 +98,7 @@ def test_the_record_names_every_object_as_it_is_stored(stack: Stack) -> None:
     report = dump_database(stack, database_of(stack), set_id="tick")
     listed = {info.key.removeprefix(report.place.prefix): info.size_bytes for info in store.list_objects()}
     stored = store.read_bytes(report.place.key("backup.json"))
-    record = BackupRecord.from_json(stored, key="backup.json")
+    record = DumpRecord.from_json(stored, key="backup.json")
 
     assert record == report.record
     assert {written.name: written.size_bytes for written in record.objects} == {

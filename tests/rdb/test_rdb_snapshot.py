@@ -13,11 +13,11 @@ from typing import Any
 import pyrage
 import pytest
 
-from synapse_ops.domain.backup_record import Verdict
+from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.errors import ConfigError, Refused, SynapseOpsError, Unreachable
+from synapse_ops.operations.backup.proving import ProofReport
 from synapse_ops.operations.backup_catalog import read_catalog
-from synapse_ops.operations.proof import ProofReport
-from synapse_ops.operations.rdb_restore_proof import prove_rdb
+from synapse_ops.operations.backup_kinds import RDBS
 from synapse_ops.operations.rdb_snapshot import RdbReport, identity_of, snapshot_redis
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.services.watch_protection import protection
@@ -29,7 +29,7 @@ CUT_TIMEOUT_S = 30.0
 
 
 def prove(stack: Stack, report: RdbReport, **more: Any) -> ProofReport:
-    found = prove_rdb(stack.redis_repository(), place=report.place, work_dir=stack.state_dir / "proof", **more)
+    found = RDBS.prove(stack.redis_repository(), place=report.place, work_dir=stack.state_dir / "proof", **more)
     assert found is not None
     return found
 

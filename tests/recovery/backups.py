@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from synapse_ops.domain.backup_record import BackupRecord
+from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack, open_stack
@@ -100,7 +100,7 @@ class KeptBackup:
     def with_objects(self, **replaced: bytes) -> KeptBackup:
         """Return a backup with other data whose backup.json names that data truthfully."""
         objects = dict(self.objects)
-        record = BackupRecord.from_json(objects["backup.json"], key="backup.json")
+        record = DumpRecord.from_json(objects["backup.json"], key="backup.json")
         rows = []
         for row in record.objects:
             data = replaced.get(row.name.replace(".", "_"), objects[row.name])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from synapse_ops.operations.backup_kinds import DUMPS
 from synapse_ops.operations.database_dump import dump_database
-from synapse_ops.operations.restore_proof import prove_backup
 from synapse_ops.systems.object_store import StoreAccess
 from tests.recovery.backups import make_stack
 from tests.servers import PASSWORD, PostgresServer
@@ -45,7 +45,7 @@ def test_limits_of_the_database_and_its_role_end_no_first_backup_and_no_proof(
     stack = make_stack(tmp_path, limited, bucket_url, object_store_access)
 
     report = dump_database(stack, name)
-    proof = prove_backup(stack.database_repository(), work_dir=work_dir)
+    proof = DUMPS.prove(stack.database_repository(), work_dir=work_dir)
 
     assert report.record.row_count == 20000
     assert proof is not None

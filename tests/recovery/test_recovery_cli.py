@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from synapse_ops.cli.main import main
+from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.object_store import StoreAccess
-from tests.recovery.backups import KeptBackup, flip
+from tests.recovery.backups import KeptBackup, flip, make_stack
 from tests.servers import PostgresServer
+
+SCHEMAS = Path(__file__).parents[2] / "docs" / "json"
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +45,14 @@ def test_verify_exits_0_only_for_what_is_proven(
 
     status = run("verify", place.backup_id, "--work-dir", str(work_dir), "--json")
 
-    [proof] = json.loads(capsys.readouterr().out)
+    body = json.loads(capsys.readouterr().out)
+    jsonschema.validate(body, json.loads((SCHEMAS / "verify.schema.json").read_text()))
+    [proof] = body["proofs"]
     assert status == 0
     assert proof["verdict"] == "proven"
+    assert (proof["kind"], proof["subject"]) == ("dump", place.subject)
     assert proof["url"].startswith(repository.url)
-    assert run("verify", "--work-dir", str(work_dir)) == 0
+    assert run("verify", f"database/{place.subject}", "--work-dir", str(work_dir)) == 0
     assert "nothing to prove" in capsys.readouterr().out
 
 
@@ -71,13 +79,14 @@ def test_a_plan_changes_nothing_and_says_what_apply_would_do(
     place = backup.put(repository)
     monkeypatch.setenv("TARGET_DSN", postgres_server.conninfo())
 
-    status = run("restore", place.backup_id, "--to", "a_new_name", "--target", "env:TARGET_DSN", "--json")
+    status = run("restore", place.backup_id, "--to", "a_new_name", "--server", "env:TARGET_DSN", "--json")
 
     text = capsys.readouterr().out
     plan = json.loads(text)
     assert status == 0
     assert plan["target"].endswith("/a_new_name")
-    assert plan["row_count"] == 3200
+    assert plan["item_count"] == 3200
+    jsonschema.validate(plan, json.loads((SCHEMAS / "restore.schema.json").read_text()))
     assert "tests-only" not in text
 
 
@@ -103,4 +112,47 @@ def test_restore_into_what_exists_exits_10(
     place = backup.put(repository)
     monkeypatch.setenv("TARGET_DSN", postgres_server.conninfo())
 
-    assert run("restore", place.backup_id, "--to", "postgres", "--target", "env:TARGET_DSN", "--apply") == 10
+    assert run("restore", place.backup_id, "--to", "postgres", "--server", "env:TARGET_DSN", "--apply") == 10
+
+
+def test_a_directory_is_a_target_too(
+    backup: KeptBackup, repository: Repository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A path after --to is a data directory, for which no server is asked; the plan makes nothing."""
+    place = backup.put(repository)
+
+    status = run("restore", place.backup_id, "--to", str(tmp_path / "new"))
+
+    assert status == 0
+    assert str(tmp_path / "new") in capsys.readouterr().out
+    assert not (tmp_path / "new").exists()
+    assert run("restore", place.backup_id, "--to", str(tmp_path / "new"), "--server", "env:X") == 2
+
+
+def test_a_database_is_taken_and_shown_by_commands_alone(
+    postgres_server: PostgresServer,
+    fresh_database: Callable[..., str],
+    bucket_url: str,
+    object_store_access: StoreAccess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`backup now database/NAME` takes it; a name that the spec does not have is refused before anything is taken."""
+    monkeypatch.delenv("SYNAPSE_REPOSITORY")
+    conninfo = fresh_database()
+    stack = make_stack(tmp_path, conninfo, bucket_url, object_store_access)
+    [name] = stack.spec.database.databases
+    spec = ("--spec", str(stack.loaded.path))
+
+    assert run("backup", "now", f"database/{name}", "database/nope", *spec) == 2
+    assert f"database/nope: allowed: database/{name}" in capsys.readouterr().err
+    assert read_catalog(stack.database_repository()).object_count == 0
+    assert run("backup", "now", f"database/{name}", "database", "--json", *spec) == 0
+
+    body = json.loads(capsys.readouterr().out)
+    jsonschema.validate(body, json.loads((SCHEMAS / "backup-now.schema.json").read_text()))
+    [taken] = body["backups"]
+    assert (taken["kind"], taken["subject"], taken["set_id"]) == ("dump", name, body["set_id"])
+    assert run("backup", "show", taken["backup_id"], *spec) == 0
+    assert "database size" in capsys.readouterr().out

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from synapse_ops.operations.backup_kinds import DUMPS
 from synapse_ops.operations.database_dump import dump_database
-from synapse_ops.operations.restore_proof import prove_backup
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.pg_tools import PgTools
 from tests.recovery.backups import make_stack
@@ -46,7 +46,7 @@ def test_postgresqls_own_regression_database_is_proven(
         stack = make_stack(tmp_path, conninfo, bucket_url, object_store_access)
 
         report = dump_database(stack, NAME)
-        proof = prove_backup(stack.database_repository(), work_dir=work_dir)
+        proof = DUMPS.prove(stack.database_repository(), work_dir=work_dir)
 
     assert tables > 200
     assert report.record.row_count > 100_000

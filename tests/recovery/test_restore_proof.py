@@ -13,13 +13,14 @@ import psutil
 import pyrage
 import pytest
 
-from synapse_ops.domain.backup_record import BackupRecord, ProofRecord, Verdict
+from synapse_ops.domain.backup.dump_record import DumpRecord
+from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
 from synapse_ops.domain.progress import Progress
 from synapse_ops.errors import ObjectMissing
+from synapse_ops.operations.backup.proving import ProofReport
 from synapse_ops.operations.backup_catalog import read_catalog
-from synapse_ops.operations.proof import ProofReport
+from synapse_ops.operations.backup_kinds import DUMPS
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.restore_proof import prove_backup
 from synapse_ops.systems.local_processes import processes_in
 from tests.recovery.backups import KeptBackup, flip
 
@@ -36,7 +37,7 @@ create index on shop.customers (shop.slow(id));
 
 
 def prove(repository: Repository, work_dir: Path, *identities: str, timeout_s: float = 60) -> ProofReport:
-    report = prove_backup(repository, identities=identities, work_dir=work_dir, timeout_s=timeout_s)
+    report = DUMPS.prove(repository, identities=identities, work_dir=work_dir, timeout_s=timeout_s)
     assert report is not None
     return report
 
@@ -68,8 +69,8 @@ def test_the_second_proof_of_a_repository_stands_beside_its_prediction(
 ) -> None:
     """What the first restore took is what the next of that size is expected to take; no proof overwrites another."""
     place = backup.put(repository)
-    first = prove_backup(repository, place=place, work_dir=work_dir)
-    second = prove_backup(repository, place=place, work_dir=work_dir)
+    first = DUMPS.prove(repository, place=place, work_dir=work_dir)
+    second = DUMPS.prove(repository, place=place, work_dir=work_dir)
 
     assert first is not None
     assert second is not None
@@ -85,7 +86,7 @@ def test_nothing_is_done_when_every_backup_is_proven(
     backup.put(repository)
     prove(repository, work_dir)
 
-    assert prove_backup(repository, work_dir=work_dir) is None
+    assert DUMPS.prove(repository, work_dir=work_dir) is None
 
 
 @pytest.mark.parametrize("name", ["database.dump", "globals.sql", "fingerprint.json", "structure.json"])
@@ -126,7 +127,7 @@ def test_one_changed_digit_in_backup_json_is_found(
     changed = data[:digit] + (b"2" if data[digit : digit + 1] != b"2" else b"3") + data[digit + 1 :]
     place = backup.put(repository, backup_json=changed)
 
-    report = prove_backup(repository, place=place, work_dir=work_dir)
+    report = DUMPS.prove(repository, place=place, work_dir=work_dir)
 
     assert report is not None
     assert report.record.verdict is Verdict.UNPROVEN
@@ -156,7 +157,7 @@ def test_swapped_data_of_two_backups_is_caught_on_both(
     backup.put(repository, database_dump=other.objects["database.dump"])
     other.put(repository, database_dump=backup.objects["database.dump"])
 
-    reports = [prove_backup(repository, place=kept.place, work_dir=work_dir) for kept in (backup, other)]
+    reports = [DUMPS.prove(repository, place=kept.place, work_dir=work_dir) for kept in (backup, other)]
 
     assert [report.exit_code for report in reports if report] == [13, 13]
 
@@ -233,10 +234,10 @@ def test_a_host_without_the_key_undoes_no_proof_and_damage_does(
     place = kept.put(repository)
     proven = prove(repository, work_dir, identity)
 
-    without = prove_backup(repository, place=place, work_dir=work_dir)
+    without = DUMPS.prove(repository, place=place, work_dir=work_dir)
     [entry] = read_catalog(repository).backups
     kept.put(repository, globals_sql_age=flip(kept.objects["globals.sql.age"], 60))
-    damaged = prove_backup(repository, place=place, work_dir=work_dir)
+    damaged = DUMPS.prove(repository, place=place, work_dir=work_dir)
 
     assert without is not None
     assert (without.record.verdict, without.exit_code) == (Verdict.NOT_ATTEMPTED, 14)
@@ -255,7 +256,7 @@ def test_a_host_without_the_programs_or_the_room_does_not_judge(
     field: str, value: int, reason: str, backup: KeptBackup, repository: Repository, work_dir: Path
 ) -> None:
     """What the host lacks is named, and says nothing of the backup."""
-    record = BackupRecord.from_json(backup.objects["backup.json"], key="backup.json")
+    record = DumpRecord.from_json(backup.objects["backup.json"], key="backup.json")
     source = record.source.model_copy(update={field: value})
     backup.put(repository, backup_json=record.model_copy(update={"source": source}).to_json())
 
@@ -276,7 +277,7 @@ def test_an_interrupted_proof_undoes_none(backup: KeptBackup, repository: Reposi
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prove_backup(repository, place=place, work_dir=work_dir, progress=interrupt)
+        DUMPS.prove(repository, place=place, work_dir=work_dir, progress=interrupt)
 
     [entry] = read_catalog(repository).backups
     assert entry.proven_at == proven.record.finished_at
@@ -373,6 +374,6 @@ def test_an_error_of_pg_restore_is_the_reason_and_shows_no_data(
 def test_there_is_no_proof_of_what_does_not_exist(backup: KeptBackup, repository: Repository, work_dir: Path) -> None:
     """A proof beside no backup would be a left-over that looks like a result."""
     with pytest.raises(ObjectMissing):
-        prove_backup(repository, place=backup.place, work_dir=work_dir)
+        DUMPS.prove(repository, place=backup.place, work_dir=work_dir)
 
     assert list(repository.store.list_objects()) == []

@@ -15,11 +15,11 @@ from typing import Any
 import psycopg
 import pytest
 
-from synapse_ops.domain.backup_record import Verdict
+from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.errors import Unproven
+from synapse_ops.operations.backup_kinds import DUMPS
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.restore_proof import prove_backup
 from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_directory
 from synapse_ops.operations.throwaway_server import Throwaway, throwaway_server
 from synapse_ops.systems.local_processes import processes_in
@@ -163,7 +163,7 @@ def test_a_hostile_backup_is_restored_inert_and_still_compared_exactly(
     place = take_backup(HOSTILE).put(repository)
     postgres_server.execute("drop subscription far_away", place.subject)
 
-    report = prove_backup(repository, work_dir=work_dir, timeout_s=90)
+    report = DUMPS.prove(repository, work_dir=work_dir, timeout_s=90)
 
     assert report is not None
     assert (report.record.reason, report.record.differences) == ("", ())

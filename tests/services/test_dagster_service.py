@@ -103,7 +103,7 @@ def test_run_goes_through_the_code_server_and_leads_back_to_its_log_lines(consol
 
 def test_failed_run_says_what_the_cli_would_have_said(console: Console) -> None:
     """The failure is the operation's own message, with detail and hint, not the framework's."""
-    result = run_job(console, "expire_apply")
+    result = run_job(console, "database_expire_apply")
 
     assert result.status == "FAILURE"
     assert "an expiry needs the digest of the plan that it carries out" in result.failure
@@ -112,10 +112,10 @@ def test_failed_run_says_what_the_cli_would_have_said(console: Console) -> None:
 
 def test_unknown_job_and_wrong_config_are_refused_before_a_run_starts(console: Console) -> None:
     """Dagster's reasons are in the refusal."""
-    config = {"ops": {"back_up": {"config": {"databases": ["nope"]}}}}
+    config = {"ops": {"database_back_up": {"config": {"subjects": ["nope"]}}}}
 
-    with pytest.raises(Refused, match="backup_now") as refused:
-        console.start_job("backup_now", run_config=config)
+    with pytest.raises(Refused, match="database_backup_now") as refused:
+        console.start_job("database_backup_now", run_config=config)
     with pytest.raises(Refused, match="no_such_job"):
         console.start_job("no_such_job")
 
@@ -173,14 +173,14 @@ def test_invalid_spec_keeps_the_last_valid_one_and_a_new_valid_one_is_loaded(con
     wait_for(lambda: spec_check_passed(console))
 
     assert during == before
-    config = {"ops": {"back_up": {"config": {"databases": ["orders"]}}}}
+    config = {"ops": {"database_back_up": {"config": {"subjects": ["orders"]}}}}
     wait_for(lambda: _accepts(console, config))
 
 
 def _accepts(console: Console, config: Mapping[str, object]) -> bool:
     console.wait_until_ready(DEADLINE_S)
     try:
-        console.start_job("backup_now", run_config=config)
+        console.start_job("database_backup_now", run_config=config)
     except Refused:
         console.reload()
         return False

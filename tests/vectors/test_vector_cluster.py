@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from synapse_ops.errors import Refused, Unreachable
+from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vector_restore import apply_vector_restore
 from synapse_ops.operations.vector_restore_plan import plan_vector_restore
-from synapse_ops.operations.vector_restore_proof import prove_snapshot
 from synapse_ops.operations.vector_snapshot import snapshot_collection
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.qdrant import QdrantServer
@@ -52,7 +52,7 @@ def test_every_shard_is_proven_and_restored_to_its_nodes_with_equal_counts_on_ea
     repository, work = cluster.vector_repository(), cluster.state_dir / "proof"
 
     report = snapshot_collection(cluster, name)
-    proof = prove_snapshot(repository, place=report.place, work_dir=work, timeout_s=TIMEOUT_S)
+    proof = SNAPSHOTS.prove(repository, place=report.place, work_dir=work, timeout_s=TIMEOUT_S)
     plan = plan_vector_restore(repository, report.place, nodes, f"{name}_new")
     done = apply_vector_restore(repository, plan, nodes, work_dir=work, timeout_s=TIMEOUT_S)
 
@@ -73,7 +73,7 @@ def test_what_was_cut_under_writes_on_three_nodes_is_proven_and_restored_to_equa
 
     with writer(nodes[1], name, beside=1500):
         report = snapshot_collection(cluster, name)
-    proof = prove_snapshot(repository, place=report.place, work_dir=work, timeout_s=TIMEOUT_S)
+    proof = SNAPSHOTS.prove(repository, place=report.place, work_dir=work, timeout_s=TIMEOUT_S)
     plan = plan_vector_restore(repository, report.place, nodes, f"{name}_new")
     done = apply_vector_restore(repository, plan, nodes, work_dir=work, timeout_s=TIMEOUT_S)
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import dagster as dg
 import pytest
 
-from synapse_ops.defs.repository_sensor import look_at_repository
+from synapse_ops.defs.backup.definitions import definitions_of
+from synapse_ops.defs.backup.kinds import COLLECTIONS, COLLECTIONS_PARTITION
+from synapse_ops.defs.backup.repository_sensor import look_at_repository
+from synapse_ops.defs.backup.restore_check import CHECK_NAME
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.defs.restore_check import CHECK_NAME
-from synapse_ops.defs.subject_kind import COLLECTIONS, COLLECTIONS_PARTITION
-from synapse_ops.defs.vector_jobs import vector_job_definitions
-from synapse_ops.defs.vector_operations import PRESENT_CHECK
-from synapse_ops.defs.vectors import look_at_collections, vector_definitions
+from synapse_ops.defs.vectors.collections import PRESENT_CHECK, collection_definitions, look_at_collections
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vector_snapshot import snapshot_collection
 from synapse_ops.systems.dagster_storage import last_evaluation
@@ -52,9 +51,11 @@ class Dagster:
         self.cursor = result.cursor
         return result
 
-    def run(self, job: str, **config: object) -> dg.ExecuteInProcessResult:
+    def run(self, job: str, partition: str | None = None, **config: object) -> dg.ExecuteInProcessResult:
         found = self.definitions.resolve_job_def(job)
-        return found.execute_in_process(run_config=config or None, instance=self.instance, raise_on_error=False)
+        return found.execute_in_process(
+            run_config=config or None, instance=self.instance, partition_key=partition, raise_on_error=False
+        )
 
     def check(self, name: str) -> bool | None:
         found = last_evaluation(self.instance, COLLECTIONS.backup_key, name)
@@ -68,9 +69,9 @@ class Dagster:
 def dagster(stack: Stack) -> Iterator[Dagster]:
     resource = StackResource(spec_path=str(stack.loaded.path), state_dir=str(stack.state_dir))
     shared = dg.Definitions(resources={"stack": resource}, executor=dg.in_process_executor)
-    jobs = vector_job_definitions(stack.spec, Place())  # type: ignore[arg-type]
+    backups = definitions_of(COLLECTIONS, stack.spec, Place())  # type: ignore[arg-type]
     with dg.DagsterInstance.ephemeral() as instance:
-        yield Dagster(instance, stack, resource, dg.Definitions.merge(shared, vector_definitions(stack.spec), jobs))
+        yield Dagster(instance, stack, resource, dg.Definitions.merge(shared, backups, collection_definitions()))
 
 
 def test_a_collection_is_discovered_snapshotted_and_proven_and_the_check_says_so(
@@ -81,8 +82,8 @@ def test_a_collection_is_discovered_snapshotted_and_proven_and_the_check_says_so
     dagster.discover()
     assert collection in dagster.known()
 
-    taken = dagster.run("snapshot_now", ops={"take_snapshots": {"config": {"collections": [collection]}}})
-    proven = dagster.run("prove_snapshot")
+    taken = dagster.run("vector_backup_now", ops={"vector_back_up": {"config": {"subjects": [collection]}}})
+    proven = dagster.run("vector_proof", collection)
 
     assert taken.success
     assert proven.success
@@ -110,7 +111,7 @@ def test_a_backup_of_the_command_line_is_reported_and_gets_its_proof(
     assert [event.metadata["backup_id"].value for event in result.asset_events] == [report.place.backup_id]
     [request] = result.run_requests or []
     assert request.run_key == f"proof-{report.place.backup_id}"
-    assert "prove_chosen_snapshot" in request.run_config["ops"]
+    assert request.partition_key == collection
 
 
 def test_a_vanished_collection_turns_a_check_red_until_somebody_forgets_it(
@@ -168,7 +169,7 @@ def test_a_vanished_collection_is_an_alarm_that_leaves_dagster_and_ends_when_it_
 
 def test_a_job_on_collections_fails_in_our_own_words(dagster: Dagster) -> None:
     """The run's page says what is not there and what is, instead of a client's exception."""
-    taken = dagster.run("snapshot_now", ops={"take_snapshots": {"config": {"collections": ["no_such_collection"]}}})
+    taken = dagster.run("vector_backup_now", ops={"vector_back_up": {"config": {"subjects": ["no_such_collection"]}}})
 
     [failed] = taken.get_step_failure_events()
     error = failed.step_failure_data.error

@@ -16,10 +16,10 @@ from uuid import UUID
 import pytest
 
 from synapse_ops.domain.vector_points import canonical_point
+from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vector_restore import apply_vector_restore
 from synapse_ops.operations.vector_restore_plan import plan_vector_restore
-from synapse_ops.operations.vector_restore_proof import prove_snapshot
 from synapse_ops.operations.vector_snapshot import snapshot_collection
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.qdrant import QdrantRefused, QdrantServer
@@ -130,7 +130,7 @@ def prove_and_restore(stack: Stack, nodes: list[QdrantServer], name: str, count:
     repository, work, new = stack.vector_repository(), stack.state_dir / "proof", f"{name} again"
     try:
         report = snapshot_collection(stack, name)
-        proof = prove_snapshot(repository, place=report.place, work_dir=work, timeout_s=TIMEOUT_S)
+        proof = SNAPSHOTS.prove(repository, place=report.place, work_dir=work, timeout_s=TIMEOUT_S)
         plan = plan_vector_restore(repository, report.place, nodes, new)
         done = apply_vector_restore(repository, plan, nodes, work_dir=work, timeout_s=TIMEOUT_S)
 

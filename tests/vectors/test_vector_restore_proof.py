@@ -14,12 +14,12 @@ import pyrage
 import pytest
 import zstandard
 
-from synapse_ops.domain.backup_record import Verdict
-from synapse_ops.domain.snapshot_record import SnapshotRecord
+from synapse_ops.domain.backup.proof_record import Verdict
+from synapse_ops.domain.backup.snapshot_record import SnapshotRecord
+from synapse_ops.operations.backup.proving import ProofReport
 from synapse_ops.operations.backup_catalog import read_catalog
-from synapse_ops.operations.proof import ProofReport
+from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.stack import Stack
-from synapse_ops.operations.vector_restore_proof import prove_snapshot
 from synapse_ops.operations.vector_snapshot import SnapshotReport, snapshot_collection
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.qdrant import QdrantServer
@@ -37,7 +37,7 @@ TIMEOUT_S = 60.0
 
 
 def prove(stack: Stack, report: SnapshotReport, **more: Any) -> ProofReport:
-    found = prove_snapshot(
+    found = SNAPSHOTS.prove(
         stack.vector_repository(),
         place=report.place,
         work_dir=stack.state_dir / "proof",
@@ -198,7 +198,7 @@ def test_a_proof_that_has_no_time_left_is_unproven(stack: Stack, server: QdrantS
     fill(server, collection, plain_config(), plain_points(50))
     report = snapshot_collection(stack, collection)
 
-    found = prove_snapshot(
+    found = SNAPSHOTS.prove(
         stack.vector_repository(), place=report.place, work_dir=stack.state_dir / "proof", timeout_s=0.05
     )
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from synapse_ops.errors import Unreachable
-from synapse_ops.operations.vector_restore_proof import prove_snapshot
+from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.vector_snapshot import snapshot_collection
 from synapse_ops.systems.local_processes import free_ports
 from synapse_ops.systems.object_store import StoreAccess
@@ -109,7 +109,7 @@ def test_a_shard_that_finds_no_room_on_its_node_is_streamed_and_proven(
 
         report = snapshot_collection(stack, "documents")
         left = short.server.list_shard_snapshots("documents", 0)
-    proof = prove_snapshot(stack.vector_repository(), place=report.place, work_dir=tmp_path / "proof")
+    proof = SNAPSHOTS.prove(stack.vector_repository(), place=report.place, work_dir=tmp_path / "proof")
 
     assert [shard.method for shard in report.record.shards] == ["streamed"]
     assert any("has no room" in warning for warning in report.warnings)

@@ -19,9 +19,9 @@ from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.domain.vector_fingerprint import VectorFingerprint, canaries_from_json
 from synapse_ops.errors import ConfigError, LeaseHeld
 from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.lease import hold_lease
 from synapse_ops.operations.stack import Stack
-from synapse_ops.operations.vector_restore_proof import prove_snapshot
 from synapse_ops.operations.vector_snapshot import snapshot_collection
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.postgres import connect
@@ -68,7 +68,7 @@ def test_a_streamed_shard_needs_no_file_on_the_server_and_is_proven_all_the_same
     fill(server, collection, plain_config(), plain_points(100))
 
     report = snapshot_collection(stack, collection)
-    proof = prove_snapshot(stack.vector_repository(), place=report.place, work_dir=tmp_path / "proof")
+    proof = SNAPSHOTS.prove(stack.vector_repository(), place=report.place, work_dir=tmp_path / "proof")
 
     [shard] = report.record.shards
     assert (shard.method, shard.server_checksum, shard.compression) == ("streamed", None, "none")

@@ -1,0 +1,150 @@
+"""Jobs of each kind for the launchpad, and the schedules. Each field says what it means; a wrong value is refused."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+from pydantic import Field
+
+from synapse_ops.defs.backup.expiry import expiry_jobs
+from synapse_ops.defs.backup.kinds import AssetKind
+from synapse_ops.defs.backup.verbs import back_up, choose_subjects, restore_backup
+from synapse_ops.defs.in_run import operation_of
+from synapse_ops.defs.policies import TAG_SET_ID, TAG_TRIGGER, run_limit
+from synapse_ops.defs.resources import StackResource
+
+if TYPE_CHECKING:
+    from synapse_ops.defs.place import Place
+    from synapse_ops.spec import Spec
+
+BACKUP_LIMIT = timedelta(hours=12)
+RESTORE_LIMIT = timedelta(hours=24)
+PROOF_MARGIN = timedelta(minutes=15)  # after its own deadline a proof removes the throwaway and writes its document
+
+
+class RestoreConfig(dg.Config):
+    """What is restored, and where to."""
+
+    backup_id: str = Field(description="Id of the backup; an unknown one is refused with the nearest ids.")
+    target: str = Field(
+        description="Where to, on the spec's servers or this host: a new database, a new collection, or the absolute "
+        "path of a new data directory (dumps and Redis). What exists is refused: nothing is ever restored over it."
+    )
+
+
+def backup_jobs(kind: AssetKind, spec: "Spec", place: "Place") -> dg.Definitions:
+    """Return the jobs of one kind and its schedules."""
+    backup = dg.define_asset_job(
+        kind.job("backup"),
+        selection=dg.AssetSelection.assets(kind.backup_key).without_checks(),
+        description=f"Back up one {kind.noun}: what the schedule starts, one run for each under one set id.",
+        tags=run_limit(BACKUP_LIMIT),
+    )
+    proof = dg.define_asset_job(
+        kind.job("proof"),
+        selection=dg.AssetSelection.assets(kind.proof_key).without_checks(),
+        description=f"Prove a backup of one {kind.noun} by restoring and comparing it: the newest unproven one, or "
+        "the one that the config names.",
+        tags=run_limit(spec.proof.timeout + PROOF_MARGIN),
+    )
+    schedules = [
+        _partition_schedule(kind, "backup", backup, kind.schedule(spec), spec),
+        _partition_schedule(kind, "proof", proof, spec.proof.schedule, spec),
+    ]
+    jobs = [backup, proof, _backup_now(kind, spec), _restore(kind)]
+    return dg.Definitions.merge(dg.Definitions(jobs=jobs, schedules=schedules), expiry_jobs(kind, spec, place))
+
+
+def _backup_now(kind: AssetKind, spec: "Spec") -> Any:
+    partitions = kind.partitions(spec)
+    names = partitions.get_partition_keys() if isinstance(partitions, dg.StaticPartitionsDefinition) else []
+    choice: Any = Enum("Subject", {name: name for name in names}) if names else str
+    of = f", of: {', '.join(names)}" if names else f" of a {kind.noun} on the server"
+
+    class BackupConfig(dg.Config):
+        """What is backed up."""
+
+        subjects: list[choice] = Field([], description=f"Names{of}. Empty: all of them.")
+
+    @dg.op(
+        name=kind.job("back_up"),
+        pool=kind.pool,
+        out=dg.Out(dg.Nothing),
+        description="Back up what was chosen, one after another; a failure of one does not stop the others.",
+    )
+    def back_up_chosen(context: dg.OpExecutionContext, config: BackupConfig, stack: StackResource) -> None:
+        with operation_of(context.run.run_id, context.instance):
+            chosen = choose_subjects(kind, stack.open(), [str(getattr(one, "value", one)) for one in config.subjects])
+        failures = []
+        for subject in chosen:
+            if isinstance(partitions, dg.DynamicPartitionsDefinition) and partitions.name:
+                context.instance.add_dynamic_partitions(partitions.name, [subject])
+            try:
+                backup_id, metadata = back_up(context, stack, kind, subject, set_id=context.run.run_id)
+            except dg.Failure as failure:
+                failures.append(f"{subject}: {failure.description}")
+                continue
+            tags = {"dagster/data_version": backup_id}
+            event = dg.AssetMaterialization(kind.backup_key, partition=subject, metadata=metadata, tags=tags)
+            context.log_event(event)
+        if failures:
+            raise dg.Failure("\n".join(failures), allow_retries=False)
+
+    @dg.job(
+        name=kind.job("backup_now"),
+        description="Back up now. Each is a new backup; all of one run share a set id.",
+        tags=run_limit(BACKUP_LIMIT),
+    )
+    def backup_now() -> None:
+        back_up_chosen()
+
+    return backup_now
+
+
+def _restore(kind: AssetKind) -> Any:
+    @dg.op(
+        name=kind.job("restore_backup"),
+        pool=kind.pool,
+        out=dg.Out(dg.Nothing),
+        description="Restore a backup into a new target.",
+    )
+    def restore(context: dg.OpExecutionContext, config: RestoreConfig, stack: StackResource) -> None:
+        subject, metadata = restore_backup(context, stack, kind, backup_id=config.backup_id, target=config.target)
+        context.log_event(dg.AssetObservation(kind.backup_key, partition=subject, metadata=metadata))
+
+    @dg.job(
+        name=kind.job("restore"),
+        description="Restore a backup into a target that does not exist yet, and compare it there.",
+        tags=run_limit(RESTORE_LIMIT),
+    )
+    def restore_job() -> None:
+        restore()
+
+    return restore_job
+
+
+def _partition_schedule(kind: AssetKind, verb: str, job: Any, cron: Any, spec: "Spec") -> dg.ScheduleDefinition:
+    """Return a schedule that starts one run a partition, all under one set id; a vanished one fails its run."""
+    partitions = kind.partitions(spec)
+
+    def requests(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+        from synapse_ops.domain.repository_layout import format_time
+
+        set_id = format_time(context.scheduled_execution_time)
+        is_dynamic = isinstance(partitions, dg.DynamicPartitionsDefinition)
+        store = context.instance if is_dynamic else None
+        for subject in partitions.get_partition_keys(dynamic_partitions_store=store):
+            tags = {TAG_TRIGGER: "schedule", TAG_SET_ID: set_id}
+            yield dg.RunRequest(run_key=f"{set_id}-{subject}", partition_key=subject, tags=tags)
+
+    return dg.ScheduleDefinition(
+        name=f"{kind.job(verb)}_schedule",
+        job=job,
+        cron_schedule=str(cron),
+        execution_timezone=spec.time_zone,
+        execution_fn=requests,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"{job.description} At {cron} in {spec.time_zone}; a change of clock fires it once.",
+    )

@@ -1,0 +1,173 @@
+"""What differs between the kinds of backup in Dagster: names, partitions, pools and descriptions.
+
+Everything else (backup, proof, expiry, the check restore_proven, the jobs, the repository sensor) is one code for all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from synapse_ops.defs.policies import (
+    GROUP_DATABASE,
+    GROUP_REDIS,
+    GROUP_VECTORS,
+    POOL_POSTGRES_IO,
+    POOL_QDRANT_IO,
+    POOL_REDIS_IO,
+)
+from synapse_ops.operations.backup_kinds import DUMPS, RDBS, SNAPSHOTS, BackupKind
+
+if TYPE_CHECKING:
+    from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.stack import Stack
+    from synapse_ops.spec import Spec
+    from synapse_ops.spec.cron import Cron
+
+COLLECTIONS_PARTITION = "collections"
+
+collection_partitions = dg.DynamicPartitionsDefinition(name=COLLECTIONS_PARTITION)
+
+
+@dataclass(frozen=True)
+class AssetKind:
+    """One kind of backup in Dagster.
+
+    prefix: of the names of assets, jobs, schedules and the sensor. backup_asset: name of what is backed up.
+    expected: names that must have backups. blocks: of the spec, that a backup reads. versioned: modules whose code
+    makes a backup, and a proof. about_backup, about_proof: what the figures on the asset pages mean.
+    """
+
+    kind: BackupKind
+    prefix: str
+    backup_asset: str
+    group: str
+    pool: str
+    technology: str
+    blocks: tuple[str, ...]
+    partitions: Callable[["Spec"], dg.PartitionsDefinition[str]]
+    expected: Callable[["Stack", dg.DagsterInstance], Sequence[str]]
+    schedule: Callable[["Spec"], "Cron"]
+    versioned: tuple[tuple[str, ...], tuple[str, ...]]
+    about_backup: str
+    about_proof: str
+
+    @property
+    def noun(self) -> str:
+        return self.kind.noun
+
+    @property
+    def backup_key(self) -> dg.AssetKey:
+        return dg.AssetKey(self.backup_asset)
+
+    @property
+    def proof_key(self) -> dg.AssetKey:
+        return dg.AssetKey(f"{self.prefix}_restore_proof")
+
+    @property
+    def plan_key(self) -> dg.AssetKey:
+        return dg.AssetKey(f"{self.prefix}_expiry_plan")
+
+    @property
+    def retention_key(self) -> dg.AssetKey:
+        return dg.AssetKey(f"{self.prefix}_retention_set")
+
+    def job(self, verb: str) -> str:
+        """Return the name of a job: backup, backup_now, proof, restore, expire, expire_plan, expire_apply."""
+        return f"{self.prefix}_{verb}"
+
+    def catalog(self, stack: "Stack") -> "Catalog":
+        """Read the repository of this kind."""
+        from synapse_ops.operations.backup_catalog import read_catalog
+
+        return read_catalog(self.kind.repository(stack))
+
+    def proof_max_age(self, stack: "Stack") -> timedelta:
+        return stack.spec.retention.proof_max_age
+
+
+def _discovered_collections(stack: "Stack", instance: dg.DagsterInstance) -> Sequence[str]:
+    """Return the collections that were ever discovered and not forgotten, those that vanished included."""
+    del stack
+    return sorted(instance.get_dynamic_partitions(COLLECTIONS_PARTITION))
+
+
+def _redis_address(spec: "Spec") -> str:
+    from synapse_ops.systems.redis import location_of
+
+    return location_of(spec.redis.host, spec.redis.port)
+
+
+DATABASES = AssetKind(
+    kind=DUMPS,
+    prefix="database",
+    backup_asset="database_dump",
+    group=GROUP_DATABASE,
+    pool=POOL_POSTGRES_IO,
+    technology="postgres",
+    blocks=("database", "backup", "encryption", "object_store"),
+    partitions=lambda spec: dg.StaticPartitionsDefinition(list(spec.database.databases)),
+    expected=lambda stack, _: stack.spec.database.databases,
+    schedule=lambda spec: spec.backup.database.schedule,
+    versioned=(
+        ("synapse_ops.operations.database_dump", "synapse_ops.operations.backup_writer"),
+        ("synapse_ops.operations.restore_proof", "synapse_ops.domain.fingerprint"),
+    ),
+    about_backup="A whole logical backup of one database in the repository. Each materialization is one backup: "
+    "`stored_bytes` is what lies in the bucket, `duration_s` what the dump took.",
+    about_proof="A backup restored into a throwaway server and compared exactly with what was backed up. "
+    "`restore_s` is the time from the first byte read to a server that answers; `predicted_restore_s` is what was "
+    "predicted before.",
+)
+
+COLLECTIONS = AssetKind(
+    kind=SNAPSHOTS,
+    prefix="vector",
+    backup_asset="vector_snapshot",
+    group=GROUP_VECTORS,
+    pool=POOL_QDRANT_IO,
+    technology="qdrant",
+    blocks=("qdrant", "backup", "encryption", "object_store"),
+    partitions=lambda spec: collection_partitions,
+    expected=_discovered_collections,
+    schedule=lambda spec: spec.backup.vectors.schedule,
+    versioned=(
+        ("synapse_ops.operations.vector_snapshot", "synapse_ops.operations.vector_shards"),
+        ("synapse_ops.operations.vector_restore_proof", "synapse_ops.domain.vector_fingerprint"),
+    ),
+    about_backup="Every shard of one collection in the repository, each from one active replica. `window_s` is the "
+    "time in which they were cut, `window_points` how many of the compared points moved meanwhile.",
+    about_proof="A backup opened in an engine of its own, every point read and compared. `restore_s` is the time "
+    "from the first byte read to a copy that answers, `recall_at_10` the part of the searches' best ten that was "
+    "found.",
+)
+
+REDIS = AssetKind(
+    kind=RDBS,
+    prefix="redis",
+    backup_asset="redis_snapshot",
+    group=GROUP_REDIS,
+    pool=POOL_REDIS_IO,
+    technology="redis",
+    blocks=("redis", "backup", "encryption", "object_store"),
+    partitions=lambda spec: dg.StaticPartitionsDefinition([_redis_address(spec)]),
+    expected=lambda stack, _: (_redis_address(stack.spec),),
+    schedule=lambda spec: spec.backup.redis.schedule,  # type: ignore[union-attr]
+    versioned=(
+        ("synapse_ops.operations.rdb_snapshot",),
+        ("synapse_ops.operations.rdb_restore_proof", "synapse_ops.domain.key_fingerprint"),
+    ),
+    about_backup="An RDB snapshot of Redis in the repository, every logical database in one file. `keys` is what "
+    "the second reading counted; `window_keys` moved between the two, and no proof can say what they were.",
+    about_proof="An RDB snapshot loaded into a throwaway server and compared key for key. `restore_s` is the time "
+    "from the first byte read to a server that answers.",
+)
+
+ASSET_KINDS = (DATABASES, COLLECTIONS, REDIS)
+
+
+def asset_kinds_of(spec: "Spec") -> tuple[AssetKind, ...]:
+    """Return the kinds that the spec has backed up: of a cache no backup is made, and none is missing."""
+    return tuple(kind for kind in ASSET_KINDS if kind.kind.is_on(spec))

@@ -1,0 +1,249 @@
+"""The repository is the truth: what stands in it and not in Dagster's history is reported, and drives its proof.
+
+Each tick compares one listing with the events. A backup or proof of the CLI or of another host becomes an event without
+a run; the newest backup without any proof gets a run of its proof asset; the check `restore_proven`
+is reported again when its verdict changed. The cursor only says what was seen last, to make an idle tick cheap: it can
+be thrown away, because a backup is known by its id in the metadata of an event.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from synapse_ops.defs.backup.kinds import AssetKind
+from synapse_ops.defs.backup.restore_check import CHECK_NAME, Judgement, evaluation_of, judge_now
+from synapse_ops.defs.event_metadata import BACKUP_ID, PROOF_ID, backup_metadata, proof_id, proof_metadata
+from synapse_ops.defs.policies import TAG_BACKUP_ID, TAG_TRIGGER
+from synapse_ops.defs.resources import StackResource
+from synapse_ops.errors import SynapseOpsError
+
+if TYPE_CHECKING:
+    from synapse_ops.domain.catalog import CatalogEntry
+    from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.repository import Repository
+    from synapse_ops.operations.stack import Stack
+
+EVENTS_PER_TICK = 100  # a first tick over a large repository must end within Dagster's 60 s; the next one goes on
+INTERVAL_S = 30
+_PAGE = 1000
+FAULT = "fault"  # in the metadata of an observation: why a document could not be read
+_UNFINISHED = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+)
+
+
+@dataclass
+class _Findings:
+    """What one tick reports. is_complete: nothing was put off to the next tick.
+
+    is_settled: nothing that may pass by itself kept a document from being read, so that the cursor may move.
+    """
+
+    events: list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation] = field(default_factory=list)
+    is_complete: bool = True
+    is_settled: bool = True
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.events) >= EVENTS_PER_TICK
+
+
+def repository_sensor(kind: AssetKind, job: Any) -> dg.SensorDefinition:
+    """Return the sensor of one kind. job: the asset job of its proofs, which it starts."""
+
+    @dg.sensor(
+        name=f"{kind.prefix}_repository_sensor",
+        job=job,
+        minimum_interval_seconds=INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Reports every backup and proof of a {kind.noun} that Dagster does not know, and proves new ones.",
+    )
+    def look(context: dg.SensorEvaluationContext, stack: StackResource) -> dg.SensorResult:
+        return look_at_repository(context, stack.open(), kind)
+
+    return look
+
+
+def look_at_repository(context: dg.SensorEvaluationContext, stack: "Stack", kind: AssetKind) -> dg.SensorResult:
+    """Return one tick's events, runs and cursor. Safe to repeat: what is known is not reported again."""
+    repository = kind.kind.repository(stack)
+    catalog = kind.catalog(stack)
+    wanted = kind.expected(stack, context.instance)
+    subjects = [name for name in catalog.subjects() if name in wanted]
+    cursor = json.loads(context.cursor or "{}")
+    seen = _digest(f"{entry.place.prefix} {entry.listing_digest.hex()}" for entry in catalog.backups)
+    findings = _Findings()
+    if cursor.get("repository") != seen:
+        for subject in subjects:
+            _report_unknown(context.instance, kind, repository, catalog.of_subject(subject), findings)
+    judgement = judge_now(kind, stack, context.instance, catalog)
+    verdict = _digest([judgement.sentence, *(f"{backup_id} {at.isoformat()}" for _, backup_id, at in judgement.proven)])
+    if findings.is_complete and judgement.is_due and cursor.get("verdict") != verdict:
+        if _says_otherwise(context.instance, kind, judgement):
+            findings.events.append(evaluation_of(judgement, kind=kind, instance=context.instance))
+        cursor["verdict"] = verdict
+    if findings.is_complete and findings.is_settled:
+        cursor["repository"] = seen
+    requests = _proof_requests(context.instance, kind, catalog, subjects) if findings.is_complete else []
+    return dg.SensorResult(
+        asset_events=findings.events, run_requests=requests, cursor=json.dumps(cursor, sort_keys=True)
+    )
+
+
+def _report_unknown(
+    instance: dg.DagsterInstance,
+    kind: AssetKind,
+    repository: "Repository",
+    entries: Sequence["CatalogEntry"],
+    findings: _Findings,
+) -> None:
+    """Add events for the backups and proofs of one subject that no event tells of, the oldest first."""
+    from synapse_ops.operations.backup_catalog import read_proofs, read_record
+
+    if not entries:
+        return
+    subject = entries[0].place.subject
+    known_backups = _known(instance, kind.backup_key, subject, BACKUP_ID)
+    known_proofs = _known(instance, kind.proof_key, subject, PROOF_ID)
+    for entry in reversed(entries):
+        if findings.is_full:
+            findings.is_complete = False
+            return
+        try:
+            if entry.place.backup_id not in known_backups.names and not entry.unreadable_reason:
+                record = read_record(repository, entry.place)
+                if _is_in_progress(instance, record.correlation_id):
+                    findings.is_complete = False  # its own run is about to report it
+                    continue
+                findings.events.append(
+                    _backup_event(kind, record, repository.store.full_url(entry.place.prefix), subject)
+                )
+            if entry.was_tried:
+                _report_proofs(instance, kind, repository, entry, known_proofs.names, read_proofs, findings)
+        except SynapseOpsError as error:
+            # one backup that cannot be read must not hide the others, nor be reported at every tick
+            findings.is_settled &= not error.retryable
+            fault = error.render()
+            if (entry.place.backup_id, fault) not in known_backups.faults:
+                metadata = {BACKUP_ID: entry.place.backup_id, FAULT: fault}
+                findings.events.append(dg.AssetObservation(kind.backup_key, partition=subject, metadata=metadata))
+
+
+def _backup_event(kind: AssetKind, record: Any, url: str, subject: str) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        kind.backup_key,
+        partition=subject,
+        description="found in the repository",
+        metadata=backup_metadata(record, url),
+        tags={"dagster/data_version": record.backup_id},
+    )
+
+
+def _report_proofs(
+    instance: dg.DagsterInstance,
+    kind: AssetKind,
+    repository: "Repository",
+    entry: "CatalogEntry",
+    known: set[str],
+    read_proofs: Any,
+    findings: _Findings,
+) -> None:
+    """Add an event for each proof of a backup that no event tells of: a failed one is an observation."""
+    if entry.proven_at is not None and entry.not_attempted_at is None:
+        at = f"{entry.place.backup_id}@{entry.proven_at.isoformat(timespec='seconds')}"
+        if at in known:
+            return
+    for record in read_proofs(repository, entry.place):
+        if proof_id(record) in known:
+            continue
+        if _is_in_progress(instance, record.correlation_id):
+            findings.is_complete = False
+            continue
+        event = dg.AssetMaterialization if str(record.verdict) == "proven" else dg.AssetObservation
+        url = repository.store.full_url(entry.place.prefix)
+        findings.events.append(
+            event(
+                kind.proof_key,
+                partition=entry.place.subject,
+                description="found in the repository",
+                metadata=proof_metadata(record, url),
+            )
+        )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the events of one partition report. names: ids. faults: (id, fault) of what could not be read."""
+
+    names: set[str]
+    faults: set[tuple[str, str]]
+
+
+def _known(instance: dg.DagsterInstance, key: dg.AssetKey, subject: str, name: str) -> _Known:
+    """Return the ids in the events of one partition, failed proofs (observations) included."""
+    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[subject])
+    known = _Known(set(), set())
+    for fetch in (instance.fetch_materializations, instance.fetch_observations):
+        cursor, more = None, True
+        while more:
+            page = fetch(wanted, limit=_PAGE, cursor=cursor)
+            cursor, more = page.cursor, page.has_more
+            for record in page.records:
+                event = record.asset_materialization or record.asset_observation
+                metadata = event.metadata if event is not None else {}
+                if name not in metadata:
+                    continue
+                found = str(metadata[name].value)
+                if FAULT in metadata:
+                    known.faults.add((found, str(metadata[FAULT].value)))
+                else:
+                    known.names.add(found)
+    return known
+
+
+def _is_in_progress(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Say whether the run that wrote a document is still running here. A CLI's correlation id is no run's."""
+    run = instance.get_run_by_id(run_id) if run_id else None
+    return run is not None and not run.is_finished
+
+
+def _says_otherwise(instance: dg.DagsterInstance, kind: AssetKind, judgement: Judgement) -> bool:
+    """Say whether the check's last evaluation differs, so that a restarted sensor does not repeat it."""
+    from synapse_ops.systems.dagster_storage import last_evaluation
+
+    last = last_evaluation(instance, kind.backup_key, CHECK_NAME)
+    return last is None or last.passed != judgement.passed or last.description != judgement.sentence
+
+
+def _proof_requests(
+    instance: dg.DagsterInstance, kind: AssetKind, catalog: "Catalog", subjects: Sequence[str]
+) -> list[dg.RunRequest]:
+    """Return one proof for the newest backup of each subject that no proof has judged, unless a proof is running.
+
+    One try a backup: what fails here is tried again by the schedule, not at every tick.
+    """
+    running = instance.get_runs(filters=dg.RunsFilter(statuses=list(_UNFINISHED), job_name=kind.job("proof")))
+    if running:
+        return []
+    requests = []
+    for subject in subjects:
+        newest = catalog.of_subject(subject)[0]
+        if not newest.was_tried and not newest.unreadable_reason:
+            backup_id = newest.place.backup_id
+            op = kind.proof_key.to_python_identifier()
+            config = {"ops": {op: {"config": {"backup_id": backup_id, "only_untried": True}}}}
+            tags = {TAG_TRIGGER: "sensor", TAG_BACKUP_ID: backup_id}
+            key = f"proof-{backup_id}"
+            requests.append(dg.RunRequest(run_key=key, partition_key=subject, run_config=config, tags=tags))
+    return requests
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]

@@ -1,0 +1,192 @@
+"""`restore_proven`: can what was backed up be restored? Judged over all subjects of a kind, from the repository alone.
+
+Dagster keeps only the last evaluation of a check, so a verdict on one partition would let a green one hide a red one.
+Unknown is never good: an unproven, differing, void or aged proof is a failure, and so is a database without any backup.
+A proof that could not be attempted fails a backup that has no other, and is a warning beside one that passed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from synapse_ops.defs.backup.kinds import AssetKind
+from synapse_ops.defs.event_metadata import Metadata, table
+from synapse_ops.defs.resources import StackResource
+from synapse_ops.domain.catalog import not_attempted
+
+if TYPE_CHECKING:
+    from synapse_ops.domain.catalog import CatalogEntry
+    from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.stack import Stack
+
+CHECK_NAME = "restore_proven"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """failing, warned: (database, reason). waiting: databases whose newest backup has had no proof yet.
+
+    proven: (database, backup id, proven at) of the newest proven backup of each database.
+    """
+
+    failing: tuple[tuple[str, str], ...]
+    warned: tuple[tuple[str, str], ...]
+    waiting: tuple[str, ...]
+    proven: tuple[tuple[str, str, datetime], ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was nothing to judge, which is no pass: no collection was ever discovered, say."""
+        return not (self.failing or self.warned or self.waiting or self.proven)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is told now: nothing waits for its first proof, or something else fails meanwhile."""
+        waits_only = all(name in self.waiting for name, _ in self.failing)
+        return not self.is_empty and not (self.waiting and waits_only)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failing and not self.warned
+
+    @property
+    def severity(self) -> dg.AssetCheckSeverity:
+        return dg.AssetCheckSeverity.ERROR if self.failing or not self.warned else dg.AssetCheckSeverity.WARN
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words: what fails, or how many databases are proven."""
+        faults = "; ".join(f"{name}: {reason}" for name, reason in (*self.failing, *self.warned))
+        return faults or "restored and compared equal: " + ", ".join(
+            f"{name} ({found})" for name, found, _ in self.proven
+        )
+
+
+def judge_repository(
+    catalog: "Catalog", databases: Sequence[str], proof_max_age: timedelta, now: datetime
+) -> Judgement:
+    """Return the verdict on every database of the spec."""
+    failing, warned, waiting, proven = [], [], [], []
+    for database in databases:
+        entries = catalog.of_subject(database)  # newest first
+        reason = _fault(entries, proof_max_age, now)
+        if reason:
+            failing.append((database, reason))
+        tried = _newest_tried(entries)
+        if not reason and tried is not None and tried.not_attempted_at is not None:
+            warned.append((database, f"{tried.place.backup_id}: {not_attempted(tried.not_attempted_at)}"))
+        if entries and not entries[0].was_tried:
+            waiting.append(database)
+        newest = next((entry for entry in entries if entry.proven_at is not None), None)
+        if newest is not None and newest.proven_at is not None:
+            proven.append((database, newest.place.backup_id, newest.proven_at))
+    return Judgement(tuple(failing), tuple(warned), tuple(waiting), tuple(proven))
+
+
+def judge_now(
+    kind: AssetKind, stack: "Stack", instance: dg.DagsterInstance, catalog: "Catalog | None" = None
+) -> Judgement:
+    """Return the verdict over all subjects of a kind, read from the repository now."""
+    catalog = catalog or kind.catalog(stack)
+    return judge_repository(catalog, kind.expected(stack, instance), kind.proof_max_age(stack), datetime.now(UTC))
+
+
+def _newest_tried(entries: Sequence["CatalogEntry"]) -> "CatalogEntry | None":
+    return next((entry for entry in entries if entry.was_tried), None)
+
+
+def _fault(entries: Sequence["CatalogEntry"], proof_max_age: timedelta, now: datetime) -> str:
+    """Return why a database's backups do not count as restorable, or "". entries: newest first."""
+    if not entries:
+        return "there is no backup"
+    tried = _newest_tried(entries)
+    if tried is None:
+        return f"{entries[0].place.backup_id}: {entries[0].doubt or 'not proven yet'}"
+    if tried.proven_at is None:
+        return f"{tried.place.backup_id}: {tried.doubt}"
+    broken = next((entry for entry in entries if entry.unreadable_reason), None)
+    if broken is not None and broken.started_at > tried.started_at:
+        return f"{broken.place.backup_id}: {broken.unreadable_reason}"
+    age = now - tried.proven_at
+    if age > proof_max_age:
+        return f"{tried.place.backup_id}: proven {age.days} days ago, the limit is {proof_max_age.days} days"
+    return ""
+
+
+def evaluation_of(
+    judgement: Judgement,
+    *,
+    kind: AssetKind,
+    instance: dg.DagsterInstance,
+    backup_id: str | None = None,
+    run_id: str | None = None,
+) -> dg.AssetCheckEvaluation:
+    """Return the verdict as an event of the asset that was backed up, with the backup and run that led to it."""
+    rows = [{kind.noun: name, "verdict": "failing", "what": reason} for name, reason in judgement.failing]
+    rows += [{kind.noun: name, "verdict": "warning", "what": reason} for name, reason in judgement.warned]
+    rows += [
+        {kind.noun: name, "verdict": "proven", "what": f"{found} at {at.isoformat(timespec='seconds')}"}
+        for name, found, at in judgement.proven
+    ]
+    from synapse_ops.systems.dagster_storage import newest_as_target
+
+    metadata: Metadata = {
+        f"failing_{kind.noun}s": len(judgement.failing),
+        f"proven_{kind.noun}s": len(judgement.proven),
+        f"{kind.noun}s": table(rows, {kind.noun: "string", "verdict": "string", "what": "string"}),
+    }
+    if backup_id is not None:
+        metadata["backup_id"] = backup_id
+    if run_id is not None:
+        metadata["run"] = dg.MetadataValue.dagster_run(run_id)
+    return dg.AssetCheckEvaluation(
+        asset_key=kind.backup_key,
+        check_name=CHECK_NAME,
+        passed=judgement.passed,
+        severity=judgement.severity,
+        description=judgement.sentence,
+        metadata=metadata,
+        target_materialization_data=newest_as_target(instance, kind.backup_key),
+    )
+
+
+def restore_check(kind: AssetKind) -> dg.AssetChecksDefinition:
+    """Return the check of one kind, for a run that materializes or checks its asset."""
+
+    @dg.multi_asset_check(
+        name=f"{kind.prefix}_{CHECK_NAME}",
+        specs=[
+            dg.AssetCheckSpec(
+                CHECK_NAME,
+                asset=kind.backup_key,
+                description=f"Red while the newest proof of any {kind.noun} is anything but a pass, or is older than "
+                "retention.proof_max_age; a warning while a later one could not be attempted. "
+                f"Judges each {kind.noun} from the repository and lists the failing ones. "
+                "Not evaluated: the newest backup has had no proof yet.",
+            )
+        ],
+        can_subset=True,
+    )
+    def restore_proven(context: dg.AssetCheckExecutionContext, stack: StackResource) -> Iterator[dg.AssetCheckResult]:
+        judgement = judge_now(kind, stack.open(), context.instance)
+        if not judgement.is_due:
+            context.log.info(f"not proven yet: {', '.join(judgement.waiting) or 'there is nothing to prove'}")
+            return
+        yield result_of(evaluation_of(judgement, kind=kind, instance=context.instance, run_id=context.run.run_id))
+
+    return restore_proven
+
+
+def result_of(found: dg.AssetCheckEvaluation) -> dg.AssetCheckResult:
+    """Return an evaluation as what a check yields in a run."""
+    return dg.AssetCheckResult(
+        asset_key=found.asset_key,
+        check_name=found.check_name,
+        passed=found.passed,
+        severity=found.severity,
+        description=found.description,
+        metadata=found.metadata,
+    )

@@ -1,0 +1,73 @@
+"""The form of every JSON document of the repository: `started.json`, `backup.json`, `proof-<time>.json`.
+
+They are read by people and by other tools years later, so the form is strict on writing (sorted keys, UTF-8, one final
+newline, nothing secret) and strict on reading: an unknown format version is refused, never guessed at.
+Source of the rules: docs/repository-format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from synapse_ops.errors import DocumentUnreadable
+
+FORMAT_VERSION: Literal[1] = 1
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+LsnText = Annotated[str, Field(pattern=r"^[0-9A-F]{1,8}/[0-9A-F]{1,8}$")]
+
+
+class Part(BaseModel):
+    """A part of a document. Frozen; unknown fields are refused, so that a typo does not pass as a field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Document(Part):
+    """One JSON document of the repository."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+
+    def body(self) -> dict[str, Any]:
+        """Return the fields as they are stored."""
+        return self.model_dump(mode="json")
+
+    def to_json(self) -> bytes:
+        """Return the canonical bytes: sorted keys, two spaces, UTF-8, one final newline."""
+        return (json.dumps(self.body(), sort_keys=True, ensure_ascii=False, indent=2) + "\n").encode()
+
+    def digest(self) -> str:
+        """Return the sha256 (hex) of the canonical bytes."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    @classmethod
+    def from_json(cls, data: bytes, *, key: str) -> Self:
+        """Return the document stored under `key`; raises DocumentUnreadable with the first fault's field."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as invalid:
+            fault = invalid.errors(include_input=False, include_url=False)[0]
+            field = ".".join(str(part) for part in fault["loc"]) or "the whole document"
+            raise DocumentUnreadable(
+                f"cannot read {key}: {field}: {fault['msg'].lower()}",
+                detail=f"{len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}",
+                hint="Was it cut short, edited by hand, or written by a newer version?",
+            ) from invalid
+
+
+class ObjectRecord(Part):
+    """One object of a backup as it was written and read back.
+
+    name: the object's name under the backup's prefix. size_bytes, sha256, etag: of the stored bytes (after encryption).
+    plain_size_bytes: before encryption; None where it was not counted.
+    """
+
+    name: str
+    size_bytes: int = Field(ge=0)
+    sha256: Sha256
+    etag: str
+    plain_size_bytes: int | None = Field(default=None, ge=0)

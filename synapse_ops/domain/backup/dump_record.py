@@ -1,0 +1,79 @@
+"""`backup.json` of a logical dump of one database."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import AwareDatetime, Field
+
+from synapse_ops.domain.backup.document import LsnText, Sha256
+from synapse_ops.domain.backup.record import BackupRecord, Fact, Source
+
+
+class DumpSource(Source):
+    """The server and database. node: host:port as connected, never a password. server_version_num: as 170010."""
+
+    database: str
+    server_version: str
+    server_version_num: int
+    node: str
+    is_standby: bool
+    database_size_bytes: int = Field(ge=0)
+    encoding: str
+    collation: str
+    collation_version: str | None
+
+
+class DumpRecord(BackupRecord):
+    """start_lsn, stop_lsn, timeline: the server's WAL position when the exported snapshot was taken and at the end.
+
+    database_time: the server's clock at the snapshot. fingerprint_s: of the fingerprint, which runs beside the dump.
+    compression: as "zstd:1". role_passwords: whether globals.sql holds SCRAM verifiers.
+    structure_digest: sha256 of the canonical plain bytes of structure.json. dumped_bytes: what pg_dump wrote.
+    """
+
+    kind: Literal["dump"]
+    source: DumpSource
+    start_lsn: LsnText
+    stop_lsn: LsnText
+    timeline: int = Field(ge=1)
+    database_time: AwareDatetime
+    fingerprint_s: float = Field(ge=0)
+    compression: str
+    role_passwords: bool = False
+    table_count: int = Field(ge=0)
+    row_count: int = Field(ge=0)
+    structure_digest: Sha256
+
+    @property
+    def subject(self) -> str:
+        return self.source.database
+
+    @property
+    def source_size_bytes(self) -> int:
+        return self.source.database_size_bytes
+
+    @property
+    def item_count(self) -> int:
+        return self.row_count
+
+    @property
+    def data_time(self) -> datetime:
+        return self.database_time
+
+    def own_facts(self) -> dict[str, Fact]:
+        size_bytes = self.source.database_size_bytes
+        return {
+            "rows": self.row_count,
+            "tables": self.table_count,
+            "database_size_bytes": size_bytes,
+            "database_bytes_per_s": round(size_bytes / max(self.duration_s, 0.001)),
+            "fingerprint_s": self.fingerprint_s,
+            "database_time": self.database_time,
+            "start_lsn": self.start_lsn,
+            "stop_lsn": self.stop_lsn,
+            "timeline": self.timeline,
+            "server_version": self.source.server_version,
+            "node": self.source.node,
+        }

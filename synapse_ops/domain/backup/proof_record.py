@@ -1,0 +1,112 @@
+"""`proof-<time>.json`: what a restore found; `attempt-<time>.json`: a restore that could not be attempted."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import AwareDatetime, Field
+
+from synapse_ops.domain.backup.document import Document, ObjectRecord, Part, Sha256
+
+
+class Verdict(StrEnum):
+    """What a proof found. Only `PROVEN` counts; everything else satisfies nothing."""
+
+    PROVEN = "proven"
+    DIFFERS = "differs"  # restored, compared, and not equal
+    UNPROVEN = "unproven"  # could not be completed: damage, time-out, an error line of pg_restore
+    NOT_ATTEMPTED = "not-attempted"  # says nothing of the backup: the host lacked a key, programs or room
+
+
+class SnapshotFindings(Part):
+    """What a proof of a collection found in the copy; the counts are exact.
+
+    points_digest: sha256 over all points. still_points: held to what the live collection said, and equal where proven.
+    window_points: known points that moved while the snapshot was taken, held to nothing. passing_points: in the copy,
+    and in no reading of the live collection. recall_at_10: of the canary queries that were steady; None without any.
+    """
+
+    engine_version: str
+    segment_versions: tuple[str, ...]
+    shard_points: dict[int, int]
+    points_digest: Sha256
+    scope: Literal["all", "sample"]
+    still_points: int = Field(ge=0)
+    window_points: int = Field(ge=0)
+    passing_points: int = Field(ge=0)
+    recall_at_10: float | None = Field(default=None, ge=0, le=1)
+
+
+class RdbFindings(Part):
+    """What a proof of an RDB snapshot found in the throwaway server that loaded it.
+
+    keys: by logical database. expired_keys: had a time to live that ended before they were looked at. dataset_digest:
+    Redis's own digest (DEBUG DIGEST) over all that was loaded. still_keys: held to what the live server said, and equal
+    where proven. by_value: of those, the ones whose values were compared; of the others their types were.
+    window_keys: known keys that moved while the snapshot was taken, held to nothing. passing_keys: in the copy, and in
+    no reading of the live server.
+    """
+
+    keys: dict[int, int]
+    expired_keys: int = Field(ge=0)
+    dataset_digest: str
+    scope: Literal["all", "sample"]
+    still_keys: int = Field(ge=0)
+    by_value: int = Field(ge=0)
+    window_keys: int = Field(ge=0)
+    passing_keys: int = Field(ge=0)
+
+
+class ProofRecord(Document):
+    """`proof-<time>.json`: a restore that was carried out and compared. `attempt-<time>.json`: one that never began.
+
+    backup_sha256: sha256 of the stored bytes of backup.json at that time; objects: as read, with size, ETag and sha256.
+    A proof is void when backup.json or the listing of any object differs from what it names.
+    differences: first lines of what differed, "table public.documents: 11 rows, expected 12"; empty when proven.
+    restore_s: from the first byte read to a server that answers, comparison excluded. predicted_restore_s: what was
+    predicted before it ran, None for the first of its size. snapshot: of a collection only. rdb: of an RDB
+    snapshot only.
+    """
+
+    backup_id: str
+    verdict: Verdict
+    backup_sha256: Sha256
+    objects: tuple[ObjectRecord, ...]
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
+    restore_s: float | None = Field(default=None, ge=0)
+    predicted_restore_s: float | None = Field(default=None, ge=0)
+    phase_s: dict[str, float] = Field(default_factory=dict)
+    server_version: str | None = None
+    amcheck_relations: int = Field(default=0, ge=0)
+    snapshot: SnapshotFindings | None = None
+    rdb: RdbFindings | None = None
+    reason: str = ""
+    differences: tuple[str, ...] = ()
+    correlation_id: str = ""
+
+    def compared(self) -> dict[str, int | float | str]:
+        """Return what was compared, by names that keep their meaning: the asset page plots them."""
+        if self.snapshot is not None:
+            found = self.snapshot
+            recall = {} if found.recall_at_10 is None else {"recall_at_10": found.recall_at_10}
+            return {
+                "points": sum(found.shard_points.values()),
+                "still_points": found.still_points,
+                "window_points": found.window_points,
+                "passing_points": found.passing_points,
+                **recall,
+                "points_digest": found.points_digest,
+            }
+        if self.rdb is not None:
+            return {
+                "keys": sum(self.rdb.keys.values()),
+                "still_keys": self.rdb.still_keys,
+                "keys_compared_by_value": self.rdb.by_value,
+                "window_keys": self.rdb.window_keys,
+                "passing_keys": self.rdb.passing_keys,
+                "expired_keys": self.rdb.expired_keys,
+                "dataset_digest": self.rdb.dataset_digest,
+            }
+        return {"amcheck_relations": self.amcheck_relations}

@@ -1,0 +1,1 @@
+"""What every kind of backup shares: taking, reading and proving one, the catalog, leases, pins, retention, expiry."""

@@ -1,0 +1,297 @@
+"""The kinds of backup, as operations: the only module that imports every subject.
+
+A new kind is its record (domain/backup/kinds.py), a taker, a prover, a restore, and one row here.
+Clients are imported when a row is used, so that a listing does not pay for Qdrant's engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops.domain.backup.kinds import DUMP, RDB, SNAPSHOT, Kind
+from synapse_ops.domain.progress import ReportProgress, ignore_progress
+from synapse_ops.errors import ConfigError
+from synapse_ops.operations.backup.proving import DEFAULT_TIMEOUT_S, Proof, ProofReport, carry_out_proof
+from synapse_ops.operations.stack import Stack
+
+if TYPE_CHECKING:
+    from synapse_ops.domain.repository_layout import BackupPlace
+    from synapse_ops.domain.retention import RetentionPolicy
+    from synapse_ops.operations.backup.restoring import RestorePlan, RestoreReport, RestoreRequest
+    from synapse_ops.operations.backup.taking import BackupReport
+    from synapse_ops.operations.repository import Repository
+    from synapse_ops.spec import Spec
+    from synapse_ops.systems.qdrant import QdrantServer
+
+
+@dataclass(frozen=True)
+class BackupKind:
+    """One kind of backup.
+
+    kind: its words and record. is_on: whether the spec has it backed up. retention: window of the spec.
+    repository: of the spec's destination. subjects: names to back up now, asked of the server where the spec does not
+    say. take, prover, plan_restore, apply_restore: the verbs.
+    """
+
+    kind: Kind
+    is_on: Callable[[Spec], bool]
+    retention: Callable[[Any], timedelta]
+    repository: Callable[[Stack], Repository]
+    subjects: Callable[[Stack], tuple[str, ...]]
+    take: Callable[..., BackupReport]
+    prover: Callable[[Proof], None]
+    plan_restore: Callable[[RestoreRequest], RestorePlan]
+    apply_restore: Callable[[RestoreRequest, Any], RestoreReport]
+
+    @property
+    def name(self) -> str:
+        return self.kind.name
+
+    @property
+    def word(self) -> str:
+        return self.kind.word
+
+    @property
+    def noun(self) -> str:
+        return self.kind.noun
+
+    def policy(self, spec: Spec) -> RetentionPolicy:
+        """Return the retention policy of the spec for this kind."""
+        from synapse_ops.domain.retention import RetentionPolicy
+
+        return RetentionPolicy.of(spec, self.retention(spec))
+
+    def prove(
+        self,
+        repository: Repository,
+        *,
+        place: BackupPlace | None = None,
+        backup_id: str | None = None,
+        subject: str | None = None,
+        only_untried: bool = False,
+        identities: tuple[str, ...] = (),
+        work_dir: Path,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        progress: ReportProgress = ignore_progress,
+    ) -> ProofReport | None:
+        """Prove one backup of this kind; arguments and errors are those of `carry_out_proof`."""
+        return carry_out_proof(
+            repository,
+            self.name,
+            self.prover,
+            place=place,
+            backup_id=backup_id,
+            subject=subject,
+            only_untried=only_untried,
+            identities=identities,
+            work_dir=work_dir,
+            timeout_s=timeout_s,
+            progress=progress,
+        )
+
+
+def _take_dump(stack: Stack, subject: str, **more: Any) -> BackupReport:
+    from synapse_ops.operations.database_dump import dump_database
+
+    return dump_database(stack, subject, **more)
+
+
+def _prove_dump(proof: Proof) -> None:
+    from synapse_ops.operations.restore_proof import prove_dump
+
+    prove_dump(proof)
+
+
+def _plan_dump_restore(request: RestoreRequest) -> RestorePlan:
+    from synapse_ops.operations.restore import plan_restore
+    from synapse_ops.operations.restore_target import parse_target
+
+    target = parse_target(request.target, request.server, request.open_stack)
+    return plan_restore(request.repository, request.place, target, identities=request.identities)
+
+
+def _apply_dump_restore(request: RestoreRequest, plan: Any) -> RestoreReport:
+    from synapse_ops.operations.restore import apply_restore
+
+    return apply_restore(
+        request.repository,
+        plan,
+        identities=request.identities,
+        work_dir=request.work_dir,
+        timeout_s=request.timeout_s,
+        progress=request.progress,
+    )
+
+
+def _collections(stack: Stack) -> tuple[str, ...]:
+    from synapse_ops.systems.qdrant import qdrant_nodes
+
+    first, *_ = qdrant_nodes(stack.spec.qdrant)
+    with first:
+        return first.collections()
+
+
+def _take_snapshot(stack: Stack, subject: str, **more: Any) -> BackupReport:
+    from synapse_ops.operations.vector_snapshot import snapshot_collection
+
+    return snapshot_collection(stack, subject, **more)
+
+
+def _prove_snapshot(proof: Proof) -> None:
+    from synapse_ops.operations.vector_restore_proof import prove_snapshot
+
+    prove_snapshot(proof)
+
+
+@contextmanager
+def qdrant_servers(request: RestoreRequest) -> Iterator[tuple[QdrantServer, ...]]:
+    """Yield a client for each node of the spec, and close them."""
+    from synapse_ops.systems.qdrant import qdrant_nodes
+
+    if request.open_stack is None:
+        raise ConfigError(
+            "which server? --to names a new collection only", hint="Name the spec of its server with --spec."
+        )
+    with ExitStack() as opened:
+        yield tuple(opened.enter_context(server) for server in qdrant_nodes(request.open_stack().spec.qdrant))
+
+
+def _plan_snapshot_restore(request: RestoreRequest) -> RestorePlan:
+    from synapse_ops.operations.vector_restore_plan import plan_vector_restore
+
+    _refuse_server(request)
+    with qdrant_servers(request) as servers:
+        return plan_vector_restore(request.repository, request.place, servers, request.target)
+
+
+def _apply_snapshot_restore(request: RestoreRequest, plan: Any) -> RestoreReport:
+    from synapse_ops.operations.vector_restore import apply_vector_restore
+
+    with qdrant_servers(request) as servers:
+        return apply_vector_restore(
+            request.repository,
+            plan,
+            servers,
+            identities=request.identities,
+            work_dir=request.work_dir,
+            timeout_s=request.timeout_s,
+            progress=request.progress,
+        )
+
+
+def _refuse_server(request: RestoreRequest) -> None:
+    if request.server is not None:
+        kind = kind_named(request.place.kind)
+        raise ConfigError(f"--server names the server of a new database, and this is a backup of a {kind.noun}")
+
+
+def _redis_address(stack: Stack) -> tuple[str, ...]:
+    from synapse_ops.systems.redis import location_of
+
+    redis = stack.spec.redis
+    return (location_of(redis.host, redis.port),)
+
+
+def _take_rdb(stack: Stack, subject: str, **more: Any) -> BackupReport:
+    from synapse_ops.operations.rdb_snapshot import snapshot_redis
+
+    (address,) = _redis_address(stack)
+    if subject != address:
+        raise ConfigError(f'the spec has no Redis at "{subject}": redis.host and redis.port say {address}')
+    return snapshot_redis(stack, **more)
+
+
+def _prove_rdb(proof: Proof) -> None:
+    from synapse_ops.operations.rdb_restore_proof import prove_rdb
+
+    prove_rdb(proof)
+
+
+def _plan_rdb_restore(request: RestoreRequest) -> RestorePlan:
+    from synapse_ops.operations.rdb_restore import plan_rdb_restore
+
+    _refuse_server(request)
+    return plan_rdb_restore(request)
+
+
+def _apply_rdb_restore(request: RestoreRequest, plan: Any) -> RestoreReport:
+    from synapse_ops.operations.rdb_restore import apply_rdb_restore
+
+    return apply_rdb_restore(request, plan)
+
+
+DUMPS = BackupKind(
+    kind=DUMP,
+    is_on=lambda spec: True,
+    retention=lambda spec: spec.backup.database.retention,
+    repository=Stack.database_repository,
+    subjects=lambda stack: stack.spec.database.databases,
+    take=_take_dump,
+    prover=_prove_dump,
+    plan_restore=_plan_dump_restore,
+    apply_restore=_apply_dump_restore,
+)
+SNAPSHOTS = BackupKind(
+    kind=SNAPSHOT,
+    is_on=lambda spec: True,
+    retention=lambda spec: spec.backup.vectors.retention,
+    repository=Stack.vector_repository,
+    subjects=_collections,
+    take=_take_snapshot,
+    prover=_prove_snapshot,
+    plan_restore=_plan_snapshot_restore,
+    apply_restore=_apply_snapshot_restore,
+)
+RDBS = BackupKind(
+    kind=RDB,
+    is_on=lambda spec: spec.backup.redis is not None,
+    retention=lambda spec: spec.backup.redis.retention,
+    repository=Stack.redis_repository,
+    subjects=_redis_address,
+    take=_take_rdb,
+    prover=_prove_rdb,
+    plan_restore=_plan_rdb_restore,
+    apply_restore=_apply_rdb_restore,
+)
+KINDS = (DUMPS, SNAPSHOTS, RDBS)
+
+
+def kinds_of(spec: Spec) -> tuple[BackupKind, ...]:
+    """Return the kinds that the spec has backed up."""
+    return tuple(kind for kind in KINDS if kind.is_on(spec))
+
+
+def kind_named(name: str) -> BackupKind:
+    """Return the kind of a `backup.json`: dump, snapshot, rdb."""
+    return next(kind for kind in KINDS if kind.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a person named: one kind, and one subject of it or, with name None, all."""
+
+    kind: BackupKind
+    name: str | None
+
+    def __str__(self) -> str:
+        return self.kind.word if self.name is None else f"{self.kind.word}/{self.name}"
+
+
+def parse_subject(text: str) -> Subject:
+    """Return the subject written as `database/NAME`, `vectors/NAME`, `redis`, or a kind alone for all of its subjects.
+
+    Raises ConfigError that lists the kinds.
+    """
+    word, slash, name = text.partition("/")
+    kind = next((kind for kind in KINDS if kind.word == word), None)
+    if kind is None or (slash and not name):
+        raise ConfigError(
+            f'"{text}" does not name what is backed up',
+            detail="allowed: database/NAME, vectors/COLLECTION, redis; or database or vectors alone for all of them",
+        )
+    return Subject(kind, name or None)

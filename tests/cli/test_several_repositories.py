@@ -1,0 +1,168 @@
+"""Commands over all repositories of a spec: no kind is judged by another's rules or hidden by its failure."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import structlog
+from click.testing import CliRunner, Result
+
+from synapse_ops.cli.main import cli
+from synapse_ops.errors import WORST_FIRST, worst_exit_code
+from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from tests.cli.test_main import all_errors
+from tests.stored_backups import StoredBackup, store_backup, store_proof, store_snapshot
+
+SCHEMAS = Path(__file__).parents[2] / "docs" / "json"
+DAY = timedelta(days=1)
+PROOF_TAKES = timedelta(minutes=1)
+
+
+class TwoKinds:
+    """Proven dumps and snapshots of 40, 20 and 1 days. The spec keeps dumps for 10 days and snapshots for 90.
+
+    shared: one repository for both kinds, to which --repository is set; None: each in that of the spec.
+    """
+
+    def __init__(self, folder: Path, access: StoreAccess, root: str, *, shared: str | None = None) -> None:
+        keys = f"[default]\naws_access_key_id = {access.access_key}\naws_secret_access_key = {access.secret_key}\n"
+        (folder / "store").write_text(keys, encoding="utf-8")
+        (folder / "store").chmod(0o600)
+        self.spec = folder / "infrastructure.yaml"
+        self.spec.write_text(
+            f"""
+name: test
+object_store: {{endpoint: "{access.endpoint}", credentials: "file:{folder}/store"}}
+backup:
+  database: {{destination: "{root}database/", retention: 10d}}
+  vectors: {{destination: "{root}vectors/", retention: 90d}}
+retention: {{max_expiry_ratio: 1.0}}
+""",
+            encoding="utf-8",
+        )
+        dumps = ObjectStore(shared or f"{root}database/", access)
+        snapshots = ObjectStore(shared or f"{root}vectors/", access)
+        now = dumps.server_time()
+        self.dumps = [self._proven(dumps, store_backup(dumps, now - age * DAY, number=1)) for age in (40, 20, 1)]
+        self.snapshots = [self._proven(snapshots, store_snapshot(snapshots, now - age * DAY)) for age in (40, 20, 1)]
+        self.state_dir = folder / "state"
+        self.environment = {"SYNAPSE_SPEC": str(self.spec), "SYNAPSE_REPOSITORY": shared}
+        self.environment |= {"AWS_ENDPOINT_URL": access.endpoint, "AWS_ACCESS_KEY_ID": access.access_key}
+        self.environment |= {"AWS_SECRET_ACCESS_KEY": access.secret_key}
+
+    def _proven(self, store: ObjectStore, backup: StoredBackup) -> str:
+        store_proof(store, backup, backup.record.finished_at + PROOF_TAKES)
+        return backup.place.backup_id
+
+    def call(self, *arguments: str) -> Result:
+        with structlog.testing.capture_logs():
+            return CliRunner().invoke(cli, [*arguments, "--state-dir", str(self.state_dir)], env=self.environment)
+
+    def json(self, schema: str, *arguments: str, status: int = 0) -> Any:
+        result = self.call(*arguments, "--json")
+        assert result.exit_code == status, result.output + repr(result.exception)
+        document = json.loads(result.stdout)
+        jsonschema.validate(document, json.loads((SCHEMAS / f"{schema}.schema.json").read_text(encoding="utf-8")))
+        return document
+
+    def listed(self) -> set[str]:
+        repositories = self.json("backup-list", "backup", "list")["repositories"]
+        return {row["backup_id"] for one in repositories for row in one["backups"]}
+
+
+@pytest.fixture
+def root(object_store_access: StoreAccess) -> str:
+    url = f"s3://tests/{secrets.token_hex(8)}/"
+    ObjectStore(url, object_store_access).create_bucket()
+    return url
+
+
+@pytest.fixture
+def two(tmp_path: Path, object_store_access: StoreAccess, root: str) -> TwoKinds:
+    return TwoKinds(tmp_path, object_store_access, root)
+
+
+@pytest.fixture
+def shared(tmp_path: Path, object_store_access: StoreAccess, root: str) -> TwoKinds:
+    """All in one repository, which --repository names; no spec may do that."""
+    return TwoKinds(tmp_path, object_store_access, root, shared=f"{root}all/")
+
+
+def test_kinds_that_share_a_repository_expire_each_by_its_own_retention(shared: TwoKinds) -> None:
+    """Once one plan judged all by one retention: snapshots kept for 90 days went after the 10 of the dumps."""
+    dumps, snapshots = shared.json("expire-plan", "expire", "--plan")["plans"]
+
+    assert (dumps["subject"], snapshots["subject"]) == ("database", "vectors")
+    assert {row["kind"] for row in dumps["entries"]} == {"dump"}
+    assert {row["kind"] for row in snapshots["entries"]} == {"snapshot"}
+    shared.json("expire-apply", "expire", "--apply", dumps["digest"])
+    shared.json("expire-apply", "expire", "--apply", snapshots["digest"])
+    assert shared.listed() == {*shared.dumps[1:], *shared.snapshots}
+    assert len(shared.json("backup-list", "backup", "list")["repositories"]) == 1
+
+
+def test_a_plan_of_one_subject_leaves_the_others_alone(two: TwoKinds) -> None:
+    """The digest is found in the repository that holds it, and only what the plan names goes."""
+    [plan] = two.json("expire-plan", "expire", "--plan", "database/synapse")["plans"]
+    [other] = two.json("expire-plan", "expire", "--plan", "vectors", "--retention", "10d")["plans"]
+
+    done = two.json("expire-apply", "expire", "--apply", other["digest"])
+    assert {row["kind"] for row in done["removed"]} == {"snapshot"}
+    assert two.listed() == {*two.dumps, *two.snapshots[1:]}
+    two.json("expire-apply", "expire", "--apply", plan["digest"])
+    assert two.listed() == {*two.dumps[1:], *two.snapshots[1:]}
+    missing = two.call("expire", "--apply", "0" * 16)
+    assert "there is no plan" in str(missing.exception)
+
+
+def test_an_id_is_found_whatever_its_kind_and_a_mistyped_one_names_neighbours_of_all(two: TwoKinds) -> None:
+    """show, pin and unpin take an id alone."""
+    for backup_id, kind in ((two.dumps[0], "dump"), (two.snapshots[0], "snapshot")):
+        assert two.json("backup-show", "backup", "show", backup_id)["record"]["kind"] == kind
+        assert two.json("pin", "pin", backup_id, "audit")["kind"] == kind
+        assert two.json("pin", "unpin", backup_id, "--all")["pins"] == []
+        near = two.call("backup", "show", backup_id[:-1] + "f")
+        assert backup_id in near.exception.detail  # type: ignore[union-attr]
+
+
+def test_a_subject_narrows_what_is_listed_and_summed(two: TwoKinds) -> None:
+    """`vectors` alone is every collection; `info` says of each what is protected."""
+    [vectors] = two.json("backup-list", "backup", "list", "vectors")["repositories"]
+    summed = two.json("info", "info")["repositories"]
+    [one] = two.json("info", "info", "vectors/documents")["repositories"]
+
+    assert [row["backup_id"] for row in vectors["backups"]] == list(reversed(two.snapshots))
+    assert [(row["kind"], row["subject"]) for part in summed for row in part["subjects"]] == [
+        ("dump", "synapse"),
+        ("snapshot", "documents"),
+    ]
+    assert [row["backup_count"] for row in one["subjects"]] == [3]
+
+
+def test_a_repository_that_cannot_be_read_hides_no_other(two: TwoKinds, root: str) -> None:
+    """The bucket of the collections does not exist: the dumps are listed all the same, and the failure has a name."""
+    text = two.spec.read_text(encoding="utf-8")
+    two.spec.write_text(text.replace(f"{root}vectors/", "s3://no-such-bucket-here/vectors/"), encoding="utf-8")
+
+    body = two.json("backup-list", "backup", "list", status=two.call("backup", "list").exit_code)
+
+    assert [row["subject"] for row in body["failures"]] == ["vectors"]
+    assert [row["backup_id"] for row in body["repositories"][0]["backups"]] == list(reversed(two.dumps))
+    assert two.call("backup", "list").exit_code == body["failures"][0]["exit_code"] > 0
+    plans = two.json("expire-plan", "expire", "--plan", status=body["failures"][0]["exit_code"])
+    assert [plan["subject"] for plan in plans["plans"]] == ["database"]
+    assert two.json("backup-show", "backup", "show", two.dumps[0])["backup"]["kind"] == "dump"
+
+
+def test_every_exit_code_has_its_place_among_the_worst() -> None:
+    """A bug outranks bad data, bad data outranks doubt; a code without a place ends in a traceback."""
+    assert {kind.exit_code for kind in all_errors() if kind.__module__ == "synapse_ops.errors"} == set(WORST_FIRST)
+    assert worst_exit_code([0, 14, 12, 13, 0]) == 13
+    assert worst_exit_code([12, 1, 13]) == 1
+    assert worst_exit_code([0, 0]) == 0
