@@ -116,17 +116,17 @@ def test_restore_into_what_exists_exits_10(
 
 
 def test_a_directory_is_a_target_too(
-    backup: KeptBackup, repository: Repository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    backup: KeptBackup, repository: Repository, work_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A path after --to is a data directory, for which no server is asked; the plan makes nothing."""
     place = backup.put(repository)
 
-    status = run("restore", place.backup_id, "--to", str(tmp_path / "new"))
+    status = run("restore", place.backup_id, "--to", str(work_dir / "new"))
 
     assert status == 0
-    assert str(tmp_path / "new") in capsys.readouterr().out
-    assert not (tmp_path / "new").exists()
-    assert run("restore", place.backup_id, "--to", str(tmp_path / "new"), "--server", "env:X") == 2
+    assert str(work_dir / "new") in capsys.readouterr().out
+    assert not (work_dir / "new").exists()
+    assert run("restore", place.backup_id, "--to", str(work_dir / "new"), "--server", "env:X") == 2
 
 
 def test_a_database_is_taken_and_shown_by_commands_alone(
