@@ -20,7 +20,7 @@ from tests.cli.test_main import all_errors
 from tests.stored_backups import StoredBackup, store_backup, store_proof, store_snapshot
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "json"
-DAY = timedelta(days=1)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 PROOF_TAKES = timedelta(minutes=1)
 
 
@@ -48,13 +48,20 @@ retention: {{max_expiry_ratio: 1.0}}
         )
         dumps = ObjectStore(shared or f"{root}database/", access)
         snapshots = ObjectStore(shared or f"{root}vectors/", access)
-        now = dumps.server_time()
-        self.dumps = [self._proven(dumps, store_backup(dumps, now - age * DAY, number=1)) for age in (40, 20, 1)]
-        self.snapshots = [self._proven(snapshots, store_snapshot(snapshots, now - age * DAY)) for age in (40, 20, 1)]
+        self.dump_store, self.snapshot_store, self.now = dumps, snapshots, dumps.server_time()
+        self.dumps = self.add_dumps("synapse", number=1)
+        self.snapshots = [
+            self._proven(snapshots, store_snapshot(snapshots, self.now - age * DAY)) for age in (40, 20, 1)
+        ]
         self.state_dir = folder / "state"
         self.environment = {"SYNAPSE_SPEC": str(self.spec), "SYNAPSE_REPOSITORY": shared}
         self.environment |= {"AWS_ENDPOINT_URL": access.endpoint, "AWS_ACCESS_KEY_ID": access.access_key}
         self.environment |= {"AWS_SECRET_ACCESS_KEY": access.secret_key}
+
+    def add_dumps(self, database: str, *, number: int) -> list[str]:
+        ages = (40, 20, 1)
+        made = [store_backup(self.dump_store, self.now - age * DAY, database=database, number=number) for age in ages]
+        return [self._proven(self.dump_store, backup) for backup in made]
 
     def _proven(self, store: ObjectStore, backup: StoredBackup) -> str:
         store_proof(store, backup, backup.record.finished_at + PROOF_TAKES)
@@ -109,14 +116,15 @@ def test_kinds_that_share_a_repository_expire_each_by_its_own_retention(shared: 
 
 def test_a_plan_of_one_subject_leaves_the_others_alone(two: TwoKinds) -> None:
     """The digest is found in the repository that holds it, and only what the plan names goes."""
+    orders = two.add_dumps("orders", number=2)
     [plan] = two.json("expire-plan", "expire", "--plan", "database/synapse")["plans"]
     [other] = two.json("expire-plan", "expire", "--plan", "vectors", "--retention", "10d")["plans"]
 
     done = two.json("expire-apply", "expire", "--apply", other["digest"])
     assert {row["kind"] for row in done["removed"]} == {"snapshot"}
-    assert two.listed() == {*two.dumps, *two.snapshots[1:]}
+    assert two.listed() == {*two.dumps, *orders, *two.snapshots[1:]}
     two.json("expire-apply", "expire", "--apply", plan["digest"])
-    assert two.listed() == {*two.dumps[1:], *two.snapshots[1:]}
+    assert two.listed() == {*two.dumps[1:], *orders, *two.snapshots[1:]}
     missing = two.call("expire", "--apply", "0" * 16)
     assert "there is no plan" in str(missing.exception)
 
@@ -143,6 +151,23 @@ def test_a_subject_narrows_what_is_listed_and_summed(two: TwoKinds) -> None:
         ("snapshot", "documents"),
     ]
     assert [row["backup_count"] for row in one["subjects"]] == [3]
+
+
+def test_verify_tries_the_newest_unproven_backup_of_each_subject(two: TwoKinds) -> None:
+    """None of these can be restored: each is tried, and written down, after the failure of the one before."""
+    older, newer = (store_backup(two.dump_store, two.now - age * HOUR, database="orders") for age in (3, 2))
+    other = store_backup(two.dump_store, two.now - HOUR, database="synapse")
+    snapshot = store_snapshot(two.snapshot_store, two.now - HOUR)
+    expected = [("dump", newer), ("dump", other), ("snapshot", snapshot)]
+
+    proofs = two.json("verify", "verify", status=13)["proofs"]
+    everyone = two.json("verify", "verify", "database/orders", "--all-unproven", status=13)["proofs"]
+
+    assert [(row["kind"], row["backup_id"]) for row in proofs] == [
+        (kind, one.place.backup_id) for kind, one in expected
+    ]
+    assert all(row["verdict"] == "unproven" for row in proofs)
+    assert {row["backup_id"] for row in everyone} == {older.place.backup_id, newer.place.backup_id}
 
 
 def test_a_repository_that_cannot_be_read_hides_no_other(two: TwoKinds, root: str) -> None:
