@@ -31,6 +31,7 @@ SPEC = """
 name: synapse
 time_zone: Europe/Berlin
 database: {databases: [orders, "Kunden ä"]}
+backup: {redis: {}}
 """
 
 

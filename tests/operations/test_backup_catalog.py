@@ -13,7 +13,7 @@ from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.repository_layout import BACKUP, pin_name, proof_name, reading_name
 from synapse_ops.errors import ConfigError, WrongIdentity
-from synapse_ops.operations.backup_catalog import find_backup, list_own_objects, read_backup, read_catalog, read_proofs
+from synapse_ops.operations.backup_catalog import find_backup, list_own_objects, read_catalog, read_proofs, read_record
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.object_store import ObjectInfo, ObjectStore, StoreAccess
 from tests.stored_backups import place_of, store_backup, store_data, store_proof
@@ -116,7 +116,7 @@ def test_swapped_backups_are_caught(repository: Repository) -> None:
 
     assert all("says it belongs to" in entry.unreadable_reason for entry in read_catalog(repository).backups)
     with pytest.raises(WrongIdentity, match="says it belongs to"):
-        read_backup(repository, first.place)
+        read_record(repository, first.place)
 
 
 def test_swapped_data_voids_both_proofs(repository: Repository) -> None:

@@ -49,7 +49,7 @@ def test_a_backup_becomes_a_new_database_beside_its_source(
 
     assert plan.where.endswith(f"/{new_name}")
     assert plan.roles_missing == ()
-    assert report.row_count == 3200
+    assert report.item_count == 3200
     with psycopg.connect(postgres_server.conninfo(new_name)) as connection:
         assert connection.execute("select count(*) from shop.orders").fetchone() == (3000,)
         assert connection.execute("select reltuples from pg_class where relname = 'orders'").fetchone() == (3000,)

@@ -107,7 +107,9 @@ def plan_expiry(context: Any, stack: StackResource, kind: AssetKind) -> tuple[st
         from synapse_ops.operations.expire import make_expiry_plan
 
         opened = stack.open()
-        plan = make_expiry_plan(kind.kind.repository(opened), kind.kind.policy(opened.spec), datetime.now(UTC))
+        plan = make_expiry_plan(
+            kind.kind.repository(opened), kind.kind.policy(opened.spec), datetime.now(UTC), kind=kind.kind.name
+        )
     return plan.digest, plan_metadata(plan, kind)
 
 
