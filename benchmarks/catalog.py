@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from synapse_ops.domain.repository_layout import pin_name, reading_name
-from synapse_ops.domain.retention import RetentionPolicy
+from synapse_ops.domain.backup.layout import pin_name, reading_name
+from synapse_ops.domain.backup.retention import RetentionPolicy
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.expire import make_expiry_plan
 from synapse_ops.operations.repository import Repository

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from synapse_ops.domain.health import Condition, ProbeVerdict, State, initial_condition, next_condition
+from synapse_ops.domain.health.states import Condition, ProbeVerdict, State, initial_condition, next_condition
 from synapse_ops.operations.health import is_watched
 from synapse_ops.operations.health_history import HistoryWriter, StoredVerdict, history_file
 from synapse_ops.operations.probing import ENDPOINT, Probe

@@ -10,10 +10,7 @@ from typing import Protocol
 
 from synapse_ops.domain.backup.document import ObjectRecord
 from synapse_ops.domain.backup.dump_record import DumpRecord, DumpSource
-from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
-from synapse_ops.domain.backup.record import StartedRecord
-from synapse_ops.domain.backup.snapshot_record import CollectionSource, ShardRecord, SnapshotRecord, SnapshotWindow
-from synapse_ops.domain.repository_layout import (
+from synapse_ops.domain.backup.layout import (
     BACKUP,
     HEARTBEAT,
     KIND_DUMP,
@@ -25,6 +22,9 @@ from synapse_ops.domain.repository_layout import (
     new_backup_id,
     proof_name,
 )
+from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
+from synapse_ops.domain.backup.record import StartedRecord
+from synapse_ops.domain.backup.snapshot_record import CollectionSource, ShardRecord, SnapshotRecord, SnapshotWindow
 from synapse_ops.systems.object_store import WrittenObject
 
 IDENTITY = Identity("7400000000000000001", "0a1b2c3d")

@@ -14,9 +14,9 @@ from synapse_ops.cli.tables import fact_rows, format_age, format_bytes, format_f
 from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
+    from synapse_ops.domain.backup.catalog import CatalogEntry
     from synapse_ops.domain.backup.proof_record import ProofRecord
     from synapse_ops.domain.backup.record import BackupRecord
-    from synapse_ops.domain.catalog import CatalogEntry
     from synapse_ops.operations.backup.taking import BackupReport
     from synapse_ops.operations.backup_catalog import Catalog
     from synapse_ops.operations.backup_kinds import BackupKind
@@ -55,7 +55,7 @@ def now(subjects: tuple[str, ...], place: Place, *, as_json: bool) -> None:
       synapse-ops backup now redis --json
     """
     from synapse_ops.cli.progress_bar import progress_bar
-    from synapse_ops.domain.repository_layout import new_backup_id
+    from synapse_ops.domain.backup.layout import new_backup_id
 
     stack = place.stack()
     failures = Failures()
@@ -261,7 +261,7 @@ def entry_as_json(entry: CatalogEntry) -> dict[str, Any]:
 
 
 def _show_record(url: str, entry: CatalogEntry, record: BackupRecord, proofs: tuple[ProofRecord, ...]) -> None:
-    from synapse_ops.domain.catalog import not_attempted
+    from synapse_ops.domain.backup.catalog import not_attempted
 
     facts = [
         ("of", subject_of(entry.place)),

@@ -202,7 +202,7 @@ def _show(stack: Stack, cleaned: Mapping[str, Mapping[str, Any]], began: float) 
 
 def _settled_health(stack: Stack) -> HealthReport:
     """Return the prober's report once nothing in it is unknown, or as it stands after HEALTH_TIMEOUT_S."""
-    from synapse_ops.domain.health import State
+    from synapse_ops.domain.health.states import State
     from synapse_ops.operations.health import read_health
 
     deadline = time.monotonic() + HEALTH_TIMEOUT_S

@@ -12,7 +12,7 @@ from synapse_ops.cli.tables import format_bytes
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from synapse_ops.domain.catalog import CatalogEntry
+    from synapse_ops.domain.backup.catalog import CatalogEntry
     from synapse_ops.operations.backup_kinds import BackupKind
     from synapse_ops.operations.expire import ExpiryPlan
     from synapse_ops.operations.health import HealthReport
@@ -86,7 +86,7 @@ def protected_table(found: tuple[Protected, ...]) -> RenderableType:
 
 def health_table(report: HealthReport) -> RenderableType:
     """Return one row for each state, with the names of what is in it and, unless it is well, why."""
-    from synapse_ops.domain.health import State
+    from synapse_ops.domain.health.states import State
 
     def rows() -> Iterator[tuple[str, ...]]:
         for state in State:

@@ -14,7 +14,7 @@ from synapse_ops.cli.tables import format_bytes, format_moment, show_table
 from synapse_ops.errors import ConfigError, PlanChanged, SynapseOpsError
 
 if TYPE_CHECKING:
-    from synapse_ops.domain.retention import RetentionPolicy
+    from synapse_ops.domain.backup.retention import RetentionPolicy
     from synapse_ops.operations.expire import ExpiryPlan, ExpiryReport
     from synapse_ops.operations.repository import Repository
 
@@ -102,7 +102,7 @@ def _plan(place: Place, subject: str | None, window: timedelta | None, *, as_jso
 
 def _policies(place: Place, subject: str | None, window: timedelta | None) -> list[tuple[Source, RetentionPolicy]]:
     """Return what is planned for, each with its kind's own policy: two kinds may share a repository."""
-    from synapse_ops.domain.retention import RetentionPolicy
+    from synapse_ops.domain.backup.retention import RetentionPolicy
     from synapse_ops.operations.backup_kinds import kinds_of
 
     if not place.has_spec:

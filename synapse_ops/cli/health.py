@@ -135,7 +135,7 @@ def _age_of(moment: str | None, now: datetime) -> str:
 
 def error_of(report: HealthReport) -> SynapseOpsError | None:
     """Return what the exit code says: None when all is healthy."""
-    from synapse_ops.domain.health import State
+    from synapse_ops.domain.health.states import State
 
     bad = [*report.of(State.FAILED), *report.of(State.DEGRADED)]
     unknown = report.of(State.UNKNOWN)

@@ -17,7 +17,7 @@ import click
 from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
-    from synapse_ops.domain.repository_layout import BackupPlace
+    from synapse_ops.domain.backup.layout import BackupPlace
     from synapse_ops.operations.backup_catalog import Catalog
     from synapse_ops.operations.backup_kinds import BackupKind
     from synapse_ops.operations.repository import Repository

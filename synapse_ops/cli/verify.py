@@ -15,8 +15,8 @@ from synapse_ops.cli.tables import fact_lines
 from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
+    from synapse_ops.domain.backup.layout import BackupPlace
     from synapse_ops.domain.backup.record import Fact
-    from synapse_ops.domain.repository_layout import BackupPlace
     from synapse_ops.operations.backup.proving import ProofReport
     from synapse_ops.operations.repository import Repository
 

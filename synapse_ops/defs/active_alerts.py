@@ -16,7 +16,7 @@ from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec_assets import spec_key
 
 if TYPE_CHECKING:
-    from synapse_ops.domain.active_alerts import ActiveAlert
+    from synapse_ops.domain.health.alerts import ActiveAlert
 
 ACTIVE_ALERTS_KEY = dg.AssetKey("active_alerts")
 SENSOR_INTERVAL_S = 30

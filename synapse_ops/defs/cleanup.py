@@ -57,7 +57,11 @@ class Group:
         return [spec_key("cleanup"), *([spec_key(self.store)] if self.store else [])]
 
 
-_FILE_MODULES = ("synapse_ops.domain.cleanup", "synapse_ops.operations.cleanup_files", "synapse_ops.systems.filesystem")
+_FILE_MODULES = (
+    "synapse_ops.domain.cleanup.files",
+    "synapse_ops.operations.cleanup_files",
+    "synapse_ops.systems.filesystem",
+)
 GROUPS = (
     Group(
         kind="logs",
@@ -84,7 +88,7 @@ GROUPS = (
         plan="cache_cleanup_plan",
         apply="cache_cleanup",
         shown_as="redis",
-        modules=("synapse_ops.domain.cache_cleanup", "synapse_ops.operations.cache_cleanup"),
+        modules=("synapse_ops.domain.cleanup.cache", "synapse_ops.operations.cache_cleanup"),
         plan_text="Which keys that match cleanup.cache_patterns nobody has used for cleanup.cache.retention. "
         "`estimated_bytes` is their memory, estimated from a sample.",
         apply_text="Idle keys that went: exactly the plan of one digest; a key that was used since stays. "

@@ -104,7 +104,7 @@ def _health_report(keys: list[dg.AssetKey]) -> dg.AssetsDefinition:
         group_name=GROUP_HEALTH,
         owners=OWNERS,
         kinds={"sqlite"},
-        code_version=code_version("synapse_ops.operations.health", "synapse_ops.domain.health"),
+        code_version=code_version("synapse_ops.operations.health", "synapse_ops.domain.health.states"),
         freshness_policy=dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=2), fail_window=timedelta(hours=4)),
         description="Every probed endpoint and server at one moment: state, since when, why, latency, the last day. "
         "`failed` counts those that are failed now; `unknown` those that nobody could ask. Uptime is of the "
@@ -122,7 +122,7 @@ def _health_report(keys: list[dg.AssetKey]) -> dg.AssetsDefinition:
 
 
 def _report_metadata(report: "HealthReport") -> Metadata:
-    from synapse_ops.domain.health import State
+    from synapse_ops.domain.health.states import State
     from synapse_ops.operations.health import summary_of
 
     columns = {"what": "string", "state": "string", "since": "string", "latency_ms": "float"}
@@ -171,7 +171,7 @@ def _availability_report(keys: list[dg.AssetKey], spec: "Spec") -> dg.AssetsDefi
         group_name=GROUP_HEALTH,
         owners=OWNERS,
         kinds={"sqlite"},
-        code_version=code_version("synapse_ops.operations.availability", "synapse_ops.domain.availability"),
+        code_version=code_version("synapse_ops.operations.availability", "synapse_ops.domain.health.availability"),
         freshness_policy=dg.FreshnessPolicy.time_window(warn_window=timedelta(days=32), fail_window=timedelta(days=34)),
         description="How available everything probed was over a month: uptime (healthy or degraded) of the time in "
         "which the state was known, and how much of the month that is; outages and the longest of them.",
@@ -180,7 +180,7 @@ def _availability_report(keys: list[dg.AssetKey], spec: "Spec") -> dg.AssetsDefi
         context: dg.AssetExecutionContext, config: MonthConfig, stack: StackResource
     ) -> dg.MaterializeResult[None]:
         with operation_of(context.run.run_id, context.instance):
-            from synapse_ops.domain.availability import month_window
+            from synapse_ops.domain.health.availability import month_window
             from synapse_ops.errors import ConfigError
             from synapse_ops.operations.availability import read_availability
 
@@ -260,7 +260,7 @@ def _report_check() -> dg.AssetChecksDefinition:
         description="Green while everything probed is healthy and a prober runs; names what is not.",
     )
     def everything_healthy(context: dg.AssetCheckExecutionContext, stack: StackResource) -> dg.AssetCheckResult:
-        from synapse_ops.domain.health import State
+        from synapse_ops.domain.health.states import State
         from synapse_ops.operations.health import read_health, summary_of
 
         with operation_of(context.run.run_id, context.instance):

@@ -31,7 +31,7 @@ def health_key(name: str) -> dg.AssetKey:
 
 def evaluation_of(row: "HealthRow", *, instance: dg.DagsterInstance) -> dg.AssetCheckEvaluation:
     """Return whether a probed thing is healthy, as an event of its asset: degraded is a warning, the rest an error."""
-    from synapse_ops.domain.health import State
+    from synapse_ops.domain.health.states import State
     from synapse_ops.systems.dagster_storage import newest_as_target
 
     state = row.condition.state

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from synapse_ops.domain.active_alerts import ActiveAlert, after_notification
+from synapse_ops.domain.health.alerts import ActiveAlert, after_notification
 from synapse_ops.operations.health_history import reading_history
 
 NOTE = "active_alerts"

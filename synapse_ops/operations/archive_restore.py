@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from synapse_ops.domain.globals_script import Statement, quote_name, split_statements, with_database_name
+from synapse_ops.domain.database.globals_script import Statement, quote_name, split_statements, with_database_name
 from synapse_ops.domain.progress import Progress, ReportProgress
 from synapse_ops.errors import ToolFailed, Unproven, WrongIdentity
 from synapse_ops.operations.deadline import Deadline

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from synapse_ops.domain.availability import Outages, outages
-from synapse_ops.domain.health import State, TimeInStates
+from synapse_ops.domain.health.availability import Outages, outages
+from synapse_ops.domain.health.states import State, TimeInStates
 from synapse_ops.operations.health_history import ProbeRow, Span, believed_condition, reading_history
 
 _MOST_CHANGES = 1_000_000

@@ -20,11 +20,17 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from synapse_ops.domain.backup.catalog import (
+    BackupFacts,
+    CatalogEntry,
+    ListedBackup,
+    ListedObject,
+    ProofFacts,
+    gather,
+    judge,
+)
 from synapse_ops.domain.backup.kinds import parse_backup
-from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
-from synapse_ops.domain.backup.record import BackupRecord
-from synapse_ops.domain.catalog import BackupFacts, CatalogEntry, ListedBackup, ListedObject, ProofFacts, gather, judge
-from synapse_ops.domain.repository_layout import (
+from synapse_ops.domain.backup.layout import (
     BACKUP,
     KINDS,
     BackupPlace,
@@ -32,6 +38,8 @@ from synapse_ops.domain.repository_layout import (
     parse_key,
     quote_segment,
 )
+from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
+from synapse_ops.domain.backup.record import BackupRecord
 from synapse_ops.errors import (
     ConfigError,
     DocumentUnreadable,

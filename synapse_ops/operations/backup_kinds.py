@@ -20,8 +20,8 @@ from synapse_ops.operations.backup.proving import DEFAULT_TIMEOUT_S, Proof, Proo
 from synapse_ops.operations.stack import Stack
 
 if TYPE_CHECKING:
-    from synapse_ops.domain.repository_layout import BackupPlace
-    from synapse_ops.domain.retention import RetentionPolicy
+    from synapse_ops.domain.backup.layout import BackupPlace
+    from synapse_ops.domain.backup.retention import RetentionPolicy
     from synapse_ops.operations.backup.restoring import RestorePlan, RestoreReport, RestoreRequest
     from synapse_ops.operations.backup.taking import BackupReport
     from synapse_ops.operations.repository import Repository
@@ -62,7 +62,7 @@ class BackupKind:
 
     def policy(self, spec: Spec) -> RetentionPolicy:
         """Return the retention policy of the spec for this kind."""
-        from synapse_ops.domain.retention import RetentionPolicy
+        from synapse_ops.domain.backup.retention import RetentionPolicy
 
         return RetentionPolicy.of(spec, self.retention(spec))
 

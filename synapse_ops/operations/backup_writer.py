@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from synapse_ops.domain.backup.document import Document, ObjectRecord
-from synapse_ops.domain.repository_layout import BACKUP, STARTED, BackupPlace
+from synapse_ops.domain.backup.layout import BACKUP, STARTED, BackupPlace
 from synapse_ops.errors import ChecksumMismatch
 from synapse_ops.systems.conditional_write import write_over
 from synapse_ops.systems.encryption import SUFFIX, ByteSource, encrypt_stream

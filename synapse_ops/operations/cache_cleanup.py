@@ -16,7 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from synapse_ops.domain.cache_cleanup import (
+from synapse_ops.domain.backup.retention import format_days
+from synapse_ops.domain.cleanup.cache import (
     Finding,
     Level,
     busy_with,
@@ -26,7 +27,6 @@ from synapse_ops.domain.cache_cleanup import (
     matches_any,
 )
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.domain.retention import format_days
 from synapse_ops.errors import PlanChanged, Refused
 from synapse_ops.operations.plan_document import Draft, Outcome, StoredPlan, apply_plan, write_plan
 from synapse_ops.spec import Spec

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from synapse_ops.domain.cleanup import (
+from synapse_ops.domain.cleanup.files import (
     COMPRESSED_SUFFIX,
     STORE_MARKS,
     Action,

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.backup.document import ObjectRecord
 from synapse_ops.domain.backup.dump_record import DumpRecord, DumpSource
+from synapse_ops.domain.backup.layout import KIND_DUMP, Identity
 from synapse_ops.domain.backup.record import Fact
-from synapse_ops.domain.fingerprint import Fingerprint
+from synapse_ops.domain.database.fingerprint import Fingerprint
+from synapse_ops.domain.database.structure import Structure
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.domain.repository_layout import KIND_DUMP, Identity
-from synapse_ops.domain.structure import Structure
 from synapse_ops.errors import ConfigError, Refused, Unproven
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, taking_backup
 from synapse_ops.operations.backup_writer import BackupWriter

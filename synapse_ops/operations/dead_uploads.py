@@ -1,7 +1,8 @@
 """Multipart uploads of a writer that was killed on this host, aborted by the next writer of the same subject.
 
-An upload is invisible in a listing and paid for. Others may abort it after the grace only (domain/left_overs.py), since
-they cannot know whether its writer lives; the writer's own host can, by the heartbeat.
+An upload is invisible in a listing and paid for. Others may abort it after the grace only
+(domain/backup/left_overs.py), since they cannot know whether its writer lives; the writer's own host can, by the
+heartbeat.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from synapse_ops.domain.repository_layout import HEARTBEAT, BackupPlace, parse_key
+from synapse_ops.domain.backup.layout import HEARTBEAT, BackupPlace, parse_key
 from synapse_ops.systems.process_presence import has_ended_here
 
 if TYPE_CHECKING:

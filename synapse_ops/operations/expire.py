@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from synapse_ops.domain.catalog import ListedObject, gather, is_data
-from synapse_ops.domain.expiry_plan import MAX_AGE, Action, ExpiryPlan, PlanEntry, entries_of, excesses_of
-from synapse_ops.domain.left_overs import DanglingUpload, is_past_grace, plan_left_overs
+from synapse_ops.domain.backup.catalog import ListedObject, gather, is_data
+from synapse_ops.domain.backup.expiry_plan import MAX_AGE, Action, ExpiryPlan, PlanEntry, entries_of, excesses_of
+from synapse_ops.domain.backup.layout import BACKUP, BackupPlace, parse_key
+from synapse_ops.domain.backup.left_overs import DanglingUpload, is_past_grace, plan_left_overs
+from synapse_ops.domain.backup.retention import CLOCK_TOLERANCE, Clocks, RetentionPolicy, is_held, plan_retention
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, parse_key
-from synapse_ops.domain.retention import CLOCK_TOLERANCE, Clocks, RetentionPolicy, is_held, plan_retention
 from synapse_ops.errors import PlanChanged, Refused, SynapseOpsError, Unreachable
 from synapse_ops.operations.backup_catalog import list_own_objects, read_catalog
 from synapse_ops.operations.expiry_plans import mark_applied, read_applied_at, read_plan, remove_old_plans, store_plan

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from synapse_ops.domain.expiry_plan import ExpiryPlan
+from synapse_ops.domain.backup.expiry_plan import ExpiryPlan
 from synapse_ops.errors import ConfigError, ObjectMissing, PlanChanged
 from synapse_ops.operations.repository import Repository
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from synapse_ops.domain.health import (
+from synapse_ops.domain.health.states import (
     BADNESS,
     Condition,
     State,

@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from synapse_ops.domain.health import Condition, ProbeVerdict, State, TimeInStates, condition_now
+from synapse_ops.domain.health.states import Condition, ProbeVerdict, State, TimeInStates, condition_now
 from synapse_ops.errors import IntegrityError, Refused, Unreachable
 from synapse_ops.operations.probing import Probe
 

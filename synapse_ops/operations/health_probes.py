@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from synapse_ops.domain.health import ProbeVerdict
-from synapse_ops.domain.http_health import judge_reply
+from synapse_ops.domain.health.http import judge_reply
+from synapse_ops.domain.health.states import ProbeVerdict
 from synapse_ops.operations.probing import ENDPOINT, Probe
 from synapse_ops.operations.server_probes import server_probes
 from synapse_ops.operations.stack import Stack

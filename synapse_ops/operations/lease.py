@@ -29,7 +29,7 @@ from typing import Any
 
 import structlog
 
-from synapse_ops.domain.repository_layout import quote_segment
+from synapse_ops.domain.backup.layout import quote_segment
 from synapse_ops.errors import ConfigError, LeaseHeld, LeaseLost, SynapseOpsError
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.conditional_write import write_over

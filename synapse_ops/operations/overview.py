@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
 
-from synapse_ops.domain.catalog import CatalogEntry
-from synapse_ops.domain.recovery import predict_restore_s
-from synapse_ops.domain.repository_layout import Identity
-from synapse_ops.domain.retention import counts_as_proven
+from synapse_ops.domain.backup.catalog import CatalogEntry
+from synapse_ops.domain.backup.layout import Identity
+from synapse_ops.domain.backup.restore_estimate import predict_restore_s
+from synapse_ops.domain.backup.retention import counts_as_proven
 from synapse_ops.errors import ConfigError
 from synapse_ops.operations.backup_catalog import Catalog
 from synapse_ops.operations.repository import Repository

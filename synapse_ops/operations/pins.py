@@ -12,8 +12,8 @@ import socket
 from dataclasses import dataclass
 from datetime import datetime
 
-from synapse_ops.domain.catalog import gather
-from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, pin_name
+from synapse_ops.domain.backup.catalog import gather
+from synapse_ops.domain.backup.layout import BACKUP, BackupPlace, pin_name
 from synapse_ops.errors import ConfigError, LeaseHeld, ObjectMissing, Unproven
 from synapse_ops.operations.backup_catalog import list_own_objects
 from synapse_ops.operations.expire import LEASE

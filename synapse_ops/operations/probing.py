@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
-from synapse_ops.domain.health import ProbeVerdict, State
+from synapse_ops.domain.health.states import ProbeVerdict, State
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.systems.probe_stage import Stage
 

@@ -1,7 +1,7 @@
 """Proves an RDB snapshot: a throwaway redis-server loads it, and every key that is known is compared there.
 
 The throwaway is on a Unix socket, follows nobody and writes nothing. A file that it refuses, a crash, a time-out, a
-version that it cannot load: unproven, never a pass. What is compared, and what is not: domain/key_fingerprint.py.
+version that it cannot load: unproven, never a pass. What is compared, and what is not: domain/redis/fingerprint.py.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.domain.backup.proof_record import RdbFindings
 from synapse_ops.domain.backup.rdb_record import RdbRecord
-from synapse_ops.domain.key_fingerprint import KeyFingerprint, compare_keys
 from synapse_ops.domain.progress import Progress, ReportProgress
-from synapse_ops.domain.repository_layout import BackupPlace
+from synapse_ops.domain.redis.fingerprint import KeyFingerprint, compare_keys
 from synapse_ops.errors import SynapseOpsError, Unproven
 from synapse_ops.operations.backup.proving import Proof
 from synapse_ops.operations.backup.reading import BackupReader, hold_for_reading

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from synapse_ops.domain.backup.layout import KIND_RDB, Identity
 from synapse_ops.domain.backup.rdb_record import RdbRecord, RdbWindow, RedisSource
-from synapse_ops.domain.cache_cleanup import busy_with
-from synapse_ops.domain.key_fingerprint import ALL_KEYS_LIMIT, KeyFingerprint, KeyReading
+from synapse_ops.domain.cleanup.cache import busy_with
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.domain.repository_layout import KIND_RDB, Identity
+from synapse_ops.domain.redis.fingerprint import ALL_KEYS_LIMIT, KeyFingerprint, KeyReading
 from synapse_ops.errors import Refused, Unreachable
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, Taking, identity_fields, taking_backup
 from synapse_ops.operations.lease import hold_lease

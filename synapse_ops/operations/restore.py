@@ -12,8 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from synapse_ops.domain.backup.dump_record import DumpRecord
+from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.operations import restore_to_directory, restore_to_server
 from synapse_ops.operations.backup.reading import ReadLog, read_backup_document
 from synapse_ops.operations.backup.restoring import DEFAULT_TIMEOUT_S, RestoreReport, predict_from_repository

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from synapse_ops.domain.backup.dump_record import DumpRecord
-from synapse_ops.domain.globals_script import statements_for_new_cluster
+from synapse_ops.domain.database.globals_script import statements_for_new_cluster
 from synapse_ops.domain.progress import ReportProgress
 from synapse_ops.operations.archive_restore import (
     apply_properties,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from synapse_ops.domain import fingerprint as fingerprints
-from synapse_ops.domain import structure as structures
 from synapse_ops.domain.backup.dump_record import DumpRecord
+from synapse_ops.domain.database import fingerprint as fingerprints
+from synapse_ops.domain.database import structure as structures
 from synapse_ops.domain.progress import Progress
 from synapse_ops.operations.backup.proving import Proof
 from synapse_ops.operations.backup.reading import BackupReader, hold_for_reading

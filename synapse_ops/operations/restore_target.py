@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops.domain import fingerprint as fingerprints
-from synapse_ops.domain import structure as structures
 from synapse_ops.domain.backup.dump_record import DumpRecord
+from synapse_ops.domain.database import fingerprint as fingerprints
+from synapse_ops.domain.database import structure as structures
 from synapse_ops.errors import ConfigError, IntegrityError
 from synapse_ops.operations.backup.restoring import RestorePlan
 from synapse_ops.operations.staged_backup import StagedBackup

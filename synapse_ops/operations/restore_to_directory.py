@@ -12,8 +12,8 @@ import pwd
 from pathlib import Path
 
 from synapse_ops.domain.backup.dump_record import DumpRecord
-from synapse_ops.domain.globals_script import GlobalsScript
-from synapse_ops.domain.repository_layout import BackupPlace
+from synapse_ops.domain.backup.layout import BackupPlace
+from synapse_ops.domain.database.globals_script import GlobalsScript
 from synapse_ops.errors import ConfigError
 from synapse_ops.operations.backup.reading import hold_for_reading
 from synapse_ops.operations.backup.restoring import RestoreReport, flush_directory, refuse_if_not_empty

@@ -18,9 +18,9 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from synapse_ops.domain.backup.dump_record import DumpRecord
-from synapse_ops.domain.globals_script import GlobalsScript, statements_for_missing_roles, without_tablespace
-from synapse_ops.domain.repository_layout import BackupPlace
-from synapse_ops.domain.structure import SHARED_KINDS
+from synapse_ops.domain.backup.layout import BackupPlace
+from synapse_ops.domain.database.globals_script import GlobalsScript, statements_for_missing_roles, without_tablespace
+from synapse_ops.domain.database.structure import SHARED_KINDS
 from synapse_ops.errors import ConfigError, IntegrityError, Refused, SynapseOpsError, TargetNotEmpty
 from synapse_ops.operations.archive_restore import (
     apply_properties,

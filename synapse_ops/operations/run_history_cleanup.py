@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from synapse_ops.domain.backup.retention import format_days
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.domain.retention import format_days
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.plan_document import Draft, Outcome, StoredPlan, apply_plan, write_plan
 from synapse_ops.systems import dagster_storage as storage

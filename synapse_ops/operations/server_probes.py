@@ -16,8 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from synapse_ops.domain.health import ProbeVerdict
-from synapse_ops.domain.server_health import (
+from synapse_ops.domain.health.servers import (
     DiskUse,
     WalPosition,
     judge_certificates,
@@ -28,6 +27,7 @@ from synapse_ops.domain.server_health import (
     judge_server,
     judge_store,
 )
+from synapse_ops.domain.health.states import ProbeVerdict
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.probing import SERVER, Probe, Question
 from synapse_ops.operations.stack import Stack

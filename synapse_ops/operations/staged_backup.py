@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synapse_ops.domain.backup.dump_record import DumpRecord
-from synapse_ops.domain.fingerprint import Fingerprint
-from synapse_ops.domain.globals_script import GlobalsScript, parse_globals
-from synapse_ops.domain.repository_layout import BACKUP, BackupPlace
-from synapse_ops.domain.structure import Structure
+from synapse_ops.domain.backup.layout import BACKUP, BackupPlace
+from synapse_ops.domain.database.fingerprint import Fingerprint
+from synapse_ops.domain.database.globals_script import GlobalsScript, parse_globals
+from synapse_ops.domain.database.structure import Structure
 from synapse_ops.errors import ChecksumMismatch, DocumentUnreadable
 from synapse_ops.operations.backup.reading import BackupReader
 from synapse_ops.operations.repository import Repository

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from synapse_ops.domain.backup.layout import BACKUP, BackupPlace
 from synapse_ops.domain.backup.snapshot_record import ShardRecord, SnapshotRecord
 from synapse_ops.domain.canonical_json import reading
-from synapse_ops.domain.repository_layout import BACKUP, BackupPlace
-from synapse_ops.domain.vector_fingerprint import CanaryQuery, VectorFingerprint, canaries_from_json
+from synapse_ops.domain.vectors.fingerprint import CanaryQuery, VectorFingerprint, canaries_from_json
 from synapse_ops.errors import ChecksumMismatch, IntegrityError
 from synapse_ops.operations.backup.reading import BackupReader
 from synapse_ops.operations.repository import Repository

@@ -33,7 +33,7 @@ from pathlib import Path
 import psutil
 import structlog
 
-from synapse_ops.domain.recovery import disk_needed_bytes, wal_limit_for
+from synapse_ops.domain.backup.restore_estimate import disk_needed_bytes, wal_limit_for
 from synapse_ops.errors import ConfigError, Unproven
 from synapse_ops.systems.local_processes import (
     ProcessMark,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from synapse_ops.domain.recovery import wal_limit_for
+from synapse_ops.domain.backup.restore_estimate import wal_limit_for
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.throwaway_directory import ThrowawayDir
 from synapse_ops.systems.empty_network import enter_empty_network

@@ -15,10 +15,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from synapse_ops.domain.catalog import ListedBackup
+from synapse_ops.domain.backup.catalog import ListedBackup
+from synapse_ops.domain.backup.layout import KIND_SNAPSHOT, BackupPlace, quote_segment
+from synapse_ops.domain.backup.retention import Clocks
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.domain.repository_layout import KIND_SNAPSHOT, BackupPlace, quote_segment
-from synapse_ops.domain.retention import Clocks
 from synapse_ops.errors import LeaseHeld, PlanChanged, Refused, SynapseOpsError
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.lease import hold_lease

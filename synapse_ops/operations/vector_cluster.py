@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from synapse_ops.domain.vector_placement import ACTIVE
+from synapse_ops.domain.vectors.placement import ACTIVE
 from synapse_ops.errors import Refused, SynapseOpsError, Unreachable
 from synapse_ops.systems.qdrant import QdrantServer
 

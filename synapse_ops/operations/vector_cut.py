@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.progress import Progress, ReportProgress
-from synapse_ops.domain.vector_fingerprint import CanaryQuery, VectorFingerprint
+from synapse_ops.domain.vectors.fingerprint import CanaryQuery, VectorFingerprint
 from synapse_ops.errors import SynapseOpsError, Unreachable
 from synapse_ops.operations.backup_writer import BackupWriter
 from synapse_ops.operations.heartbeat import Heartbeat

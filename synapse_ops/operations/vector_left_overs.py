@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops.domain.repository_layout import BACKUP, HEARTBEAT, KIND_SNAPSHOT, BackupPlace, Identity, quote_segment
-from synapse_ops.domain.retention import CLOCK_TOLERANCE
+from synapse_ops.domain.backup.layout import BACKUP, HEARTBEAT, KIND_SNAPSHOT, BackupPlace, Identity, quote_segment
+from synapse_ops.domain.backup.retention import CLOCK_TOLERANCE
 from synapse_ops.errors import ObjectMissing, SynapseOpsError
 from synapse_ops.operations.repository import Repository
 

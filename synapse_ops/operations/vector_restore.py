@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.domain.vector_config import (
+from synapse_ops.domain.vectors.config import (
     RESTORE_MARK,
     compare_config,
     creation_body,
@@ -32,7 +32,7 @@ from synapse_ops.domain.vector_config import (
     parse_version,
     update_body,
 )
-from synapse_ops.domain.vector_fingerprint import CopyFacts, compare_points
+from synapse_ops.domain.vectors.fingerprint import CopyFacts, compare_points
 from synapse_ops.errors import IntegrityError, Refused, SynapseOpsError
 from synapse_ops.operations.backup.reading import hold_for_reading
 from synapse_ops.operations.backup.restoring import DEFAULT_TIMEOUT_S, RestoreReport

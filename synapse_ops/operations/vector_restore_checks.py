@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from synapse_ops.domain.progress import Progress, ReportProgress
-from synapse_ops.domain.vector_config import parse_version
-from synapse_ops.domain.vector_fingerprint import CopyFacts, VectorFingerprint
-from synapse_ops.domain.vector_points import canonical_point, parse_id, point_hash
+from synapse_ops.domain.vectors.config import parse_version
+from synapse_ops.domain.vectors.fingerprint import CopyFacts, VectorFingerprint
+from synapse_ops.domain.vectors.points import canonical_point, parse_id, point_hash
 from synapse_ops.errors import IntegrityError, Refused, Unproven
 from synapse_ops.operations.deadline import Deadline
 from synapse_ops.operations.vector_cluster import Cluster

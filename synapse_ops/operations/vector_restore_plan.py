@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.domain.backup.snapshot_record import SnapshotRecord
-from synapse_ops.domain.repository_layout import BackupPlace
-from synapse_ops.domain.vector_config import parse_version
+from synapse_ops.domain.vectors.config import parse_version
 from synapse_ops.errors import Refused, TargetNotEmpty
 from synapse_ops.operations.backup.reading import ReadLog, read_backup_document
 from synapse_ops.operations.backup.restoring import RestorePlan, predict_from_repository

@@ -11,8 +11,8 @@ import time
 
 from synapse_ops.domain.backup.proof_record import SnapshotFindings
 from synapse_ops.domain.backup.snapshot_record import SnapshotRecord
-from synapse_ops.domain.vector_config import compare_config
-from synapse_ops.domain.vector_fingerprint import compare_points
+from synapse_ops.domain.vectors.config import compare_config
+from synapse_ops.domain.vectors.fingerprint import compare_points
 from synapse_ops.errors import Unproven
 from synapse_ops.operations.backup.proving import Proof
 from synapse_ops.operations.backup.reading import hold_for_reading

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.backup.document import ObjectRecord
+from synapse_ops.domain.backup.layout import KIND_SNAPSHOT, quote_segment
 from synapse_ops.domain.backup.snapshot_record import CollectionSource, ShardRecord, SnapshotRecord, SnapshotWindow
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.domain.repository_layout import KIND_SNAPSHOT, quote_segment
-from synapse_ops.domain.vector_fingerprint import canaries_to_json
+from synapse_ops.domain.vectors.fingerprint import canaries_to_json
 from synapse_ops.errors import SynapseOpsError, Unproven, Unreachable
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, Taking, identity_fields, taking_backup
 from synapse_ops.operations.lease import Lease, hold_lease

@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from synapse_ops.domain.repository_layout import Identity
-from synapse_ops.domain.vector_config import OWN_METADATA
-from synapse_ops.domain.vector_placement import NodeView, Placement, place_shards
+from synapse_ops.domain.backup.layout import Identity
+from synapse_ops.domain.vectors.config import OWN_METADATA
+from synapse_ops.domain.vectors.placement import NodeView, Placement, place_shards
 from synapse_ops.errors import ConfigError, Refused, Unreachable
 from synapse_ops.systems.qdrant import CollectionInfo, QdrantRefused, QdrantServer, qdrant_nodes
 

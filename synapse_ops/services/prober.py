@@ -19,8 +19,8 @@ from typing import Any
 
 import structlog
 
-from synapse_ops.domain.active_alerts import ActiveAlert, Told, after_notification
-from synapse_ops.domain.health import (
+from synapse_ops.domain.health.alerts import ActiveAlert, Told, after_notification
+from synapse_ops.domain.health.states import (
     OVERDUE_GRACE,
     Condition,
     ProbeVerdict,

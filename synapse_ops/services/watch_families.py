@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from synapse_ops.domain.health import State
+from synapse_ops.domain.health.states import State
 
 if TYPE_CHECKING:
     from prometheus_client.core import GaugeMetricFamily, Metric

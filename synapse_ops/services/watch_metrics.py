@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops.domain.active_alerts import parse_notification
+from synapse_ops.domain.health.alerts import parse_notification
 from synapse_ops.errors import ConfigError
 from synapse_ops.manifests.alertmanager import WEBHOOK_PATH
 from synapse_ops.services.watch_families import families

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from synapse_ops import __version__
-from synapse_ops.domain.http_health import HttpReply
+from synapse_ops.domain.health.http import HttpReply
 from synapse_ops.errors import ConfigError, IntegrityError, Unreachable
 from synapse_ops.systems.probe_stage import Stage
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 
-from synapse_ops.domain.cleanup import COMPRESSED_SUFFIX, PART_PREFIX, PART_SUFFIX
+from synapse_ops.domain.cleanup.files import COMPRESSED_SUFFIX, PART_PREFIX, PART_SUFFIX
 from synapse_ops.systems.filesystem import Directory, EntryChanged, has_no_other_opener
 
 CHUNK_BYTES = 1024**2

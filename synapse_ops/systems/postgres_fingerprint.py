@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops.domain.fingerprint import (
+from synapse_ops.domain.database.fingerprint import (
     Fingerprint,
     LargeObjects,
     SequenceBracket,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops.domain.lsn import Lsn
-from synapse_ops.domain.repository_layout import Identity
+from synapse_ops.domain.backup.layout import Identity
+from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.errors import Refused
 from synapse_ops.systems.postgres import postgres_errors
 

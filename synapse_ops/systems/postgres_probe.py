@@ -12,7 +12,7 @@ import contextlib
 import socket
 from typing import Any
 
-from synapse_ops.domain.server_health import ServerFacts, Slot, WalPosition
+from synapse_ops.domain.health.servers import ServerFacts, Slot, WalPosition
 from synapse_ops.systems.postgres import postgres_errors
 from synapse_ops.systems.probe_stage import Stage
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops.domain.structure import Structure
+from synapse_ops.domain.database.structure import Structure
 from synapse_ops.systems.postgres import describe, postgres_errors, reading
 from synapse_ops.systems.postgres_structure_code import CODE_QUERIES
 from synapse_ops.systems.postgres_structure_relations import RELATION_QUERIES

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.domain.vector_fingerprint import CanaryQuery, CopyFacts
+from synapse_ops.domain.vectors.fingerprint import CanaryQuery, CopyFacts
 from synapse_ops.errors import DeadlineExceeded, Unproven
 from synapse_ops.systems.local_processes import dying_with_us
 

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from synapse_ops.domain.vector_points import PointId, PointsDigest, canonical_point, order_of, point_hash
+from synapse_ops.domain.vectors.points import PointId, PointsDigest, canonical_point, order_of, point_hash
 
 PAGE = 500
 EXAMPLES = 20  # ids named of those that nobody asked for

@@ -1,4 +1,4 @@
-"""What is in a Redis server, key by key, as `domain/key_fingerprint.py` compares it: a live one gently, a copy whole.
+"""What is in a Redis server, key by key, as `domain/redis/fingerprint.py` compares it: a live one gently, a copy whole.
 
 A live server is asked in small pipelines of commands that take no time each: no KEYS, no script, no DUMP of what is
 large. What DEBUG DIGEST would tell at once is not for servers that others use: it stops them for as long as it takes.
@@ -14,7 +14,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
-from synapse_ops.domain.key_fingerprint import (
+from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
+from synapse_ops.domain.redis.fingerprint import (
     CopyKeys,
     Digest,
     KeyFingerprint,
@@ -24,7 +25,6 @@ from synapse_ops.domain.key_fingerprint import (
     key_name,
     unordered,
 )
-from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import IntegrityError
 from synapse_ops.systems.redis import RedisServer
 

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from synapse_ops.cli.main import main
-from synapse_ops.domain.health import State
+from synapse_ops.domain.health.states import State
 from tests.health_history import WrittenHistory, watched
 from tests.misbehaving import MisbehavingServer, misbehaving
 

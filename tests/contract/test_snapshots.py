@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from synapse_ops.domain.vector_points import PointsDigest, canonical_point
+from synapse_ops.domain.vectors.points import PointsDigest, canonical_point
 from synapse_ops.errors import ChecksumMismatch
 from synapse_ops.systems.qdrant import QdrantRefused
 from tests.contract.collection_snapshots import ContractClient

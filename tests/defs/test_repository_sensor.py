@@ -14,8 +14,8 @@ import pytest
 from synapse_ops.defs.backup.kinds import COLLECTIONS, DATABASES
 from synapse_ops.defs.backup.repository_sensor import look_at_repository
 from synapse_ops.defs.backup.restore_check import CHECK_NAME
+from synapse_ops.domain.backup.layout import BACKUP
 from synapse_ops.domain.backup.proof_record import Verdict
-from synapse_ops.domain.repository_layout import BACKUP
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.systems.dagster_storage import last_evaluation
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess

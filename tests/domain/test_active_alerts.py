@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from synapse_ops.domain.active_alerts import FORGET_AFTER, ActiveAlert, after_notification, parse_notification
+from synapse_ops.domain.health.alerts import FORGET_AFTER, ActiveAlert, after_notification, parse_notification
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

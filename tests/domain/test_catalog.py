@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_ops.domain.backup.proof_record import Verdict
-from synapse_ops.domain.catalog import (
+from synapse_ops.domain.backup.catalog import (
     BackupFacts,
     CatalogEntry,
     ListedObject,
@@ -20,7 +19,8 @@ from synapse_ops.domain.catalog import (
     gather,
     judge,
 )
-from synapse_ops.domain.repository_layout import parse_key
+from synapse_ops.domain.backup.layout import parse_key
+from synapse_ops.domain.backup.proof_record import Verdict
 from tests.stored_backups import place_of
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from synapse_ops.domain.fingerprint import (
+from synapse_ops.domain.database.fingerprint import (
     Fingerprint,
     LargeObjects,
     SequenceBracket,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_ops.domain.globals_script import (
+from synapse_ops.domain.database.globals_script import (
     Statement,
     parse_globals,
     quote_name,

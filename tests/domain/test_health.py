@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_ops.domain.availability import month_window, outages
-from synapse_ops.domain.health import (
+from synapse_ops.domain.health.availability import month_window, outages
+from synapse_ops.domain.health.states import (
     BADNESS,
     OVERDUE_GRACE,
     TRANSITIONS,

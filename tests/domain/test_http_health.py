@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_ops.domain.health import State
-from synapse_ops.domain.http_health import HttpReply, judge_reply
+from synapse_ops.domain.health.http import HttpReply, judge_reply
+from synapse_ops.domain.health.states import State
 
 JSON = "application/json"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_ops.domain.lsn import Lsn
+from synapse_ops.domain.database.lsn import Lsn
 
 
 @given(st.integers(0, 2**64 - 1))

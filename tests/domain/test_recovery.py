@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_ops.domain.recovery import disk_needed_bytes, predict_restore_s, wal_limit_for
+from synapse_ops.domain.backup.restore_estimate import disk_needed_bytes, predict_restore_s, wal_limit_for
 
 MIB = 1024 * 1024
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_ops.domain.repository_layout import (
+from synapse_ops.domain.backup.layout import (
     BackupPlace,
     Identity,
     attempt_name,

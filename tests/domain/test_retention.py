@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synapse_ops.domain.catalog import HOLD_GRACE, CatalogEntry
-from synapse_ops.domain.repository_layout import KIND_DUMP, BackupPlace, Identity, new_backup_id
-from synapse_ops.domain.retention import (
+from synapse_ops.domain.backup.catalog import HOLD_GRACE, CatalogEntry
+from synapse_ops.domain.backup.layout import KIND_DUMP, BackupPlace, Identity, new_backup_id
+from synapse_ops.domain.backup.retention import (
     CLOCK_TOLERANCE,
     Clocks,
     Decision,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synapse_ops.domain.structure import Structure, compare, normal_expression
+from synapse_ops.domain.database.structure import Structure, compare, normal_expression
 from synapse_ops.errors import DocumentUnreadable
 
 

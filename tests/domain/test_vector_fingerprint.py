@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_ops.domain.vector_config import compare_config, creation_body, parse_version, update_body
-from synapse_ops.domain.vector_fingerprint import (
+from synapse_ops.domain.vectors.config import compare_config, creation_body, parse_version, update_body
+from synapse_ops.domain.vectors.fingerprint import (
     CanaryQuery,
     CopyFacts,
     Reading,
@@ -19,8 +19,8 @@ from synapse_ops.domain.vector_fingerprint import (
     compare_points,
     recall,
 )
-from synapse_ops.domain.vector_placement import ACTIVE, NodeView, place_shards
-from synapse_ops.domain.vector_points import (
+from synapse_ops.domain.vectors.placement import ACTIVE, NodeView, place_shards
+from synapse_ops.domain.vectors.points import (
     PointsDigest,
     canonical_point,
     order_of,

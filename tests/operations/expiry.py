@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from synapse_ops.domain.expiry_plan import Action, ExpiryPlan
-from synapse_ops.domain.retention import RetentionPolicy
+from synapse_ops.domain.backup.expiry_plan import Action, ExpiryPlan
+from synapse_ops.domain.backup.retention import RetentionPolicy
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.repository import Repository
 from tests.memory_store import MemoryStore

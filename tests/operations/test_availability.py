@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from synapse_ops.domain.availability import month_window
-from synapse_ops.domain.health import State
+from synapse_ops.domain.health.availability import month_window
+from synapse_ops.domain.health.states import State
 from synapse_ops.operations.availability import read_availability
 from tests.health_history import WrittenHistory
 

@@ -16,7 +16,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_ops.domain.cache_cleanup import Level, compile_pattern
+from synapse_ops.domain.cleanup.cache import Level, compile_pattern
 from synapse_ops.errors import ConfigError, PlanChanged, Refused, Unreachable
 from synapse_ops.local.redis_server import find_redis
 from synapse_ops.operations.cache_cleanup import apply_cache_plan, make_cache_plan, read_redis_findings

@@ -20,10 +20,10 @@ import psycopg
 import pyrage
 import pytest
 
-from synapse_ops.domain import fingerprint, structure
 from synapse_ops.domain.backup.dump_record import DumpRecord
-from synapse_ops.domain.fingerprint import Fingerprint
-from synapse_ops.domain.structure import Structure
+from synapse_ops.domain.database import fingerprint, structure
+from synapse_ops.domain.database.fingerprint import Fingerprint
+from synapse_ops.domain.database.structure import Structure
 from synapse_ops.errors import ConfigError, Refused, ToolFailed, Unreachable
 from synapse_ops.operations.database_dump import DumpReport, _fitting_tools, dump_database
 from synapse_ops.operations.repository import Repository

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from synapse_ops.domain.repository_layout import HEARTBEAT, BackupPlace
+from synapse_ops.domain.backup.layout import HEARTBEAT, BackupPlace
 from synapse_ops.operations.dead_uploads import abort_uploads_of_the_dead
 from synapse_ops.operations.heartbeat import keep_heartbeat
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
@@ -20,7 +20,7 @@ NOW = datetime(2026, 11, 28, tzinfo=UTC)
 READY_TIMEOUT_S = 60
 WRITER = """
 import sys
-from synapse_ops.domain.repository_layout import HEARTBEAT
+from synapse_ops.domain.backup.layout import HEARTBEAT
 from synapse_ops.operations.heartbeat import keep_heartbeat
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 url, endpoint, access, secret, heartbeat, data = sys.argv[1:]

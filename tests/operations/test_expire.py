@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synapse_ops.domain.expiry_plan import Action
-from synapse_ops.domain.repository_layout import BACKUP, HEARTBEAT, pin_name, reading_name
-from synapse_ops.domain.retention import RetentionPolicy, Rule
+from synapse_ops.domain.backup.expiry_plan import Action
+from synapse_ops.domain.backup.layout import BACKUP, HEARTBEAT, pin_name, reading_name
+from synapse_ops.domain.backup.retention import RetentionPolicy, Rule
 from synapse_ops.errors import LeaseHeld, Refused, Unreachable
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.expire import apply_expiry, make_expiry_plan

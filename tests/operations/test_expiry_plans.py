@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from synapse_ops.domain.repository_layout import pin_name
-from synapse_ops.domain.retention import RetentionPolicy, Rule
+from synapse_ops.domain.backup.layout import pin_name
+from synapse_ops.domain.backup.retention import RetentionPolicy, Rule
 from synapse_ops.errors import ConfigError, DocumentUnreadable, PlanChanged
 from synapse_ops.operations.expire import apply_expiry, make_expiry_plan, read_plan
 from synapse_ops.operations.repository import Repository

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, pin_name
+from synapse_ops.domain.backup.layout import BACKUP, BackupPlace, pin_name
 from synapse_ops.errors import ConfigError, ObjectMissing
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.pins import pin_backup, unpin_backup

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from synapse_ops.domain.health import ProbeVerdict, State
-from synapse_ops.domain.http_health import judge_reply
+from synapse_ops.domain.health.http import judge_reply
+from synapse_ops.domain.health.states import ProbeVerdict, State
 from synapse_ops.operations.health_probes import endpoint_url
 from synapse_ops.operations.probing import ENDPOINT, Asker, Probe
 from synapse_ops.operations.stack import open_stack

@@ -13,8 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from synapse_ops.domain.health import ProbeVerdict, State
-from synapse_ops.domain.server_health import (
+from synapse_ops.domain.health.servers import (
     DiskUse,
     WalPosition,
     judge_disks,
@@ -22,6 +21,7 @@ from synapse_ops.domain.server_health import (
     judge_redis,
     judge_replication,
 )
+from synapse_ops.domain.health.states import ProbeVerdict, State
 from synapse_ops.local.redis_server import find_redis
 from synapse_ops.operations.health_probes import probes_of
 from synapse_ops.operations.probing import Asker

@@ -10,7 +10,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from synapse_ops.domain.backup.dump_record import DumpRecord
-from synapse_ops.domain.repository_layout import BackupPlace
+from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.systems.object_store import StoreAccess

@@ -19,7 +19,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from synapse_ops.domain.health import State
+from synapse_ops.domain.health.states import State
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.health import is_watched, read_health
 from synapse_ops.operations.health_history import history_file

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from synapse_ops.domain.health import State
+from synapse_ops.domain.health.states import State
 from synapse_ops.errors import IntegrityError
 from synapse_ops.operations.availability import read_availability
 from synapse_ops.operations.health import read_health
@@ -32,7 +32,7 @@ WRITER = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from synapse_ops.domain.health import ProbeVerdict, State, initial_condition, next_condition
+from synapse_ops.domain.health.states import ProbeVerdict, State, initial_condition, next_condition
 from synapse_ops.operations.health_history import HistoryWriter, StoredVerdict
 from synapse_ops.operations.probing import Probe
 now = datetime(2026, 11, 23, tzinfo=UTC)

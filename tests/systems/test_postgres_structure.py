@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from synapse_ops.domain.structure import Structure, compare
+from synapse_ops.domain.database.structure import Structure, compare
 from synapse_ops.systems.postgres import STABLE_OUTPUT, connect, set_session
 from synapse_ops.systems.postgres_structure import read_structure, structure_seen_by
 from tests.servers import PostgresServer

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from synapse_ops.domain.vector_fingerprint import CanaryQuery, CopyFacts, recall
+from synapse_ops.domain.vectors.fingerprint import CanaryQuery, CopyFacts, recall
 from synapse_ops.errors import DeadlineExceeded, Unproven
 from synapse_ops.systems.qdrant_edge import ShardFile, inspect_copy
 

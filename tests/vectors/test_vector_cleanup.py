@@ -12,7 +12,7 @@ import pytest
 
 from synapse_ops.defs.cleanup import cleanup_definitions
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.domain.repository_layout import BackupPlace
+from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.errors import PlanChanged
 from synapse_ops.operations import vector_cleanup
 from synapse_ops.operations.lease import hold_lease

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import pytest
 
-from synapse_ops.domain.vector_points import canonical_point
+from synapse_ops.domain.vectors.points import canonical_point
 from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vector_restore import apply_vector_restore

@@ -14,9 +14,9 @@ import pytest
 import zstandard
 from psycopg.conninfo import conninfo_to_dict
 
-from synapse_ops.domain.lsn import Lsn
-from synapse_ops.domain.repository_layout import BackupPlace
-from synapse_ops.domain.vector_fingerprint import VectorFingerprint, canaries_from_json
+from synapse_ops.domain.backup.layout import BackupPlace
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.vectors.fingerprint import VectorFingerprint, canaries_from_json
 from synapse_ops.errors import ConfigError, LeaseHeld
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.backup_kinds import SNAPSHOTS

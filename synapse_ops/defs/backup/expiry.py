@@ -50,7 +50,7 @@ def expiry_assets(kind: AssetKind, spec: "Spec") -> list[dg.AssetsDefinition]:
         group_name=kind.group,
         owners=OWNERS,
         kinds={"s3"},
-        code_version=code_version("synapse_ops.domain.retention", "synapse_ops.domain.expiry_plan"),
+        code_version=code_version("synapse_ops.domain.backup.retention", "synapse_ops.domain.backup.expiry_plan"),
         freshness_policy=freshness_of(spec.proof.schedule.longest_gap(spec.time_zone)),
         description=f"What an expiry would do: every backup of a {kind.noun}, kept or expired, with the reason. "
         f"Nothing is removed here. `plan_digest` names exactly this plan; {kind.job('expire_apply')} takes it.",

@@ -130,7 +130,7 @@ def _partition_schedule(kind: AssetKind, verb: str, job: Any, cron: Any, spec: "
     partitions = kind.partitions(spec)
 
     def requests(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        from synapse_ops.domain.repository_layout import format_time
+        from synapse_ops.domain.backup.layout import format_time
 
         set_id = format_time(context.scheduled_execution_time)
         is_dynamic = isinstance(partitions, dg.DynamicPartitionsDefinition)

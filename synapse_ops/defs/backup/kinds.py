@@ -113,7 +113,7 @@ DATABASES = AssetKind(
     schedule=lambda spec: spec.backup.database.schedule,
     versioned=(
         ("synapse_ops.operations.database_dump", "synapse_ops.operations.backup_writer"),
-        ("synapse_ops.operations.restore_proof", "synapse_ops.domain.fingerprint"),
+        ("synapse_ops.operations.restore_proof", "synapse_ops.domain.database.fingerprint"),
     ),
     about_backup="A whole logical backup of one database in the repository. Each materialization is one backup: "
     "`stored_bytes` is what lies in the bucket, `duration_s` what the dump took.",
@@ -135,7 +135,7 @@ COLLECTIONS = AssetKind(
     schedule=lambda spec: spec.backup.vectors.schedule,
     versioned=(
         ("synapse_ops.operations.vector_snapshot", "synapse_ops.operations.vector_shards"),
-        ("synapse_ops.operations.vector_restore_proof", "synapse_ops.domain.vector_fingerprint"),
+        ("synapse_ops.operations.vector_restore_proof", "synapse_ops.domain.vectors.fingerprint"),
     ),
     about_backup="Every shard of one collection in the repository, each from one active replica. `window_s` is the "
     "time in which they were cut, `window_points` how many of the compared points moved meanwhile.",
@@ -157,7 +157,7 @@ REDIS = AssetKind(
     schedule=lambda spec: spec.backup.redis.schedule,  # type: ignore[union-attr]
     versioned=(
         ("synapse_ops.operations.rdb_snapshot",),
-        ("synapse_ops.operations.rdb_restore_proof", "synapse_ops.domain.key_fingerprint"),
+        ("synapse_ops.operations.rdb_restore_proof", "synapse_ops.domain.redis.fingerprint"),
     ),
     about_backup="An RDB snapshot of Redis in the repository, every logical database in one file. `keys` is what "
     "the second reading counted; `window_keys` moved between the two, and no proof can say what they were.",

@@ -22,7 +22,7 @@ from synapse_ops.defs.resources import StackResource
 from synapse_ops.errors import SynapseOpsError
 
 if TYPE_CHECKING:
-    from synapse_ops.domain.catalog import CatalogEntry
+    from synapse_ops.domain.backup.catalog import CatalogEntry
     from synapse_ops.operations.backup_catalog import Catalog
     from synapse_ops.operations.repository import Repository
     from synapse_ops.operations.stack import Stack

@@ -15,10 +15,10 @@ import dagster as dg
 from synapse_ops.defs.backup.kinds import AssetKind
 from synapse_ops.defs.event_metadata import Metadata, table
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.domain.catalog import not_attempted
+from synapse_ops.domain.backup.catalog import not_attempted
 
 if TYPE_CHECKING:
-    from synapse_ops.domain.catalog import CatalogEntry
+    from synapse_ops.domain.backup.catalog import CatalogEntry
     from synapse_ops.operations.backup_catalog import Catalog
     from synapse_ops.operations.stack import Stack
 

@@ -15,7 +15,7 @@ from synapse_ops.defs.resources import StackResource
 from synapse_ops.errors import PlanChanged, Refused
 
 if TYPE_CHECKING:
-    from synapse_ops.domain.expiry_plan import ExpiryPlan
+    from synapse_ops.domain.backup.expiry_plan import ExpiryPlan
     from synapse_ops.operations.backup.proving import ProofReport
     from synapse_ops.operations.expire import ExpiryReport
     from synapse_ops.operations.stack import Stack

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 
 from synapse_ops.domain.backup.dump_record import DumpRecord
+from synapse_ops.domain.backup.layout import KIND_DUMP, KIND_RDB, KIND_SNAPSHOT
 from synapse_ops.domain.backup.rdb_record import RdbRecord
 from synapse_ops.domain.backup.record import BackupRecord
 from synapse_ops.domain.backup.snapshot_record import SnapshotRecord
-from synapse_ops.domain.repository_layout import KIND_DUMP, KIND_RDB, KIND_SNAPSHOT
 
 
 @dataclass(frozen=True, slots=True)

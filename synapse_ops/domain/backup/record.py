@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import AwareDatetime, Field
 
 from synapse_ops.domain.backup.document import Document, ObjectRecord, Part, Sha256
-from synapse_ops.domain.repository_layout import Identity
+from synapse_ops.domain.backup.layout import Identity
 
 Fact = str | int | float | datetime
 SUBJECT_FIELDS = {"dump": "database", "snapshot": "collection", "rdb": "address"}  # of `started.json`, by kind

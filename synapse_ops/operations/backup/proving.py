@@ -17,12 +17,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
+from synapse_ops.domain.backup.catalog import CatalogEntry
+from synapse_ops.domain.backup.layout import BACKUP, BackupPlace, attempt_name, proof_name
 from synapse_ops.domain.backup.proof_record import ProofRecord, RdbFindings, SnapshotFindings, Verdict
 from synapse_ops.domain.backup.record import BackupRecord
-from synapse_ops.domain.catalog import CatalogEntry
+from synapse_ops.domain.backup.restore_estimate import predict_restore_s
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.domain.recovery import predict_restore_s
-from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, attempt_name, proof_name
 from synapse_ops.errors import IntegrityError, KeyMissing, ObjectMissing, SynapseOpsError, Unproven
 from synapse_ops.operations.backup.reading import ReadLog, read_backup_document
 from synapse_ops.operations.backup_catalog import only_one, read_catalog

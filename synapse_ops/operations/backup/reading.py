@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from synapse_ops.domain.backup.document import ObjectRecord
+from synapse_ops.domain.backup.layout import BACKUP, BackupPlace, reading_name
 from synapse_ops.domain.backup.record import BackupRecord
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.domain.repository_layout import BACKUP, BackupPlace, reading_name
 from synapse_ops.errors import (
     ChecksumMismatch,
     DocumentUnreadable,

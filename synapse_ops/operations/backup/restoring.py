@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.domain.backup.record import BackupRecord
+from synapse_ops.domain.backup.restore_estimate import predict_restore_s
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.domain.recovery import predict_restore_s
-from synapse_ops.domain.repository_layout import BackupPlace
 from synapse_ops.errors import TargetNotEmpty
 from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.repository import Repository

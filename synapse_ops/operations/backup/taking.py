@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_ops import __version__
 from synapse_ops.domain.backup.document import ObjectRecord
+from synapse_ops.domain.backup.layout import HEARTBEAT, BackupPlace, Identity, new_backup_id
 from synapse_ops.domain.backup.record import BackupRecord, Fact, StartedRecord
-from synapse_ops.domain.repository_layout import HEARTBEAT, BackupPlace, Identity, new_backup_id
 from synapse_ops.operations.backup_writer import BackupWriter
 from synapse_ops.operations.dead_uploads import abort_uploads_of_the_dead
 from synapse_ops.operations.heartbeat import Heartbeat, keep_heartbeat

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from synapse_ops.domain.catalog import ListedBackup
-from synapse_ops.domain.repository_layout import BackupPlace
-from synapse_ops.domain.retention import LEAST_LEFT_OVER_GRACE, Clocks, RetentionPolicy, Rule, format_days
+from synapse_ops.domain.backup.catalog import ListedBackup
+from synapse_ops.domain.backup.layout import BackupPlace
+from synapse_ops.domain.backup.retention import LEAST_LEFT_OVER_GRACE, Clocks, RetentionPolicy, Rule, format_days
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from enum import StrEnum
 from itertools import groupby
 from typing import Any, Self
 
-from synapse_ops.domain.catalog import HOLD_GRACE, CatalogEntry
-from synapse_ops.domain.repository_layout import BackupPlace
+from synapse_ops.domain.backup.catalog import HOLD_GRACE, CatalogEntry
+from synapse_ops.domain.backup.layout import BackupPlace
 
 CLOCK_TOLERANCE = timedelta(minutes=5)  # NTP keeps hosts within a second; signatures of S3 fail beyond 15 minutes
 LEAST_LEFT_OVER_GRACE = timedelta(minutes=20)  # twice the 10 min for which a running dump bears a silent store

@@ -16,10 +16,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Self
 
-from synapse_ops.domain.catalog import CatalogEntry
-from synapse_ops.domain.left_overs import LeftOver
-from synapse_ops.domain.repository_layout import BackupPlace, Identity
-from synapse_ops.domain.retention import Decision, RatioExcess, RetentionPolicy, Rule, excesses
+from synapse_ops.domain.backup.catalog import CatalogEntry
+from synapse_ops.domain.backup.layout import BackupPlace, Identity
+from synapse_ops.domain.backup.left_overs import LeftOver
+from synapse_ops.domain.backup.retention import Decision, RatioExcess, RetentionPolicy, Rule, excesses
 from synapse_ops.errors import DocumentUnreadable
 
 FORMAT_VERSION = 1

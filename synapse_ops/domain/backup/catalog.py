@@ -19,9 +19,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
-from synapse_ops.domain.backup.record import BackupRecord
-from synapse_ops.domain.repository_layout import (
+from synapse_ops.domain.backup.layout import (
     BACKUP,
     HEARTBEAT,
     STARTED,
@@ -30,6 +28,8 @@ from synapse_ops.domain.repository_layout import (
     started_at_of,
     time_of_attempt,
 )
+from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
+from synapse_ops.domain.backup.record import BackupRecord
 
 HOLD_GRACE = timedelta(minutes=10)  # 30 missed renewals of 20 s: the reader has died
 

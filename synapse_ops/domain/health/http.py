@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from synapse_ops.domain.health import ProbeVerdict, State
+from synapse_ops.domain.health.states import ProbeVerdict, State
 
 FAILED_WORDS = frozenset({"error", "fail", "failed", "down", "unhealthy", "critical", "out_of_service", "red"})
 DEGRADED_WORDS = frozenset({"degraded", "warn", "warning", "yellow"})

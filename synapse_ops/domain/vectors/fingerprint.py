@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, Self
 
 from synapse_ops.domain.canonical_json import canonical_json, reading
-from synapse_ops.domain.vector_config import ShardSchema
+from synapse_ops.domain.vectors.config import ShardSchema
 
 FORMAT_VERSION = 1
 ALL_POINTS_LIMIT = 50_000  # read whole twice: about 45 s a reading at 768 dimensions

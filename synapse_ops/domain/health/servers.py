@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from synapse_ops.domain.health import ProbeVerdict, State
+from synapse_ops.domain.health.states import ProbeVerdict, State
 
 CONNECTIONS_RATIO = 0.8  # postgres_exporter's and pgwatch's usual warning
 OLDEST_TRANSACTION_S = 3600.0  # it holds back vacuum; an hour is longer than any transaction of a service

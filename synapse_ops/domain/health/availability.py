@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from synapse_ops.domain.health import State
+from synapse_ops.domain.health.states import State
 
 
 @dataclass(frozen=True, slots=True)
