@@ -24,8 +24,8 @@ from pathlib import Path
 
 from synapse_ops.domain.backup.layout import pin_name, reading_name
 from synapse_ops.domain.backup.retention import RetentionPolicy
-from synapse_ops.operations.backup_catalog import read_catalog
-from synapse_ops.operations.expire import make_expiry_plan
+from synapse_ops.operations.backup.catalog import read_catalog
+from synapse_ops.operations.backup.expire import make_expiry_plan
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from tests.stored_backups import store_backup, store_proof

@@ -216,7 +216,7 @@ def run_python(servers: Servers, code: str, *arguments: str) -> Measured:
 BACKUP = """
 import sys
 from pathlib import Path
-from synapse_ops.operations.database_dump import dump_database
+from synapse_ops.operations.database.dump import dump_database
 from synapse_ops.operations.stack import open_stack
 dump_database(open_stack(Path(sys.argv[1]), Path(sys.argv[2])), sys.argv[3])
 """

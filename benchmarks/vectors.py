@@ -30,7 +30,7 @@ import psutil
 from synapse_ops.local.seaweed_server import LISTENERS, SeaweedServer, find_weed
 from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.stack import open_stack
-from synapse_ops.operations.vector_snapshot import snapshot_collection
+from synapse_ops.operations.vectors.snapshot import snapshot_collection
 from synapse_ops.systems.local_processes import free_ports, make_private_dir, reachable_by, server_identity
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from synapse_ops.systems.pg_server import make_socket_dir

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from synapse_ops.domain.health.states import Condition, ProbeVerdict, State, initial_condition, next_condition
-from synapse_ops.operations.health import is_watched
-from synapse_ops.operations.health_history import HistoryWriter, StoredVerdict, history_file
-from synapse_ops.operations.probing import ENDPOINT, Probe
+from synapse_ops.operations.health.asker import ENDPOINT, Probe
+from synapse_ops.operations.health.history import HistoryWriter, StoredVerdict, history_file
+from synapse_ops.operations.health.report import is_watched
 from synapse_ops.systems.probe_stage import Stage
 
 INTERVAL = timedelta(seconds=30)

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from synapse_ops.errors import ConfigError, SynapseOpsError
 from synapse_ops.manifests.bundle import Bundle
-from synapse_ops.operations.render import render, write_directory
+from synapse_ops.operations.release.render import render, write_directory
 from synapse_ops.spec import load_spec
 from tools import TOOLS
 from tools.tool import Tool, ToolOutcome

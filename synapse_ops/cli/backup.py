@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from synapse_ops.domain.backup.catalog import CatalogEntry
     from synapse_ops.domain.backup.proof_record import ProofRecord
     from synapse_ops.domain.backup.record import BackupRecord
+    from synapse_ops.operations.backup.catalog import Catalog
     from synapse_ops.operations.backup.taking import BackupReport
-    from synapse_ops.operations.backup_catalog import Catalog
     from synapse_ops.operations.backup_kinds import BackupKind
     from synapse_ops.operations.stack import Stack
 
@@ -205,7 +205,7 @@ def show(backup_id: str, place: Place, *, as_json: bool) -> None:
       synapse-ops backup show 20261123T201726Z-3f9a1c --repository s3://backups/database/ --json
     """
     from synapse_ops.errors import IntegrityError
-    from synapse_ops.operations.backup_catalog import read_catalog, read_proofs, read_record
+    from synapse_ops.operations.backup.catalog import read_catalog, read_proofs, read_record
 
     repository, found, _ = place.locate(backup_id)
     catalog = read_catalog(repository, subject=found.subject)

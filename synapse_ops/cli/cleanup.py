@@ -16,7 +16,7 @@ from synapse_ops.errors import SynapseOpsError
 
 if TYPE_CHECKING:
     from synapse_ops.domain.progress import ReportProgress
-    from synapse_ops.operations.plan_document import Outcome, StoredPlan
+    from synapse_ops.operations.cleanup.plan_file import Outcome, StoredPlan
 
 KINDS = ("logs", "temp", "cache", "snapshots", "history")
 
@@ -80,7 +80,7 @@ def _plan(place: Place, kinds: tuple[str, ...], *, as_json: bool) -> None:
 
 def _apply(place: Place, digests: tuple[str, ...], *, as_json: bool) -> None:
     from synapse_ops.cli.progress_bar import progress_bar
-    from synapse_ops.operations.plan_document import find_kind
+    from synapse_ops.operations.cleanup.plan_file import find_kind
 
     bodies = []
     for digest in digests:
@@ -103,21 +103,21 @@ def _verbs(place: Place, kind: str) -> Iterator[Verbs]:
     stack = place.stack()
     spec, state_dir, now = stack.spec, stack.state_dir, datetime.now(UTC)
     if kind == "cache":
-        from synapse_ops.operations.cache_cleanup import apply_cache_plan, make_cache_plan
+        from synapse_ops.operations.cleanup.cache import apply_cache_plan, make_cache_plan
 
         yield (
             lambda progress: make_cache_plan(spec, state_dir, now, progress=progress),
             lambda digest, progress: apply_cache_plan(digest, spec, state_dir, now, progress=progress),
         )
     elif kind == "snapshots":
-        from synapse_ops.operations.vector_cleanup import apply_snapshots_plan, make_snapshots_plan
+        from synapse_ops.operations.cleanup.node_snapshots import apply_snapshots_plan, make_snapshots_plan
 
         yield (
             lambda progress: make_snapshots_plan(stack, state_dir, now, progress=progress),
             lambda digest, progress: apply_snapshots_plan(digest, stack, state_dir, now, progress=progress),
         )
     elif kind == "history":
-        from synapse_ops.operations.run_history_cleanup import apply_history_plan, make_history_plan
+        from synapse_ops.operations.cleanup.run_history import apply_history_plan, make_history_plan
         from synapse_ops.services.dagster_home import dagster_environment, prepare_home
         from synapse_ops.services.dagster_service import dagster_instance
 
@@ -128,7 +128,7 @@ def _verbs(place: Place, kind: str) -> Iterator[Verbs]:
                 lambda digest, progress: apply_history_plan(digest, stack, instance, now, progress=progress),
             )
     else:
-        from synapse_ops.operations.cleanup_files import apply_cleanup, make_cleanup_plan
+        from synapse_ops.operations.cleanup.files import apply_cleanup, make_cleanup_plan
 
         yield (
             lambda progress: make_cleanup_plan(kind, spec, state_dir, now, progress=progress),
@@ -150,7 +150,7 @@ def _plan_data(plan: StoredPlan) -> dict[str, Any]:
 
 
 def _show_plan(plan: StoredPlan) -> None:
-    from synapse_ops.operations.plan_document import subject_of
+    from synapse_ops.operations.cleanup.plan_file import subject_of
 
     rows = [(row["action"], subject_of(row, plan.policy), _size(row), row["reason"]) for row in plan.first_rows]
     if rows:
@@ -164,7 +164,7 @@ def _show_plan(plan: StoredPlan) -> None:
 
 
 def _show_outcome(kind: str, digest: str, outcome: Outcome) -> None:
-    from synapse_ops.operations.plan_document import subject_of
+    from synapse_ops.operations.cleanup.plan_file import subject_of
 
     rows = [(row["action"], subject_of(row, {}), row["skipped_because"]) for row in outcome.rows]
     if rows:

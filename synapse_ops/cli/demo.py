@@ -21,7 +21,7 @@ from synapse_ops.cli.options import Place, state_dir_option
 from synapse_ops.errors import ConfigError, SynapseOpsError, Unproven
 
 if TYPE_CHECKING:
-    from synapse_ops.operations.health import HealthReport
+    from synapse_ops.operations.health.report import HealthReport
     from synapse_ops.operations.stack import Stack
     from synapse_ops.services.console import Console
 
@@ -203,7 +203,7 @@ def _show(stack: Stack, cleaned: Mapping[str, Mapping[str, Any]], began: float) 
 def _settled_health(stack: Stack) -> HealthReport:
     """Return the prober's report once nothing in it is unknown, or as it stands after HEALTH_TIMEOUT_S."""
     from synapse_ops.domain.health.states import State
-    from synapse_ops.operations.health import read_health
+    from synapse_ops.operations.health.report import read_health
 
     deadline = time.monotonic() + HEALTH_TIMEOUT_S
     while True:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from synapse_ops.domain.backup.catalog import CatalogEntry
+    from synapse_ops.operations.backup.expire import ExpiryPlan
     from synapse_ops.operations.backup_kinds import BackupKind
-    from synapse_ops.operations.expire import ExpiryPlan
-    from synapse_ops.operations.health import HealthReport
+    from synapse_ops.operations.health.report import HealthReport
     from synapse_ops.operations.stack import Stack
 
 SHOWN_BACKUPS = 3  # of each subject, the newest first
@@ -42,8 +42,8 @@ class Protected:
 
 def read_protected(kind: BackupKind, stack: Stack, subjects: tuple[str, ...], now: datetime) -> Protected:
     """Return rows and plan of one repository. subjects: what must have a proven newest backup."""
-    from synapse_ops.operations.backup_catalog import read_catalog
-    from synapse_ops.operations.expire import make_expiry_plan
+    from synapse_ops.operations.backup.catalog import read_catalog
+    from synapse_ops.operations.backup.expire import make_expiry_plan
 
     repository = kind.repository(stack)
     catalog = read_catalog(repository)

@@ -15,7 +15,7 @@ from synapse_ops.errors import ConfigError, PlanChanged, SynapseOpsError
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.retention import RetentionPolicy
-    from synapse_ops.operations.expire import ExpiryPlan, ExpiryReport
+    from synapse_ops.operations.backup.expire import ExpiryPlan, ExpiryReport
     from synapse_ops.operations.repository import Repository
 
 
@@ -71,7 +71,7 @@ def command(
     if subject is not None:
         raise click.UsageError("SUBJECT belongs to --plan; a plan names its own")
     from synapse_ops.cli.progress_bar import progress_bar
-    from synapse_ops.operations.expire import apply_expiry
+    from synapse_ops.operations.backup.expire import apply_expiry
 
     repository = _holder_of(place, digest)
     with progress_bar() as progress:
@@ -81,7 +81,7 @@ def command(
 
 def _plan(place: Place, subject: str | None, window: timedelta | None, *, as_json: bool) -> None:
     """Make and print a plan for each kind of backup that is meant."""
-    from synapse_ops.operations.expire import make_expiry_plan
+    from synapse_ops.operations.backup.expire import make_expiry_plan
 
     chosen = _policies(place, subject, window)
     failures = Failures()
@@ -140,7 +140,7 @@ def _window(retention: str | None) -> timedelta | None:
 
 def _holder_of(place: Place, digest: str) -> Repository:
     """Return the repository that holds a plan. Raises PlanChanged when none does, ConfigError for what is no digest."""
-    from synapse_ops.operations.expiry_plans import holds_plan, require_digest
+    from synapse_ops.operations.backup.expiry_plans import holds_plan, require_digest
 
     require_digest(digest)
     fault: SynapseOpsError | None = None

@@ -17,7 +17,7 @@ from synapse_ops.errors import SynapseOpsError, Unhealthy, Unproven
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from synapse_ops.operations.health import HealthReport, HealthRow
+    from synapse_ops.operations.health.report import HealthReport, HealthRow
 
 REFRESH_S = 1.0
 COLORS = {"healthy": "green", "degraded": "yellow", "unknown": "magenta", "failed": "bold red"}
@@ -54,7 +54,7 @@ def command(place: Place, *, watch: bool, as_json: bool) -> None:
 
 
 def _read(place: Place) -> HealthReport:
-    from synapse_ops.operations.health import ask_once, is_watched, read_health
+    from synapse_ops.operations.health.report import ask_once, is_watched, read_health
 
     state_dir = place.state_dir.absolute()
     if is_watched(state_dir):
@@ -99,7 +99,7 @@ def _table(report: HealthReport) -> RenderableType:
 
 
 def _summary(report: HealthReport) -> str:
-    from synapse_ops.operations.health import summary_of
+    from synapse_ops.operations.health.report import summary_of
 
     return summary_of(report.rows)
 

@@ -12,7 +12,7 @@ from synapse_ops.cli.options import Place, repository_options, subject_of
 from synapse_ops.cli.tables import format_age, format_bytes, format_moment, show_table
 
 if TYPE_CHECKING:
-    from synapse_ops.operations.overview import RepositoryOverview, SubjectOverview
+    from synapse_ops.operations.backup.overview import RepositoryOverview, SubjectOverview
 
 
 @click.command()
@@ -30,7 +30,7 @@ def command(subject: str | None, place: Place, *, as_json: bool) -> None:
       synapse-ops info vectors/documents
       synapse-ops info --repository s3://backups/database/ --json
     """
-    from synapse_ops.operations.overview import overview_of
+    from synapse_ops.operations.backup.overview import overview_of
 
     now = datetime.now(UTC)
     failures = Failures()

@@ -18,7 +18,7 @@ from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.layout import BackupPlace
-    from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.backup.catalog import Catalog
     from synapse_ops.operations.backup_kinds import BackupKind
     from synapse_ops.operations.repository import Repository
     from synapse_ops.operations.stack import Stack
@@ -94,7 +94,7 @@ class Source:
 
     def catalog(self) -> Catalog:
         """Read what is meant. Raises ConfigError that lists the subjects when the one named has nothing there."""
-        from synapse_ops.operations.backup_catalog import read_catalog
+        from synapse_ops.operations.backup.catalog import read_catalog
 
         catalog = read_catalog(self.repository)
         backups = tuple(row for row in catalog.backups if self.holds(row.place))
@@ -168,7 +168,7 @@ class Place:
 
     def locate(self, backup_id: str) -> tuple[Repository, BackupPlace, BackupKind]:
         """Return where a backup lies, of whatever kind; raises ConfigError with the nearest ids."""
-        from synapse_ops.operations.backup_catalog import locate_backup
+        from synapse_ops.operations.backup.catalog import locate_backup
         from synapse_ops.operations.backup_kinds import kind_named
 
         repository, place = locate_backup([source.repository for source in self.sources()], backup_id)

@@ -18,7 +18,7 @@ from synapse_ops.cli.options import Place, repository_options
 @repository_options
 def command(backup_id: str, label: str, reason: str, place: Place, *, as_json: bool) -> None:
     """Exempt a backup from expiry until it is unpinned. LABEL says why: audit-2026."""
-    from synapse_ops.operations.pins import pin_backup
+    from synapse_ops.operations.backup.pins import pin_backup
 
     repository, found, _ = place.locate(backup_id)
     report = pin_backup(repository, found, label, datetime.now(UTC), reason=reason)
@@ -36,7 +36,7 @@ def command(backup_id: str, label: str, reason: str, place: Place, *, as_json: b
 @repository_options
 def unpin(backup_id: str, label: str | None, place: Place, *, wants_all: bool, as_json: bool) -> None:
     """Lift the pin LABEL of a backup. It then expires by the same rules as every other."""
-    from synapse_ops.operations.pins import unpin_backup
+    from synapse_ops.operations.backup.pins import unpin_backup
 
     if (label is None) != wants_all:
         raise click.UsageError("give either LABEL or --all")

@@ -30,8 +30,8 @@ def command(place: Place, out: Path | None, only_check: bool, to_store: bool, as
       synapse-ops render --out rendered --check
       synapse-ops render --out rendered --store --json
     """
-    from synapse_ops.operations.release import make_release, release_record
-    from synapse_ops.operations.render import render, require_directory, write_directory
+    from synapse_ops.operations.release.render import render, require_directory, write_directory
+    from synapse_ops.operations.release.store import make_release, release_record
 
     if only_check and (out is None or to_store):
         raise ConfigError("--check compares a directory and writes nothing", hint="Give --out DIR, without --store.")

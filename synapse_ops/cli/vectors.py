@@ -27,7 +27,7 @@ def command() -> None:
 @stack_options
 def switch(alias: str, collection: str, place: Place) -> None:
     """Make ALIAS stand for COLLECTION, in one atomic step. Refused unless the collection is whole on every node."""
-    from synapse_ops.operations.vector_alias import switch_alias
+    from synapse_ops.operations.vectors.alias import switch_alias
     from synapse_ops.systems.qdrant import qdrant_nodes
 
     with ExitStack() as opened:

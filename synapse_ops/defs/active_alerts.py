@@ -47,7 +47,7 @@ def _sensor() -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, stack: StackResource
     ) -> dg.SensorResult | dg.SkipReason:
         from synapse_ops.errors import Refused
-        from synapse_ops.operations.alerts_told import read_active_alerts
+        from synapse_ops.operations.health.active_alerts import read_active_alerts
 
         try:
             active = read_active_alerts(stack.open().state_dir, datetime.now(UTC))

@@ -29,7 +29,7 @@ from synapse_ops.errors import Refused
 
 if TYPE_CHECKING:
     from synapse_ops.defs.place import Place
-    from synapse_ops.operations.plan_document import Outcome, StoredPlan
+    from synapse_ops.operations.cleanup.plan_file import Outcome, StoredPlan
     from synapse_ops.operations.stack import Stack
     from synapse_ops.spec import Spec
 
@@ -59,7 +59,7 @@ class Group:
 
 _FILE_MODULES = (
     "synapse_ops.domain.cleanup.files",
-    "synapse_ops.operations.cleanup_files",
+    "synapse_ops.operations.cleanup.files",
     "synapse_ops.systems.filesystem",
 )
 GROUPS = (
@@ -88,7 +88,7 @@ GROUPS = (
         plan="cache_cleanup_plan",
         apply="cache_cleanup",
         shown_as="redis",
-        modules=("synapse_ops.domain.cleanup.cache", "synapse_ops.operations.cache_cleanup"),
+        modules=("synapse_ops.domain.cleanup.cache", "synapse_ops.operations.cleanup.cache"),
         plan_text="Which keys that match cleanup.cache_patterns nobody has used for cleanup.cache.retention. "
         "`estimated_bytes` is their memory, estimated from a sample.",
         apply_text="Idle keys that went: exactly the plan of one digest; a key that was used since stays. "
@@ -100,7 +100,7 @@ GROUPS = (
         plan="snapshot_cleanup_plan",
         apply="snapshot_cleanup",
         shown_as="qdrant",
-        modules=("synapse_ops.operations.vector_cleanup", "synapse_ops.operations.vector_left_overs"),
+        modules=("synapse_ops.operations.cleanup.node_snapshots", "synapse_ops.operations.vectors.left_overs"),
         plan_text="Which snapshots that killed runs left on Qdrant's nodes would go: files that such a run named as "
         "its own, an hour old. What may be another tool's is listed and stays. `delete_bytes` is what goes.",
         apply_text="Left-over snapshots that went from Qdrant's nodes: exactly the plan of one digest, each looked at "
@@ -189,7 +189,7 @@ def _history(freshness: dg.FreshnessPolicy) -> Any:
         group_name=GROUP_CLEANUP,
         owners=OWNERS,
         kinds={"dagster"},
-        code_version=code_version("synapse_ops.operations.run_history_cleanup", "synapse_ops.systems.dagster_storage"),
+        code_version=code_version("synapse_ops.operations.cleanup.run_history", "synapse_ops.systems.dagster_storage"),
         freshness_policy=freshness,
         description="Dagster's own runs, output, ticks and events outside of runs by age. The newest event of each "
         "asset, partition and check, failover records and what tells of an existing backup stay. Without the digest "
@@ -236,27 +236,27 @@ def carry_out(context: Any, stack: StackResource, group: Group, digest: str) -> 
 def _verbs(stack: "Stack", kind: str, context: Any) -> "tuple[Callable[[], StoredPlan], Callable[[str], Outcome]]":
     spec, state_dir, now, progress = stack.spec, stack.state_dir, datetime.now(UTC), progress_into(context.log)
     if kind == "cache":
-        from synapse_ops.operations.cache_cleanup import apply_cache_plan, make_cache_plan
+        from synapse_ops.operations.cleanup.cache import apply_cache_plan, make_cache_plan
 
         return (
             lambda: make_cache_plan(spec, state_dir, now, progress=progress),
             lambda digest: apply_cache_plan(digest, spec, state_dir, now, progress=progress),
         )
     if kind == "history":
-        from synapse_ops.operations.run_history_cleanup import apply_history_plan, make_history_plan
+        from synapse_ops.operations.cleanup.run_history import apply_history_plan, make_history_plan
 
         return (
             lambda: make_history_plan(stack, context.instance, now, progress=progress),
             lambda digest: apply_history_plan(digest, stack, context.instance, now, progress=progress),
         )
     if kind == "snapshots":
-        from synapse_ops.operations.vector_cleanup import apply_snapshots_plan, make_snapshots_plan
+        from synapse_ops.operations.cleanup.node_snapshots import apply_snapshots_plan, make_snapshots_plan
 
         return (
             lambda: make_snapshots_plan(stack, state_dir, now, progress=progress),
             lambda digest: apply_snapshots_plan(digest, stack, state_dir, now, progress=progress),
         )
-    from synapse_ops.operations.cleanup_files import apply_cleanup, make_cleanup_plan
+    from synapse_ops.operations.cleanup.files import apply_cleanup, make_cleanup_plan
 
     return (
         lambda: make_cleanup_plan(kind, spec, state_dir, now, progress=progress),
@@ -273,7 +273,7 @@ def _redis_check() -> Any:
     )
     def redis_fits_spec(context: dg.AssetCheckExecutionContext, stack: StackResource) -> dg.AssetCheckResult:
         with operation_of(context.run.run_id, context.instance):
-            from synapse_ops.operations.cache_cleanup import read_redis_findings
+            from synapse_ops.operations.cleanup.cache import read_redis_findings
 
             findings = read_redis_findings(stack.open().spec)
         rows = [
@@ -292,7 +292,7 @@ def _redis_check() -> Any:
 
 def plan_metadata(plan: "StoredPlan") -> Metadata:
     """Return totals and first rows of a plan, each with its reason; what it acts on comes first."""
-    from synapse_ops.operations.plan_document import subject_of
+    from synapse_ops.operations.cleanup.plan_file import subject_of
 
     rows = (
         {
@@ -317,7 +317,7 @@ def plan_metadata(plan: "StoredPlan") -> Metadata:
 
 def outcome_metadata(digest: str, outcome: "Outcome") -> Metadata:
     """Return what an apply did, and what it left alone because it had changed since the plan."""
-    from synapse_ops.operations.plan_document import subject_of
+    from synapse_ops.operations.cleanup.plan_file import subject_of
 
     rows = (
         {"action": row["action"], "what": subject_of(row, {}), "reason": row["skipped_because"]} for row in outcome.rows

@@ -18,8 +18,8 @@ from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec_assets import spec_key
 
 if TYPE_CHECKING:
-    from synapse_ops.operations.availability import AvailabilityRow
-    from synapse_ops.operations.health import HealthReport, HealthRow
+    from synapse_ops.operations.health.availability import AvailabilityRow
+    from synapse_ops.operations.health.report import HealthReport, HealthRow
     from synapse_ops.operations.stack import Stack
     from synapse_ops.spec import LoadedSpec, Spec
 
@@ -70,7 +70,7 @@ def health_definitions(loaded: "LoadedSpec", stack: "Stack") -> dg.Definitions:
 
 
 def _external_assets(stack: "Stack") -> list[dg.AssetSpec]:
-    from synapse_ops.operations.health_probes import probes_of
+    from synapse_ops.operations.health.probes import probes_of
     from synapse_ops.systems.probe_clients import HttpClients
 
     return [
@@ -104,7 +104,7 @@ def _health_report(keys: list[dg.AssetKey]) -> dg.AssetsDefinition:
         group_name=GROUP_HEALTH,
         owners=OWNERS,
         kinds={"sqlite"},
-        code_version=code_version("synapse_ops.operations.health", "synapse_ops.domain.health.states"),
+        code_version=code_version("synapse_ops.operations.health.report", "synapse_ops.domain.health.states"),
         freshness_policy=dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=2), fail_window=timedelta(hours=4)),
         description="Every probed endpoint and server at one moment: state, since when, why, latency, the last day. "
         "`failed` counts those that are failed now; `unknown` those that nobody could ask. Uptime is of the "
@@ -113,7 +113,7 @@ def _health_report(keys: list[dg.AssetKey]) -> dg.AssetsDefinition:
     )
     def health_report(context: dg.AssetExecutionContext, stack: StackResource) -> dg.MaterializeResult[None]:
         with operation_of(context.run.run_id, context.instance):
-            from synapse_ops.operations.health import read_health
+            from synapse_ops.operations.health.report import read_health
 
             report = read_health(stack.open().state_dir, datetime.now(UTC))
         return dg.MaterializeResult(metadata=_report_metadata(report))
@@ -123,7 +123,7 @@ def _health_report(keys: list[dg.AssetKey]) -> dg.AssetsDefinition:
 
 def _report_metadata(report: "HealthReport") -> Metadata:
     from synapse_ops.domain.health.states import State
-    from synapse_ops.operations.health import summary_of
+    from synapse_ops.operations.health.report import summary_of
 
     columns = {"what": "string", "state": "string", "since": "string", "latency_ms": "float"}
     columns |= {"uptime_of_observed": "string", "unobserved_last_day": "string"}
@@ -171,7 +171,9 @@ def _availability_report(keys: list[dg.AssetKey], spec: "Spec") -> dg.AssetsDefi
         group_name=GROUP_HEALTH,
         owners=OWNERS,
         kinds={"sqlite"},
-        code_version=code_version("synapse_ops.operations.availability", "synapse_ops.domain.health.availability"),
+        code_version=code_version(
+            "synapse_ops.operations.health.availability", "synapse_ops.domain.health.availability"
+        ),
         freshness_policy=dg.FreshnessPolicy.time_window(warn_window=timedelta(days=32), fail_window=timedelta(days=34)),
         description="How available everything probed was over a month: uptime (healthy or degraded) of the time in "
         "which the state was known, and how much of the month that is; outages and the longest of them.",
@@ -182,7 +184,7 @@ def _availability_report(keys: list[dg.AssetKey], spec: "Spec") -> dg.AssetsDefi
         with operation_of(context.run.run_id, context.instance):
             from synapse_ops.domain.health.availability import month_window
             from synapse_ops.errors import ConfigError
-            from synapse_ops.operations.availability import read_availability
+            from synapse_ops.operations.health.availability import read_availability
 
             try:
                 since, until = month_window(config.month, datetime.now(UTC), time_zone)
@@ -233,7 +235,7 @@ def _healthy_checks(keys: list[dg.AssetKey]) -> dg.AssetChecksDefinition:
     def probed_things_are_healthy(
         context: dg.AssetCheckExecutionContext, stack: StackResource
     ) -> Iterator[dg.AssetCheckResult]:
-        from synapse_ops.operations.health import read_health
+        from synapse_ops.operations.health.report import read_health
 
         with operation_of(context.run.run_id, context.instance):
             report = read_health(stack.open().state_dir, datetime.now(UTC))
@@ -261,7 +263,7 @@ def _report_check() -> dg.AssetChecksDefinition:
     )
     def everything_healthy(context: dg.AssetCheckExecutionContext, stack: StackResource) -> dg.AssetCheckResult:
         from synapse_ops.domain.health.states import State
-        from synapse_ops.operations.health import read_health, summary_of
+        from synapse_ops.operations.health.report import read_health, summary_of
 
         with operation_of(context.run.run_id, context.instance):
             report = read_health(stack.open().state_dir, datetime.now(UTC))

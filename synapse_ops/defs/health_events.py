@@ -16,8 +16,8 @@ from synapse_ops.defs.policies import TAG_TRIGGER
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from synapse_ops.operations.health import HealthReport, HealthRow
-    from synapse_ops.operations.health_history import Change, Span
+    from synapse_ops.operations.health.history import Change, Span
+    from synapse_ops.operations.health.report import HealthReport, HealthRow
 
 CHECK_NAME = "healthy"
 CHANGES_PER_TICK = 200
@@ -58,8 +58,8 @@ class HealthTick:
 
     def run(self, now: datetime) -> str:
         """Report what is new, and return the cursor. Raises Refused when no prober ever ran."""
-        from synapse_ops.operations.health import read_health
-        from synapse_ops.operations.health_history import SPAN_S, HistoryReader, history_file
+        from synapse_ops.operations.health.history import SPAN_S, HistoryReader, history_file
+        from synapse_ops.operations.health.report import read_health
 
         report = read_health(self._state_dir, now)
         span_start = datetime.fromtimestamp(now.timestamp() // SPAN_S * SPAN_S, UTC)

@@ -13,7 +13,7 @@ from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.resources import StackResource
 
 if TYPE_CHECKING:
-    from synapse_ops.operations.render import Judged
+    from synapse_ops.operations.release.render import Judged
 
 RELEASE_KEY = dg.AssetKey("manifest_release")
 CONSISTENT = "consistent"
@@ -34,7 +34,7 @@ def document_checks(targets: Sequence[str]) -> dg.AssetChecksDefinition:
 
     @dg.multi_asset_check(name="manifest_checks", specs=[manifest_check(key) for key in keys], can_subset=True)
     def checks(context: dg.AssetCheckExecutionContext, stack: StackResource) -> Iterator[dg.AssetCheckResult]:
-        from synapse_ops.operations.render import judge
+        from synapse_ops.operations.release.render import judge
 
         with operation_of(context.run.run_id, context.instance):
             judged = judge(stack.open().spec)

@@ -12,8 +12,8 @@ from synapse_ops.defs.event_metadata import Metadata, table
 
 if TYPE_CHECKING:
     from synapse_ops.manifests.bundle import Bundle
-    from synapse_ops.operations.document_changes import DocumentChange
-    from synapse_ops.operations.release import Release
+    from synapse_ops.operations.release.document_changes import DocumentChange
+    from synapse_ops.operations.release.store import Release
     from synapse_ops.operations.stack import Stack
 
 DIGEST = "digest"
@@ -47,7 +47,7 @@ def document_metadata(
     made: "Bundle", reads: frozenset[str], stack: "Stack", former: Mapping[str, Any], *, code_version: str
 ) -> Metadata:
     """Return what the page of a document shows, and keep its bytes and its inputs for the next difference."""
-    from synapse_ops.operations.document_changes import document_changes, keep_bytes, kept_bytes, values_of
+    from synapse_ops.operations.release.document_changes import document_changes, keep_bytes, kept_bytes, values_of
 
     changes = document_changes(made.documents, former.get(DIGESTS, {}), stack.state_dir)
     values = values_of(stack.spec, sorted(reads))
@@ -86,7 +86,7 @@ def document_metadata(
 
 def _because(before: bytes | None, values: bytes, former: Mapping[str, Any], code_version: str) -> str:
     """Return which fields of the blocks it reads changed since the last rendering, and whether the renderer did."""
-    from synapse_ops.operations.document_changes import field_changes
+    from synapse_ops.operations.release.document_changes import field_changes
 
     if not former:
         return "the first rendering"

@@ -22,7 +22,7 @@ from synapse_ops.errors import Refused, SynapseOpsError
 from synapse_ops.manifests.targets import TARGETS, Target
 
 if TYPE_CHECKING:
-    from synapse_ops.operations.render import Judged
+    from synapse_ops.operations.release.render import Judged
     from synapse_ops.operations.stack import Stack
 
 RENDERERS = "synapse_ops.manifests"
@@ -130,7 +130,7 @@ def _release_asset() -> dg.AssetsDefinition:
         group_name=GROUP_MANIFESTS,
         owners=OWNERS,
         kinds={"s3"},
-        code_version=code_version("synapse_ops.operations.release", "synapse_ops.manifests.bundle"),
+        code_version=code_version("synapse_ops.operations.release.store", "synapse_ops.manifests.bundle"),
         automation_condition=when_documents_change(),
         description="All documents under one digest, in manifests.destination and on this host, release.json last. "
         "Refused while a consistency rule finds an error, and while a document's page shows other bytes than these.",
@@ -141,7 +141,7 @@ def _release_asset() -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, stack: StackResource
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         """The checks are its own and no step after it: a refused release is the one whose checks somebody reads."""
-        from synapse_ops.operations.render import judge
+        from synapse_ops.operations.release.render import judge
 
         with operation_of(context.run.run_id, context.instance):
             opened = stack.open()
@@ -161,8 +161,8 @@ def _release_asset() -> dg.AssetsDefinition:
 
 def _released(stack: "Stack", judged: "Judged", instance: dg.DagsterInstance) -> dg.MaterializeResult[None]:
     """Make the release, when it holds what the documents' pages show. Raises Refused when not."""
-    from synapse_ops.operations.release import make_release
-    from synapse_ops.operations.render import accept
+    from synapse_ops.operations.release.render import accept
+    from synapse_ops.operations.release.store import make_release
 
     bundle = accept(judged).bundle
     stale = stale_pages({name: made.digest for name, made in judged.by_target.items()}, instance)

@@ -255,7 +255,8 @@ def resettable(layout: StackLayout) -> list[Path]:
 
     A folder that is missing here stays for ever, and with it the far root under /var/lib and the link to it.
     """
-    from synapse_ops.operations import document_changes, release
+    from synapse_ops.operations.release import document_changes
+    from synapse_ops.operations.release import store as release
 
     own = [layout.data, layout.logs, layout.temp, layout.secrets, layout.programs, layout.root / "ledger"]
     own += [layout.root / name for name in ("proof", "locks", "cache", "dagster", "spec", "plans", "watch")]

@@ -7,7 +7,7 @@ import sys
 
 from synapse_ops.local.layout import StackLayout
 from synapse_ops.local.program_server import ProgramServer
-from synapse_ops.operations.health import is_watched
+from synapse_ops.operations.health.report import is_watched
 
 
 def watch_server(layout: StackLayout) -> ProgramServer:

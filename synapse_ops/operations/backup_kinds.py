@@ -96,27 +96,27 @@ class BackupKind:
 
 
 def _take_dump(stack: Stack, subject: str, **more: Any) -> BackupReport:
-    from synapse_ops.operations.database_dump import dump_database
+    from synapse_ops.operations.database.dump import dump_database
 
     return dump_database(stack, subject, **more)
 
 
 def _prove_dump(proof: Proof) -> None:
-    from synapse_ops.operations.restore_proof import prove_dump
+    from synapse_ops.operations.database.proof import prove_dump
 
     prove_dump(proof)
 
 
 def _plan_dump_restore(request: RestoreRequest) -> RestorePlan:
-    from synapse_ops.operations.restore import plan_restore
-    from synapse_ops.operations.restore_target import parse_target
+    from synapse_ops.operations.database.restore import plan_restore
+    from synapse_ops.operations.database.restore_target import parse_target
 
     target = parse_target(request.target, request.server, request.open_stack)
     return plan_restore(request.repository, request.place, target, identities=request.identities)
 
 
 def _apply_dump_restore(request: RestoreRequest, plan: Any) -> RestoreReport:
-    from synapse_ops.operations.restore import apply_restore
+    from synapse_ops.operations.database.restore import apply_restore
 
     return apply_restore(
         request.repository,
@@ -137,13 +137,13 @@ def _collections(stack: Stack) -> tuple[str, ...]:
 
 
 def _take_snapshot(stack: Stack, subject: str, **more: Any) -> BackupReport:
-    from synapse_ops.operations.vector_snapshot import snapshot_collection
+    from synapse_ops.operations.vectors.snapshot import snapshot_collection
 
     return snapshot_collection(stack, subject, **more)
 
 
 def _prove_snapshot(proof: Proof) -> None:
-    from synapse_ops.operations.vector_restore_proof import prove_snapshot
+    from synapse_ops.operations.vectors.proof import prove_snapshot
 
     prove_snapshot(proof)
 
@@ -162,7 +162,7 @@ def qdrant_servers(request: RestoreRequest) -> Iterator[tuple[QdrantServer, ...]
 
 
 def _plan_snapshot_restore(request: RestoreRequest) -> RestorePlan:
-    from synapse_ops.operations.vector_restore_plan import plan_vector_restore
+    from synapse_ops.operations.vectors.restore_plan import plan_vector_restore
 
     _refuse_server(request)
     with qdrant_servers(request) as servers:
@@ -170,7 +170,7 @@ def _plan_snapshot_restore(request: RestoreRequest) -> RestorePlan:
 
 
 def _apply_snapshot_restore(request: RestoreRequest, plan: Any) -> RestoreReport:
-    from synapse_ops.operations.vector_restore import apply_vector_restore
+    from synapse_ops.operations.vectors.restore import apply_vector_restore
 
     with qdrant_servers(request) as servers:
         return apply_vector_restore(
@@ -198,7 +198,7 @@ def _redis_address(stack: Stack) -> tuple[str, ...]:
 
 
 def _take_rdb(stack: Stack, subject: str, **more: Any) -> BackupReport:
-    from synapse_ops.operations.rdb_snapshot import snapshot_redis
+    from synapse_ops.operations.redis.snapshot import snapshot_redis
 
     (address,) = _redis_address(stack)
     if subject != address:
@@ -207,20 +207,20 @@ def _take_rdb(stack: Stack, subject: str, **more: Any) -> BackupReport:
 
 
 def _prove_rdb(proof: Proof) -> None:
-    from synapse_ops.operations.rdb_restore_proof import prove_rdb
+    from synapse_ops.operations.redis.proof import prove_rdb
 
     prove_rdb(proof)
 
 
 def _plan_rdb_restore(request: RestoreRequest) -> RestorePlan:
-    from synapse_ops.operations.rdb_restore import plan_rdb_restore
+    from synapse_ops.operations.redis.restore import plan_rdb_restore
 
     _refuse_server(request)
     return plan_rdb_restore(request)
 
 
 def _apply_rdb_restore(request: RestoreRequest, plan: Any) -> RestoreReport:
-    from synapse_ops.operations.rdb_restore import apply_rdb_restore
+    from synapse_ops.operations.redis.restore import apply_rdb_restore
 
     return apply_rdb_restore(request, plan)
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from synapse_ops.errors import ConfigError, Refused, Unreachable
-from synapse_ops.operations.health import is_watched
+from synapse_ops.operations.health.report import is_watched
 from synapse_ops.operations.spec_in_force import read_spec_in_force
 from synapse_ops.services import webserver
 from synapse_ops.services.dagster_home import (

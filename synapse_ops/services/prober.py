@@ -30,8 +30,9 @@ from synapse_ops.domain.health.states import (
 )
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.manifests.prober_names import prober_names
-from synapse_ops.operations.alerts_told import NOTE, read_active_alerts
-from synapse_ops.operations.health_history import (
+from synapse_ops.operations.health.active_alerts import NOTE, read_active_alerts
+from synapse_ops.operations.health.asker import Asker, Probe
+from synapse_ops.operations.health.history import (
     HistoryReader,
     HistoryWriter,
     StoredVerdict,
@@ -39,8 +40,7 @@ from synapse_ops.operations.health_history import (
     is_damage,
     kept_conditions,
 )
-from synapse_ops.operations.health_probes import probes_of
-from synapse_ops.operations.probing import Asker, Probe
+from synapse_ops.operations.health.probes import probes_of
 from synapse_ops.operations.spec_in_force import read_spec_in_force
 from synapse_ops.operations.stack import Stack
 from synapse_ops.services.spec_watch import SpecWatch

@@ -2,7 +2,7 @@
 
     <state_dir>/watch/lock            held while it lives: one prober for each state directory
                       address.json    where it serves /metrics, removed when it ends
-                      health.sqlite   its history (operations/health_history.py)
+                      health.sqlite   its history (operations/health/history.py)
 
 It ends at once on SIGTERM, and waits for no question: what still hangs ends with the process. When a part of it ends by
 itself, it exits with status 1, so that what supervises it starts it again.

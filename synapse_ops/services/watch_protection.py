@@ -62,7 +62,7 @@ def _repositories(spec_path: Path, state_dir: Path) -> Iterator[tuple[str, dict[
 
 
 def _moments(kind: BackupKind, stack: Stack) -> dict[str, Any]:
-    from synapse_ops.operations.backup_catalog import read_catalog
+    from synapse_ops.operations.backup.catalog import read_catalog
 
     try:
         catalog = read_catalog(kind.repository(stack))

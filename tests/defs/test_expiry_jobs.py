@@ -19,8 +19,8 @@ from synapse_ops.defs.backup.kinds import COLLECTIONS, DATABASES, AssetKind
 from synapse_ops.defs.place import Place
 from synapse_ops.defs.policies import TAG_TRIGGER
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.operations.backup_catalog import read_catalog
-from synapse_ops.operations.pins import pin_backup
+from synapse_ops.operations.backup.catalog import read_catalog
+from synapse_ops.operations.backup.pins import pin_backup
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import open_stack
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess

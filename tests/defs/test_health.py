@@ -12,8 +12,8 @@ import pytest
 from synapse_ops.defs.everything import merged_definitions
 from synapse_ops.defs.health_events import CHECK_NAME, HealthTick, health_key
 from synapse_ops.domain.health.states import State
-from synapse_ops.operations.availability import read_availability
-from synapse_ops.operations.health import read_health
+from synapse_ops.operations.health.availability import read_availability
+from synapse_ops.operations.health.report import read_health
 from synapse_ops.systems.dagster_storage import last_evaluation
 from tests.health_history import WrittenHistory, watched
 

@@ -12,7 +12,7 @@ from synapse_ops.manifests.bundle import render_bundle
 from synapse_ops.manifests.consistency import Finding, check_consistency
 from synapse_ops.manifests.document import Document
 from synapse_ops.manifests.targets import TARGETS, Target
-from synapse_ops.operations.render import render
+from synapse_ops.operations.release.render import render
 from synapse_ops.spec import Spec
 from synapse_ops.spec.loading import check_text
 from tests.manifests.specs import spec_of
@@ -37,7 +37,7 @@ def targets_with_a_secret() -> tuple[Target, ...]:
 
 def test_a_document_with_a_secret_is_refused_and_named_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The secret itself is not repeated: messages are pasted into tickets."""
-    monkeypatch.setattr("synapse_ops.operations.render.TARGETS", targets_with_a_secret())
+    monkeypatch.setattr("synapse_ops.operations.release.render.TARGETS", targets_with_a_secret())
 
     with pytest.raises(Refused) as refused:
         render(spec_of("default"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from synapse_ops.manifests.bundle import render_bundle
-from synapse_ops.operations.render import judge
+from synapse_ops.operations.release.render import judge
 from tests.manifests.specs import CHANGES, spec_of
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from synapse_ops.manifests.bundle import render_bundle
-from synapse_ops.operations.health_probes import probes_of
+from synapse_ops.operations.health.probes import probes_of
 from synapse_ops.operations.stack import Stack
 from synapse_ops.spec import Spec
 from synapse_ops.spec.loaded import LoadedSpec

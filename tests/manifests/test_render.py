@@ -14,8 +14,8 @@ import pytest
 
 from synapse_ops.errors import DriftFound, TargetNotEmpty
 from synapse_ops.manifests.bundle import render_bundle
-from synapse_ops.operations.release import store_release
-from synapse_ops.operations.render import require_directory, write_directory
+from synapse_ops.operations.release.render import require_directory, write_directory
+from synapse_ops.operations.release.store import store_release
 from synapse_ops.spec.loading import check_text
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from tests.manifests.specs import spec_of

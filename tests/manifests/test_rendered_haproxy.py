@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from synapse_ops.manifests.bundle import render_bundle
-from synapse_ops.operations.render import write_directory
+from synapse_ops.operations.release.render import write_directory
 from synapse_ops.spec.loading import check_text
 from synapse_ops.systems.local_processes import free_ports
 from tools.program import serving

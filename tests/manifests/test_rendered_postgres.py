@@ -26,7 +26,7 @@ from psycopg.conninfo import make_conninfo
 
 from synapse_ops.local.credentials import make_certificates, now_utc
 from synapse_ops.manifests.bundle import render_bundle
-from synapse_ops.operations.render import write_directory
+from synapse_ops.operations.release.render import write_directory
 from synapse_ops.spec.loading import check_text
 from synapse_ops.systems.local_processes import free_ports, give_to, make_private_dir, server_identity
 from synapse_ops.systems.pg_tools import find_pg_tools, tools_for

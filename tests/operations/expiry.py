@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from synapse_ops.domain.backup.expiry_plan import Action, ExpiryPlan
 from synapse_ops.domain.backup.retention import RetentionPolicy
-from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.repository import Repository
 from tests.memory_store import MemoryStore
 from tests.stored_backups import StoredBackup, store_backup, store_proof

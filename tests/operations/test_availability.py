@@ -10,7 +10,7 @@ import pytest
 
 from synapse_ops.domain.health.availability import month_window
 from synapse_ops.domain.health.states import State
-from synapse_ops.operations.availability import read_availability
+from synapse_ops.operations.health.availability import read_availability
 from tests.health_history import WrittenHistory
 
 H, F = State.HEALTHY, State.FAILED

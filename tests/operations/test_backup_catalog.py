@@ -13,7 +13,7 @@ from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.backup.layout import BACKUP, pin_name, proof_name, reading_name
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.errors import ConfigError, WrongIdentity
-from synapse_ops.operations.backup_catalog import find_backup, list_own_objects, read_catalog, read_proofs, read_record
+from synapse_ops.operations.backup.catalog import find_backup, list_own_objects, read_catalog, read_proofs, read_record
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.object_store import ObjectInfo, ObjectStore, StoreAccess
 from tests.stored_backups import place_of, store_backup, store_data, store_proof

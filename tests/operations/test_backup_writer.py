@@ -12,7 +12,7 @@ from synapse_ops.domain.backup_record import StartedRecord
 
 from synapse_ops.domain.backup.layout import BACKUP, KIND_DUMP, BackupPlace, Identity, new_backup_id
 from synapse_ops.errors import ChecksumMismatch
-from synapse_ops.operations.backup_writer import BackupWriter
+from synapse_ops.operations.backup.writer import BackupWriter
 from synapse_ops.systems.object_records import StoreFeatures
 from synapse_ops.systems.object_store import ConditionFailed, ObjectReader, ObjectStore, StoreAccess, WrittenObject
 

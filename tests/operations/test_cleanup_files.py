@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from synapse_ops.errors import PlanChanged, Refused
-from synapse_ops.operations.cleanup_files import apply_cleanup, make_cleanup_plan
-from synapse_ops.operations.plan_document import Outcome, StoredPlan
+from synapse_ops.operations.cleanup.files import apply_cleanup, make_cleanup_plan
+from synapse_ops.operations.cleanup.plan_file import Outcome, StoredPlan
 from synapse_ops.spec import Spec
 
 NOW = datetime.now(UTC)

@@ -25,7 +25,7 @@ from synapse_ops.domain.database import fingerprint, structure
 from synapse_ops.domain.database.fingerprint import Fingerprint
 from synapse_ops.domain.database.structure import Structure
 from synapse_ops.errors import ConfigError, Refused, ToolFailed, Unreachable
-from synapse_ops.operations.database_dump import DumpReport, _fitting_tools, dump_database
+from synapse_ops.operations.database.dump import DumpReport, _fitting_tools, dump_database
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.dump_tools import open_tool
@@ -228,7 +228,7 @@ def test_killed_in_the_middle_it_leaves_no_backup_and_no_pg_dump(
     """After kill -9 nothing is listed, and pg_dump dies with its parent instead of holding its snapshot on."""
     code = (
         "import sys; from pathlib import Path; from synapse_ops.operations.stack import open_stack;"
-        "from synapse_ops.operations.database_dump import dump_database;"
+        "from synapse_ops.operations.database.dump import dump_database;"
         "dump_database(open_stack(Path(sys.argv[1]), Path(sys.argv[2])), sys.argv[3])"
     )
     arguments = [str(stack.loaded.path), str(stack.state_dir), database_of(stack)]

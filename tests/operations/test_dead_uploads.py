@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from synapse_ops.domain.backup.layout import HEARTBEAT, BackupPlace
-from synapse_ops.operations.dead_uploads import abort_uploads_of_the_dead
-from synapse_ops.operations.heartbeat import keep_heartbeat
+from synapse_ops.operations.backup.dead_uploads import abort_uploads_of_the_dead
+from synapse_ops.operations.backup.heartbeat import keep_heartbeat
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from synapse_ops.systems.process_presence import presence_of_this_process
 from tests.stored_backups import place_of
@@ -21,7 +21,7 @@ READY_TIMEOUT_S = 60
 WRITER = """
 import sys
 from synapse_ops.domain.backup.layout import HEARTBEAT
-from synapse_ops.operations.heartbeat import keep_heartbeat
+from synapse_ops.operations.backup.heartbeat import keep_heartbeat
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 url, endpoint, access, secret, heartbeat, data = sys.argv[1:]
 store = ObjectStore(url, StoreAccess(endpoint=endpoint, access_key=access, secret_key=secret))

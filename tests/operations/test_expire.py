@@ -13,10 +13,10 @@ from synapse_ops.domain.backup.expiry_plan import Action
 from synapse_ops.domain.backup.layout import BACKUP, HEARTBEAT, pin_name, reading_name
 from synapse_ops.domain.backup.retention import RetentionPolicy, Rule
 from synapse_ops.errors import LeaseHeld, Refused, Unreachable
-from synapse_ops.operations.backup_catalog import read_catalog
-from synapse_ops.operations.expire import apply_expiry, make_expiry_plan
-from synapse_ops.operations.lease import hold_lease
-from synapse_ops.operations.pins import pin_backup
+from synapse_ops.operations.backup.catalog import read_catalog
+from synapse_ops.operations.backup.expire import apply_expiry, make_expiry_plan
+from synapse_ops.operations.backup.lease import hold_lease
+from synapse_ops.operations.backup.pins import pin_backup
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from tests.memory_store import MemoryStore

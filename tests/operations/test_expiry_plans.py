@@ -9,7 +9,7 @@ import pytest
 from synapse_ops.domain.backup.layout import pin_name
 from synapse_ops.domain.backup.retention import RetentionPolicy, Rule
 from synapse_ops.errors import ConfigError, DocumentUnreadable, PlanChanged
-from synapse_ops.operations.expire import apply_expiry, make_expiry_plan, read_plan
+from synapse_ops.operations.backup.expire import apply_expiry, make_expiry_plan, read_plan
 from synapse_ops.operations.repository import Repository
 from tests.memory_store import MemoryStore
 from tests.operations.expiry import DAY, NOW, POLICY, stored

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from synapse_ops.errors import DeadlineExceeded, SynapseOpsError, Unproven
-from synapse_ops.operations.heartbeat import LOST_AFTER_S, Heartbeat, keep_heartbeat
+from synapse_ops.operations.backup.heartbeat import LOST_AFTER_S, Heartbeat, keep_heartbeat
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess, WrittenObject
 
 BEAT_DEADLINE_S = 20.0

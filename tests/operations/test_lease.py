@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from synapse_ops.errors import ConfigError, LeaseHeld, LeaseLost
-from synapse_ops.operations.lease import Lease, hold_lease
+from synapse_ops.operations.backup.lease import Lease, hold_lease
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess, WrittenObject
 from tests.memory_store import MemoryStore
@@ -136,7 +136,7 @@ def test_a_dead_process_of_this_host_is_not_waited_for(repository: Repository, t
     script = tmp_path / "holder.py"
     script.write_text(
         "import sys, time\n"
-        "from synapse_ops.operations.lease import hold_lease\n"
+        "from synapse_ops.operations.backup.lease import hold_lease\n"
         "from synapse_ops.operations.repository import open_repository\n"
         "from synapse_ops.systems.object_store import StoreAccess\n"
         "with hold_lease(open_repository(sys.argv[1], StoreAccess.from_environment()), 'expiry', owner='doomed'):\n"

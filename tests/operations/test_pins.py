@@ -8,8 +8,8 @@ import pytest
 
 from synapse_ops.domain.backup.layout import BACKUP, BackupPlace, pin_name
 from synapse_ops.errors import ConfigError, ObjectMissing
-from synapse_ops.operations.backup_catalog import read_catalog
-from synapse_ops.operations.pins import pin_backup, unpin_backup
+from synapse_ops.operations.backup.catalog import read_catalog
+from synapse_ops.operations.backup.pins import pin_backup, unpin_backup
 from synapse_ops.operations.repository import Repository
 from tests.memory_store import MemoryStore
 from tests.stored_backups import store_backup

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from synapse_ops.errors import LeaseLost
-from synapse_ops.operations.plan_document import apply_plan, write_plan
+from synapse_ops.operations.cleanup.plan_file import apply_plan, write_plan
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

@@ -13,8 +13,8 @@ import pytest
 
 from synapse_ops.domain.health.http import judge_reply
 from synapse_ops.domain.health.states import ProbeVerdict, State
-from synapse_ops.operations.health_probes import endpoint_url
-from synapse_ops.operations.probing import ENDPOINT, Asker, Probe
+from synapse_ops.operations.health.asker import ENDPOINT, Asker, Probe
+from synapse_ops.operations.health.probes import endpoint_url
 from synapse_ops.operations.stack import open_stack
 from synapse_ops.systems.http_probe import HttpProbe
 from synapse_ops.systems.probe_stage import Stage

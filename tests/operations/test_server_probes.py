@@ -23,9 +23,9 @@ from synapse_ops.domain.health.servers import (
 )
 from synapse_ops.domain.health.states import ProbeVerdict, State
 from synapse_ops.local.redis_server import find_redis
-from synapse_ops.operations.health_probes import probes_of
-from synapse_ops.operations.probing import Asker
-from synapse_ops.operations.server_probes import STORE_PREFIX
+from synapse_ops.operations.health.asker import Asker
+from synapse_ops.operations.health.probes import probes_of
+from synapse_ops.operations.health.server_probes import STORE_PREFIX
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from synapse_ops.systems.probe_clients import HttpClients

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from synapse_ops.manifests.alertmanager import PATHS, render_alertmanager
-from synapse_ops.operations.alerts_told import read_active_alerts
+from synapse_ops.operations.health.active_alerts import read_active_alerts
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.local_processes import free_ports
 from tests.services.test_watch import prober, write_spec

@@ -15,10 +15,10 @@ import pytest
 
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.errors import ConfigError, Refused, SynapseOpsError, Unreachable
+from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.backup.proving import ProofReport
-from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.backup_kinds import RDBS
-from synapse_ops.operations.rdb_snapshot import RdbReport, identity_of, snapshot_redis
+from synapse_ops.operations.redis.snapshot import RdbReport, identity_of, snapshot_redis
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.services.watch_protection import protection
 from synapse_ops.systems.object_store import StoreAccess

@@ -12,8 +12,8 @@ from synapse_ops.defs.backup.repository_sensor import look_at_repository
 from synapse_ops.defs.backup.restore_check import CHECK_NAME
 from synapse_ops.defs.place import Place
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.operations.rdb_snapshot import snapshot_redis
-from synapse_ops.operations.run_history_cleanup import BACKUP_KEYS
+from synapse_ops.operations.cleanup.run_history import BACKUP_KEYS
+from synapse_ops.operations.redis.snapshot import snapshot_redis
 from synapse_ops.operations.stack import Stack
 from synapse_ops.spec import Spec
 from synapse_ops.systems.dagster_storage import last_evaluation
@@ -67,7 +67,7 @@ def test_a_cache_has_no_backup_and_no_schedule() -> None:
 
 
 def test_history_keeps_the_events_of_every_kind() -> None:
-    """A run that made a backup stays while the backup stands, whatever its kind (operations/run_history_cleanup.py)."""
+    """A run that made a backup stays while the backup stands, whatever its kind (operations/cleanup/run_history.py)."""
     keys = {key.to_user_string() for kind in ASSET_KINDS for key in (kind.backup_key, kind.proof_key)}
 
     assert set(BACKUP_KEYS) == keys

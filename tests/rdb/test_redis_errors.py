@@ -27,8 +27,8 @@ from synapse_ops.errors import (
     Throttled,
     Unreachable,
 )
-from synapse_ops.operations.cache_cleanup import apply_cache_plan, make_cache_plan
-from synapse_ops.operations.rdb_snapshot import snapshot_redis
+from synapse_ops.operations.cleanup.cache import apply_cache_plan, make_cache_plan
+from synapse_ops.operations.redis.snapshot import snapshot_redis
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.redis import RedisServer

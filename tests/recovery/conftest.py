@@ -11,7 +11,7 @@ import psycopg
 import pyrage
 import pytest
 
-from synapse_ops.operations.database_dump import dump_database
+from synapse_ops.operations.database.dump import dump_database
 from synapse_ops.operations.repository import Repository, open_repository
 from synapse_ops.systems.object_store import StoreAccess
 from tests.recovery.backups import KeptBackup, fill, make_stack

@@ -15,7 +15,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from synapse_ops.operations.backup_kinds import DUMPS
-from synapse_ops.operations.database_dump import dump_database
+from synapse_ops.operations.database.dump import dump_database
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.pg_tools import PgTools
 from tests.recovery.backups import make_stack

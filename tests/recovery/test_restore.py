@@ -12,11 +12,11 @@ import psycopg
 import pytest
 
 from synapse_ops.errors import ConfigError, IntegrityError, KeyMissing, SynapseOpsError, TargetNotEmpty
+from synapse_ops.operations.backup.throwaway_directory import throwaway_base
+from synapse_ops.operations.database.restore import apply_restore, plan_restore
+from synapse_ops.operations.database.restore_target import DirectoryTarget, ServerTarget
+from synapse_ops.operations.database.restore_to_server import INCOMPLETE
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.restore import apply_restore, plan_restore
-from synapse_ops.operations.restore_target import DirectoryTarget, ServerTarget
-from synapse_ops.operations.restore_to_server import INCOMPLETE
-from synapse_ops.operations.throwaway_directory import throwaway_base
 from synapse_ops.systems.local_processes import server_identity
 from synapse_ops.systems.pg_server import PgServer, make_socket_dir
 from synapse_ops.systems.pg_tools import PgTools

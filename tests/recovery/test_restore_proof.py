@@ -17,8 +17,8 @@ from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
 from synapse_ops.domain.progress import Progress
 from synapse_ops.errors import ObjectMissing
+from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.backup.proving import ProofReport
-from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.backup_kinds import DUMPS
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.local_processes import processes_in

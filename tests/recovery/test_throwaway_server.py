@@ -17,11 +17,11 @@ import pytest
 
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.errors import Unproven
+from synapse_ops.operations.backup.deadline import Deadline
+from synapse_ops.operations.backup.throwaway_directory import sweep_throwaways, throwaway_directory
 from synapse_ops.operations.backup_kinds import DUMPS
-from synapse_ops.operations.deadline import Deadline
+from synapse_ops.operations.database.throwaway_server import Throwaway, throwaway_server
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.throwaway_directory import sweep_throwaways, throwaway_directory
-from synapse_ops.operations.throwaway_server import Throwaway, throwaway_server
 from synapse_ops.systems.local_processes import processes_in
 from synapse_ops.systems.pg_server import PgServer
 from synapse_ops.systems.pg_tools import find_pg_tools

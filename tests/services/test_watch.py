@@ -21,8 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from synapse_ops.domain.health.states import State
 from synapse_ops.errors import SynapseOpsError
-from synapse_ops.operations.health import is_watched, read_health
-from synapse_ops.operations.health_history import history_file
+from synapse_ops.operations.health.history import history_file
+from synapse_ops.operations.health.report import is_watched, read_health
 from tests.health_history import read_address
 from tests.misbehaving import MisbehavingServer, misbehaving
 

@@ -17,9 +17,9 @@ import pytest
 
 from synapse_ops.domain.health.states import State
 from synapse_ops.errors import IntegrityError
-from synapse_ops.operations.availability import read_availability
-from synapse_ops.operations.health import read_health
-from synapse_ops.operations.health_history import HistoryReader, history_file
+from synapse_ops.operations.health.availability import read_availability
+from synapse_ops.operations.health.history import HistoryReader, history_file
+from synapse_ops.operations.health.report import read_health
 from tests.health_history import WrittenHistory, read_address
 from tests.misbehaving import MisbehavingServer, misbehaving
 from tests.services.test_watch import entry, prober, states, wait_for, write_spec
@@ -33,8 +33,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from synapse_ops.domain.health.states import ProbeVerdict, State, initial_condition, next_condition
-from synapse_ops.operations.health_history import HistoryWriter, StoredVerdict
-from synapse_ops.operations.probing import Probe
+from synapse_ops.operations.health.history import HistoryWriter, StoredVerdict
+from synapse_ops.operations.health.asker import Probe
 now = datetime(2026, 11, 23, tzinfo=UTC)
 writer = HistoryWriter(Path(sys.argv[1]))
 done = int(sys.argv[2])

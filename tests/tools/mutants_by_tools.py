@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from synapse_ops.manifests.bundle import Bundle, render_bundle
-from synapse_ops.operations.render import write_directory
+from synapse_ops.operations.release.render import write_directory
 from tests.manifests.mutants import MUTANTS, Mutant
 from tests.manifests.specs import spec_of
 from tests.tools.warm_python import warmed

@@ -19,7 +19,7 @@ from synapse_ops.manifests.alert_rules import render_alert_rules
 from synapse_ops.manifests.alertmanager import render_alertmanager
 from synapse_ops.manifests.bundle import Bundle, render_bundle
 from synapse_ops.manifests.prometheus import render_prometheus
-from synapse_ops.operations.render import write_directory
+from synapse_ops.operations.release.render import write_directory
 from synapse_ops.spec import Spec
 from synapse_ops.spec.loading import check_text
 from tests.manifests.monitoring_specs import SPECS

@@ -179,5 +179,5 @@ def test_the_wheel_holds_the_package_and_no_tool(tmp_path: Path) -> None:
 
     [wheel] = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "synapse_ops/operations/render.py" in names
+    assert "synapse_ops/operations/release/render.py" in names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"synapse_ops"}

@@ -15,7 +15,7 @@ import pytest
 
 from synapse_ops.manifests.bundle import Bundle, bundle_of, render_bundle
 from synapse_ops.manifests.document import Document
-from synapse_ops.operations.render import write_directory
+from synapse_ops.operations.release.render import write_directory
 from synapse_ops.spec import load_spec
 from tests.manifests.specs import CHANGES, spec_of
 from tools import TOOLS

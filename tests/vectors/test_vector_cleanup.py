@@ -14,12 +14,12 @@ from synapse_ops.defs.cleanup import cleanup_definitions
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.errors import PlanChanged
-from synapse_ops.operations import vector_cleanup
-from synapse_ops.operations.lease import hold_lease
+from synapse_ops.operations.backup.lease import hold_lease
+from synapse_ops.operations.cleanup import node_snapshots as vector_cleanup
+from synapse_ops.operations.cleanup.node_snapshots import apply_snapshots_plan, make_snapshots_plan
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
-from synapse_ops.operations.vector_cleanup import apply_snapshots_plan, make_snapshots_plan
-from synapse_ops.operations.vector_snapshot import snapshot_collection
+from synapse_ops.operations.vectors.snapshot import snapshot_collection
 from synapse_ops.systems.object_store import ObjectStore
 from synapse_ops.systems.qdrant import QdrantServer, ServerSnapshot
 from tests.vectors.collections import fill, plain_config, plain_points

@@ -12,9 +12,9 @@ import pytest
 from synapse_ops.errors import Refused, Unreachable
 from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.stack import Stack
-from synapse_ops.operations.vector_restore import apply_vector_restore
-from synapse_ops.operations.vector_restore_plan import plan_vector_restore
-from synapse_ops.operations.vector_snapshot import snapshot_collection
+from synapse_ops.operations.vectors.restore import apply_vector_restore
+from synapse_ops.operations.vectors.restore_plan import plan_vector_restore
+from synapse_ops.operations.vectors.snapshot import snapshot_collection
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.qdrant import QdrantServer
 from tests.vectors.collections import fill, make_vector_stack, plain_config, plain_points, rich_config, rich_points

@@ -17,7 +17,7 @@ from synapse_ops.defs.backup.restore_check import CHECK_NAME
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.vectors.collections import PRESENT_CHECK, collection_definitions, look_at_collections
 from synapse_ops.operations.stack import Stack
-from synapse_ops.operations.vector_snapshot import snapshot_collection
+from synapse_ops.operations.vectors.snapshot import snapshot_collection
 from synapse_ops.systems.dagster_storage import last_evaluation
 from synapse_ops.systems.qdrant import QdrantServer
 from tests.defs.test_alarms import Receiver, tick

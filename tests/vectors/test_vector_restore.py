@@ -13,10 +13,10 @@ import pytest
 
 from synapse_ops.errors import ConfigError, IntegrityError, Refused, TargetNotEmpty, Unreachable
 from synapse_ops.operations.stack import Stack
-from synapse_ops.operations.vector_alias import switch_alias
-from synapse_ops.operations.vector_restore import VectorRestoreReport, apply_vector_restore
-from synapse_ops.operations.vector_restore_plan import plan_vector_restore
-from synapse_ops.operations.vector_snapshot import SnapshotReport, snapshot_collection
+from synapse_ops.operations.vectors.alias import switch_alias
+from synapse_ops.operations.vectors.restore import VectorRestoreReport, apply_vector_restore
+from synapse_ops.operations.vectors.restore_plan import plan_vector_restore
+from synapse_ops.operations.vectors.snapshot import SnapshotReport, snapshot_collection
 from synapse_ops.systems.qdrant import QdrantRefused, QdrantServer
 from tests.vectors.collections import (
     fill,
@@ -197,7 +197,7 @@ def test_a_newer_segment_is_refused_before_it_is_sent(
     stack: Stack, server: QdrantServer, collection: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Fact 29: a segment of a newer version destroys the shard that it is put into."""
-    from synapse_ops.operations import vector_restore_checks
+    from synapse_ops.operations.vectors import restore_checks as vector_restore_checks
 
     fill(server, collection, plain_config(), plain_points(20))
     report = snapshot_collection(stack, collection)

@@ -16,11 +16,11 @@ import zstandard
 
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.backup.snapshot_record import SnapshotRecord
+from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.backup.proving import ProofReport
-from synapse_ops.operations.backup_catalog import read_catalog
 from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.stack import Stack
-from synapse_ops.operations.vector_snapshot import SnapshotReport, snapshot_collection
+from synapse_ops.operations.vectors.snapshot import SnapshotReport, snapshot_collection
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.qdrant import QdrantServer
 from tests.vectors.collections import (

@@ -20,7 +20,7 @@ import pytest
 
 from synapse_ops.errors import Unreachable
 from synapse_ops.operations.backup_kinds import SNAPSHOTS
-from synapse_ops.operations.vector_snapshot import snapshot_collection
+from synapse_ops.operations.vectors.snapshot import snapshot_collection
 from synapse_ops.systems.local_processes import free_ports
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.qdrant import QdrantRefused, QdrantServer

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from synapse_ops.errors import Unreachable
-from synapse_ops.operations.vector_shards import create_on_node
+from synapse_ops.operations.vectors.shards import create_on_node
 from synapse_ops.systems.qdrant import QdrantServer
 from synapse_ops.systems.qdrant_http import SOCKET_OPTIONS
 

@@ -18,11 +18,11 @@ from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.vectors.fingerprint import VectorFingerprint, canaries_from_json
 from synapse_ops.errors import ConfigError, LeaseHeld
-from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.backup.catalog import read_catalog
+from synapse_ops.operations.backup.lease import hold_lease
 from synapse_ops.operations.backup_kinds import SNAPSHOTS
-from synapse_ops.operations.lease import hold_lease
 from synapse_ops.operations.stack import Stack
-from synapse_ops.operations.vector_snapshot import snapshot_collection
+from synapse_ops.operations.vectors.snapshot import snapshot_collection
 from synapse_ops.systems.object_store import StoreAccess
 from synapse_ops.systems.postgres import connect
 from synapse_ops.systems.postgres_identity import ServerMoment, read_moment

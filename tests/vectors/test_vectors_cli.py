@@ -15,9 +15,9 @@ import structlog
 from click.testing import CliRunner
 
 from synapse_ops.cli.main import cli
-from synapse_ops.operations import vector_snapshot
 from synapse_ops.operations.backup.taking import BackupReport
 from synapse_ops.operations.stack import Stack
+from synapse_ops.operations.vectors import snapshot as vector_snapshot
 from synapse_ops.systems.qdrant import QdrantServer
 from tests.vectors.collections import fill, plain_config, plain_points
 

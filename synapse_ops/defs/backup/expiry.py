@@ -66,7 +66,7 @@ def expiry_assets(kind: AssetKind, spec: "Spec") -> list[dg.AssetsDefinition]:
         group_name=kind.group,
         owners=OWNERS,
         kinds={"s3"},
-        code_version=code_version("synapse_ops.operations.expire"),
+        code_version=code_version("synapse_ops.operations.backup.expire"),
         description="What an expiry removed: exactly the plan of one digest, each entry checked again before. "
         "Refused without a digest, for one that names no plan of the last 24 hours, and over "
         "retention.max_expiry_ratio; a used digest does nothing.",

@@ -21,7 +21,7 @@ from synapse_ops.defs.policies import (
 from synapse_ops.operations.backup_kinds import DUMPS, RDBS, SNAPSHOTS, BackupKind
 
 if TYPE_CHECKING:
-    from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.backup.catalog import Catalog
     from synapse_ops.operations.stack import Stack
     from synapse_ops.spec import Spec
     from synapse_ops.spec.cron import Cron
@@ -80,7 +80,7 @@ class AssetKind:
 
     def catalog(self, stack: "Stack") -> "Catalog":
         """Read the repository of this kind."""
-        from synapse_ops.operations.backup_catalog import read_catalog
+        from synapse_ops.operations.backup.catalog import read_catalog
 
         return read_catalog(self.kind.repository(stack))
 
@@ -112,8 +112,8 @@ DATABASES = AssetKind(
     expected=lambda stack, _: stack.spec.database.databases,
     schedule=lambda spec: spec.backup.database.schedule,
     versioned=(
-        ("synapse_ops.operations.database_dump", "synapse_ops.operations.backup_writer"),
-        ("synapse_ops.operations.restore_proof", "synapse_ops.domain.database.fingerprint"),
+        ("synapse_ops.operations.database.dump", "synapse_ops.operations.backup.writer"),
+        ("synapse_ops.operations.database.proof", "synapse_ops.domain.database.fingerprint"),
     ),
     about_backup="A whole logical backup of one database in the repository. Each materialization is one backup: "
     "`stored_bytes` is what lies in the bucket, `duration_s` what the dump took.",
@@ -134,8 +134,8 @@ COLLECTIONS = AssetKind(
     expected=_discovered_collections,
     schedule=lambda spec: spec.backup.vectors.schedule,
     versioned=(
-        ("synapse_ops.operations.vector_snapshot", "synapse_ops.operations.vector_shards"),
-        ("synapse_ops.operations.vector_restore_proof", "synapse_ops.domain.vectors.fingerprint"),
+        ("synapse_ops.operations.vectors.snapshot", "synapse_ops.operations.vectors.shards"),
+        ("synapse_ops.operations.vectors.proof", "synapse_ops.domain.vectors.fingerprint"),
     ),
     about_backup="Every shard of one collection in the repository, each from one active replica. `window_s` is the "
     "time in which they were cut, `window_points` how many of the compared points moved meanwhile.",
@@ -156,8 +156,8 @@ REDIS = AssetKind(
     expected=lambda stack, _: (_redis_address(stack.spec),),
     schedule=lambda spec: spec.backup.redis.schedule,  # type: ignore[union-attr]
     versioned=(
-        ("synapse_ops.operations.rdb_snapshot",),
-        ("synapse_ops.operations.rdb_restore_proof", "synapse_ops.domain.redis.fingerprint"),
+        ("synapse_ops.operations.redis.snapshot",),
+        ("synapse_ops.operations.redis.proof", "synapse_ops.domain.redis.fingerprint"),
     ),
     about_backup="An RDB snapshot of Redis in the repository, every logical database in one file. `keys` is what "
     "the second reading counted; `window_keys` moved between the two, and no proof can say what they were.",

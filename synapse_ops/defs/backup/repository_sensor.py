@@ -23,7 +23,7 @@ from synapse_ops.errors import SynapseOpsError
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.catalog import CatalogEntry
-    from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.backup.catalog import Catalog
     from synapse_ops.operations.repository import Repository
     from synapse_ops.operations.stack import Stack
 
@@ -105,7 +105,7 @@ def _report_unknown(
     findings: _Findings,
 ) -> None:
     """Add events for the backups and proofs of one subject that no event tells of, the oldest first."""
-    from synapse_ops.operations.backup_catalog import read_proofs, read_record
+    from synapse_ops.operations.backup.catalog import read_proofs, read_record
 
     if not entries:
         return

@@ -19,7 +19,7 @@ from synapse_ops.domain.backup.catalog import not_attempted
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.catalog import CatalogEntry
-    from synapse_ops.operations.backup_catalog import Catalog
+    from synapse_ops.operations.backup.catalog import Catalog
     from synapse_ops.operations.stack import Stack
 
 CHECK_NAME = "restore_proven"

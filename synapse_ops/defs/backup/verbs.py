@@ -16,8 +16,8 @@ from synapse_ops.errors import PlanChanged, Refused
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.expiry_plan import ExpiryPlan
+    from synapse_ops.operations.backup.expire import ExpiryReport
     from synapse_ops.operations.backup.proving import ProofReport
-    from synapse_ops.operations.expire import ExpiryReport
     from synapse_ops.operations.stack import Stack
 
 
@@ -104,7 +104,7 @@ def refuse_unless_proven(report: "ProofReport") -> None:
 def plan_expiry(context: Any, stack: StackResource, kind: AssetKind) -> tuple[str, Metadata]:
     """Make an expiry plan; return its digest, and totals and first entries with reasons for the asset page."""
     with operation_of(context.run.run_id, context.instance):
-        from synapse_ops.operations.expire import make_expiry_plan
+        from synapse_ops.operations.backup.expire import make_expiry_plan
 
         opened = stack.open()
         plan = make_expiry_plan(
@@ -119,8 +119,8 @@ def apply_plan(context: Any, stack: StackResource, plan_digest: str, kind: Asset
     A digest that names no plan is refused with the newest one; a used digest does nothing and says when it was used.
     """
     with operation_of(context.run.run_id, context.instance):
-        from synapse_ops.operations.expire import apply_expiry
-        from synapse_ops.operations.expiry_plans import is_plan_digest
+        from synapse_ops.operations.backup.expire import apply_expiry
+        from synapse_ops.operations.backup.expiry_plans import is_plan_digest
 
         choices = _last_plan(context.instance, kind)
         hint = (
@@ -147,8 +147,8 @@ def restore_backup(
     Returns the name of what the backup is of, and what was measured.
     """
     with operation_of(context.run.run_id, context.instance):
+        from synapse_ops.operations.backup.catalog import find_backup
         from synapse_ops.operations.backup.restoring import RestoreRequest
-        from synapse_ops.operations.backup_catalog import find_backup
 
         opened = stack.open()
         repository = kind.kind.repository(opened)

@@ -24,12 +24,12 @@ from synapse_ops.domain.backup.record import BackupRecord
 from synapse_ops.domain.backup.restore_estimate import predict_restore_s
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
 from synapse_ops.errors import IntegrityError, KeyMissing, ObjectMissing, SynapseOpsError, Unproven
+from synapse_ops.operations.backup.catalog import only_one, read_catalog
+from synapse_ops.operations.backup.deadline import Deadline
+from synapse_ops.operations.backup.measured import Measured
 from synapse_ops.operations.backup.reading import ReadLog, read_backup_document
-from synapse_ops.operations.backup_catalog import only_one, read_catalog
-from synapse_ops.operations.deadline import Deadline
-from synapse_ops.operations.measured import Measured
+from synapse_ops.operations.backup.throwaway_directory import sweep_throwaways
 from synapse_ops.operations.repository import Repository
-from synapse_ops.operations.throwaway_directory import sweep_throwaways
 from synapse_ops.systems.log_output import current_correlation_id
 
 DEFAULT_TIMEOUT_S = 3600.0

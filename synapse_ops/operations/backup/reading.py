@@ -28,8 +28,8 @@ from synapse_ops.errors import (
     Unreachable,
     WrongIdentity,
 )
-from synapse_ops.operations.deadline import Deadline
-from synapse_ops.operations.heartbeat import keep_heartbeat
+from synapse_ops.operations.backup.deadline import Deadline
+from synapse_ops.operations.backup.heartbeat import keep_heartbeat
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.encryption import SUFFIX, decrypt_stream
 from synapse_ops.systems.log_output import current_correlation_id

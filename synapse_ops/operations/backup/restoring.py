@@ -16,7 +16,7 @@ from synapse_ops.domain.backup.record import BackupRecord
 from synapse_ops.domain.backup.restore_estimate import predict_restore_s
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
 from synapse_ops.errors import TargetNotEmpty
-from synapse_ops.operations.backup_catalog import read_catalog
+from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.repository import Repository
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from synapse_ops import __version__
 from synapse_ops.domain.backup.document import ObjectRecord
 from synapse_ops.domain.backup.layout import HEARTBEAT, BackupPlace, Identity, new_backup_id
 from synapse_ops.domain.backup.record import BackupRecord, Fact, StartedRecord
-from synapse_ops.operations.backup_writer import BackupWriter
-from synapse_ops.operations.dead_uploads import abort_uploads_of_the_dead
-from synapse_ops.operations.heartbeat import Heartbeat, keep_heartbeat
+from synapse_ops.operations.backup.dead_uploads import abort_uploads_of_the_dead
+from synapse_ops.operations.backup.heartbeat import Heartbeat, keep_heartbeat
+from synapse_ops.operations.backup.writer import BackupWriter
 from synapse_ops.systems.encryption import check_recipients
 from synapse_ops.systems.log_output import current_correlation_id
 

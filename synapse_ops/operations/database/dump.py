@@ -1,0 +1,316 @@
+"""A logical dump of one database into the repository: streamed, fingerprinted in its own snapshot, listed when whole.
+
+Order, each step before the next: `started.json`, the heartbeat, the snapshot, the objects, the end of the snapshot, the
+objects read back, and `backup.json` last. Killed anywhere, it leaves either no backup or a whole one, and left-overs
+under a heartbeat whose age names them. pg_dump runs beside the fingerprint and the structure, all three on one exported
+snapshot; sequences are read before and after, roles before and after pg_dumpall until both readings are equal.
+Nothing is staged on disk. The password never leaves memory (systems/dump_tools.py).
+Works on a standby too: snapshots can be exported there; unlogged tables are left out, by pg_dump as by the fingerprint.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops.domain.backup.document import ObjectRecord
+from synapse_ops.domain.backup.dump_record import DumpRecord, DumpSource
+from synapse_ops.domain.backup.layout import KIND_DUMP, Identity
+from synapse_ops.domain.backup.record import Fact
+from synapse_ops.domain.database.fingerprint import Fingerprint
+from synapse_ops.domain.database.structure import Structure
+from synapse_ops.domain.progress import ReportProgress, ignore_progress
+from synapse_ops.errors import ConfigError, Refused, Unproven
+from synapse_ops.operations.backup.heartbeat import Heartbeat
+from synapse_ops.operations.backup.measured import Measured
+from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, taking_backup
+from synapse_ops.operations.backup.writer import BackupWriter
+from synapse_ops.operations.database.staged_dump import DUMP, FINGERPRINT, GLOBALS, STRUCTURE
+from synapse_ops.systems.dump_progress import reported_dump
+from synapse_ops.systems.dump_tools import ToolStream, application_name, open_tool
+from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
+from synapse_ops.systems.postgres import UNLIMITED, connect, describe, postgres_errors, set_session, unlimited_parts
+from synapse_ops.systems.postgres_fingerprint import read_fingerprint, read_sequences
+from synapse_ops.systems.postgres_identity import ServerFacts, ServerMoment, ensure_identity, read_facts, read_moment
+from synapse_ops.systems.postgres_structure import read_shared, read_structure
+
+if TYPE_CHECKING:
+    from synapse_ops.operations.stack import Stack
+
+OLDEST_MAJOR = 15  # the catalogs of older servers differ, and they are out of support
+LOCK_WAIT_MS = 60_000  # pg_dump waits this long for a table; beyond, an ALTER holds it and both would wait for ever
+ROLE_READINGS = 5  # roles that change during each of so many readings are changed by a loop, not by a person
+
+
+@dataclass(frozen=True, slots=True)
+class DumpReport(BackupReport):
+    """A dump that exists. warnings: what pg_dump said, too."""
+
+    record: DumpRecord
+    fingerprint: Fingerprint
+
+    def tables(self) -> dict[str, list[dict[str, Fact]]]:
+        """Return rows and row hash of each table, the largest first."""
+        tables = sorted(self.fingerprint.tables.items(), key=lambda item: (-item[1].rows, item[0]))
+        return {
+            "fingerprint": [
+                {"table": name, "rows": content.rows, "row_hash": content.row_hash} for name, content in tables
+            ]
+        }
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is dumped: the connection string (a secret), the server's facts, its identity, and the programs."""
+
+    conninfo: str
+    database: str
+    facts: ServerFacts
+    identity: Identity
+    tools: PgTools
+
+
+def dump_database(
+    stack: Stack, database: str, *, set_id: str | None = None, progress: ReportProgress = ignore_progress
+) -> DumpReport:
+    """Take a backup of one database and return it once it exists. Each call is a new backup.
+
+    set_id: the tick whose databases belong together. Raises Refused (pg_dump older than the server), ToolFailed
+    (pg_dump), Unreachable, ConfigError; after any of them the backup is not listed.
+    """
+    recipients = stack.spec.encryption.recipients
+    repository = stack.database_repository()
+    source = _open_source(stack.admin_conninfo(database), database)
+    with_passwords = _with_passwords(stack.spec.backup.database.role_passwords, recipients)
+    with taking_backup(stack, repository, KIND_DUMP, source.identity, database, set_id=set_id) as taking:
+        contents = _write_contents(
+            source, taking.writer, taking.heartbeat, with_passwords=with_passwords, progress=progress
+        )
+        shared = taking.shared_fields(
+            contents.objects, phase_s=contents.phase_s, tool_versions={"pg_dump": source.tools.version}
+        )
+        record = DumpRecord(
+            **shared,
+            source=_source_record(source),
+            start_lsn=str(contents.start.lsn),
+            stop_lsn=str(contents.stop.lsn),
+            timeline=contents.start.timeline or source.facts.timeline,
+            database_time=contents.start.database_time,
+            fingerprint_s=contents.phase_s["fingerprint"],
+            compression=_compression(source.tools),
+            role_passwords=with_passwords,
+            dumped_bytes=contents.objects[0].plain_size_bytes or 0,
+            table_count=len(contents.fingerprint.tables),
+            row_count=contents.fingerprint.row_count,
+            fingerprint_digest=contents.fingerprint.digest(),
+            structure_digest=contents.structure.digest(),
+        )
+        taking.seal(record)
+    warnings = (*contents.warnings, *_warnings(source, recipients, with_passwords=with_passwords))
+    return DumpReport(record, taking.place, taking.url, warnings, contents.fingerprint)
+
+
+def _open_source(conninfo: str, database: str) -> _Source:
+    """Look at the server, refuse what cannot be dumped, and give it an identity the first time."""
+    from psycopg.conninfo import make_conninfo
+
+    with connect(conninfo) as connection:
+        facts = read_facts(connection)
+        if facts.major < OLDEST_MAJOR:
+            raise Refused(f"server {facts.version} is older than {OLDEST_MAJOR}, the oldest major that is backed up")
+        with postgres_errors("the rights of the role"):
+            row = connection.execute("SELECT rolsuper, rolname FROM pg_roles WHERE rolname = current_user").fetchone()
+        if row is None or not row[0]:
+            raise ConfigError(
+                f'role "{row[1] if row else "?"}" is not a superuser, which a whole dump needs',
+                hint="database.admin in the spec must name a superuser: row security and large objects hide rows else.",
+            )
+        tools = _fitting_tools(facts)
+        conninfo = make_conninfo("", **unlimited_parts(conninfo, server_version_num=facts.version_num))
+        return _Source(conninfo, database, facts, ensure_identity(connection), tools)
+
+
+def _compression(tools: PgTools) -> str:
+    """Return zstd:1, measured the fastest of all on text at a fifth of gzip's time; pg_dump 15 knows gzip only."""
+    return "zstd:1" if tools.major >= 16 else "gzip:1"
+
+
+def _fitting_tools(facts: ServerFacts) -> PgTools:
+    """Return the programs of the server's own major version, else newer ones; raises Refused for older ones."""
+    try:
+        return find_pg_tools(facts.major)
+    except ConfigError:
+        newest = find_pg_tools()
+    if newest.major < facts.major:
+        raise Refused(
+            f"pg_dump {newest.version} is older than the server {facts.version}",
+            detail=f"the newest found is in {newest.bin_dir}",
+            hint=f"Install the client programs of PostgreSQL {facts.major}.",
+        )
+    return newest
+
+
+def _with_passwords(policy: str, recipients: tuple[str, ...]) -> bool:
+    return policy == "always" or (policy == "encrypted" and bool(recipients))
+
+
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """Everything that was written, the dump first, and read back."""
+
+    objects: tuple[ObjectRecord, ...]
+    fingerprint: Fingerprint
+    structure: Structure
+    start: ServerMoment
+    stop: ServerMoment
+    phase_s: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+
+def _write_contents(
+    source: _Source, writer: BackupWriter, heartbeat: Heartbeat, *, with_passwords: bool, progress: ReportProgress
+) -> _Contents:
+    """Dump, fingerprint and describe the database on one snapshot; return when all of it is in the store."""
+    measured, stop = Measured(), threading.Event()
+    with _held_snapshot(source) as (snapshot, control, start):
+        before = read_sequences(source.conninfo)
+        with ThreadPoolExecutor(3, thread_name_prefix="dump") as pool:
+            dump = pool.submit(_dump, source, snapshot, writer, measured, stop, progress)
+            fingerprint = pool.submit(_fingerprint, source, snapshot, measured, stop, progress)
+            described = pool.submit(_describe, source, snapshot, writer, measured, with_passwords=with_passwords)
+            try:
+                _await_all([dump, fingerprint, described])
+            except BaseException:
+                stop.set()
+                raise
+        after = read_sequences(source.conninfo)
+        end = read_moment(control)
+    heartbeat.raise_if_lost()
+    dump_record, warnings = dump.result()
+    globals_record, structure = described.result()
+    content = fingerprint.result().with_brackets(before, after)
+    objects = (
+        dump_record,
+        globals_record,
+        writer.write_bytes(FINGERPRINT, content.to_json()),
+        writer.write_bytes(STRUCTURE, structure.to_json()),
+    )
+    writer.read_back()
+    return _Contents(objects, content, structure, start, end, measured.phase_s, warnings)
+
+
+@contextmanager
+def _held_snapshot(source: _Source) -> Iterator[tuple[str, Any, ServerMoment]]:
+    """Yield the name of an exported snapshot that lives as long as the block, its connection, and its moment."""
+    with connect(source.conninfo, application_name="synapse-ops snapshot") as control:
+        set_session(control, UNLIMITED)
+        with postgres_errors(f"the snapshot of {describe(source.conninfo)}"):
+            control.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            row = control.execute("SELECT pg_export_snapshot()").fetchone()
+        if row is None:
+            raise Unproven("the server gave no snapshot")
+        yield row[0], control, read_moment(control)
+
+
+def _await_all(jobs: list[Future[Any]]) -> None:
+    """Return when all have ended well; raise as soon as one has failed."""
+    done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+    for job in done:
+        job.result()
+
+
+def _dump(
+    source: _Source,
+    snapshot: str,
+    writer: BackupWriter,
+    measured: Measured,
+    stop: threading.Event,
+    progress: ReportProgress,
+) -> tuple[ObjectRecord, tuple[str, ...]]:
+    """Stream pg_dump into the store; the object comes into being only when pg_dump has ended well."""
+    arguments = [
+        "--format=custom",
+        f"--compress={_compression(source.tools).removeprefix('gzip:')}",
+        f"--snapshot={snapshot}",
+        f"--lock-wait-timeout={LOCK_WAIT_MS}",
+    ]
+    warnings: list[str] = []
+    stage = f"dumping {source.database}"
+    with (
+        measured.phase("dump"),
+        reported_dump(source.conninfo, application_name("pg_dump"), stage, progress),
+        open_tool(source.tools, "pg_dump", arguments, source.conninfo) as tool,
+    ):
+        stoppable = _Stoppable(tool, stop)
+        record = writer.write_stream(DUMP, stoppable, before_complete=lambda: warnings.extend(tool.finish()))
+    return record, tuple(warnings)
+
+
+class _Stoppable:
+    """A program's output that ends with an error when another part of the backup has failed."""
+
+    def __init__(self, tool: ToolStream, stop: threading.Event) -> None:
+        self._tool = tool
+        self._stop = stop
+
+    def read(self, size: int = -1) -> bytes:
+        if self._stop.is_set():
+            raise Unproven("the dump was stopped, because another part of the backup failed")
+        return self._tool.read(size)
+
+
+def _fingerprint(
+    source: _Source, snapshot: str, measured: Measured, stop: threading.Event, progress: ReportProgress
+) -> Fingerprint:
+    with measured.phase("fingerprint"):
+        return read_fingerprint(source.conninfo, snapshot=snapshot, progress=progress, stop=stop)
+
+
+def _describe(
+    source: _Source, snapshot: str, writer: BackupWriter, measured: Measured, *, with_passwords: bool
+) -> tuple[ObjectRecord, Structure]:
+    """Write the globals between two equal readings of the roles, and return them with the structure."""
+    with measured.phase("structure"):
+        structure = read_structure(source.conninfo, snapshot=snapshot)
+    arguments = ["--globals-only", *(() if with_passwords else ("--no-role-passwords",))]
+    with measured.phase("globals"):
+        for _ in range(ROLE_READINGS):
+            before = read_shared(source.conninfo)
+            with open_tool(source.tools, "pg_dumpall", arguments, source.conninfo) as tool:
+                text = tool.read()
+                tool.finish()
+            if read_shared(source.conninfo) == before:
+                return writer.write_bytes(GLOBALS, text), structure.with_shared(before)
+    raise Unproven(
+        f"roles changed during each of {ROLE_READINGS} readings", hint="What creates or alters roles all the time?"
+    )
+
+
+def _source_record(source: _Source) -> DumpSource:
+    facts = source.facts
+    return DumpSource(
+        system_identifier=source.identity.system_identifier,
+        generation=source.identity.generation,
+        database=source.database,
+        server_version=facts.version,
+        server_version_num=facts.version_num,
+        node=describe(source.conninfo).rpartition("/")[0],
+        is_standby=facts.is_standby,
+        database_size_bytes=facts.database_size_bytes,
+        encoding=facts.encoding,
+        collation=facts.collation,
+        collation_version=facts.collation_version,
+    )
+
+
+def _warnings(source: _Source, recipients: tuple[str, ...], *, with_passwords: bool) -> Iterator[str]:
+    if not recipients:
+        yield NOT_ENCRYPTED
+    if with_passwords and not recipients:
+        yield "holds the SCRAM verifiers of roles unencrypted: backup.database.role_passwords is always"
+    if source.tools.major != source.facts.major:
+        yield f"dumped with pg_dump {source.tools.version} from a server {source.facts.version}"

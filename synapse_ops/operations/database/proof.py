@@ -1,0 +1,95 @@
+"""Proves a dump: restores it into a throwaway server and compares it exactly (operations/backup/proving.py)."""
+
+from __future__ import annotations
+
+import time
+
+from synapse_ops.domain.backup.dump_record import DumpRecord
+from synapse_ops.domain.database import fingerprint as fingerprints
+from synapse_ops.domain.database import structure as structures
+from synapse_ops.domain.progress import Progress
+from synapse_ops.operations.backup.proving import Proof
+from synapse_ops.operations.backup.reading import BackupReader, hold_for_reading
+from synapse_ops.operations.backup.throwaway_directory import throwaway_directory
+from synapse_ops.operations.database.restore_into_throwaway import restore_into_throwaway
+from synapse_ops.operations.database.staged_dump import OBJECTS, StagedBackup, stage_backup
+from synapse_ops.operations.database.throwaway_server import Throwaway, throwaway_server
+from synapse_ops.systems.amcheck import check_relations
+from synapse_ops.systems.pg_tools import find_pg_tools
+from synapse_ops.systems.postgres import connect, postgres_errors
+from synapse_ops.systems.postgres_fingerprint import read_fingerprint
+from synapse_ops.systems.postgres_structure import read_structure
+
+FINGERPRINT_WORKERS = 2
+
+
+def prove_dump(proof: Proof) -> None:
+    """Restore the dump, compare content and structure, and check every page and index."""
+    begun = time.monotonic()
+    deadline = proof.deadline
+    record = proof.read_record(DumpRecord)
+    tools = find_pg_tools(record.source.server_version_num // 10000)
+    size_bytes = record.source.database_size_bytes
+    with (
+        hold_for_reading(proof.repository, proof.place, "proof"),
+        throwaway_directory(
+            proof.work_dir, database_size_bytes=size_bytes, scratch_bytes=record.stored_bytes
+        ) as directory,
+    ):
+        proof.has_begun = True
+        reader = BackupReader(
+            proof.repository,
+            proof.place,
+            record,
+            OBJECTS,
+            identities=proof.identities,
+            deadline=deadline,
+            log=proof.log,
+            progress=proof.progress,
+        )
+        with proof.phase("read"):
+            staged = deadline.run(lambda: stage_backup(reader, proof.place, record, directory.scratch_dir))
+        superuser = staged.globals_script.bootstrap_role
+        with throwaway_server(
+            directory, tools=tools, superuser=superuser, database_size_bytes=size_bytes, deadline=deadline
+        ) as throwaway:
+            with proof.phase("restore"):
+                restore_into_throwaway(
+                    throwaway,
+                    staged,
+                    record,
+                    scratch_dir=directory.scratch_dir,
+                    deadline=deadline,
+                    progress=proof.progress,
+                )
+            proof.restore_s = round(time.monotonic() - begun, 3)
+            _compare(throwaway, staged, record.source.database, proof)
+
+
+def _compare(throwaway: Throwaway, staged: StagedBackup, database: str, proof: Proof) -> None:
+    """Compare content and structure, then check every page and index; what differs is named."""
+    conninfo = throwaway.conninfo(database)
+    with proof.phase("compare"):
+        actual = read_fingerprint(conninfo, workers=FINGERPRINT_WORKERS, progress=proof.progress)
+        proof.differences += fingerprints.compare(staged.fingerprint, actual)
+        proof.differences += structures.compare(staged.structure, read_structure(conninfo))
+    with proof.phase("amcheck"):
+        stage = f"checking pages and indexes of {database}"
+        found = check_relations(
+            conninfo, on_relation=lambda done, total: proof.progress(Progress(stage, done, total, unit="relations"))
+        )
+        proof.differences += [f"amcheck: {fault}" for fault in found.faults]
+        proof.differences += _server_faults(conninfo)
+    proof.server_version = throwaway.server.tools.version
+    proof.amcheck_relations = found.relations
+
+
+def _server_faults(conninfo: str) -> list[str]:
+    """Return what the throwaway itself has to report: checksums off, or pages that failed theirs."""
+    with connect(conninfo) as connection, postgres_errors("the throwaway's checksums"):
+        row = connection.execute(
+            "SELECT current_setting('data_checksums'), coalesce(sum(checksum_failures), 0) FROM pg_stat_database"
+        ).fetchone()
+    if row is None or row[0] != "on":
+        return ["throwaway server: data checksums are off"]
+    return [f"throwaway server: {row[1]} pages failed their checksum"] if row[1] else []
