@@ -20,7 +20,7 @@ import redis
 from synapse_ops.local.redis_server import find_redis
 from synapse_ops.operations.cleanup.cache import apply_cache_plan, make_cache_plan
 from synapse_ops.spec import Spec
-from synapse_ops.systems.local_processes import free_ports
+from synapse_ops.systems.host.processes import free_ports
 
 PING = """
 import redis, sys, time

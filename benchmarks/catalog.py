@@ -27,7 +27,7 @@ from synapse_ops.domain.backup.retention import RetentionPolicy
 from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.backup.expire import make_expiry_plan
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.stored_backups import store_backup, store_proof
 
 OBJECTS_PER_BACKUP = 10

@@ -29,10 +29,10 @@ import psutil
 import psycopg
 
 from synapse_ops.local.seaweed_server import LISTENERS, SeaweedServer, find_weed
-from synapse_ops.systems.local_processes import free_ports, make_private_dir, reachable_by, server_identity
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
-from synapse_ops.systems.pg_server import PgServer, make_socket_dir
-from synapse_ops.systems.pg_tools import find_pg_tools
+from synapse_ops.systems.host.processes import free_ports, make_private_dir, reachable_by, server_identity
+from synapse_ops.systems.postgres.programs import find_pg_tools
+from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 
 MIB = 1024 * 1024
 SAMPLE_S = 0.05
@@ -223,7 +223,7 @@ dump_database(open_stack(Path(sys.argv[1]), Path(sys.argv[2])), sys.argv[3])
 FINGERPRINT = """
 import sys
 from pathlib import Path
-from synapse_ops.systems.postgres_fingerprint import read_fingerprint
+from synapse_ops.systems.postgres.fingerprint import read_fingerprint
 read_fingerprint(Path(sys.argv[1]).read_text())
 """
 

@@ -31,10 +31,10 @@ from synapse_ops.local.seaweed_server import LISTENERS, SeaweedServer, find_weed
 from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.stack import open_stack
 from synapse_ops.operations.vectors.snapshot import snapshot_collection
-from synapse_ops.systems.local_processes import free_ports, make_private_dir, reachable_by, server_identity
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
-from synapse_ops.systems.pg_server import make_socket_dir
-from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.host.processes import free_ports, make_private_dir, reachable_by, server_identity
+from synapse_ops.systems.postgres.server import make_socket_dir
+from synapse_ops.systems.qdrant.server import QdrantServer
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 
 MIB = 1024 * 1024
 NAME = "synapse_benchmark"

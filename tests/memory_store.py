@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import BinaryIO
 
 from synapse_ops.errors import ObjectMissing, Unreachable
-from synapse_ops.systems.object_store import ConditionFailed, ObjectInfo, StoreFeatures, UploadInfo, WrittenObject
+from synapse_ops.systems.s3.store import ConditionFailed, ObjectInfo, StoreFeatures, UploadInfo, WrittenObject
 
 
 class MemoryStore:

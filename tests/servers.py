@@ -25,10 +25,10 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from synapse_ops.errors import Unreachable
-from synapse_ops.systems.local_processes import START_TIMEOUT_S, free_ports, make_private_dir, server_identity
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
-from synapse_ops.systems.pg_server import PgServer, make_socket_dir
-from synapse_ops.systems.pg_tools import PgTools, find_pg_tools, tools_for
+from synapse_ops.systems.host.processes import START_TIMEOUT_S, free_ports, make_private_dir, server_identity
+from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools, tools_for
+from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 
 SUPERUSER = "postgres"
 PASSWORD = "tests-only"

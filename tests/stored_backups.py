@@ -25,7 +25,7 @@ from synapse_ops.domain.backup.layout import (
 from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
 from synapse_ops.domain.backup.record import StartedRecord
 from synapse_ops.domain.backup.snapshot_record import CollectionSource, ShardRecord, SnapshotRecord, SnapshotWindow
-from synapse_ops.systems.object_store import WrittenObject
+from synapse_ops.systems.s3.store import WrittenObject
 
 IDENTITY = Identity("7400000000000000001", "0a1b2c3d")
 DUMP_TAKES = timedelta(seconds=30)

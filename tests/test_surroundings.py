@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from synapse_ops.systems.alert_outlet import Alarm, AlertOutlet
-from synapse_ops.systems.loopback import is_loopback
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.host.loopback import is_loopback
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.misbehaving import misbehaving
 from tests.surroundings import HOSTILE, without_other_work
 

@@ -21,7 +21,7 @@ from urllib.parse import urlencode, urlsplit
 
 import psutil
 
-from synapse_ops.systems.local_processes import free_ports
+from synapse_ops.systems.host.processes import free_ports
 from tools.program import Server
 
 LOOPBACK = "127.0.0.1"

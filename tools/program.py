@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from synapse_ops.systems.local_processes import spawn
+from synapse_ops.systems.host.processes import spawn
 from tools.tool import ToolOutcome, ToolVerdict
 
 VERSION_TIMEOUT_S = 30.0  # checkov imports for seconds before it says its version

@@ -179,7 +179,7 @@ class Place:
         if self.repository_url is None:
             return None
         from synapse_ops.operations.repository import open_repository
-        from synapse_ops.systems.object_store import StoreAccess
+        from synapse_ops.systems.s3.store import StoreAccess
 
         access = StoreAccess.from_environment()
         access = replace(

@@ -28,7 +28,7 @@ def command() -> None:
 def switch(alias: str, collection: str, place: Place) -> None:
     """Make ALIAS stand for COLLECTION, in one atomic step. Refused unless the collection is whole on every node."""
     from synapse_ops.operations.vectors.alias import switch_alias
-    from synapse_ops.systems.qdrant import qdrant_nodes
+    from synapse_ops.systems.qdrant.server import qdrant_nodes
 
     with ExitStack() as opened:
         servers = tuple(opened.enter_context(server) for server in qdrant_nodes(place.stack().spec.qdrant))

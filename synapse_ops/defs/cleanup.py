@@ -60,7 +60,7 @@ class Group:
 _FILE_MODULES = (
     "synapse_ops.domain.cleanup.files",
     "synapse_ops.operations.cleanup.files",
-    "synapse_ops.systems.filesystem",
+    "synapse_ops.systems.host.filesystem",
 )
 GROUPS = (
     Group(

@@ -8,7 +8,7 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from synapse_ops.systems.local_processes import ServerIdentity, give_to, make_private_dir
+from synapse_ops.systems.host.processes import ServerIdentity, give_to, make_private_dir
 
 CERTIFICATE_LIFE = timedelta(days=3650)
 RENEW_BEFORE = timedelta(days=30)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from synapse_ops.local.credentials import write_secret
 from synapse_ops.local.layout import StackLayout
-from synapse_ops.systems.local_processes import run_as
-from synapse_ops.systems.pg_server import PgServer, make_socket_dir
-from synapse_ops.systems.pg_tools import PgTools
+from synapse_ops.systems.host.processes import run_as
+from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
 
 if TYPE_CHECKING:
     import psycopg

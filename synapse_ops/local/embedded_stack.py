@@ -25,8 +25,8 @@ from synapse_ops.local.layout import StackLayout, find_layout, make_layout
 from synapse_ops.local.stack import SERVER_NAMES, StackServers, make_stack
 from synapse_ops.local.stack_spec import write_spec
 from synapse_ops.local.state import ServerState, StackState, read_state, write_state
-from synapse_ops.systems.local_processes import ProcessMark, end_process, processes_in
-from synapse_ops.systems.pg_server import FENCE_MARKER, make_socket_dir, remove_socket_dir
+from synapse_ops.systems.host.processes import ProcessMark, end_process, processes_in
+from synapse_ops.systems.postgres.server import FENCE_MARKER, make_socket_dir, remove_socket_dir
 
 __all__ = [
     "RunningStack",

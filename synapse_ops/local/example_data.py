@@ -14,7 +14,7 @@ from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progres
 from synapse_ops.errors import ConfigError, Unreachable
 from synapse_ops.spec import Spec
 from synapse_ops.spec.blocks.stores import Qdrant
-from synapse_ops.systems.qdrant import open_qdrant
+from synapse_ops.systems.qdrant.server import open_qdrant
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "synapse"
 VECTORS = 2000  # points of the demo

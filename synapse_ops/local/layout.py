@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synapse_ops.errors import ConfigError, Refused
-from synapse_ops.systems.local_processes import ServerIdentity, make_private_dir, reachable_by, server_identity
+from synapse_ops.systems.host.processes import ServerIdentity, make_private_dir, reachable_by, server_identity
 
 FAR_ROOT = Path("/var/lib/synapse-ops")
 COLD_FREE_BYTES = 1024**3  # two clusters with their WAL, a clone and the store: 0.4 GiB, and room to work

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synapse_ops.errors import DeadlineExceeded, ToolFailed
-from synapse_ops.systems.local_processes import (
+from synapse_ops.systems.host.processes import (
     START_TIMEOUT_S,
     ProcessMark,
     ServerIdentity,

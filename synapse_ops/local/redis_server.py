@@ -7,8 +7,8 @@ from pathlib import Path
 
 from synapse_ops.local.credentials import write_secret
 from synapse_ops.local.program_server import ProgramServer
-from synapse_ops.systems.local_processes import ServerIdentity, make_private_dir
-from synapse_ops.systems.redis_program import find_redis, quoted
+from synapse_ops.systems.host.processes import ServerIdentity, make_private_dir
+from synapse_ops.systems.redis.program import find_redis, quoted
 
 __all__ = ["answers_ping", "find_redis", "redis_server"]
 

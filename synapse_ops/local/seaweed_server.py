@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synapse_ops.errors import ConfigError, DeadlineExceeded, SynapseOpsError, ToolFailed
-from synapse_ops.systems.local_processes import (
+from synapse_ops.systems.host.processes import (
     START_TIMEOUT_S,
     ProcessMark,
     ServerIdentity,
@@ -31,8 +31,8 @@ from synapse_ops.systems.local_processes import (
     processes_in,
     spawn,
 )
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
-from synapse_ops.systems.pg_server import claim_socket_dir, remove_socket_dir
+from synapse_ops.systems.postgres.server import claim_socket_dir, remove_socket_dir
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 
 STOP_TIMEOUT_S = 15.0  # it takes 2 to 2.5 s
 POLL_S = 0.05

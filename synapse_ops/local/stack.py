@@ -27,7 +27,7 @@ from synapse_ops.local.redis_server import find_redis, redis_server
 from synapse_ops.local.seaweed_server import LISTENERS, SeaweedServer, find_weed
 from synapse_ops.local.vector_server import vector_server
 from synapse_ops.local.watch_server import watch_server
-from synapse_ops.systems.local_processes import (
+from synapse_ops.systems.host.processes import (
     ProcessMark,
     copy_tree_once,
     free_ports,
@@ -35,9 +35,9 @@ from synapse_ops.systems.local_processes import (
     processes_in,
     reachable_by,
 )
-from synapse_ops.systems.object_store import ObjectStore
-from synapse_ops.systems.pg_server import PgServer, make_socket_dir
-from synapse_ops.systems.pg_tools import find_pg_tools, tools_for
+from synapse_ops.systems.postgres.programs import find_pg_tools, tools_for
+from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
+from synapse_ops.systems.s3.store import ObjectStore
 
 POSTGRES_MAJOR = 17
 BUCKET = "backups"

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synapse_ops.systems.local_processes import ProcessMark
+from synapse_ops.systems.host.processes import ProcessMark
 
 FORMAT = 1
 

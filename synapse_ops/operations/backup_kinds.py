@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from synapse_ops.operations.backup.taking import BackupReport
     from synapse_ops.operations.repository import Repository
     from synapse_ops.spec import Spec
-    from synapse_ops.systems.qdrant import QdrantServer
+    from synapse_ops.systems.qdrant.server import QdrantServer
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _apply_dump_restore(request: RestoreRequest, plan: Any) -> RestoreReport:
 
 
 def _collections(stack: Stack) -> tuple[str, ...]:
-    from synapse_ops.systems.qdrant import qdrant_nodes
+    from synapse_ops.systems.qdrant.server import qdrant_nodes
 
     first, *_ = qdrant_nodes(stack.spec.qdrant)
     with first:
@@ -151,7 +151,7 @@ def _prove_snapshot(proof: Proof) -> None:
 @contextmanager
 def qdrant_servers(request: RestoreRequest) -> Iterator[tuple[QdrantServer, ...]]:
     """Yield a client for each node of the spec, and close them."""
-    from synapse_ops.systems.qdrant import qdrant_nodes
+    from synapse_ops.systems.qdrant.server import qdrant_nodes
 
     if request.open_stack is None:
         raise ConfigError(
@@ -191,7 +191,7 @@ def _refuse_server(request: RestoreRequest) -> None:
 
 
 def _redis_address(stack: Stack) -> tuple[str, ...]:
-    from synapse_ops.systems.redis import location_of
+    from synapse_ops.systems.redis.server import location_of
 
     redis = stack.spec.redis
     return (location_of(redis.host, redis.port),)

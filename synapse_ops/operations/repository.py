@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synapse_ops.systems.certificates import refuse_unless_authorities
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from synapse_ops.errors import ConfigError
 from synapse_ops.operations.repository import Repository, open_repository
 from synapse_ops.spec import LoadedSpec, SecretRef, Spec, load_spec
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from synapse_ops.services.process_tree import become_subreaper, end_all, left_by
 from synapse_ops.services.spec_watch import SpecWatch
 from synapse_ops.services.supervisor import Program, Supervisor
 from synapse_ops.services.webserver_guard import HEALTH_PATH, OPEN_PATH
-from synapse_ops.systems.local_processes import START_TIMEOUT_S
+from synapse_ops.systems.host.processes import START_TIMEOUT_S
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance

@@ -1,7 +1,7 @@
 """How everything below the supervisor ends with it, even by kill -9.
 
 Three means, because none of them is enough by itself:
-- a child that the supervisor starts is killed by the kernel when it dies (systems/local_processes.spawn);
+- a child that the supervisor starts is killed by the kernel when it dies (systems/host/processes.spawn);
 - the supervisor is a subreaper: what its children leave behind becomes its own child, so that it can be found and
   ended, and so that a run goes on when only the code server above it was replaced;
 - a run worker, a grandchild, watches the supervisor itself (`end_with_supervisor`), for when both above it are gone.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from synapse_ops.systems.local_processes import ProcessMark
+from synapse_ops.systems.host.processes import ProcessMark
 
 SUPERVISOR_VARIABLE = "SYNAPSE_SUPERVISOR"  # "<pid>:<start time>", inherited by every process below the supervisor
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from synapse_ops.errors import ConfigError, Unreachable
-from synapse_ops.systems.loopback import is_loopback
+from synapse_ops.systems.host.loopback import is_loopback
 
 ALERTMANAGER_VARIABLE = "SYNAPSE_ALERTMANAGER_URL"
 WEBHOOK_VARIABLE = "SYNAPSE_ALERT_WEBHOOK"

@@ -17,7 +17,7 @@ from synapse_ops.cli.main import cli
 from synapse_ops.domain.backup.layout import BACKUP
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.errors import ConfigError, Refused
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.stored_backups import StoredBackup, store_backup, store_proof
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "json"

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from synapse_ops.cli.main import cli
 from synapse_ops.errors import WORST_FIRST, worst_exit_code
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.cli.test_main import all_errors
 from tests.stored_backups import StoredBackup, store_backup, store_proof, store_snapshot
 

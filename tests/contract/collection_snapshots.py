@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from synapse_ops.systems.qdrant import Download, QdrantServer, ServerSnapshot
+from synapse_ops.systems.qdrant.server import Download, QdrantServer, ServerSnapshot
 
 
 class ContractClient(QdrantServer):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synapse_ops.local.vector_server import is_ready
-from synapse_ops.systems.local_processes import free_ports
+from synapse_ops.systems.host.processes import free_ports
 from tests.contract.collection_snapshots import ContractClient
 
 READY_TIMEOUT_S = 30.0

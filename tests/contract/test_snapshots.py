@@ -15,7 +15,7 @@ import zstandard
 
 from synapse_ops.domain.vectors.points import PointsDigest, canonical_point
 from synapse_ops.errors import ChecksumMismatch
-from synapse_ops.systems.qdrant import QdrantRefused
+from synapse_ops.systems.qdrant.server import QdrantRefused
 from tests.contract.collection_snapshots import ContractClient
 from tests.contract.embedded import EmbeddedQdrant
 from tests.contract.test_rest import COSINE, ask, error_of

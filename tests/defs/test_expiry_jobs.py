@@ -23,7 +23,7 @@ from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.backup.pins import pin_backup
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import open_stack
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.stored_backups import StoredBackup, store_backup, store_proof, store_snapshot
 
 NOW = datetime.now(UTC).replace(microsecond=0)

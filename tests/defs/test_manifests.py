@@ -15,7 +15,7 @@ from synapse_ops.defs.policies import MANIFESTS, code_version_of
 from synapse_ops.manifests.bundle import bundle_of
 from synapse_ops.manifests.targets import TARGETS
 from synapse_ops.operations.stack import open_stack
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 
 SPEC = """
 name: synapse

@@ -18,7 +18,7 @@ from synapse_ops.domain.backup.layout import BACKUP
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.systems.dagster_storage import last_evaluation
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.stored_backups import store_backup, store_proof
 
 NOW = datetime.now(UTC).replace(microsecond=0)

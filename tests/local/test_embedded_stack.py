@@ -38,8 +38,8 @@ from synapse_ops.operations.release import store as release
 from synapse_ops.services.dagster_home import HOME_VARIABLE
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.certificates import days_left_of_server
-from synapse_ops.systems.local_processes import START_TIMEOUT_S, ProcessMark, server_identity
-from synapse_ops.systems.pg_server import FENCE_MARKER, make_socket_dir
+from synapse_ops.systems.host.processes import START_TIMEOUT_S, ProcessMark, server_identity
+from synapse_ops.systems.postgres.server import FENCE_MARKER, make_socket_dir
 from tests.servers import servers_dir
 from tests.surroundings import HOSTILE
 

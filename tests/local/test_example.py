@@ -17,7 +17,7 @@ import pytest
 
 from synapse_ops.local.api_server import EXAMPLE, answers_health
 from synapse_ops.local.example_data import load_example_data
-from synapse_ops.systems.local_processes import free_ports
+from synapse_ops.systems.host.processes import free_ports
 
 READY_TIMEOUT_S = 60.0
 CHECKSUM = """select md5(string_agg(d::text, '' order by id)) from (

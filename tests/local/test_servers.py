@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from synapse_ops.errors import SynapseOpsError
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 
 
 def test_a_fresh_database_is_empty_and_is_served_by_postgresql_17_with_checksums(

@@ -15,7 +15,7 @@ import pytest
 
 from synapse_ops.manifests.application import api_command
 from synapse_ops.spec.loading import check_text
-from synapse_ops.systems.local_processes import free_ports
+from synapse_ops.systems.host.processes import free_ports
 
 START_LIMIT_S = 30.0
 APPLICATION = """async def app(scope, receive, send):

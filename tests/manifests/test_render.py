@@ -17,7 +17,7 @@ from synapse_ops.manifests.bundle import render_bundle
 from synapse_ops.operations.release.render import require_directory, write_directory
 from synapse_ops.operations.release.store import store_release
 from synapse_ops.spec.loading import check_text
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.manifests.specs import spec_of
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "json" / "render.schema.json"

@@ -16,7 +16,7 @@ import pytest
 from synapse_ops.manifests.bundle import render_bundle
 from synapse_ops.operations.release.render import write_directory
 from synapse_ops.spec.loading import check_text
-from synapse_ops.systems.local_processes import free_ports
+from synapse_ops.systems.host.processes import free_ports
 from tools.program import serving
 
 pytestmark = pytest.mark.tools

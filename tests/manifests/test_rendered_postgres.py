@@ -28,8 +28,8 @@ from synapse_ops.local.credentials import make_certificates, now_utc
 from synapse_ops.manifests.bundle import render_bundle
 from synapse_ops.operations.release.render import write_directory
 from synapse_ops.spec.loading import check_text
-from synapse_ops.systems.local_processes import free_ports, give_to, make_private_dir, server_identity
-from synapse_ops.systems.pg_tools import find_pg_tools, tools_for
+from synapse_ops.systems.host.processes import free_ports, give_to, make_private_dir, server_identity
+from synapse_ops.systems.postgres.programs import find_pg_tools, tools_for
 from tests.servers import servers_dir
 
 START_LIMIT_S = 90.0

@@ -14,8 +14,8 @@ import redis
 from synapse_ops.manifests.compose_stores import redis_start
 from synapse_ops.manifests.stores import redis_conf
 from synapse_ops.spec.loading import check_text
-from synapse_ops.systems.local_processes import free_ports
-from synapse_ops.systems.redis_program import find_redis
+from synapse_ops.systems.host.processes import free_ports
+from synapse_ops.systems.redis.program import find_redis
 
 START_LIMIT_S = 20.0
 

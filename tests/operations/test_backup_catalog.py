@@ -15,7 +15,7 @@ from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.errors import ConfigError, WrongIdentity
 from synapse_ops.operations.backup.catalog import find_backup, list_own_objects, read_catalog, read_proofs, read_record
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.object_store import ObjectInfo, ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectInfo, ObjectStore, StoreAccess
 from tests.stored_backups import place_of, store_backup, store_data, store_proof
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)

@@ -13,8 +13,8 @@ from synapse_ops.domain.backup_record import StartedRecord
 from synapse_ops.domain.backup.layout import BACKUP, KIND_DUMP, BackupPlace, Identity, new_backup_id
 from synapse_ops.errors import ChecksumMismatch
 from synapse_ops.operations.backup.writer import BackupWriter
-from synapse_ops.systems.object_records import StoreFeatures
-from synapse_ops.systems.object_store import ConditionFailed, ObjectReader, ObjectStore, StoreAccess, WrittenObject
+from synapse_ops.systems.s3.records import StoreFeatures
+from synapse_ops.systems.s3.store import ConditionFailed, ObjectReader, ObjectStore, StoreAccess, WrittenObject
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 PLACE = BackupPlace(Identity("7000000000000000001", "0a0b0c0d"), KIND_DUMP, "synapse", new_backup_id(NOW, b"abc"))

@@ -22,7 +22,7 @@ from synapse_ops.local.redis_server import find_redis
 from synapse_ops.operations.cleanup.cache import apply_cache_plan, make_cache_plan, read_redis_findings
 from synapse_ops.operations.cleanup.plan_file import FIRST_ROWS, PlanWriter
 from synapse_ops.spec import SecretRef, Spec
-from synapse_ops.systems.local_processes import free_ports
+from synapse_ops.systems.host.processes import free_ports
 
 START_TIMEOUT_S = 20.0
 IDLE_TIMEOUT_S = 20.0

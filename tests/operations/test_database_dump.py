@@ -28,16 +28,16 @@ from synapse_ops.errors import ConfigError, Refused, ToolFailed, Unreachable
 from synapse_ops.operations.database.dump import DumpReport, _fitting_tools, dump_database
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
-from synapse_ops.systems.dump_tools import open_tool
 from synapse_ops.systems.encryption import decrypt_stream
-from synapse_ops.systems.local_processes import ProcessMark
-from synapse_ops.systems.object_records import StoreFeatures
-from synapse_ops.systems.object_store import ObjectReader, ObjectStore, StoreAccess
-from synapse_ops.systems.pg_tools import find_pg_tools
-from synapse_ops.systems.postgres import connect
-from synapse_ops.systems.postgres_fingerprint import read_fingerprint
-from synapse_ops.systems.postgres_identity import SETTING, ServerFacts, ensure_identity
-from synapse_ops.systems.postgres_structure import read_structure
+from synapse_ops.systems.host.processes import ProcessMark
+from synapse_ops.systems.postgres.connection import connect
+from synapse_ops.systems.postgres.dump_tools import open_tool
+from synapse_ops.systems.postgres.fingerprint import read_fingerprint
+from synapse_ops.systems.postgres.identity import SETTING, ServerFacts, ensure_identity
+from synapse_ops.systems.postgres.programs import find_pg_tools
+from synapse_ops.systems.postgres.structure import read_structure
+from synapse_ops.systems.s3.records import StoreFeatures
+from synapse_ops.systems.s3.store import ObjectReader, ObjectStore, StoreAccess
 from tests.recovery.backups import make_stack
 from tests.servers import PASSWORD, PostgresServer
 from tests.systems.rich_database import CONTENT, CREATE_ROLES

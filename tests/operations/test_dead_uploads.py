@@ -12,8 +12,8 @@ import pytest
 from synapse_ops.domain.backup.layout import HEARTBEAT, BackupPlace
 from synapse_ops.operations.backup.dead_uploads import abort_uploads_of_the_dead
 from synapse_ops.operations.backup.heartbeat import keep_heartbeat
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
-from synapse_ops.systems.process_presence import presence_of_this_process
+from synapse_ops.systems.host.process_presence import presence_of_this_process
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.stored_backups import place_of
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
@@ -22,7 +22,7 @@ WRITER = """
 import sys
 from synapse_ops.domain.backup.layout import HEARTBEAT
 from synapse_ops.operations.backup.heartbeat import keep_heartbeat
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 url, endpoint, access, secret, heartbeat, data = sys.argv[1:]
 store = ObjectStore(url, StoreAccess(endpoint=endpoint, access_key=access, secret_key=secret))
 with keep_heartbeat(store, heartbeat, body={}):

@@ -18,7 +18,7 @@ from synapse_ops.operations.backup.expire import apply_expiry, make_expiry_plan
 from synapse_ops.operations.backup.lease import hold_lease
 from synapse_ops.operations.backup.pins import pin_backup
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.memory_store import MemoryStore
 from tests.operations.expiry import DAY, NOW, POLICY, ids, kept_by, stored
 from tests.stored_backups import store_backup, store_proof

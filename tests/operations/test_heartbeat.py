@@ -12,7 +12,7 @@ import pytest
 
 from synapse_ops.errors import DeadlineExceeded, SynapseOpsError, Unproven
 from synapse_ops.operations.backup.heartbeat import LOST_AFTER_S, Heartbeat, keep_heartbeat
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess, WrittenObject
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess, WrittenObject
 
 BEAT_DEADLINE_S = 20.0
 TOLD_WITHIN_S = 2.0  # far over one small write

@@ -19,7 +19,7 @@ import pytest
 from synapse_ops.errors import ConfigError, LeaseHeld, LeaseLost
 from synapse_ops.operations.backup.lease import Lease, hold_lease
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess, WrittenObject
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess, WrittenObject
 from tests.memory_store import MemoryStore
 
 TTL_S = 1.0
@@ -138,7 +138,7 @@ def test_a_dead_process_of_this_host_is_not_waited_for(repository: Repository, t
         "import sys, time\n"
         "from synapse_ops.operations.backup.lease import hold_lease\n"
         "from synapse_ops.operations.repository import open_repository\n"
-        "from synapse_ops.systems.object_store import StoreAccess\n"
+        "from synapse_ops.systems.s3.store import StoreAccess\n"
         "with hold_lease(open_repository(sys.argv[1], StoreAccess.from_environment()), 'expiry', owner='doomed'):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(600)\n"

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from synapse_ops.errors import ObjectMissing
-from synapse_ops.systems.object_store import ConditionFailed, ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ConditionFailed, ObjectStore, StoreAccess
 from tests.memory_store import MemoryStore
 
 Store = ObjectStore | MemoryStore

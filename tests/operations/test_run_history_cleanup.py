@@ -15,7 +15,7 @@ from synapse_ops.errors import PlanChanged
 from synapse_ops.operations.cleanup.plan_file import StoredPlan
 from synapse_ops.operations.cleanup.run_history import apply_history_plan, make_history_plan
 from synapse_ops.operations.stack import Stack, open_stack
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.defs.test_alarms import begin_tick
 from tests.stored_backups import store_backup
 

@@ -27,8 +27,8 @@ from synapse_ops.operations.health.asker import Asker
 from synapse_ops.operations.health.probes import probes_of
 from synapse_ops.operations.health.server_probes import STORE_PREFIX
 from synapse_ops.operations.stack import Stack, open_stack
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from synapse_ops.systems.probe_clients import HttpClients
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.misbehaving import make_certificate
 from tests.servers import PostgresServer
 

@@ -28,8 +28,8 @@ from synapse_ops.local.embedded_stack import reset_stack, stack_status, start_st
 from synapse_ops.local.stack import SERVER_NAMES
 from synapse_ops.manifests.monitoring_targets import MONITORING
 from synapse_ops.spec import load_spec
-from synapse_ops.systems.local_processes import free_ports
-from synapse_ops.systems.qdrant import open_qdrant
+from synapse_ops.systems.host.processes import free_ports
+from synapse_ops.systems.qdrant.server import open_qdrant
 from tests.manifests.consistency.metrics import METRICS
 from tests.manifests.consistency.monitoring import expressions
 from tests.manifests.consistency.promql_tree import selectors

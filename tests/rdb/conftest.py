@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from synapse_ops.operations.stack import Stack
-from synapse_ops.systems.object_store import StoreAccess
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.rdb.redis_servers import RealRedis, make_redis_stack, running_redis
 
 

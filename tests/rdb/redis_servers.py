@@ -13,9 +13,9 @@ from typing import Any
 import redis
 
 from synapse_ops.operations.stack import Stack, open_stack
-from synapse_ops.systems.local_processes import free_ports
-from synapse_ops.systems.object_store import StoreAccess
-from synapse_ops.systems.redis_program import find_redis
+from synapse_ops.systems.host.processes import free_ports
+from synapse_ops.systems.redis.program import find_redis
+from synapse_ops.systems.s3.store import StoreAccess
 
 START_TIMEOUT_S, STOP_TIMEOUT_S = 20.0, 20.0
 PASSWORD = "tests-only"

@@ -30,10 +30,10 @@ from synapse_ops.errors import (
 from synapse_ops.operations.cleanup.cache import apply_cache_plan, make_cache_plan
 from synapse_ops.operations.redis.snapshot import snapshot_redis
 from synapse_ops.operations.stack import Stack
-from synapse_ops.systems.object_store import StoreAccess
-from synapse_ops.systems.redis import RedisServer
-from synapse_ops.systems.redis_keys import all_keys, read_keys
-from synapse_ops.systems.redis_replication import rdb_stream
+from synapse_ops.systems.redis.keys import all_keys, read_keys
+from synapse_ops.systems.redis.replication import rdb_stream
+from synapse_ops.systems.redis.server import RedisServer
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.rdb.redis_servers import PASSWORD, RealRedis, make_redis_stack, running_redis
 
 JOIN_TIMEOUT_S, CLUSTER_TIMEOUT_S = 20.0, 30.0

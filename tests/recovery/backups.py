@@ -13,7 +13,7 @@ from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack, open_stack
-from synapse_ops.systems.object_store import StoreAccess
+from synapse_ops.systems.s3.store import StoreAccess
 
 CONTENT = """
 create schema shop;

@@ -13,7 +13,7 @@ import pytest
 
 from synapse_ops.operations.database.dump import dump_database
 from synapse_ops.operations.repository import Repository, open_repository
-from synapse_ops.systems.object_store import StoreAccess
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.recovery.backups import KeptBackup, fill, make_stack
 from tests.servers import PostgresServer, servers_dir
 

@@ -10,7 +10,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from synapse_ops.operations.backup_kinds import DUMPS
 from synapse_ops.operations.database.dump import dump_database
-from synapse_ops.systems.object_store import StoreAccess
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.recovery.backups import make_stack
 from tests.servers import PASSWORD, PostgresServer
 

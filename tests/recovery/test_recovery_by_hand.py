@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.local_processes import ServerIdentity, server_identity
-from synapse_ops.systems.object_store import StoreAccess
-from synapse_ops.systems.pg_server import make_socket_dir
-from synapse_ops.systems.pg_tools import PgTools
+from synapse_ops.systems.host.processes import ServerIdentity, server_identity
+from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.postgres.server import make_socket_dir
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.recovery.backups import KeptBackup
 from tests.servers import servers_dir
 
@@ -26,7 +26,7 @@ TIMEOUT_S = 120
 AWS = """
 import os, sys
 from pathlib import Path
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 url = next(word for word in sys.argv if word.startswith("s3://"))
 store = ObjectStore(url, StoreAccess.from_environment())
 for info in store.list_objects():

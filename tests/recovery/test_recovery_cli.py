@@ -12,7 +12,7 @@ import pytest
 from synapse_ops.cli.main import main
 from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.object_store import StoreAccess
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.recovery.backups import KeptBackup, flip, make_stack
 from tests.servers import PostgresServer
 

@@ -16,8 +16,8 @@ from psycopg.conninfo import make_conninfo
 
 from synapse_ops.operations.backup_kinds import DUMPS
 from synapse_ops.operations.database.dump import dump_database
-from synapse_ops.systems.object_store import StoreAccess
-from synapse_ops.systems.pg_tools import PgTools
+from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.recovery.backups import make_stack
 from tests.servers import PASSWORD, PostgresServer, running_postgres
 

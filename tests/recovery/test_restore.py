@@ -17,9 +17,9 @@ from synapse_ops.operations.database.restore import apply_restore, plan_restore
 from synapse_ops.operations.database.restore_target import DirectoryTarget, ServerTarget
 from synapse_ops.operations.database.restore_to_server import INCOMPLETE
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.local_processes import server_identity
-from synapse_ops.systems.pg_server import PgServer, make_socket_dir
-from synapse_ops.systems.pg_tools import PgTools
+from synapse_ops.systems.host.processes import server_identity
+from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
 from tests.recovery.backups import KeptBackup, flip
 from tests.servers import PostgresServer, servers_dir
 

@@ -21,7 +21,7 @@ from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.backup.proving import ProofReport
 from synapse_ops.operations.backup_kinds import DUMPS
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.local_processes import processes_in
+from synapse_ops.systems.host.processes import processes_in
 from tests.recovery.backups import KeptBackup, flip
 
 HUNG_TIMEOUT_S = 4.0

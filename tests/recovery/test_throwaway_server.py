@@ -22,9 +22,9 @@ from synapse_ops.operations.backup.throwaway_directory import sweep_throwaways, 
 from synapse_ops.operations.backup_kinds import DUMPS
 from synapse_ops.operations.database.throwaway_server import Throwaway, throwaway_server
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.local_processes import processes_in
-from synapse_ops.systems.pg_server import PgServer
-from synapse_ops.systems.pg_tools import find_pg_tools
+from synapse_ops.systems.host.processes import processes_in
+from synapse_ops.systems.postgres.programs import find_pg_tools
+from synapse_ops.systems.postgres.server import PgServer
 from tests.recovery.backups import KeptBackup
 from tests.servers import PostgresServer
 

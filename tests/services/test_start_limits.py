@@ -16,7 +16,7 @@ from synapse_ops.local.seaweed_server import SeaweedServer
 from synapse_ops.services.console import Console, start_console
 from synapse_ops.services.dagster_home import shipped_file
 from synapse_ops.services.dagster_service import running
-from synapse_ops.systems.pg_server import PgServer
+from synapse_ops.systems.postgres.server import PgServer
 
 LEAST_S = 180.0
 OF_A_START = re.compile(r"_?(\w+_)?(START|INIT|READY|CLONE|VERSION|CHECK|REPLY)(_\w+)?_TIMEOUT_S")
@@ -36,7 +36,7 @@ def test_no_constant_limits_a_start_to_less_than_three_minutes() -> None:
     """Two of two demos died at a load of 20 on two cores, because a run had 60 s to start."""
     found = dict(numbers(Path(synapse_ops.__file__).parent))
 
-    assert "systems/local_processes.py: START_TIMEOUT_S" in found
+    assert "systems/host/processes.py: START_TIMEOUT_S" in found
     assert {name: limit_s for name, limit_s in found.items() if limit_s < LEAST_S} == {}
 
 

@@ -18,7 +18,7 @@ import pytest
 from synapse_ops.errors import DeadlineExceeded
 from synapse_ops.services.process_tree import SUPERVISOR_VARIABLE, format_mark, left_by_dead_supervisors
 from synapse_ops.services.supervisor import Program, Supervisor
-from synapse_ops.systems.local_processes import ProcessMark
+from synapse_ops.systems.host.processes import ProcessMark
 
 Answer = TypeVar("Answer")
 DEADLINE_S = 180.0
@@ -59,7 +59,7 @@ supervisor.run()
 EXHAUSTED = """
 import sys, pathlib, time, os, resource
 from synapse_ops.services import process_tree
-from synapse_ops.systems.local_processes import ProcessMark
+from synapse_ops.systems.host.processes import ProcessMark
 looks, is_alive = [], ProcessMark.is_alive
 def look(mark):
     looks.append(mark)

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from synapse_ops.errors import ConfigError, DeadlineExceeded, ToolFailed
-from synapse_ops.systems.local_processes import (
+from synapse_ops.systems.host.processes import (
     ProcessMark,
     ServerIdentity,
     end_process,
@@ -26,8 +26,8 @@ from synapse_ops.systems.local_processes import (
     run_as,
     server_identity,
 )
-from synapse_ops.systems.pg_server import PgServer, make_socket_dir
-from synapse_ops.systems.pg_tools import find_pg_tools, tools_for
+from synapse_ops.systems.postgres.programs import find_pg_tools, tools_for
+from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
 from tests.servers import servers_dir
 
 GONE_TIMEOUT_S = 10.0
@@ -81,7 +81,7 @@ def test_a_spawned_server_dies_with_a_killed_parent() -> None:
     """The kernel signals it, so that kill -9 of the parent leaves no orphan."""
     script = textwrap.dedent("""
         import pathlib, signal, time
-        from synapse_ops.systems.local_processes import spawn
+        from synapse_ops.systems.host.processes import spawn
         child = spawn(None, ["sleep", "60"], log_path=pathlib.Path("/dev/null"), die_with_parent=signal.SIGTERM)
         print(child.pid, flush=True)
         time.sleep(60)

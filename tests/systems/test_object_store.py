@@ -18,10 +18,10 @@ import pytest
 from botocore.loaders import JSONFileLoader
 
 from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, SynapseOpsError, Unreachable
-from synapse_ops.systems.local_processes import free_ports
-from synapse_ops.systems.object_features import sha256_base64
-from synapse_ops.systems.object_store import ConditionFailed, ObjectStore, StoreAccess
-from synapse_ops.systems.object_streams import PART_BYTES
+from synapse_ops.systems.host.processes import free_ports
+from synapse_ops.systems.s3.features import sha256_base64
+from synapse_ops.systems.s3.store import ConditionFailed, ObjectStore, StoreAccess
+from synapse_ops.systems.s3.streams import PART_BYTES
 
 MIB = 1024 * 1024
 ODD_KEYS = ["a b+c", "percent%41/%2e%2e", "quotes'\"&<>", "ümläut/日本語/🐘", "tilde~*!()", "a-b", "a/b", "a0"]

@@ -10,8 +10,8 @@ import pytest
 from psycopg import errors
 
 from synapse_ops.errors import ConfigError, DeadlineExceeded, SynapseOpsError, Unreachable
-from synapse_ops.systems.local_processes import free_ports
-from synapse_ops.systems.postgres import connect, describe, postgres_errors
+from synapse_ops.systems.host.processes import free_ports
+from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
 from tests.servers import PostgresServer
 
 SECRET = "hunter2-secret"

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from synapse_ops.domain.database.fingerprint import Fingerprint, compare
-from synapse_ops.systems.postgres_fingerprint import read_fingerprint
+from synapse_ops.systems.postgres.fingerprint import read_fingerprint
 from tests.servers import PostgresServer
 from tests.systems.rich_database import CONTENT_LOSSES
 

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from synapse_ops.domain.database.structure import Structure, compare
-from synapse_ops.systems.postgres import STABLE_OUTPUT, connect, set_session
-from synapse_ops.systems.postgres_structure import read_structure, structure_seen_by
+from synapse_ops.systems.postgres.connection import STABLE_OUTPUT, connect, set_session
+from synapse_ops.systems.postgres.structure import read_structure, structure_seen_by
 from tests.servers import PostgresServer
 from tests.systems.rich_database import STRUCTURE_LOSSES
 

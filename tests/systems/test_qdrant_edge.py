@@ -13,7 +13,7 @@ import zstandard
 
 from synapse_ops.domain.vectors.fingerprint import CanaryQuery, CopyFacts, recall
 from synapse_ops.errors import DeadlineExceeded, Unproven
-from synapse_ops.systems.qdrant_edge import ShardFile, inspect_copy
+from synapse_ops.systems.qdrant.edge import ShardFile, inspect_copy
 
 TIMEOUT_S = 60.0
 DATA = Path(os.environ.get("SYNAPSE_TEST_DATA", "tests/data")) / "qdrant-snapshots"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from synapse_ops.systems.postgres_row_hash import (
+from synapse_ops.systems.postgres.row_hash import (
     CHAINED_COLUMNS,
     ColumnFacts,
     TypeFacts,

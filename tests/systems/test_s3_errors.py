@@ -9,8 +9,8 @@ import pytest
 from botocore import exceptions as boto
 
 from synapse_ops.errors import ConfigError, ObjectMissing, SynapseOpsError, Throttled, Unreachable
-from synapse_ops.systems.object_store import ConditionFailed, ObjectStore, StoreAccess
-from synapse_ops.systems.s3_errors import s3_errors
+from synapse_ops.systems.s3.errors import s3_errors
+from synapse_ops.systems.s3.store import ConditionFailed, ObjectStore, StoreAccess
 
 BOTO_ERRORS = [
     kind

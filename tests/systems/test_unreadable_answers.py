@@ -13,12 +13,12 @@ import pytest
 
 from synapse_ops.errors import ConfigError, SynapseOpsError, Unproven, Unreachable
 from synapse_ops.systems.alert_outlet import AlertOutlet
-from synapse_ops.systems.object_store import ObjectStore, StoreAccess
 from synapse_ops.systems.probe_stage import Stage
-from synapse_ops.systems.qdrant import QdrantServer
-from synapse_ops.systems.qdrant_edge import inspect_copy
-from synapse_ops.systems.redis import RedisServer
-from synapse_ops.systems.redis_probe import read_info
+from synapse_ops.systems.qdrant.edge import inspect_copy
+from synapse_ops.systems.qdrant.server import QdrantServer
+from synapse_ops.systems.redis.probe import read_info
+from synapse_ops.systems.redis.server import RedisServer
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.misbehaving import MisbehavingServer, misbehaving
 
 TIMEOUT_S = 5.0

@@ -10,8 +10,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from synapse_ops.operations.stack import Stack, open_stack
-from synapse_ops.systems.object_store import StoreAccess
-from synapse_ops.systems.qdrant import QdrantRefused, QdrantServer
+from synapse_ops.systems.qdrant.server import QdrantRefused, QdrantServer
+from synapse_ops.systems.s3.store import StoreAccess
 
 DIMENSIONS = 16
 NO_DATABASE = "host=127.0.0.1 port=1 dbname=nowhere user=nobody"

@@ -14,9 +14,9 @@ import pytest
 
 from synapse_ops.errors import Unreachable
 from synapse_ops.operations.stack import Stack
-from synapse_ops.systems.local_processes import free_ports
-from synapse_ops.systems.object_store import StoreAccess
-from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.host.processes import free_ports
+from synapse_ops.systems.qdrant.server import QdrantServer
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.vectors.collections import make_vector_stack
 
 READY_TIMEOUT_S, STOP_TIMEOUT_S = 30.0, 20.0

@@ -20,8 +20,8 @@ from synapse_ops.operations.cleanup.node_snapshots import apply_snapshots_plan, 
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vectors.snapshot import snapshot_collection
-from synapse_ops.systems.object_store import ObjectStore
-from synapse_ops.systems.qdrant import QdrantServer, ServerSnapshot
+from synapse_ops.systems.qdrant.server import QdrantServer, ServerSnapshot
+from synapse_ops.systems.s3.store import ObjectStore
 from tests.vectors.collections import fill, plain_config, plain_points
 
 LATER = timedelta(hours=1, minutes=1)  # past the grace

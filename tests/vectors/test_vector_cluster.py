@@ -15,8 +15,8 @@ from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vectors.restore import apply_vector_restore
 from synapse_ops.operations.vectors.restore_plan import plan_vector_restore
 from synapse_ops.operations.vectors.snapshot import snapshot_collection
-from synapse_ops.systems.object_store import StoreAccess
-from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.qdrant.server import QdrantServer
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.vectors.collections import fill, make_vector_stack, plain_config, plain_points, rich_config, rich_points
 from tests.vectors.test_vector_restore_proof import writer
 

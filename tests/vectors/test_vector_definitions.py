@@ -19,7 +19,7 @@ from synapse_ops.defs.vectors.collections import PRESENT_CHECK, collection_defin
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vectors.snapshot import snapshot_collection
 from synapse_ops.systems.dagster_storage import last_evaluation
-from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.qdrant.server import QdrantServer
 from tests.defs.test_alarms import Receiver, tick
 from tests.vectors.collections import fill, plain_config, plain_points
 

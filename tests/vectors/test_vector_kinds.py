@@ -21,8 +21,8 @@ from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vectors.restore import apply_vector_restore
 from synapse_ops.operations.vectors.restore_plan import plan_vector_restore
 from synapse_ops.operations.vectors.snapshot import snapshot_collection
-from synapse_ops.systems.object_store import StoreAccess
-from synapse_ops.systems.qdrant import QdrantRefused, QdrantServer
+from synapse_ops.systems.qdrant.server import QdrantRefused, QdrantServer
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.vectors.collections import make_vector_stack, plain_config, plain_points, rich_config, rich_points
 
 CLUSTER = tuple(os.environ.get("QDRANT_CLUSTER_URLS", "").split(",")) if os.environ.get("QDRANT_CLUSTER_URLS") else ()

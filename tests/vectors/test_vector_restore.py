@@ -17,7 +17,7 @@ from synapse_ops.operations.vectors.alias import switch_alias
 from synapse_ops.operations.vectors.restore import VectorRestoreReport, apply_vector_restore
 from synapse_ops.operations.vectors.restore_plan import plan_vector_restore
 from synapse_ops.operations.vectors.snapshot import SnapshotReport, snapshot_collection
-from synapse_ops.systems.qdrant import QdrantRefused, QdrantServer
+from synapse_ops.systems.qdrant.server import QdrantRefused, QdrantServer
 from tests.vectors.collections import (
     fill,
     plain_config,

@@ -21,8 +21,8 @@ from synapse_ops.operations.backup.proving import ProofReport
 from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vectors.snapshot import SnapshotReport, snapshot_collection
-from synapse_ops.systems.object_store import StoreAccess
-from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.qdrant.server import QdrantServer
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.vectors.collections import (
     fill,
     make_vector_stack,

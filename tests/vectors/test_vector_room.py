@@ -21,9 +21,9 @@ import pytest
 from synapse_ops.errors import Unreachable
 from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.vectors.snapshot import snapshot_collection
-from synapse_ops.systems.local_processes import free_ports
-from synapse_ops.systems.object_store import StoreAccess
-from synapse_ops.systems.qdrant import QdrantRefused, QdrantServer
+from synapse_ops.systems.host.processes import free_ports
+from synapse_ops.systems.qdrant.server import QdrantRefused, QdrantServer
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.vectors.collections import fill, make_vector_stack, plain_config, plain_points
 
 READY_TIMEOUT_S = 30.0

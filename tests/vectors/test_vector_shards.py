@@ -12,8 +12,8 @@ import pytest
 
 from synapse_ops.errors import Unreachable
 from synapse_ops.operations.vectors.shards import create_on_node
-from synapse_ops.systems.qdrant import QdrantServer
-from synapse_ops.systems.qdrant_http import SOCKET_OPTIONS
+from synapse_ops.systems.qdrant.http import SOCKET_OPTIONS
+from synapse_ops.systems.qdrant.server import QdrantServer
 
 LOST_AFTER_S = 0.5
 GIVEN_UP_WITHIN_S = 15.0  # the next poll, on a busy host

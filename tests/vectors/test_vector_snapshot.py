@@ -23,10 +23,10 @@ from synapse_ops.operations.backup.lease import hold_lease
 from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vectors.snapshot import snapshot_collection
-from synapse_ops.systems.object_store import StoreAccess
-from synapse_ops.systems.postgres import connect
-from synapse_ops.systems.postgres_identity import ServerMoment, read_moment
-from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.postgres.connection import connect
+from synapse_ops.systems.postgres.identity import ServerMoment, read_moment
+from synapse_ops.systems.qdrant.server import QdrantServer
+from synapse_ops.systems.s3.store import StoreAccess
 from tests.servers import PostgresServer
 from tests.vectors.collections import fill, make_vector_stack, plain_config, plain_points
 

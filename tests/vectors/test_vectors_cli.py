@@ -18,7 +18,7 @@ from synapse_ops.cli.main import cli
 from synapse_ops.operations.backup.taking import BackupReport
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vectors import snapshot as vector_snapshot
-from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.qdrant.server import QdrantServer
 from tests.vectors.collections import fill, plain_config, plain_points
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "json"

@@ -95,7 +95,7 @@ def _discovered_collections(stack: "Stack", instance: dg.DagsterInstance) -> Seq
 
 
 def _redis_address(spec: "Spec") -> str:
-    from synapse_ops.systems.redis import location_of
+    from synapse_ops.systems.redis.server import location_of
 
     return location_of(spec.redis.host, spec.redis.port)
 

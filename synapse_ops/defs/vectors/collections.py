@@ -59,7 +59,7 @@ class Discovery:
 
 def discover(stack: StackResource, instance: dg.DagsterInstance) -> Discovery:
     """Ask the server for its collections. Raises Unreachable when it does not answer."""
-    from synapse_ops.systems.qdrant import qdrant_nodes
+    from synapse_ops.systems.qdrant.server import qdrant_nodes
 
     servers = qdrant_nodes(stack.open().spec.qdrant)
     known = tuple(sorted(instance.get_dynamic_partitions(COLLECTIONS_PARTITION)))

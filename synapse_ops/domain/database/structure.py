@@ -1,7 +1,7 @@
 """What a restored database must equal in structure: every object by name, with what the catalogs say of it.
 
 An entry is `<kind>: <qualified name>` -> attributes. Attributes are what a dump carries; what it does not carry by
-design is left out by the reader (systems/postgres_structure.py lists it), so that a difference is a loss or a change.
+design is left out by the reader (systems/postgres/structure.py lists it), so that a difference is a loss or a change.
 Roles and what else belongs to the whole server are entries of the kinds in SHARED_KINDS: pg_dumpall carries those.
 Invariant: nothing secret is in an entry, and differences quote only short attributes, because they are shown and kept.
 """

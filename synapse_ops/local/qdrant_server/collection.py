@@ -20,7 +20,7 @@ from typing import Any
 from synapse_ops.local.qdrant_server.answers import Fault, WrongInput
 from synapse_ops.local.qdrant_server.configuration import engine_config, vector_names
 from synapse_ops.local.qdrant_server.indexes import index_operation
-from synapse_ops.systems.local_processes import START_TIMEOUT_S
+from synapse_ops.systems.host.processes import START_TIMEOUT_S
 
 STORAGE_VERSION = "0.4.2"  # of a real server's collections, 1.18
 POINTS_AT_ONCE = 500  # of one entry in the log: replaying a larger one would take hundreds of MiB

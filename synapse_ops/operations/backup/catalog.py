@@ -50,7 +50,7 @@ from synapse_ops.errors import (
 )
 from synapse_ops.operations.backup.document_cache import DocumentCache
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.object_store import ConditionFailed, ObjectInfo, ObjectStore
+from synapse_ops.systems.s3.store import ConditionFailed, ObjectInfo, ObjectStore
 
 READERS = 16  # concurrent GETs of small documents: 8 -> 16 gained a tenth on a near store, more nothing
 IN_FLIGHT = 300  # backups whose documents are being read: three pages of a listing, so that reading never waits for one

@@ -11,10 +11,10 @@ import json
 from typing import TYPE_CHECKING
 
 from synapse_ops.domain.backup.layout import HEARTBEAT, BackupPlace, parse_key
-from synapse_ops.systems.process_presence import has_ended_here
+from synapse_ops.systems.host.process_presence import has_ended_here
 
 if TYPE_CHECKING:
-    from synapse_ops.systems.object_store import ObjectStore
+    from synapse_ops.systems.s3.store import ObjectStore
 
 
 def abort_uploads_of_the_dead(store: ObjectStore, beside: BackupPlace) -> int:

@@ -34,7 +34,7 @@ from synapse_ops.operations.backup.expiry_plans import (
 )
 from synapse_ops.operations.backup.lease import Lease, hold_lease
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.object_store import UploadInfo
+from synapse_ops.systems.s3.store import UploadInfo
 
 __all__ = ["ExpiryPlan", "ExpiryReport", "RetentionPolicy", "Skipped", "apply_expiry", "make_expiry_plan", "read_plan"]
 

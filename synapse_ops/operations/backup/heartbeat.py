@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.errors import DeadlineExceeded, SynapseOpsError
-from synapse_ops.systems.process_presence import presence_of_this_process
+from synapse_ops.systems.host.process_presence import presence_of_this_process
 
 if TYPE_CHECKING:
-    from synapse_ops.systems.object_store import ObjectStore
+    from synapse_ops.systems.s3.store import ObjectStore
 
 INTERVAL_S = 20.0
 LOST_AFTER_S = 600.0  # far under the least grace for left-overs, far over a restart of the store

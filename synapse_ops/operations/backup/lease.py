@@ -32,9 +32,9 @@ import structlog
 from synapse_ops.domain.backup.layout import quote_segment
 from synapse_ops.errors import ConfigError, LeaseHeld, LeaseLost, SynapseOpsError
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.conditional_write import write_over
-from synapse_ops.systems.object_store import ConditionFailed, ObjectStore
-from synapse_ops.systems.process_presence import has_ended_here, presence_of_this_process
+from synapse_ops.systems.host.process_presence import has_ended_here, presence_of_this_process
+from synapse_ops.systems.s3.conditional_write import write_over
+from synapse_ops.systems.s3.store import ConditionFailed, ObjectStore
 
 TTL_S = 60.0
 RENEWALS_PER_TTL = 3  # two may be lost to a slow store before the lease is

@@ -35,7 +35,7 @@ from synapse_ops.systems.encryption import SUFFIX, decrypt_stream
 from synapse_ops.systems.log_output import current_correlation_id
 
 if TYPE_CHECKING:
-    from synapse_ops.systems.object_streams import ObjectReader
+    from synapse_ops.systems.s3.streams import ObjectReader
 
 _CHUNK = 1024 * 1024
 

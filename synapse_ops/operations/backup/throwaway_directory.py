@@ -35,7 +35,7 @@ import structlog
 
 from synapse_ops.domain.backup.restore_estimate import disk_needed_bytes, wal_limit_for
 from synapse_ops.errors import ConfigError, Unproven
-from synapse_ops.systems.local_processes import (
+from synapse_ops.systems.host.processes import (
     ProcessMark,
     ServerIdentity,
     end_process,
@@ -44,7 +44,7 @@ from synapse_ops.systems.local_processes import (
     reachable_by,
     server_identity,
 )
-from synapse_ops.systems.pg_server import make_socket_dir
+from synapse_ops.systems.postgres.server import make_socket_dir
 
 HEARTBEAT_S = 20.0
 HEARTBEAT_STALE_S = 600.0  # for owners on other hosts only

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from synapse_ops.domain.backup.document import Document, ObjectRecord
 from synapse_ops.domain.backup.layout import BACKUP, STARTED, BackupPlace
 from synapse_ops.errors import ChecksumMismatch
-from synapse_ops.systems.conditional_write import write_over
 from synapse_ops.systems.encryption import SUFFIX, ByteSource, encrypt_stream
+from synapse_ops.systems.s3.conditional_write import write_over
 
 if TYPE_CHECKING:
-    from synapse_ops.systems.object_store import ObjectStore
+    from synapse_ops.systems.s3.store import ObjectStore
 
 COPY_BYTES = 1024 * 1024
 

@@ -30,7 +30,7 @@ from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progres
 from synapse_ops.errors import PlanChanged, Refused
 from synapse_ops.operations.cleanup.plan_file import Draft, Outcome, StoredPlan, apply_plan, write_plan
 from synapse_ops.spec import Spec
-from synapse_ops.systems.redis import UNLINK_KEYS, IdlePage, RedisServer, redis_of
+from synapse_ops.systems.redis.server import UNLINK_KEYS, IdlePage, RedisServer, redis_of
 
 KIND = "cache"
 BUSY_WAIT_S = 30.0  # a save of some gigabytes; the schedule comes back tomorrow

@@ -32,7 +32,7 @@ from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progres
 from synapse_ops.errors import PlanChanged, Refused
 from synapse_ops.operations.cleanup.plan_file import Draft, Outcome, StoredPlan, apply_plan, write_plan
 from synapse_ops.spec import Spec
-from synapse_ops.systems.filesystem import (
+from synapse_ops.systems.host.filesystem import (
     Barrier,
     Directory,
     DirectoryLeft,
@@ -47,7 +47,7 @@ from synapse_ops.systems.filesystem import (
     status_at,
     walk,
 )
-from synapse_ops.systems.log_compression import compress_in_place
+from synapse_ops.systems.host.log_compression import compress_in_place
 
 _PROGRESS_EVERY = 10_000
 _BARRIER_RULES = {

@@ -26,7 +26,7 @@ from synapse_ops.operations.cleanup.plan_file import Outcome, StoredPlan, apply_
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vectors.left_overs import NodeFile, files_of_run, nodes_of_run
-from synapse_ops.systems.qdrant import QdrantServer, qdrant_nodes
+from synapse_ops.systems.qdrant.server import QdrantServer, qdrant_nodes
 
 KIND = "snapshots"
 GRACE = timedelta(hours=1)  # far over a lease's minute, under the day after which the heartbeat itself may expire

@@ -24,9 +24,9 @@ from synapse_ops.domain.database.globals_script import Statement, quote_name, sp
 from synapse_ops.domain.progress import Progress, ReportProgress
 from synapse_ops.errors import ToolFailed, Unproven, WrongIdentity
 from synapse_ops.operations.backup.deadline import Deadline
-from synapse_ops.systems.local_processes import run_as, spawn
-from synapse_ops.systems.pg_tools import PgTools
-from synapse_ops.systems.postgres import connect, postgres_errors, unlimited_parts
+from synapse_ops.systems.host.processes import run_as, spawn
+from synapse_ops.systems.postgres.connection import connect, postgres_errors, unlimited_parts
+from synapse_ops.systems.postgres.programs import PgTools
 
 POLL_S = 0.02
 REPORT_S = 0.5

@@ -4,7 +4,7 @@ Order, each step before the next: `started.json`, the heartbeat, the snapshot, t
 objects read back, and `backup.json` last. Killed anywhere, it leaves either no backup or a whole one, and left-overs
 under a heartbeat whose age names them. pg_dump runs beside the fingerprint and the structure, all three on one exported
 snapshot; sequences are read before and after, roles before and after pg_dumpall until both readings are equal.
-Nothing is staged on disk. The password never leaves memory (systems/dump_tools.py).
+Nothing is staged on disk. The password never leaves memory (systems/postgres/dump_tools.py).
 Works on a standby too: snapshots can be exported there; unlogged tables are left out, by pg_dump as by the fingerprint.
 """
 
@@ -30,13 +30,20 @@ from synapse_ops.operations.backup.measured import Measured
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, taking_backup
 from synapse_ops.operations.backup.writer import BackupWriter
 from synapse_ops.operations.database.staged_dump import DUMP, FINGERPRINT, GLOBALS, STRUCTURE
-from synapse_ops.systems.dump_progress import reported_dump
-from synapse_ops.systems.dump_tools import ToolStream, application_name, open_tool
-from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
-from synapse_ops.systems.postgres import UNLIMITED, connect, describe, postgres_errors, set_session, unlimited_parts
-from synapse_ops.systems.postgres_fingerprint import read_fingerprint, read_sequences
-from synapse_ops.systems.postgres_identity import ServerFacts, ServerMoment, ensure_identity, read_facts, read_moment
-from synapse_ops.systems.postgres_structure import read_shared, read_structure
+from synapse_ops.systems.postgres.connection import (
+    UNLIMITED,
+    connect,
+    describe,
+    postgres_errors,
+    set_session,
+    unlimited_parts,
+)
+from synapse_ops.systems.postgres.dump_progress import reported_dump
+from synapse_ops.systems.postgres.dump_tools import ToolStream, application_name, open_tool
+from synapse_ops.systems.postgres.fingerprint import read_fingerprint, read_sequences
+from synapse_ops.systems.postgres.identity import ServerFacts, ServerMoment, ensure_identity, read_facts, read_moment
+from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools
+from synapse_ops.systems.postgres.structure import read_shared, read_structure
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack

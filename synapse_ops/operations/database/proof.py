@@ -14,11 +14,11 @@ from synapse_ops.operations.backup.throwaway_directory import throwaway_director
 from synapse_ops.operations.database.restore_into_throwaway import restore_into_throwaway
 from synapse_ops.operations.database.staged_dump import OBJECTS, StagedBackup, stage_backup
 from synapse_ops.operations.database.throwaway_server import Throwaway, throwaway_server
-from synapse_ops.systems.amcheck import check_relations
-from synapse_ops.systems.pg_tools import find_pg_tools
-from synapse_ops.systems.postgres import connect, postgres_errors
-from synapse_ops.systems.postgres_fingerprint import read_fingerprint
-from synapse_ops.systems.postgres_structure import read_structure
+from synapse_ops.systems.postgres.amcheck import check_relations
+from synapse_ops.systems.postgres.connection import connect, postgres_errors
+from synapse_ops.systems.postgres.fingerprint import read_fingerprint
+from synapse_ops.systems.postgres.programs import find_pg_tools
+from synapse_ops.systems.postgres.structure import read_structure
 
 FINGERPRINT_WORKERS = 2
 

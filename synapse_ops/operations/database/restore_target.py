@@ -15,10 +15,10 @@ from synapse_ops.operations.backup.restoring import RestorePlan
 from synapse_ops.operations.database.staged_dump import StagedBackup
 from synapse_ops.spec import SecretRef
 from synapse_ops.spec.secrets import holds_literal_secret
-from synapse_ops.systems.pg_tools import PgTools
-from synapse_ops.systems.postgres import UNLIMITED, connect, conninfo_parts, postgres_errors, set_session
-from synapse_ops.systems.postgres_fingerprint import read_fingerprint
-from synapse_ops.systems.postgres_structure import read_structure
+from synapse_ops.systems.postgres.connection import UNLIMITED, connect, conninfo_parts, postgres_errors, set_session
+from synapse_ops.systems.postgres.fingerprint import read_fingerprint
+from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.postgres.structure import read_structure
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack

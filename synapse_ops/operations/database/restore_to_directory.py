@@ -25,8 +25,8 @@ from synapse_ops.operations.database.restore_target import (
     DumpRestorePlan,
 )
 from synapse_ops.operations.database.throwaway_server import throwaway_server
-from synapse_ops.systems.local_processes import ServerIdentity, give_to, reachable_by, run_as, server_identity
-from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
+from synapse_ops.systems.host.processes import ServerIdentity, give_to, reachable_by, run_as, server_identity
+from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools
 
 CONFIGURATION = """\
 # written by synapse-ops after a restore; everything else is PostgreSQL's default

@@ -36,8 +36,8 @@ from synapse_ops.operations.database.archive_restore import (
 )
 from synapse_ops.operations.database.restore_run import RestoreRun
 from synapse_ops.operations.database.restore_target import DumpRestorePlan, ServerTarget
-from synapse_ops.systems.pg_tools import PgTools, find_pg_tools
-from synapse_ops.systems.postgres import connect, describe, postgres_errors
+from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
+from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools
 
 INCOMPLETE = "synapse_incomplete_"
 NAME_LIMIT_BYTES = 63  # PostgreSQL cuts longer names silently

@@ -20,10 +20,10 @@ import psutil
 from synapse_ops.domain.backup.restore_estimate import wal_limit_for
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.backup.throwaway_directory import ThrowawayDir
-from synapse_ops.systems.empty_network import enter_empty_network
-from synapse_ops.systems.local_processes import START_TIMEOUT_S
-from synapse_ops.systems.pg_server import PgServer, make_socket_dir
-from synapse_ops.systems.pg_tools import PgTools, tools_for
+from synapse_ops.systems.host.empty_network import enter_empty_network
+from synapse_ops.systems.host.processes import START_TIMEOUT_S
+from synapse_ops.systems.postgres.programs import PgTools, tools_for
+from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
 
 NICENESS = 5  # a proof gives way to what is live on the same host
 PORT = 5432  # part of the socket's name only: nothing listens on TCP

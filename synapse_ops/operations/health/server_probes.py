@@ -88,7 +88,7 @@ def node_conninfo(stack: Stack, node: str) -> str:
     """Return a libpq conninfo of one node as superuser. It holds the password: never log it. Raises ConfigError."""
     from psycopg.conninfo import make_conninfo
 
-    from synapse_ops.systems.postgres import conninfo_parts
+    from synapse_ops.systems.postgres.connection import conninfo_parts
 
     parts = conninfo_parts(stack.spec.database.admin.resolve())
     for name in ("target_session_attrs", "load_balance_hosts"):
@@ -107,7 +107,7 @@ def node_conninfo(stack: Stack, node: str) -> str:
 
 def _ask_node(stack: Stack, node: str) -> Question:
     async def ask(stage: Stage) -> ProbeVerdict:
-        from synapse_ops.systems.postgres_probe import read_facts
+        from synapse_ops.systems.postgres.probe import read_facts
 
         return judge_server(await read_facts(node_conninfo(stack, node), stage))
 
@@ -116,7 +116,7 @@ def _ask_node(stack: Stack, node: str) -> Question:
 
 def _ask_replication(stack: Stack) -> Question:
     async def position(node: str, timeout_s: float) -> WalPosition | str:
-        from synapse_ops.systems.postgres_probe import read_position
+        from synapse_ops.systems.postgres.probe import read_position
 
         stage = Stage()
         try:
@@ -139,7 +139,7 @@ def _ask_replication(stack: Stack) -> Question:
 
 def _ask_redis(stack: Stack) -> Question:
     async def ask(stage: Stage) -> ProbeVerdict:
-        from synapse_ops.systems.redis_probe import read_info
+        from synapse_ops.systems.redis.probe import read_info
 
         redis = stack.spec.redis
         password = redis.password.resolve() if redis.password is not None else None
@@ -184,7 +184,7 @@ def _ask_store(stack: Stack, clients: HttpClients) -> Question:
     key = f"{STORE_PREFIX}{_host_segment()}-{place}.json"
 
     async def ask(stage: Stage) -> ProbeVerdict:
-        from synapse_ops.systems.s3_probe import round_trip
+        from synapse_ops.systems.s3.probe import round_trip
 
         access = stack.store_access()
         written = {"host": socket.gethostname(), "pid": os.getpid(), "at": datetime.now(UTC).isoformat()}

@@ -23,10 +23,10 @@ from synapse_ops.operations.backup.reading import BackupReader, hold_for_reading
 from synapse_ops.operations.backup.throwaway_directory import ThrowawayDir, throwaway_directory
 from synapse_ops.operations.redis.snapshot import FINGERPRINT, RDB
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.local_processes import available_memory_bytes, give_to, make_private_dir
-from synapse_ops.systems.pg_server import make_socket_dir
-from synapse_ops.systems.redis_keys import read_copy
-from synapse_ops.systems.redis_program import RDB_FILE, find_redis, loaded_rdb
+from synapse_ops.systems.host.processes import available_memory_bytes, give_to, make_private_dir
+from synapse_ops.systems.postgres.server import make_socket_dir
+from synapse_ops.systems.redis.keys import read_copy
+from synapse_ops.systems.redis.program import RDB_FILE, find_redis, loaded_rdb
 
 MEMORY_FACTOR = 1.25  # of what the data took on its server: fragmentation, and the index of keys while it grows
 

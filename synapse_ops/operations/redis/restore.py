@@ -30,8 +30,8 @@ from synapse_ops.operations.backup.throwaway_directory import (
     throwaway_directory,
 )
 from synapse_ops.operations.redis.proof import check_memory, load_and_compare, rdb_reader, stage_rdb
-from synapse_ops.systems.local_processes import make_private_dir, server_identity
-from synapse_ops.systems.redis_program import RDB_FILE, find_redis
+from synapse_ops.systems.host.processes import make_private_dir, server_identity
+from synapse_ops.systems.redis.program import RDB_FILE, find_redis
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

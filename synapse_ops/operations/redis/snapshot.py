@@ -30,9 +30,9 @@ from synapse_ops.errors import Refused, Unreachable
 from synapse_ops.operations.backup.lease import hold_lease
 from synapse_ops.operations.backup.measured import Measured
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, Taking, identity_fields, taking_backup
-from synapse_ops.systems.redis import RedisServer, redis_of
-from synapse_ops.systems.redis_keys import Keys, all_keys, choose_keys, read_keys
-from synapse_ops.systems.redis_replication import rdb_stream
+from synapse_ops.systems.redis.keys import Keys, all_keys, choose_keys, read_keys
+from synapse_ops.systems.redis.replication import rdb_stream
+from synapse_ops.systems.redis.server import RedisServer, redis_of
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack

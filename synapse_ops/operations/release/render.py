@@ -100,7 +100,7 @@ def write_directory(bundle: Bundle, out: Path) -> bool:
         making = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise ConfigError(f'cannot write into "{out.parent}"', detail=str(error)) from error
-    from synapse_ops.systems.directory_swap import put_in_place
+    from synapse_ops.systems.host.directory_swap import put_in_place
 
     former: Path | None = making
     try:

@@ -19,7 +19,7 @@ from synapse_ops.spec import LoadedSpec
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
-    from synapse_ops.systems.object_store import ObjectStore
+    from synapse_ops.systems.s3.store import ObjectStore
 
 RELEASE = "release.json"
 FOLDER = "releases"

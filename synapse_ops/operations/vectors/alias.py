@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from synapse_ops.errors import ConfigError, Refused
 from synapse_ops.operations.vectors.cluster import look_at_cluster
-from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.qdrant.server import QdrantServer
 
 
 def switch_alias(servers: Sequence[QdrantServer], alias: str, collection: str) -> str | None:

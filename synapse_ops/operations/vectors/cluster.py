@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from synapse_ops.domain.vectors.placement import ACTIVE
 from synapse_ops.errors import Refused, SynapseOpsError, Unreachable
-from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.qdrant.server import QdrantServer
 
 SINGLE = 0  # the peer of a server that is no cluster, until a collection tells its own
 

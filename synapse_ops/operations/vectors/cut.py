@@ -21,11 +21,11 @@ from synapse_ops.operations.backup.writer import BackupWriter
 from synapse_ops.operations.vectors.reading import Readout, Scope, answer_queries, canary_queries, read_points, scope_of
 from synapse_ops.operations.vectors.shards import CutShard, create_on_node, is_out_of_space
 from synapse_ops.operations.vectors.source import CollectionNodes
-from synapse_ops.systems.qdrant import QdrantRefused
+from synapse_ops.systems.qdrant.server import QdrantRefused
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
-    from synapse_ops.systems.postgres_identity import ServerMoment
+    from synapse_ops.systems.postgres.identity import ServerMoment
 
 
 @dataclass
@@ -160,8 +160,8 @@ def remove_from_nodes(run: SnapshotRun, *, only: CutShard | None = None) -> None
 
 def _database_moment(run: SnapshotRun) -> ServerMoment | None:
     """Return the database's clock and WAL position; None when it does not answer, which is then named."""
-    from synapse_ops.systems.postgres import connect
-    from synapse_ops.systems.postgres_identity import read_moment
+    from synapse_ops.systems.postgres.connection import connect
+    from synapse_ops.systems.postgres.identity import read_moment
 
     try:
         with connect(run.stack.admin_conninfo(run.stack.spec.database.name)) as connection:

@@ -21,7 +21,7 @@ from synapse_ops.operations.repository import Repository
 
 if TYPE_CHECKING:
     from synapse_ops.operations.vectors.source import CollectionNodes
-    from synapse_ops.systems.qdrant import QdrantServer, ServerSnapshot
+    from synapse_ops.systems.qdrant.server import QdrantServer, ServerSnapshot
 
 _CUT_WITHIN = timedelta(minutes=30)  # a file whose name we never learnt: made by the node so soon after we asked
 

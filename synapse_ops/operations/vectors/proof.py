@@ -18,7 +18,7 @@ from synapse_ops.operations.backup.proving import Proof
 from synapse_ops.operations.backup.reading import hold_for_reading
 from synapse_ops.operations.backup.throwaway_directory import throwaway_directory
 from synapse_ops.operations.vectors.staged_snapshot import snapshot_reader, stage_snapshot
-from synapse_ops.systems.qdrant_edge import find_engine, inspect_copy
+from synapse_ops.systems.qdrant.edge import find_engine, inspect_copy
 
 
 def prove_snapshot(proof: Proof) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from synapse_ops.domain.progress import Progress, ReportProgress
 from synapse_ops.domain.vectors.fingerprint import ALL_POINTS_LIMIT, TOP, CanaryQuery, Reading
 from synapse_ops.domain.vectors.points import PointId, PointsDigest, canonical_point, parse_id, point_hash, sample_rank
-from synapse_ops.systems.qdrant import ID_PAGE, CollectionInfo, QdrantRefused, QdrantServer
+from synapse_ops.systems.qdrant.server import ID_PAGE, CollectionInfo, QdrantRefused, QdrantServer
 
 PAGE = 250  # points with vectors: 2.5 MB of JSON at 768 dimensions
 QUERIES_PER_VECTOR = 3

@@ -45,8 +45,8 @@ from synapse_ops.operations.vectors.restore_checks import await_whole, compare_s
 from synapse_ops.operations.vectors.restore_plan import VectorRestorePlan, plan_vector_restore
 from synapse_ops.operations.vectors.source import METADATA_SINCE
 from synapse_ops.operations.vectors.staged_snapshot import StagedSnapshot, snapshot_reader, stage_snapshot
-from synapse_ops.systems.qdrant import QdrantServer
-from synapse_ops.systems.qdrant_edge import inspect_copy
+from synapse_ops.systems.qdrant.edge import inspect_copy
+from synapse_ops.systems.qdrant.server import QdrantServer
 
 
 @dataclass(frozen=True)

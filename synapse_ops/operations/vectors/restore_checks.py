@@ -17,8 +17,8 @@ from synapse_ops.domain.vectors.points import canonical_point, parse_id, point_h
 from synapse_ops.errors import IntegrityError, Refused, Unproven
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.vectors.cluster import Cluster
-from synapse_ops.systems.qdrant import QdrantServer
-from synapse_ops.systems.qdrant_edge import segment_versions
+from synapse_ops.systems.qdrant.edge import segment_versions
+from synapse_ops.systems.qdrant.server import QdrantServer
 
 POLL_S = 0.5
 SETTLE_S = 60.0  # every replica is active and nothing moves: by then its count is what it will stay

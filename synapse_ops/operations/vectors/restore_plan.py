@@ -14,7 +14,7 @@ from synapse_ops.operations.backup.reading import ReadLog, read_backup_document
 from synapse_ops.operations.backup.restoring import RestorePlan, predict_from_repository
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.vectors.cluster import look_at_cluster
-from synapse_ops.systems.qdrant import QdrantServer
+from synapse_ops.systems.qdrant.server import QdrantServer
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from synapse_ops.domain.backup.snapshot_record import ShardRecord
 from synapse_ops.domain.progress import Progress, ReportProgress
 from synapse_ops.errors import ChecksumMismatch, Unreachable
 from synapse_ops.operations.backup.writer import COPY_BYTES, BackupWriter
-from synapse_ops.systems.qdrant import Download, QdrantRefused, QdrantServer, ServerSnapshot
+from synapse_ops.systems.qdrant.server import Download, QdrantRefused, QdrantServer, ServerSnapshot
 
 POLL_S = 2.0
 LOST_AFTER_S = 30.0  # a node that answers nothing for so long will not finish either

@@ -20,7 +20,7 @@ from synapse_ops.domain.backup.layout import Identity
 from synapse_ops.domain.vectors.config import OWN_METADATA
 from synapse_ops.domain.vectors.placement import NodeView, Placement, place_shards
 from synapse_ops.errors import ConfigError, Refused, Unreachable
-from synapse_ops.systems.qdrant import CollectionInfo, QdrantRefused, QdrantServer, qdrant_nodes
+from synapse_ops.systems.qdrant.server import CollectionInfo, QdrantRefused, QdrantServer, qdrant_nodes
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack

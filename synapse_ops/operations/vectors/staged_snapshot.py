@@ -18,7 +18,7 @@ from synapse_ops.domain.vectors.fingerprint import CanaryQuery, VectorFingerprin
 from synapse_ops.errors import ChecksumMismatch, IntegrityError
 from synapse_ops.operations.backup.reading import BackupReader
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.qdrant_edge import ShardFile
+from synapse_ops.systems.qdrant.edge import ShardFile
 
 DOCUMENTS = FINGERPRINT, COLLECTION, CANARIES = "fingerprint.json", "collection.json", "canaries.json"
 

@@ -1,0 +1,316 @@
+"""Computes the fingerprint of a database inside one exported snapshot, on several connections at once.
+
+Reads are sequential scans, which PostgreSQL keeps in a ring of a few hundred kilobytes, so that the application's cache
+survives; parallel workers of the server help with large tables, several connections with many tables.
+Every table is locked in ACCESS SHARE mode before it is read, as pg_dump does it: TRUNCATE ignores snapshots.
+Left out, as a dump leaves it out: temporary and foreign tables (named in `skipped`), members of extensions except their
+configuration tables, rows of materialized views (`domain.fingerprint` says why). On a standby, unlogged ones (named).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops.domain.database.fingerprint import (
+    Fingerprint,
+    LargeObjects,
+    SequenceBracket,
+    SequencePosition,
+    TableContent,
+)
+from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
+from synapse_ops.errors import DeadlineExceeded
+from synapse_ops.systems.postgres.connection import describe, postgres_errors, reading
+from synapse_ops.systems.postgres.row_hash import ColumnFacts, TypeFacts, row_expression
+
+if TYPE_CHECKING:
+    import psycopg
+
+WORKERS = 2  # connections; more than the server's cores gains nothing
+SMALL_TABLE_BYTES = 1024 * 1024  # tables below are counted many to a statement, to save round trips
+TABLES_PER_STATEMENT = 40
+LOCK_TIMEOUT = "60s"
+STOP_POLL_S = 0.2
+LARGE_OBJECT_ENTRIES = 10_000  # above, neighbouring oids share an entry, so that memory stays flat
+
+_RELATIONS = """
+SELECT c.oid::int8, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.relpersistence = 'u', c.relispopulated,
+       c.relpages::int8 * current_setting('block_size')::int8,
+       EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid) AND NOT c.relispartition,
+       (SELECT x.extcondition[array_position(x.extconfig, c.oid)] FROM pg_extension x WHERE c.oid = ANY (x.extconfig))
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'm', 'S', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+   AND (NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                                              AND d.deptype = 'e')
+        OR EXISTS (SELECT FROM pg_extension x WHERE c.oid = ANY (x.extconfig)))
+ ORDER BY 2"""
+
+_COLUMNS = """
+SELECT a.attrelid::int8, quote_ident(a.attname), a.atttypid::int8, a.atttypmod, coalesce(l.collisdeterministic, true)
+  FROM pg_attribute a LEFT JOIN pg_collation l ON l.oid = a.attcollation
+ WHERE a.attrelid = ANY (%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+ ORDER BY a.attrelid, a.attnum"""
+
+_TYPES = """
+SELECT t.oid::int8, n.nspname, t.typname, t.typtype::text, t.typbasetype::int8,
+       CASE WHEN t.typsubscript = 'array_subscript_handler'::regproc THEN t.typelem::int8 ELSE 0 END,
+       t.typtypmod, CASE WHEN (SELECT f.proargtypes[0] FROM pg_proc f WHERE f.oid = t.typoutput) IN (t.oid,
+         'anyenum'::regtype, 'anyrange'::regtype, 'anymultirange'::regtype) THEN t.typoutput::regproc::text ELSE '' END,
+       t.typsend::regproc::text
+  FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+ WHERE t.typtype <> 'c'"""
+
+_LARGE_OBJECTS = """
+SELECT m.oid::int8 / %(span)s * %(span)s, count(*), sum(coalesce(p.size, 0))::int8, sum(coalesce(p.content, 0))::text,
+       sum(hashint8extended(hash_record_extended(ROW(m.oid, pg_get_userbyid(m.lomowner), array_send(ARRAY(
+         SELECT item::text COLLATE "C" FROM unnest(coalesce(m.lomacl, acldefault('L', m.lomowner))) item ORDER BY 1
+       ))), 0), 0))::text
+  FROM pg_largeobject_metadata m LEFT JOIN (
+       SELECT loid, max(pageno::int8 * (SELECT large_object_chunk_size FROM pg_control_init()) + length(data)) AS size,
+              sum(CASE WHEN rtrim(data, '\\x00') <> ''
+                       THEN hashint8extended(hash_record_extended(ROW(loid, pageno, rtrim(data, '\\x00')), 0), 0) END
+              ) AS content
+         FROM pg_largeobject GROUP BY loid) p ON p.loid = m.oid
+ GROUP BY 1"""
+
+_COLLATIONS = """
+SELECT 'database', pg_database_collation_actual_version(oid) FROM pg_database WHERE datname = current_database()
+UNION ALL
+SELECT format('%I.%I', n.nspname, l.collname), pg_collation_actual_version(l.oid)
+  FROM pg_collation l JOIN pg_namespace n ON n.oid = l.collnamespace
+ WHERE l.collprovider <> 'd' AND l.oid IN (
+       SELECT attcollation FROM pg_attribute WHERE attrelid >= 16384
+        UNION SELECT unnest(indcollation) FROM pg_index WHERE indexrelid >= 16384)"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Relation:
+    oid: int
+    name: str
+    kind: str
+    is_unlogged: bool
+    is_populated: bool
+    size_bytes: int
+    is_inheriting: bool
+    condition: str | None  # of an extension's configuration table, "WHERE ..." or ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is there to read: tables largest first, each with the expression of its row hash."""
+
+    tables: tuple[tuple[_Relation, str], ...]
+    sequences: tuple[str, ...]
+    materialized_views: Mapping[str, bool]
+    skipped: Mapping[str, str]
+
+
+def read_fingerprint(
+    conninfo: str,
+    *,
+    snapshot: str | None = None,
+    workers: int = WORKERS,
+    progress: ReportProgress = ignore_progress,
+    stop: threading.Event | None = None,
+) -> Fingerprint:
+    """Return the fingerprint of the database that `conninfo` (of a superuser) points at.
+
+    snapshot: the name given by pg_export_snapshot in a transaction that stays open; None takes one here.
+    workers: connections, each of which may have as many parallel workers of the server.
+    stop: when it is set, statements under way are cancelled and DeadlineExceeded is raised.
+    The sequences' brackets are closed by a read at the end; a caller whose dump lasts longer closes them again.
+    """
+    with postgres_errors(f"the fingerprint of {describe(conninfo)}"):
+        with _reading(conninfo, snapshot, workers) as first:
+            name = snapshot or str(_one(first, "SELECT pg_export_snapshot()"))
+            plan = _make_plan(first)
+            _lock(first, [relation.name for relation, _ in plan.tables])
+            before = _read_sequences(first, plan.sequences)
+            tables = _count_all(first, conninfo, name, plan, workers, progress, stop or threading.Event())
+            rest = _read_rest(first)
+        after = read_sequences(conninfo)
+    brackets = {
+        sequence: SequenceBracket(position, after.get(sequence, position)) for sequence, position in before.items()
+    }
+    return Fingerprint(
+        tables=tables,
+        materialized_views=plan.materialized_views,
+        sequences=brackets,
+        skipped=plan.skipped,
+        **rest,
+    )
+
+
+def read_sequences(conninfo: str) -> dict[str, SequencePosition]:
+    """Return every sequence's position as it is now; a sequence never waits for a snapshot."""
+    with postgres_errors(f"the sequences of {describe(conninfo)}"), _reading(conninfo, None, 0) as connection:
+        return _read_sequences(connection, _make_plan(connection).sequences)
+
+
+def _reading(conninfo: str, snapshot: str | None, workers: int) -> AbstractContextManager[psycopg.Connection[Any]]:
+    """Open a reading connection whose scans may use parallel workers of the server."""
+    settings = {
+        "max_parallel_workers_per_gather": str(workers),
+        "parallel_setup_cost": "100",
+        "lock_timeout": LOCK_TIMEOUT,
+    }
+    return reading(conninfo, snapshot=snapshot, settings=settings, application_name="synapse-ops fingerprint")
+
+
+def _one(connection: psycopg.Connection[Any], query: str) -> Any:
+    row = connection.execute(query).fetchone()
+    return row[0] if row else None
+
+
+def _make_plan(connection: psycopg.Connection[Any]) -> _Plan:
+    is_standby = bool(_one(connection, "SELECT pg_is_in_recovery()"))
+    relations = [_Relation(*row) for row in connection.execute(_RELATIONS)]
+    skipped = {relation.name: "foreign table" for relation in relations if relation.kind == "f"}
+    if is_standby:
+        reason = "unlogged, which a standby does not hold"
+        skipped |= {relation.name: reason for relation in relations if relation.is_unlogged}
+    kept = [relation for relation in relations if relation.name not in skipped]
+    tables = [relation for relation in kept if relation.kind == "r"]
+    return _Plan(
+        tables=tuple(_with_expressions(connection, sorted(tables, key=lambda table: -table.size_bytes))),
+        sequences=tuple(relation.name for relation in kept if relation.kind == "S"),
+        materialized_views={relation.name: relation.is_populated for relation in kept if relation.kind == "m"},
+        skipped=skipped,
+    )
+
+
+def _with_expressions(
+    connection: psycopg.Connection[Any], tables: Sequence[_Relation]
+) -> Iterator[tuple[_Relation, str]]:
+    types = {row[0]: TypeFacts(*row[1:]) for row in connection.execute(_TYPES)}
+    columns: dict[int, list[ColumnFacts]] = {}
+    for row in connection.execute(_COLUMNS, [[table.oid for table in tables]]):
+        columns.setdefault(row[0], []).append(ColumnFacts(*row[1:]))
+    for table in tables:
+        yield table, row_expression(columns.get(table.oid, []), types, keeps_order=not table.is_inheriting)
+
+
+def _lock(connection: psycopg.Connection[Any], names: Sequence[str]) -> None:
+    for start in range(0, len(names), 100):
+        batch = ", ".join(f"ONLY {name}" for name in names[start : start + 100])
+        connection.execute(f"LOCK TABLE {batch} IN ACCESS SHARE MODE")
+
+
+def _read_sequences(connection: psycopg.Connection[Any], names: Sequence[str]) -> dict[str, SequencePosition]:
+    found: dict[str, SequencePosition] = {}
+    for start in range(0, len(names), 200):
+        batch = names[start : start + 200]
+        query = " UNION ALL ".join(
+            f"SELECT {number}, last_value, is_called FROM {name}" for number, name in enumerate(batch)
+        )
+        for number, last_value, is_called in connection.execute(query):
+            found[batch[number]] = SequencePosition(last_value, is_called)
+    return found
+
+
+def _count_all(
+    first: psycopg.Connection[Any],
+    conninfo: str,
+    snapshot: str,
+    plan: _Plan,
+    workers: int,
+    progress: ReportProgress,
+    stop: threading.Event,
+) -> dict[str, TableContent]:
+    """Count every table of the plan on `workers` connections; `first` is one of them."""
+    batches = list(_batches(plan.tables))
+    total = sum(table.size_bytes for table, _ in plan.tables)
+    found: dict[str, TableContent] = {}
+    lock, done = threading.Lock(), 0
+    busy = [first]
+
+    def work(connection: psycopg.Connection[Any]) -> None:
+        nonlocal done
+        while True:
+            with lock:
+                if not batches:
+                    return
+                batch = batches.pop(0)
+            counted = _count(connection, batch)
+            with lock:
+                found.update(counted)
+                done += sum(table.size_bytes for table, _ in batch)
+                progress(Progress("fingerprinting", done, total))
+
+    def work_alone() -> None:
+        with postgres_errors("the fingerprint"), _reading(conninfo, snapshot, workers) as connection:
+            busy.append(connection)
+            work(connection)
+
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="fingerprint") as pool:
+        others = max(0, min(workers, len(batches)) - 1)
+        jobs = [pool.submit(work, first)] + [pool.submit(work_alone) for _ in range(others)]
+        try:
+            _wait_for(jobs, stop)
+        except BaseException:
+            with lock:
+                batches.clear()
+            for connection in busy:
+                with suppress(Exception):  # the first failure is the one to tell
+                    connection.cancel_safe(timeout=5)
+            raise
+    return found
+
+
+def _wait_for(jobs: Sequence[Future[None]], stop: threading.Event) -> None:
+    """Return when all jobs have; raises what the first failing one raised, or DeadlineExceeded once `stop` is set."""
+    while True:
+        done, waiting = wait(jobs, timeout=STOP_POLL_S, return_when=FIRST_EXCEPTION)
+        for job in done:
+            job.result()
+        if not waiting:
+            return
+        if stop.is_set():
+            raise DeadlineExceeded("the fingerprint was stopped before its end")
+
+
+def _batches(tables: Sequence[tuple[_Relation, str]]) -> Iterator[list[tuple[_Relation, str]]]:
+    small: list[tuple[_Relation, str]] = []
+    for table, expression in tables:
+        if table.size_bytes > SMALL_TABLE_BYTES:
+            yield [(table, expression)]
+            continue
+        small.append((table, expression))
+        if len(small) == TABLES_PER_STATEMENT:
+            yield small
+            small = []
+    if small:
+        yield small
+
+
+def _count(connection: psycopg.Connection[Any], batch: Sequence[tuple[_Relation, str]]) -> dict[str, TableContent]:
+    names = [table.name for table, _ in batch]
+    query = " UNION ALL ".join(
+        f"SELECT {number}, count(*), coalesce(sum({expression}), 0)::text"
+        f" FROM ONLY {table.name} t {table.condition or ''}"
+        for number, (table, expression) in enumerate(batch)
+    )
+    with postgres_errors(f"the fingerprint of {names[0] if len(names) == 1 else f'{names[0]} to {names[-1]}'}"):
+        rows = connection.execute(query).fetchall()
+    return {names[number]: TableContent(count, row_hash) for number, count, row_hash in rows}
+
+
+def _read_rest(connection: psycopg.Connection[Any]) -> dict[str, Any]:
+    """Return the other fields of a Fingerprint: version, large objects, extensions, collations."""
+    objects = int(_one(connection, "SELECT count(*) FROM pg_largeobject_metadata"))
+    span = 1
+    while objects / span > LARGE_OBJECT_ENTRIES:
+        span *= 16
+    return {
+        "server_major": int(_one(connection, "SHOW server_version_num")) // 10000,
+        "hash_probe": str(_one(connection, "SELECT hashtextextended('synapse-ops', 0)")),
+        "large_object_span": span,
+        "large_objects": {row[0]: LargeObjects(*row[1:]) for row in connection.execute(_LARGE_OBJECTS, {"span": span})},
+        "extensions": dict(connection.execute("SELECT extname, extversion FROM pg_extension").fetchall()),
+        "collation_versions": dict(connection.execute(_COLLATIONS).fetchall()),
+    }

@@ -1,0 +1,130 @@
+"""Which server this is: system identifier and our generation token, and the facts of a server that a backup records.
+
+Two servers can share a system identifier (a standby promoted, a clone gone live); the generation tells them apart. It
+is kept in the server itself, where a physical copy carries it along and a logical one does not, as a setting of the
+database `postgres` (of `template1` where there is none): visible to an operator, without a table of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops.domain.backup.layout import Identity
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.errors import Refused
+from synapse_ops.systems.postgres.connection import postgres_errors
+
+if TYPE_CHECKING:
+    import psycopg
+
+SETTING = "synapse_ops.generation"
+_TOKEN = re.compile(rf"{re.escape(SETTING)}=([0-9a-f]{{8}})")
+
+_HOLDER = "SELECT quote_ident(datname) FROM pg_database WHERE datname IN ('postgres', 'template1') ORDER BY 1 LIMIT 1"
+_STORED = """
+SELECT unnest(s.setconfig) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
+ WHERE s.setrole = 0 AND d.datname IN ('postgres', 'template1') ORDER BY d.datname"""
+
+_FACTS = """
+SELECT current_setting('server_version'), current_setting('server_version_num')::int, pg_is_in_recovery(),
+       pg_database_size(d.oid), pg_encoding_to_char(d.encoding), d.datcollate,
+       pg_database_collation_actual_version(d.oid), (SELECT timeline_id FROM pg_control_checkpoint())
+  FROM pg_database d WHERE d.datname = current_database()"""
+
+_POSITION = """
+SELECT clock_timestamp(),
+       CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text,
+       CASE WHEN pg_is_in_recovery() THEN NULL ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END"""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What the server says of itself and of the connected database. timeline: of its last checkpoint."""
+
+    version: str
+    version_num: int
+    is_standby: bool
+    database_size_bytes: int
+    encoding: str
+    collation: str
+    collation_version: str | None
+    timeline: int
+
+    @property
+    def major(self) -> int:
+        return self.version_num // 10000
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMoment:
+    """The server's clock (aware) and WAL position; timeline: of that position, None on a standby."""
+
+    database_time: datetime
+    lsn: Lsn
+    timeline: int | None
+
+
+def read_facts(connection: psycopg.Connection[Any]) -> ServerFacts:
+    """Return the facts of the connected server and database."""
+    with postgres_errors("the facts of the server"):
+        row = connection.execute(_FACTS).fetchone()
+    if row is None:
+        raise Refused("the connected database is not in pg_database: it was dropped just now")
+    version, *rest = row
+    return ServerFacts(version.split()[0], *rest)
+
+
+def read_moment(connection: psycopg.Connection[Any]) -> ServerMoment:
+    """Return the server's clock and WAL position now; of a standby, what it has replayed."""
+    with postgres_errors("the WAL position of the server"):
+        row = connection.execute(_POSITION).fetchone()
+    if row is None:
+        raise Refused("the server gave no WAL position")
+    at, lsn, timeline = row
+    return ServerMoment(at, Lsn.parse(lsn), int(timeline, 16) if timeline else None)
+
+
+def read_identity(connection: psycopg.Connection[Any]) -> Identity | None:
+    """Return the server's identity, or None when it has no generation token yet."""
+    with postgres_errors("the identity of the server"):
+        system = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
+        stored = [match[1] for (text,) in connection.execute(_STORED) if (match := _TOKEN.fullmatch(text))]
+    return Identity(system[0], stored[0]) if system and stored else None
+
+
+def ensure_identity(connection: psycopg.Connection[Any]) -> Identity:
+    """Return the server's identity, giving it a generation token the first time. Needs an autocommit connection.
+
+    Two first backups at once agree on one token: the catalog is locked while it is looked at and written.
+    Raises Refused on a standby that has none yet: it cannot be written to.
+    """
+    if identity := read_identity(connection):
+        return identity
+    with postgres_errors("the generation token of the server"):
+        row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+        if row and row[0]:
+            raise Refused(
+                "cannot give a generation token to a standby",
+                hint="Take the first backup from the primary; the token replicates to the standby.",
+            )
+        with connection.transaction():
+            connection.execute("LOCK TABLE pg_catalog.pg_db_role_setting IN SHARE ROW EXCLUSIVE MODE")
+            if read_identity(connection) is None:
+                write_generation(connection, os.urandom(4).hex())
+    identity = read_identity(connection)
+    if identity is None:
+        raise Refused(f'setting "{SETTING}" was written and is not there')
+    return identity
+
+
+def write_generation(connection: psycopg.Connection[Any], generation: str) -> None:
+    """Store a generation token (8 hex digits); a copy that goes live is given a new one by this."""
+    with postgres_errors("the generation token of the server"):
+        holder = connection.execute(_HOLDER).fetchone()
+        if holder is None:
+            raise Refused('neither database "postgres" nor "template1" exists to keep the generation token')
+        connection.execute(f"ALTER DATABASE {holder[0]} SET \"{SETTING}\" = '{generation}'")

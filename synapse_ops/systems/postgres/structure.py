@@ -1,0 +1,66 @@
+"""Reads the structure of a database from its catalogs: every object that a dump carries, by name.
+
+Left out, because pg_dump does not carry it by design, so that every difference found after a restore is a loss:
+oids and physical order; positions of columns in tables that inherit (inherited columns come first after a restore) and
+of dropped columns; planner statistics (before PostgreSQL 18); the content of extensions (only extension, schema and
+privileges changed since; versions are in the fingerprint) and the owner of an extension; invalid indexes of ordinary
+tables; foreign keys that partitions have from their parent, and whether a column or constraint of a partition is local;
+operators without a function; whether a subscription is enabled, and its connection string; passwords; the place of a
+tablespace on disk; our own setting synapse_ops.generation.
+Options of foreign servers, wrappers and user mappings that look like secrets are masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops.domain.database.structure import Structure
+from synapse_ops.systems.postgres.connection import describe, postgres_errors, reading
+from synapse_ops.systems.postgres.structure_code import CODE_QUERIES
+from synapse_ops.systems.postgres.structure_relations import RELATION_QUERIES
+from synapse_ops.systems.postgres.structure_shared import DATABASE_QUERIES, SHARED_QUERIES
+
+if TYPE_CHECKING:
+    import psycopg
+
+APPLICATION = "synapse-ops structure"
+
+
+def read_structure(conninfo: str, *, snapshot: str | None = None) -> Structure:
+    """Return the structure of the database that `conninfo` (of a superuser) points at, server-wide entries included.
+
+    snapshot: as pg_export_snapshot named it; None takes a new one. PostgreSQL deparses definitions from the catalogs as
+    they are now, so DDL that commits meanwhile can show: pg_dump's locks keep it away from tables.
+    """
+    with (
+        postgres_errors(f"the structure of {describe(conninfo)}"),
+        reading(conninfo, snapshot=snapshot, application_name=APPLICATION) as connection,
+    ):
+        return structure_seen_by(connection)
+
+
+def structure_seen_by(connection: psycopg.Connection[Any]) -> Structure:
+    """Return the structure as an open transaction sees it; its session must have STABLE_OUTPUT."""
+    queries = {**RELATION_QUERIES, **CODE_QUERIES, **DATABASE_QUERIES, **SHARED_QUERIES}
+    row = connection.execute("SHOW server_version_num").fetchone()
+    return Structure(int(row[0]) // 10000 if row else 0, _entries(connection, queries))
+
+
+def read_shared(conninfo: str) -> dict[str, dict[str, Any]]:
+    """Return what belongs to the whole server, as it is now: roles, tablespaces, privileges on parameters."""
+    with (
+        postgres_errors(f"the roles of {describe(conninfo)}"),
+        reading(conninfo, application_name=APPLICATION) as connection,
+    ):
+        return _entries(connection, SHARED_QUERIES)
+
+
+def _entries(connection: psycopg.Connection[Any], queries: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Run each query, which returns (name, attributes), and return `<kind>: <name>` -> attributes."""
+    entries: dict[str, dict[str, Any]] = {}
+    for kind, query in queries.items():
+        rows: Iterable[tuple[str, dict[str, Any]]] = connection.execute(query)
+        for name, attributes in rows:
+            entries[f"{kind}: {name}" if not name.startswith("=") else name[1:]] = attributes
+    return entries
