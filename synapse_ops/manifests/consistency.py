@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from synapse_ops.manifests import parts
 from synapse_ops.manifests.bundle import Bundle
-from synapse_ops.manifests.prober_spec import prober_spec
-from synapse_ops.manifests.tls import HTTP_PORT
+from synapse_ops.manifests.servers.tls import HTTP_PORT
+from synapse_ops.manifests.stack import parts
+from synapse_ops.manifests.stack.prober import prober_spec
 from synapse_ops.spec import Spec, fixed
 from synapse_ops.spec.secrets import holds_literal_secret
 

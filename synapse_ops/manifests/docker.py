@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 
-from synapse_ops.manifests.application import STOP_SIGNAL, USER_ID, api_command
 from synapse_ops.manifests.document import Document, text_document
-from synapse_ops.manifests.probes import START_LIMIT, liveness, liveness_failures
-from synapse_ops.manifests.units import whole_seconds
+from synapse_ops.manifests.stack.probes import START_LIMIT, liveness, liveness_failures
+from synapse_ops.manifests.stack.processes import STOP_SIGNAL, USER_ID, api_command
+from synapse_ops.manifests.stack.units import whole_seconds
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import LOG_DIR
 

@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from synapse_ops.manifests.compose import READS as COMPOSE_READS
-from synapse_ops.manifests.compose import render_compose
+from synapse_ops.manifests.compose.target import READS as COMPOSE_READS
+from synapse_ops.manifests.compose.target import render_compose
 from synapse_ops.manifests.docker import READS as DOCKER_READS
 from synapse_ops.manifests.docker import render_docker
 from synapse_ops.manifests.document import Document
-from synapse_ops.manifests.firewall import READS as FIREWALL_READS
-from synapse_ops.manifests.firewall import render_firewall
 from synapse_ops.manifests.kubernetes.target import READS as KUBERNETES_READS
 from synapse_ops.manifests.kubernetes.target import render_kubernetes
-from synapse_ops.manifests.monitoring_targets import MONITORING
-from synapse_ops.manifests.postgres import READS as POSTGRES_READS
-from synapse_ops.manifests.postgres import render_postgres
-from synapse_ops.manifests.prober import render_prober
-from synapse_ops.manifests.prober_spec import READS as PROBER_READS
-from synapse_ops.manifests.stores import READS_QDRANT, READS_REDIS, render_qdrant, render_redis
-from synapse_ops.manifests.tls import READS as TLS_READS
-from synapse_ops.manifests.tls import render_tls
+from synapse_ops.manifests.monitoring.targets import MONITORING
+from synapse_ops.manifests.prober_target import render_prober
+from synapse_ops.manifests.servers.firewall import READS as FIREWALL_READS
+from synapse_ops.manifests.servers.firewall import render_firewall
+from synapse_ops.manifests.servers.postgres import READS as POSTGRES_READS
+from synapse_ops.manifests.servers.postgres import render_postgres
+from synapse_ops.manifests.servers.redis_and_qdrant import READS_QDRANT, READS_REDIS, render_qdrant, render_redis
+from synapse_ops.manifests.servers.tls import READS as TLS_READS
+from synapse_ops.manifests.servers.tls import render_tls
+from synapse_ops.manifests.stack.prober import READS as PROBER_READS
 from synapse_ops.spec import Spec
 
 
@@ -45,7 +45,7 @@ TARGETS: tuple[Target, ...] = (
     Target(
         "dockerfile", render_docker, DOCKER_READS, f"{_HERE}.docker", "Image of API and worker, and what it leaves out."
     ),
-    Target("compose_file", render_compose, COMPOSE_READS, f"{_HERE}.compose", "The whole stack on one host."),
+    Target("compose_file", render_compose, COMPOSE_READS, f"{_HERE}.compose.target", "The whole stack on one host."),
     Target(
         "kubernetes_manifests",
         render_kubernetes,
@@ -57,19 +57,35 @@ TARGETS: tuple[Target, ...] = (
         "prober_config",
         render_prober,
         PROBER_READS,
-        f"{_HERE}.prober",
+        f"{_HERE}.prober_target",
         "The prober in compose and in the cluster, and the spec with the addresses that are valid there.",
     ),
     Target(
         "postgres_config",
         render_postgres,
         POSTGRES_READS,
-        f"{_HERE}.postgres",
+        f"{_HERE}.servers.postgres",
         "postgresql.conf and pg_hba.conf of both nodes, and the URL that finds the one that takes writes.",
     ),
-    Target("redis_config", render_redis, READS_REDIS, f"{_HERE}.stores", "The configuration of Redis."),
-    Target("qdrant_config", render_qdrant, READS_QDRANT, f"{_HERE}.stores", "Qdrant's configuration file."),
-    Target("firewall_rules", render_firewall, FIREWALL_READS, f"{_HERE}.firewall", "The host firewall, for nftables."),
-    Target("tls_config", render_tls, TLS_READS, f"{_HERE}.tls", "nginx and haproxy, and the certificate's names."),
+    Target(
+        "redis_config", render_redis, READS_REDIS, f"{_HERE}.servers.redis_and_qdrant", "The configuration of Redis."
+    ),
+    Target(
+        "qdrant_config",
+        render_qdrant,
+        READS_QDRANT,
+        f"{_HERE}.servers.redis_and_qdrant",
+        "Qdrant's configuration file.",
+    ),
+    Target(
+        "firewall_rules",
+        render_firewall,
+        FIREWALL_READS,
+        f"{_HERE}.servers.firewall",
+        "The host firewall, for nftables.",
+    ),
+    Target(
+        "tls_config", render_tls, TLS_READS, f"{_HERE}.servers.tls", "nginx and haproxy, and the certificate's names."
+    ),
     *(Target(*row) for row in MONITORING),
 )

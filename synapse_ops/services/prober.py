@@ -29,7 +29,7 @@ from synapse_ops.domain.health.states import (
     next_condition,
 )
 from synapse_ops.errors import SynapseOpsError
-from synapse_ops.manifests.prober_names import prober_names
+from synapse_ops.manifests.monitoring.prober_names import prober_names
 from synapse_ops.operations.health.active_alerts import NOTE, read_active_alerts
 from synapse_ops.operations.health.asker import Asker, Probe
 from synapse_ops.operations.health.history import (

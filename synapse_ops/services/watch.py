@@ -29,7 +29,7 @@ from synapse_ops.errors import ConfigError, Refused, SynapseOpsError
 from synapse_ops.services.prober import Prober
 from synapse_ops.services.watch_metrics import MetricsApp
 
-USUAL_PORT = 9109  # where rendered Prometheus files look when watch.port is null (manifests/parts.py)
+USUAL_PORT = 9109  # where rendered Prometheus files look when watch.port is null (manifests/stack/parts.py)
 LOCK_WAIT_S = 1.0
 LOCK_POLL_S = 0.1
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.health.alerts import parse_notification
 from synapse_ops.errors import ConfigError
-from synapse_ops.manifests.alertmanager import WEBHOOK_PATH
+from synapse_ops.manifests.monitoring.alertmanager import WEBHOOK_PATH
 from synapse_ops.services.watch_families import families
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from synapse_ops.manifests.application import api_command
+from synapse_ops.manifests.stack.processes import api_command
 from synapse_ops.spec.loading import check_text
 from synapse_ops.systems.host.processes import free_ports
 

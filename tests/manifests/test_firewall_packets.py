@@ -7,8 +7,8 @@ import ipaddress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synapse_ops.manifests.firewall_packets import plan_packets
-from synapse_ops.manifests.flows import Inbound, inbound
+from synapse_ops.manifests.servers.firewall_packets import plan_packets
+from synapse_ops.manifests.stack.flows import Inbound, inbound
 from tests.manifests.specs import spec_of
 
 NETWORKS = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).flatmap(

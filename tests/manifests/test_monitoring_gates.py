@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synapse_ops.manifests.alert_measures import RENDERED
-from synapse_ops.manifests.alert_rules import all_alerts
 from synapse_ops.manifests.document import Document
-from synapse_ops.manifests.monitoring_targets import MONITORING
+from synapse_ops.manifests.monitoring.alert_measures import RENDERED
+from synapse_ops.manifests.monitoring.alert_rules import all_alerts
+from synapse_ops.manifests.monitoring.targets import MONITORING
 from synapse_ops.spec import Spec
 from synapse_ops.spec.loading import check_text
 from synapse_ops.spec.measures import MEASURES

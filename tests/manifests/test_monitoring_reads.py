@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from synapse_ops.manifests.monitoring_targets import MONITORING, Row
+from synapse_ops.manifests.monitoring.targets import MONITORING, Row
 from synapse_ops.spec import Spec
 from synapse_ops.spec.document import default_spec
 from tests.manifests.recording_spec import RecordingSpec

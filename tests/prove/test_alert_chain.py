@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 
 from synapse_ops.local.embedded_stack import reset_stack, stack_status, start_stack, stop_stack
 from synapse_ops.local.stack import SERVER_NAMES
-from synapse_ops.manifests.monitoring_targets import MONITORING
+from synapse_ops.manifests.monitoring.targets import MONITORING
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.host.processes import free_ports
 from synapse_ops.systems.qdrant.server import open_qdrant

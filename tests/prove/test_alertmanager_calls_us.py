@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from synapse_ops.manifests.alertmanager import PATHS, render_alertmanager
+from synapse_ops.manifests.monitoring.alertmanager import PATHS, render_alertmanager
 from synapse_ops.operations.health.active_alerts import read_active_alerts
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.host.processes import free_ports

@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from synapse_ops.manifests.alert_rules import render_alert_rules
-from synapse_ops.manifests.alertmanager import render_alertmanager
 from synapse_ops.manifests.bundle import Bundle, render_bundle
-from synapse_ops.manifests.prometheus import render_prometheus
+from synapse_ops.manifests.monitoring.alert_rules import render_alert_rules
+from synapse_ops.manifests.monitoring.alertmanager import render_alertmanager
+from synapse_ops.manifests.monitoring.prometheus import render_prometheus
 from synapse_ops.operations.release.render import write_directory
 from synapse_ops.spec import Spec
 from synapse_ops.spec.loading import check_text

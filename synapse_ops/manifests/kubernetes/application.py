@@ -4,16 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from synapse_ops.manifests.application import (
-    DRAIN_S,
-    api_command,
-    api_grace_s,
-    application_secrets,
-    environment,
-    worker_command,
-    worker_grace_s,
-)
-from synapse_ops.manifests.flows import ANYONE, inbound
 from synapse_ops.manifests.kubernetes.objects import (
     Object,
     container,
@@ -27,9 +17,19 @@ from synapse_ops.manifests.kubernetes.objects import (
     service_port,
     thing,
 )
-from synapse_ops.manifests.parts import API, API_PODS, WORKER, object_name
-from synapse_ops.manifests.probes import FAILURES, START_LIMIT, Probe, liveness, liveness_failures, readiness
-from synapse_ops.manifests.units import whole_seconds
+from synapse_ops.manifests.stack.flows import ANYONE, inbound
+from synapse_ops.manifests.stack.parts import API, API_PODS, WORKER, object_name
+from synapse_ops.manifests.stack.probes import FAILURES, START_LIMIT, Probe, liveness, liveness_failures, readiness
+from synapse_ops.manifests.stack.processes import (
+    DRAIN_S,
+    api_command,
+    api_grace_s,
+    application_secrets,
+    environment,
+    worker_command,
+    worker_grace_s,
+)
+from synapse_ops.manifests.stack.units import whole_seconds
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import LOG_DIR, WORKER_METRICS_PORT
 

@@ -6,8 +6,8 @@ The oldest TLS version is a setting of the controller, not of these objects; tls
 from __future__ import annotations
 
 from synapse_ops.manifests.kubernetes.objects import Object, thing, tls_secret_name
-from synapse_ops.manifests.parts import API, HTTPS_PORT, object_name
-from synapse_ops.manifests.units import milliseconds
+from synapse_ops.manifests.stack.parts import API, HTTPS_PORT, object_name
+from synapse_ops.manifests.stack.units import milliseconds
 from synapse_ops.spec import Spec
 
 ENTRY = "entry"

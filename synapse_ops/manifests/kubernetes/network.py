@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from synapse_ops.manifests.flows import ENTRY, MONITORING, STORES, Flow, flows, inbound, outbound
 from synapse_ops.manifests.kubernetes.objects import Object, selector, thing
-from synapse_ops.manifests.parts import API, OPS, QDRANT, WORKER, is_address, is_ours, qdrant_nodes
+from synapse_ops.manifests.stack.flows import ENTRY, MONITORING, STORES, Flow, flows, inbound, outbound
+from synapse_ops.manifests.stack.parts import API, OPS, QDRANT, WORKER, is_address, is_ours, qdrant_nodes
 from synapse_ops.spec import Spec
 
 _NAMESPACE = "kubernetes.io/metadata.name"  # set by the API server itself, so that nobody can claim another's

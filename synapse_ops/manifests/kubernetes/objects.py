@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synapse_ops.manifests.application import SECRETS_DIR, USER_ID
-from synapse_ops.manifests.parts import object_name
+from synapse_ops.manifests.stack.parts import object_name
+from synapse_ops.manifests.stack.processes import SECRETS_DIR, USER_ID
 from synapse_ops.spec import Spec
 from synapse_ops.spec.units import format_cores, format_size
 

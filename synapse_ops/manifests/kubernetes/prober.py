@@ -22,8 +22,8 @@ from synapse_ops.manifests.kubernetes.objects import (
     service_port,
     stateful_set,
 )
-from synapse_ops.manifests.parts import OPS
-from synapse_ops.manifests.prober_spec import (
+from synapse_ops.manifests.stack.parts import OPS
+from synapse_ops.manifests.stack.prober import (
     SPEC_DIR,
     SPEC_FILE,
     STATE_DIR,
@@ -32,7 +32,7 @@ from synapse_ops.manifests.prober_spec import (
     prober_secrets,
     prober_spec_text,
 )
-from synapse_ops.manifests.probes import FAILURES
+from synapse_ops.manifests.stack.probes import FAILURES
 from synapse_ops.spec import Spec
 
 METRICS = "metrics"

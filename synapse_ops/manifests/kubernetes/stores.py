@@ -10,8 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from synapse_ops.manifests.application import QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR
-from synapse_ops.manifests.compose_stores import (
+from synapse_ops.manifests.compose.stores import (
     REDIS_EXPORTER_PASSWORDS,
     qdrant_environment,
     qdrant_start,
@@ -33,9 +32,8 @@ from synapse_ops.manifests.kubernetes.objects import (
     service_port,
     stateful_set,
 )
-from synapse_ops.manifests.parts import PRIMARY, QDRANT, REDIS, STANDBY
-from synapse_ops.manifests.postgres import pg_hba, postgresql_conf
-from synapse_ops.manifests.postgres_container import (
+from synapse_ops.manifests.servers.postgres import pg_hba, postgresql_conf
+from synapse_ops.manifests.servers.postgres_container import (
     CONFIG_DIR,
     CONTAINER_SECRETS,
     DATA_DIR,
@@ -47,8 +45,10 @@ from synapse_ops.manifests.postgres_container import (
     server_arguments,
     start_script,
 )
-from synapse_ops.manifests.probes import FAILURES
-from synapse_ops.manifests.stores import qdrant_config, redis_conf
+from synapse_ops.manifests.servers.redis_and_qdrant import qdrant_config, redis_conf
+from synapse_ops.manifests.stack.parts import PRIMARY, QDRANT, REDIS, STANDBY
+from synapse_ops.manifests.stack.probes import FAILURES
+from synapse_ops.manifests.stack.processes import QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR
 from synapse_ops.manifests.yaml_text import write_yaml
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import MONITORING_USER, POSTGRES_EXPORTER_PORT, QDRANT_GRPC_PORT, REDIS_EXPORTER_PORT

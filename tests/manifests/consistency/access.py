@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from synapse_ops.manifests.alert_catalog import HEARTBEAT
-from synapse_ops.manifests.parts import QDRANT, PlaceName, address_of
-from synapse_ops.manifests.postgres import hba_name
+from synapse_ops.manifests.monitoring.alert_catalog import HEARTBEAT
+from synapse_ops.manifests.servers.postgres import hba_name
+from synapse_ops.manifests.stack.parts import QDRANT, PlaceName, address_of
 from tests.manifests.consistency.findings import Finding, Rule, View, environment_of, name_of, targets_of, told_in_pods
 
 _COMPOSE = "docker/compose.yaml"

@@ -8,8 +8,8 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from synapse_ops.manifests.parts import qdrant_nodes
-from synapse_ops.manifests.postgres import node_port
+from synapse_ops.manifests.servers.postgres import node_port
+from synapse_ops.manifests.stack.parts import qdrant_nodes
 from synapse_ops.spec.fixed import LOCAL_HOSTS
 from synapse_ops.spec.units import format_cores, format_size, parse_size
 from tests.manifests.consistency.findings import Finding, Rule, View, name_of, told_in_pods

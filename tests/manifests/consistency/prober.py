@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from synapse_ops.manifests.parts import qdrant_nodes
+from synapse_ops.manifests.stack.parts import qdrant_nodes
 from synapse_ops.spec.loading import value_faults
 from tests.manifests.consistency.findings import Finding, Rule, View, load_yaml, name_of, resolved, targets_of
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import promql_parser
 
-from synapse_ops.manifests.promql import quoted
+from synapse_ops.manifests.monitoring.promql import quoted
 
 
 def parse(expr: str) -> Any:

@@ -1,0 +1,392 @@
+"""The alerts that every stack has, whatever its spec lists: about protection, failover, and the watching itself.
+
+Thresholds come from the spec's own promises (schedules, limits of failover) where there are any. What must be there is
+asked for with `absent`: a backup that was never made fires as one that is too old does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from synapse_ops.manifests.monitoring.alert_archive import archive_alerts
+from synapse_ops.manifests.monitoring.alert_rule import AlertRule, Proof, Series
+from synapse_ops.manifests.monitoring.promql import quoted, range_of, seconds
+from synapse_ops.spec import Spec
+from synapse_ops.spec.cron import Cron
+from synapse_ops.spec.units import format_duration
+
+SLACK = timedelta(hours=2)  # a change of clock moves a schedule by one hour, and a dump takes its time
+CERTIFICATE_WARNING = timedelta(days=21)
+CERTIFICATE_CRITICAL = timedelta(days=7)
+LEAST_DISK_BYTES = 5 << 30
+SLOT_BYTES = 4 << 30  # WAL held back for somebody who does not come
+XID_AGE = 1_000_000_000  # half of the distance; PostgreSQL itself warns at 40 million left
+HEARTBEAT = "Watchdog"
+
+_KINDS = {"database": ("Dump", "dump"), "vectors": ("Snapshot", "snapshot"), "redis": ("RedisSnapshot", "RDB snapshot")}
+_MINUTE = timedelta(minutes=1)
+_FIVE = timedelta(minutes=5)
+
+
+def own_alerts(spec: Spec) -> tuple[AlertRule, ...]:
+    """Return the alerts, each name once, in a fixed order."""
+    redis = spec.backup.redis
+    return (
+        *_protection(spec, "database", spec.database.databases, spec.backup.database.schedule),
+        *_protection(spec, "vectors", _collections(spec), spec.backup.vectors.schedule),
+        *(_protection(spec, "redis", (), redis.schedule) if redis is not None else ()),
+        *_repository(),
+        *_failover(spec),
+        *_postgres(),
+        *archive_alerts(),
+        *_cache(),
+        *_hosts(),
+        *_probes(spec),
+        *_watching(spec),
+    )
+
+
+def _collections(spec: Spec) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((spec.qdrant.collection, *(source.collection for source in spec.vectors.sources))))
+
+
+def _protection(spec: Spec, repository: str, subjects: tuple[str, ...], schedule: Cron) -> Iterator[AlertRule]:
+    """Yield what is said of one repository: too old, missing, not proven in time. Names begin with its kind of backup.
+
+    subjects: those that must have one. Empty is a repository with one subject, which has another name in each place:
+    Redis by its address.
+    """
+    kind, noun = _KINDS[repository]
+    too_old = schedule.longest_gap(spec.time_zone) + SLACK
+    prove_within = spec.proof.schedule.longest_gap(spec.time_zone) + spec.proof.timeout + SLACK
+    backup, proof = "synapse_ops_backup_timestamp_seconds", "synapse_ops_proof_timestamp_seconds"
+    of = f'{{repository="{repository}"}}'
+    each = [f'{{repository="{repository}",subject={quoted(name)}}}' for name in subjects]
+    sample = each[0] if each else f'{{repository="{repository}",subject="localhost:1"}}'
+    by = "repository, subject" if subjects else "repository"
+    whose = "{{ $labels.subject }}" if subjects else "Redis"
+    newest, proven = (f"max by ({by}) ({metric}{of})" for metric in (backup, proof))
+    yield AlertRule(
+        name=f"{kind}TooOld",
+        expr=f"time() - {newest} > {seconds(too_old)}",
+        hold=_FIVE,
+        severity="critical",
+        summary=f"the last {noun} of {whose} is {{{{ $value | humanizeDuration }}}} old",
+        description=f"The schedule `{schedule}` promises one each {format_duration(too_old - SLACK)}.",
+        page="backup-too-old",
+        dashboard="database",
+        proof=Proof(
+            bad=(Series(backup + sample, -int(too_old.total_seconds()) - 1, 1),),
+            good=(Series(backup + sample, -int(too_old.total_seconds()), 1),),
+        ),
+    )
+    yield AlertRule(
+        name=f"{kind}Missing",
+        expr=" or ".join(f"absent({backup}{one})" for one in each or (of,)),
+        hold=timedelta(hours=1),
+        severity="critical",
+        summary=f"there is no {noun} of {whose}",
+        description="The repository holds none, or nobody could read it.",
+        page="backup-missing",
+        dashboard="database",
+        proof=Proof(
+            bad=(Series(backup + sample, None), *(Series(backup + one, 0) for one in each[1:])),
+            good=tuple(Series(backup + one, 0) for one in each or (sample,)),
+        ),
+    )
+    yield AlertRule(
+        name=f"{kind}Unproven",
+        expr=f"({newest} unless {proven} >= {newest}) < time() - {seconds(prove_within)}",
+        hold=_FIVE,
+        severity="critical",
+        summary=f"the last {noun} of {whose} is not proven by a restore",
+        description=f"A proof is due within {format_duration(prove_within)} of the backup.",
+        page="backup-unproven",
+        dashboard="database",
+        proof=Proof(
+            bad=(
+                Series(backup + sample, -int(prove_within.total_seconds()) - 1),
+                Series(proof + sample, -int(prove_within.total_seconds()) - 2),
+            ),
+            good=(
+                Series(backup + sample, -int(prove_within.total_seconds()) - 1),
+                Series(proof + sample, -int(prove_within.total_seconds()) + 60),
+            ),
+        ),
+    )
+
+
+def _repository() -> Iterator[AlertRule]:
+    selector = 'synapse_ops_repository_read{repository="database"}'
+    yield AlertRule(
+        name="RepositoryUnreadable",
+        expr="max by (repository) (synapse_ops_repository_read) == 0",
+        hold=timedelta(minutes=30),
+        severity="critical",
+        summary="the repository of {{ $labels.repository }} cannot be read",
+        description="Whether there are backups is unknown: ages shown elsewhere are those of the last good reading.",
+        page="repository-unreadable",
+        dashboard="database",
+        proof=Proof(bad=(Series(selector, 0),), good=(Series(selector, 1),)),
+    )
+
+
+def _failover(spec: Spec) -> Iterator[AlertRule]:
+    primaries, standbys = "synapse_ops_replication_primaries", "synapse_ops_replication_standbys"
+    lag = "synapse_ops_replication_lag_bytes"
+    limit = spec.failover.max_lag_bytes
+    yield AlertRule(
+        name="primary_down",
+        expr=f"max({primaries}) == 0",
+        hold=spec.failover.primary_start_timeout,
+        severity="critical",
+        summary="no PostgreSQL node takes writes",
+        description=f"Neither {spec.failover.primary} nor {spec.failover.standby} answers as a primary.",
+        page="primary-down",
+        dashboard="database",
+        proof=Proof(bad=(Series(primaries, 0),), good=(Series(primaries, 1),)),
+    )
+    yield AlertRule(
+        name="TwoPrimaries",
+        expr=f"max({primaries}) > 1",
+        hold=timedelta(0),
+        severity="critical",
+        summary="{{ $value }} PostgreSQL nodes take writes",
+        description="Writes go to histories that will never meet again. Every minute loses more.",
+        page="two-primaries",
+        dashboard="database",
+        proof=Proof(bad=(Series(primaries, 2),), good=(Series(primaries, 1),)),
+    )
+    yield AlertRule(
+        name="StandbyMissing",
+        expr=f"max({standbys}) < 1",
+        hold=_FIVE,
+        severity="critical",
+        summary="no standby answers",
+        description=f"Nothing could take over from the primary; {spec.failover.standby} is expected to.",
+        page="standby-missing",
+        dashboard="database",
+        proof=Proof(bad=(Series(standbys, 0),), good=(Series(standbys, 1),)),
+    )
+    yield AlertRule(
+        name="StandbyLag",
+        expr=f"max({lag}) > {limit}",
+        hold=_MINUTE,
+        severity="critical",
+        summary="the standby is {{ $value | humanize1024 }}B behind",
+        description="Beyond failover.max_lag_bytes it is not promoted without consent: automatic failover is refused.",
+        page="standby-lag",
+        dashboard="database",
+        proof=Proof(bad=(Series(lag, limit + 1),), good=(Series(lag, limit),)),
+    )
+
+
+def _postgres() -> Iterator[AlertRule]:
+    node = '{node="db-primary"}'
+    slot, failures = "synapse_ops_postgres_slot_retained_bytes", "synapse_ops_postgres_checksum_failures"
+    xids = "synapse_ops_postgres_oldest_xid_age"
+    yield AlertRule(
+        name="WalLag",
+        expr=f"max by (node) ({slot}) > {SLOT_BYTES}",
+        hold=timedelta(minutes=10),
+        severity="warning",
+        summary="{{ $value | humanize1024 }}B of WAL wait on {{ $labels.node }} for a reader of a slot",
+        description="A standby or the WAL receiver does not keep up or is gone; the WAL fills the primary's disk.",
+        page="wal-lag",
+        dashboard="database",
+        proof=Proof(bad=(Series(slot + node, SLOT_BYTES + 1),), good=(Series(slot + node, SLOT_BYTES),)),
+    )
+    yield AlertRule(
+        name="ChecksumFailures",
+        expr=f"max by (node) ({failures}) > 0",
+        hold=timedelta(0),
+        severity="critical",
+        summary="{{ $value }} pages of {{ $labels.node }} failed their checksum",
+        description="The disk gave back something else than was written. Backups made since may hold it.",
+        page="checksum-failures",
+        dashboard="database",
+        proof=Proof(bad=(Series(failures + node, 1),), good=(Series(failures + node, 0),)),
+    )
+    yield AlertRule(
+        name="TransactionIdsWrapAround",
+        expr=f"max by (node) ({xids}) > {XID_AGE}",
+        hold=timedelta(hours=1),
+        severity="critical",
+        summary="the oldest transaction id of {{ $labels.node }} is {{ $value | humanize }} old",
+        description="At 2.1 billion PostgreSQL takes no more writes until VACUUM has run.",
+        page="transaction-ids-wrap-around",
+        dashboard="database",
+        proof=Proof(bad=(Series(xids + node, XID_AGE + 1),), good=(Series(xids + node, XID_AGE),)),
+    )
+
+
+def _cache() -> Iterator[AlertRule]:
+    used, most = "synapse_ops_redis_memory_bytes", "synapse_ops_redis_max_memory_bytes"
+    yield AlertRule(
+        name="RedisNearlyFull",
+        expr=f"sum({used}) / sum({most}) > 0.9",
+        hold=timedelta(minutes=10),
+        severity="warning",
+        summary="Redis uses {{ $value | humanizePercentage }} of its memory",
+        description="At maxmemory it drops keys or refuses writes, by its policy.",
+        page="redis-nearly-full",
+        dashboard="cache",
+        proof=Proof(bad=(Series(used, 95), Series(most, 100)), good=(Series(used, 80), Series(most, 100))),
+    )
+
+
+def _hosts() -> Iterator[AlertRule]:
+    left, free = "synapse_ops_certificate_left_seconds", "synapse_ops_disk_free_bytes"
+    for name, limit, severity in (
+        ("CertificateExpiresSoon", CERTIFICATE_WARNING, "warning"),
+        ("CertificateExpiresNow", CERTIFICATE_CRITICAL, "critical"),
+    ):
+        bound = int(limit.total_seconds())
+        yield AlertRule(
+            name=name,
+            expr=f"min({left}) < {bound}",
+            hold=_FIVE,
+            severity="critical" if severity == "critical" else "warning",
+            summary="a certificate is valid for {{ $value | humanizeDuration }} more",
+            description=f"Less than {limit.days} days. `synapse-ops health` names it.",
+            page="certificate-expires",
+            dashboard="system",
+            proof=Proof(bad=(Series(left, bound - 1),), good=(Series(left, bound),)),
+        )
+    yield AlertRule(
+        name="DiskNearlyFull",
+        expr=f"min({free}) < {LEAST_DISK_BYTES}",
+        hold=_FIVE,
+        severity="critical",
+        summary="{{ $value | humanize1024 }}B are left on a disk",
+        description="PostgreSQL stops when its disk is full, and a backup needs room to work.",
+        page="disk-nearly-full",
+        dashboard="system",
+        proof=Proof(bad=(Series(free, LEAST_DISK_BYTES - 1),), good=(Series(free, LEAST_DISK_BYTES),)),
+    )
+    available = 'node_filesystem_avail_bytes{job="node",instance="host:9100",fstype="ext4",mountpoint="/"}'
+    size = 'node_filesystem_size_bytes{job="node",instance="host:9100",fstype="ext4",mountpoint="/"}'
+    yield AlertRule(
+        name="FileSystemNearlyFull",
+        expr="instance:node_filesystem_used:ratio > 0.9",
+        hold=timedelta(minutes=15),
+        severity="warning",
+        summary="{{ $labels.mountpoint }} of {{ $labels.instance }} is {{ $value | humanizePercentage }} full",
+        description="Whatever lies on it stops when it is full.",
+        page="disk-nearly-full",
+        dashboard="system",
+        proof=Proof(bad=(Series(available, 5), Series(size, 100)), good=(Series(available, 20), Series(size, 100))),
+    )
+
+
+def _probes(spec: Spec) -> Iterator[AlertRule]:
+    state = "synapse_ops_probe_state"
+    unknown, failed = (f'{state}{{probe="api",state="{word}"}}' for word in ("unknown", "failed"))
+    yield AlertRule(
+        name="ProbeFailed",
+        expr=f'max by (probe) ({state}{{state="failed"}}) == 1',
+        hold=_MINUTE,
+        severity="critical",
+        summary="the probe {{ $labels.probe }} fails",
+        description="Two of its last three verdicts say so. `synapse-ops health` says why.",
+        page="probe-failed",
+        dashboard="application",
+        proof=Proof(bad=(Series(failed, 1),), good=(Series(failed, 0),)),
+    )
+    yield AlertRule(
+        name="ProbeUnknown",
+        expr=f'max by (probe) ({state}{{state="unknown"}}) == 1',
+        hold=timedelta(minutes=10),
+        severity="warning",
+        summary="nobody knows how {{ $labels.probe }} is",
+        description="The prober could not ask. Unknown is never good.",
+        page="probe-unknown",
+        dashboard="application",
+        proof=Proof(bad=(Series(unknown, 1),), good=(Series(unknown, 0),)),
+    )
+    if spec.health:
+        success = 'probe_success{job="health",instance="http://api:8000/health",check="api"}'
+        yield AlertRule(
+            name="EndpointDown",
+            expr="probe_success == 0",
+            hold=timedelta(minutes=2),
+            severity="critical",
+            summary="{{ $labels.check }} at {{ $labels.instance }} does not answer well",
+            description="The blackbox exporter's view, which does not depend on Synapse Ops.",
+            page="endpoint-down",
+            dashboard="application",
+            proof=Proof(bad=(Series(success, 0),), good=(Series(success, 1),)),
+        )
+
+
+def _watching(spec: Spec) -> Iterator[AlertRule]:
+    window = range_of(spec)
+    up = 'up{job="synapse_ops",instance="localhost:9109"}'
+    beats = 'synapse_ops_watch_heartbeats_total{job="synapse_ops",instance="localhost:9109"}'
+    yield AlertRule(
+        name=HEARTBEAT,
+        expr="vector(1)",
+        hold=timedelta(0),
+        severity="none",
+        summary="alerts work",
+        description="It always fires. Whoever gets it must raise an alarm when it stops coming: the dead-man's switch.",
+        page="watchdog",
+        dashboard=None,
+        proof=Proof(bad=(), good=()),
+    )
+    yield AlertRule(
+        name="ProberDown",
+        expr='absent(up{job="synapse_ops"} == 1)',
+        hold=_MINUTE * 2,
+        severity="critical",
+        summary="Synapse Ops is not watching",
+        description="No probe, no age of a backup and no lag is known; automatic failover is off.",
+        page="prober-down",
+        dashboard="application",
+        proof=Proof(bad=(Series(up, 0),), good=(Series(up, 1),)),
+    )
+    yield AlertRule(
+        name="ProberStuck",
+        expr=f"rate(synapse_ops_watch_heartbeats_total[{window}]) == 0",
+        hold=_FIVE,
+        severity="critical",
+        summary="Synapse Ops answers and does not probe",
+        description="What it tells is what it knew when it stopped.",
+        page="prober-down",
+        dashboard="application",
+        proof=Proof(bad=(Series(beats, 5),), good=(Series(beats, 5, 1),), is_rate=True),
+    )
+    for name, metric, what in (
+        ("PrometheusRulesFail", "prometheus_rule_evaluation_failures_total", "rules of Prometheus fail"),
+        ("PrometheusCannotNotify", "prometheus_notifications_errors_total", "Prometheus cannot reach Alertmanager"),
+        ("AlertmanagerCannotNotify", "alertmanager_notifications_failed_total", "Alertmanager cannot deliver alerts"),
+    ):
+        series = f'{metric}{{instance="localhost:9090"}}'
+        yield AlertRule(
+            name=name,
+            expr=f"sum(increase({metric}[{window}])) > 0",
+            hold=_FIVE,
+            severity="critical",
+            summary=what,
+            description="Alerts are lost while this lasts.",
+            page="alerts-do-not-arrive",
+            dashboard=None,
+            proof=Proof(bad=(Series(series, 0, 1),), good=(Series(series, 5),), is_rate=True),
+        )
+    for name, metric in (
+        ("PrometheusConfigRefused", "prometheus_config_last_reload_successful"),
+        ("AlertmanagerConfigRefused", "alertmanager_config_last_reload_successful"),
+    ):
+        series = f'{metric}{{instance="localhost:9090"}}'
+        yield AlertRule(
+            name=name,
+            expr=f"min({metric}) == 0",
+            hold=_FIVE,
+            severity="warning",
+            summary="a new configuration was refused; the old one is used",
+            description="The rendered file and the running program do not fit.",
+            page="config-refused",
+            dashboard=None,
+            proof=Proof(bad=(Series(series, 0),), good=(Series(series, 1),)),
+        )

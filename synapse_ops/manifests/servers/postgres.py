@@ -1,0 +1,230 @@
+"""PostgreSQL's own files for both nodes, and the URL by which clients find the one that takes writes.
+
+Both nodes get the same settings: after a failover the standby is the primary, and a setting that only one of them had
+would be lost with it. What differs is the node's name and whom it follows; `primary_conninfo` has an effect only where
+standby.signal exists. A container overrides paths on its command line and mounts these very files.
+"""
+
+from __future__ import annotations
+
+import re
+
+from synapse_ops.manifests.document import Document, text_document
+from synapse_ops.manifests.stack.parts import Address, database_nodes
+from synapse_ops.manifests.stack.processes import CONNECT_TIMEOUT_S, KEEPALIVES_S, database_url
+from synapse_ops.manifests.stack.units import milliseconds
+from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import MONITORING_USER
+
+READS = frozenset({"name", "server", "worker", "database", "resources", "failover", "tls", "backup"})
+
+OTHER_CONNECTIONS = 20  # superuser, replication, backup, monitoring and probes, beside the application's
+SENDERS = 10  # standby, WAL receiver, base backups, and room for each to come back before its old sender is gone
+SLOT = "standby"
+PASSFILE = "/etc/synapse/replication.pgpass"
+SERVER_MEMORY_FLOOR = 32 << 20
+
+
+def render_postgres(spec: Spec) -> tuple[Document, ...]:
+    """Return postgresql.conf and pg_hba.conf of each node, and the clients' URL."""
+    hba = pg_hba(spec)
+    documents = [text_document("postgres/database-url.txt", database_url(spec, "hosts"), READS)]
+    for role in ("primary", "standby"):
+        documents.append(text_document(f"postgres/{role}/postgresql.conf", postgresql_conf(spec, role), READS))
+        documents.append(text_document(f"postgres/{role}/pg_hba.conf", hba, READS))
+    return tuple(documents)
+
+
+def postgresql_conf(spec: Spec, role: str) -> str:
+    """Return the settings of one node. role: primary or standby, as the nodes start."""
+    node, other = _pair(spec, role)
+    nodes = database_nodes(spec, "hosts")
+    followed = nodes[1 if role == "primary" else 0] if len(nodes) > 1 else nodes[0]
+    sections = {
+        "Connections": _connections(spec, node_port(spec, role)),
+        "TLS": _tls(spec),
+        "Memory": _memory(spec),
+        "Write-ahead log and replication": _replication(spec, node, other, followed),
+        "Archiving": _archiving(spec),
+        "Time limits": _limits(spec),
+        "Log": _log(),
+    }
+    text = f"# PostgreSQL 16 to 18, node {node}. Data checksums are switched on by initdb --data-checksums.\n"
+    for title, settings in sections.items():
+        text += f"\n# {title}\n" + "".join(f"{key} = {value}\n" for key, value in settings.items())
+    return text
+
+
+def _pair(spec: Spec, role: str) -> tuple[str, str]:
+    names = (spec.failover.primary, spec.failover.standby)
+    return names if role == "primary" else (names[1], names[0])
+
+
+def node_port(spec: Spec, role: str) -> int:
+    """Return the port of a node on its host, as `database.nodes` says."""
+    nodes = database_nodes(spec, "hosts")
+    return nodes[1 if role == "standby" and len(nodes) > 1 else 0].port
+
+
+def _connections(spec: Spec, port: int) -> dict[str, str]:
+    return {
+        "listen_addresses": quoted("*"),
+        "port": str(port),
+        "max_connections": str(server_connections(spec)),
+        "superuser_reserved_connections": "3",
+        "password_encryption": "scram-sha-256",
+        "tcp_keepalives_idle": str(KEEPALIVES_S),
+        "tcp_keepalives_interval": str(CONNECT_TIMEOUT_S),
+        "tcp_keepalives_count": "3",
+        "tcp_user_timeout": "30s",
+    }
+
+
+def server_connections(spec: Spec) -> int:
+    """Return `max_connections` of the server: the application's, and those of everything that keeps it safe."""
+    return spec.database.max_connections + OTHER_CONNECTIONS
+
+
+def _tls(spec: Spec) -> dict[str, str]:
+    return {
+        "ssl": "on",
+        "ssl_cert_file": quoted(spec.tls.cert_file),
+        "ssl_key_file": quoted(spec.tls.key_file),
+        "ssl_min_protocol_version": quoted(spec.tls.min_version),
+    }
+
+
+def _memory(spec: Spec) -> dict[str, str]:
+    limit = spec.resources.limits.memory
+    per_sort = limit // (8 * server_connections(spec))
+    return {
+        "shared_buffers": _kilobytes(max(limit // 4, SERVER_MEMORY_FLOOR // 4)),
+        "effective_cache_size": _kilobytes(max(limit * 3 // 4, SERVER_MEMORY_FLOOR)),
+        "work_mem": _kilobytes(min(max(per_sort, 1 << 20), 64 << 20)),
+        "maintenance_work_mem": _kilobytes(min(max(limit // 16, 1 << 20), 1 << 30)),
+        "huge_pages": "try",
+    }
+
+
+def _kilobytes(size: int) -> str:
+    return f"{size >> 10}kB"
+
+
+def _replication(spec: Spec, node: str, other: str, followed: Address) -> dict[str, str]:
+    synchronous = f'FIRST 1 ("{other}")' if spec.failover.synchronous == "standby" else ""
+    return {
+        "cluster_name": quoted(node),
+        "wal_level": "replica",
+        "wal_log_hints": "on",  # pg_rewind needs it, should checksums ever be off
+        "max_wal_senders": str(SENDERS),
+        "max_replication_slots": str(SENDERS),
+        "max_slot_wal_keep_size": "10GB",
+        "wal_keep_size": "1GB",
+        "hot_standby": "on",
+        "hot_standby_feedback": "on",
+        "synchronous_commit": "on",
+        "synchronous_standby_names": quoted(synchronous),
+        "primary_conninfo": quoted(primary_conninfo(spec, node, followed)),
+        "primary_slot_name": quoted(SLOT),
+        "recovery_target_timeline": quoted("latest"),
+        "wal_sender_timeout": "30s",
+        "wal_receiver_timeout": "30s",
+        "max_wal_size": "4GB",
+        "checkpoint_timeout": "5min",
+    }
+
+
+def primary_conninfo(spec: Spec, node: str, followed: Address, *, authority: str = "", passfile: str = PASSFILE) -> str:
+    """Return how a node follows the other; the password is in the passfile, never here."""
+    settings = {
+        "host": followed.host,
+        "port": str(followed.port),
+        "user": spec.database.replication_user,
+        "application_name": node,
+        "sslmode": "verify-full",
+        "sslrootcert": authority or "system",
+        "passfile": passfile,
+    }
+    return " ".join(f"{key}={_conninfo_value(value)}" for key, value in settings.items())
+
+
+def _archiving(spec: Spec) -> dict[str, str]:
+    """WAL is streamed into the repository by a receiver with a slot of its own. archive_mode can only be changed by a
+    restart, so it is on, and its command does nothing until an operator names one.
+    """
+    if spec.backup.database.wal_archiving == "off":
+        return {"archive_mode": "off"}
+    return {"archive_mode": "on", "archive_command": quoted("/bin/true"), "archive_timeout": "0"}
+
+
+def _limits(spec: Spec) -> dict[str, str]:
+    longest = max(spec.server.timeout, spec.worker.timeout)
+    return {
+        "authentication_timeout": "10s",
+        "idle_in_transaction_session_timeout": f"{milliseconds(longest)}ms",
+        "lock_timeout": "0",
+        "statement_timeout": "0",  # dumps and index builds are long; the application's role has a limit of its own
+        "deadlock_timeout": "1s",
+    }
+
+
+def application_role_settings(spec: Spec) -> dict[str, str]:
+    """Return what `alter role ... set` gives the application's role: no statement outlives its caller's patience."""
+    return {"statement_timeout": f"{milliseconds(max(spec.server.timeout, spec.worker.timeout))}ms"}
+
+
+def _log() -> dict[str, str]:
+    return {
+        "log_destination": quoted("stderr"),
+        "logging_collector": "off",
+        "log_line_prefix": quoted("%m [%p] %q%u@%d "),
+        "log_timezone": quoted("UTC"),
+        "log_checkpoints": "on",
+        "log_lock_waits": "on",
+        "log_temp_files": "10MB",
+        "log_min_duration_statement": "1s",
+        "log_autovacuum_min_duration": "10s",
+    }
+
+
+def pg_hba(spec: Spec) -> str:
+    """Return who may connect: over TLS with SCRAM, each role to what it needs; everyone else is rejected."""
+    user, replication = hba_name(spec.database.user), hba_name(spec.database.replication_user)
+    lines = ["# type  database  user  address  method", "local  all  all  scram-sha-256"]
+    lines += [f"hostssl  {hba_name(name)}  {user}  all  scram-sha-256" for name in _databases(spec)]
+    lines += [
+        f"hostssl  replication  {replication}  all  scram-sha-256",
+        "# the exporter beside the server",
+        f"hostssl  postgres  {MONITORING_USER}  samehost  scram-sha-256",
+        "# the superuser, for backup, monitoring and failover",
+        "hostssl  all  postgres  all  scram-sha-256",
+        "hostssl  replication  postgres  all  scram-sha-256",
+        "host  all  all  all  reject",
+        "host  replication  all  all  reject",
+    ]
+    return "\n".join(lines)
+
+
+def _databases(spec: Spec) -> tuple[str, ...]:
+    names = (spec.database.name, *spec.database.databases)
+    return tuple(dict.fromkeys(names))
+
+
+def hba_name(name: str) -> str:
+    """Return a database or role as one word of pg_hba.conf: quoted, so that `all` is a name; a leading slash would
+    make it a pattern, so it becomes a pattern of that one name.
+    """
+    if name.startswith("/"):
+        name = f"/^{re.escape(name)}$"
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quoted(value: str) -> str:
+    """Return a string as postgresql.conf takes it. Source: PostgreSQL docs, "Setting Parameters"."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _conninfo_value(value: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_./:-]+", value):
+        return value
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
