@@ -15,7 +15,7 @@ def definitions() -> dg.Definitions:
     from synapse_ops.defs.everything import merged_definitions
 
     if multiprocessing.parent_process() is not None:  # a run worker, started by the code server
-        from synapse_ops.services.process_tree import end_with_supervisor
+        from synapse_ops.services.dagster.process_tree import end_with_supervisor
 
         end_with_supervisor()
     return merged_definitions()

@@ -118,8 +118,8 @@ def _verbs(place: Place, kind: str) -> Iterator[Verbs]:
         )
     elif kind == "history":
         from synapse_ops.operations.cleanup.run_history import apply_history_plan, make_history_plan
-        from synapse_ops.services.dagster_home import dagster_environment, prepare_home
-        from synapse_ops.services.dagster_service import dagster_instance
+        from synapse_ops.services.dagster.home import dagster_environment, prepare_home
+        from synapse_ops.services.dagster.service import dagster_instance
 
         home = prepare_home(state_dir, place.found_spec())
         with dagster_instance(dagster_environment(home, code_port=0)) as instance:

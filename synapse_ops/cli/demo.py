@@ -23,7 +23,7 @@ from synapse_ops.errors import ConfigError, SynapseOpsError, Unproven
 if TYPE_CHECKING:
     from synapse_ops.operations.health.report import HealthReport
     from synapse_ops.operations.stack import Stack
-    from synapse_ops.services.console import Console
+    from synapse_ops.services.dagster.console import Console
 
 JOB_TIMEOUT_S = 600.0
 HEALTH_TIMEOUT_S = 180.0
@@ -119,7 +119,7 @@ def _run_main_job(stack: Stack, spec_path: Path) -> dict[str, Mapping[str, Any]]
 
     Returns what the cleanup's assets recorded, by kind.
     """
-    from synapse_ops.services.console import start_console
+    from synapse_ops.services.dagster.console import start_console
 
     collection = stack.spec.qdrant.collection
     with _step("Dagster: code server and daemon"):

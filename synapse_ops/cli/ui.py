@@ -26,8 +26,8 @@ def command(port: int | None, new_url: bool, place: Place) -> None:
       synapse-ops ui --new-url
     """
     from synapse_ops.local.embedded_stack import running_stack
-    from synapse_ops.services import dagster_service as dagster
-    from synapse_ops.services.dagster_home import has_embedded_stack
+    from synapse_ops.services.dagster import service as dagster
+    from synapse_ops.services.dagster.home import has_embedded_stack
 
     if new_url:
         click.echo(dagster.url_of_running(place.state_dir.absolute()))

@@ -26,8 +26,8 @@ from typing import IO, Any
 import structlog
 
 from synapse_ops.errors import ConfigError, Refused, SynapseOpsError
-from synapse_ops.services.prober import Prober
-from synapse_ops.services.watch_metrics import MetricsApp
+from synapse_ops.services.prober.metrics import MetricsApp
+from synapse_ops.services.prober.prober import Prober
 
 USUAL_PORT = 9109  # where rendered Prometheus files look when watch.port is null (manifests/stack/parts.py)
 LOCK_WAIT_S = 1.0

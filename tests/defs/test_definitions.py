@@ -188,5 +188,5 @@ def test_private_dagster_modules_are_imported_in_one_place() -> None:
 
     assert users <= {
         "systems/dagster_storage.py",
-        "services/dagster_service.py",
+        "services/dagster/service.py",
     }  # the latter starts the daemon by name

@@ -35,7 +35,7 @@ from synapse_ops.local.layout import far_root, find_layout
 from synapse_ops.local.stack import SERVER_NAMES
 from synapse_ops.operations.release import document_changes
 from synapse_ops.operations.release import store as release
-from synapse_ops.services.dagster_home import HOME_VARIABLE
+from synapse_ops.services.dagster.home import HOME_VARIABLE
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.certificates import days_left_of_server
 from synapse_ops.systems.host.processes import START_TIMEOUT_S, ProcessMark, server_identity

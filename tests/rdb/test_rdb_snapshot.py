@@ -20,7 +20,7 @@ from synapse_ops.operations.backup.proving import ProofReport
 from synapse_ops.operations.backup_kinds import RDBS
 from synapse_ops.operations.redis.snapshot import RdbReport, identity_of, snapshot_redis
 from synapse_ops.operations.stack import Stack, open_stack
-from synapse_ops.services.watch_protection import protection
+from synapse_ops.services.prober.protection import protection
 from synapse_ops.systems.s3.store import StoreAccess
 from tests.rdb.redis_servers import RealRedis, fill_every_type, make_redis_stack, running_redis
 

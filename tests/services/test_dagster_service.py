@@ -19,9 +19,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from synapse_ops.errors import Refused, Unreachable
-from synapse_ops.services.console import Console, RunResult, start_console
-from synapse_ops.services.dagster_home import HOME_VARIABLE
-from synapse_ops.services.dagster_service import DagsterService, dagster_instance
+from synapse_ops.services.dagster.console import Console, RunResult, start_console
+from synapse_ops.services.dagster.home import HOME_VARIABLE
+from synapse_ops.services.dagster.service import DagsterService, dagster_instance
 from synapse_ops.systems.dagster_storage import last_evaluation
 from tests.servers import PASSWORD, PostgresServer
 

@@ -13,9 +13,9 @@ import yaml
 import synapse_ops
 from synapse_ops.local.program_server import ProgramServer
 from synapse_ops.local.seaweed_server import SeaweedServer
-from synapse_ops.services.console import Console, start_console
-from synapse_ops.services.dagster_home import shipped_file
-from synapse_ops.services.dagster_service import running
+from synapse_ops.services.dagster.console import Console, start_console
+from synapse_ops.services.dagster.home import shipped_file
+from synapse_ops.services.dagster.service import running
 from synapse_ops.systems.postgres.server import PgServer
 
 LEAST_S = 180.0

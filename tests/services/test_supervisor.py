@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from synapse_ops.errors import DeadlineExceeded
-from synapse_ops.services.process_tree import SUPERVISOR_VARIABLE, format_mark, left_by_dead_supervisors
-from synapse_ops.services.supervisor import Program, Supervisor
+from synapse_ops.services.dagster.process_tree import SUPERVISOR_VARIABLE, format_mark, left_by_dead_supervisors
+from synapse_ops.services.dagster.program_keeper import Program, Supervisor
 from synapse_ops.systems.host.processes import ProcessMark
 
 Answer = TypeVar("Answer")
@@ -37,15 +37,15 @@ import subprocess, sys, pathlib, time, os
 if len(sys.argv) == 2:
     worker = subprocess.Popen([sys.executable, __file__, sys.argv[1], "worker"], start_new_session=True)
     time.sleep(600)
-from synapse_ops.services.process_tree import end_with_supervisor
+from synapse_ops.services.dagster.process_tree import end_with_supervisor
 end_with_supervisor()
 (pathlib.Path(sys.argv[1]) / "worker").write_text(str(os.getpid()))
 time.sleep(600)
 """
 SUPERVISE = """
 import signal, sys, pathlib
-from synapse_ops.services.process_tree import become_subreaper
-from synapse_ops.services.supervisor import Program, Supervisor
+from synapse_ops.services.dagster.process_tree import become_subreaper
+from synapse_ops.services.dagster.program_keeper import Program, Supervisor
 folder = pathlib.Path(sys.argv[1])
 become_subreaper()
 program = Program("program", [sys.executable, sys.argv[2], str(folder)], dict(__import__("os").environ), folder,
@@ -58,7 +58,7 @@ supervisor.run()
 # a run worker that has no descriptor to spare when it looks for its supervisor, three times
 EXHAUSTED = """
 import sys, pathlib, time, os, resource
-from synapse_ops.services import process_tree
+from synapse_ops.services.dagster import process_tree
 from synapse_ops.systems.host.processes import ProcessMark
 looks, is_alive = [], ProcessMark.is_alive
 def look(mark):

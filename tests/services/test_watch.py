@@ -154,7 +154,8 @@ def test_a_part_that_ends_by_itself_ends_the_prober_with_its_error(
     """A prober that is half dead would look alive; what supervises it starts it again, because the status is 1."""
     code = f"""
 import sys
-from synapse_ops.services import prober, watch
+from synapse_ops.services import watch
+from synapse_ops.services.prober import prober
 async def end(*arguments, **named):
     raise MemoryError("it cannot go on")
 class Server:
@@ -286,7 +287,7 @@ def test_metrics_are_for_this_host_alone(server: MisbehavingServer, tmp_path: Pa
 def test_the_prober_imports_no_dagster(tmp_path: Path) -> None:
     """It works while Dagster is down or being upgraded, and costs a fraction of its memory."""
     code = (
-        "import sys, synapse_ops.services.watch, synapse_ops.services.watch_metrics, httpx, psycopg, redis.asyncio;"
+        "import sys, synapse_ops.services.watch, synapse_ops.services.prober.metrics, httpx, psycopg, redis.asyncio;"
         "print([name for name in sys.modules if name.split('.')[0] in ('dagster', 'boto3', 'sqlalchemy')])"
     )
     done = subprocess.run(

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from synapse_ops.services.webserver_guard import App, GuardSettings, WebserverGuard
+from synapse_ops.services.dagster.webserver_guard import App, GuardSettings, WebserverGuard
 from synapse_ops.systems.dagster_storage import open_workspace
 
 HOST = "127.0.0.1:3000"

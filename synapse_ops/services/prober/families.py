@@ -15,7 +15,7 @@ from synapse_ops.domain.health.states import State
 if TYPE_CHECKING:
     from prometheus_client.core import GaugeMetricFamily, Metric
 
-    from synapse_ops.services.prober import Prober
+    from synapse_ops.services.prober.prober import Prober
 
 _DAY_S = 86_400
 _NODE_PREFIX = "server/"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from synapse_ops.errors import ConfigError, DeadlineExceeded, Refused
-from synapse_ops.services.dagster_service import DagsterService, dagster_instance, running
+from synapse_ops.services.dagster.service import DagsterService, dagster_instance, running
 from synapse_ops.systems.dagster_storage import execute_graphql, open_workspace
 from synapse_ops.systems.host.processes import START_TIMEOUT_S
 

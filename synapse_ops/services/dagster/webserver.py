@@ -1,4 +1,4 @@
-"""One process: Dagster's webserver behind the guard (`python -m synapse_ops.services.webserver`).
+"""One process: Dagster's webserver behind the guard (`python -m synapse_ops.services.dagster.webserver`).
 
 Settings and secrets come by environment and file, never by argv; the access log is off, because a URL can hold the
 one-time token.
@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from synapse_ops.services.webserver_guard import App, GuardSettings, WebserverGuard
+from synapse_ops.services.dagster.webserver_guard import App, GuardSettings, WebserverGuard
 
 SESSION_VARIABLE = "SYNAPSE_UI_SESSION"
 ONE_TIME_FILE_VARIABLE = "SYNAPSE_UI_ONE_TIME_FILE"

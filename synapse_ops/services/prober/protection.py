@@ -1,7 +1,8 @@
 """How old the last backup and the last proof are: read from the repository by a process of its own.
 
 Reading a catalog loads boto3 and lists what may be 100,000 objects. In a child this costs the prober no memory, and a
-store that hangs is ended with it. `python -m synapse_ops.services.watch_protection SPEC STATE_DIR` prints the document.
+store that hangs is ended with it. `python -m synapse_ops.services.prober.protection SPEC STATE_DIR` prints the
+document.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TIMEOUT_S = 300.0  # an interpreter starts, and a large catalog is listed
 
 async def read_protection(spec_path: Path, state_dir: Path) -> Mapping[str, Any] | None:
     """Return what the child printed; None when it did not end in time or was cut. Raises OSError when none starts."""
-    argv = [sys.executable, "-m", "synapse_ops.services.watch_protection", str(spec_path), str(state_dir)]
+    argv = [sys.executable, "-m", "synapse_ops.services.prober.protection", str(spec_path), str(state_dir)]
     child = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,

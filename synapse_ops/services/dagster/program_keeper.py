@@ -19,7 +19,7 @@ import psutil
 import structlog
 
 from synapse_ops.errors import DeadlineExceeded
-from synapse_ops.services.process_tree import SUPERVISOR_VARIABLE, end_all, format_mark, own_mark
+from synapse_ops.services.dagster.process_tree import SUPERVISOR_VARIABLE, end_all, format_mark, own_mark
 from synapse_ops.systems.host.processes import ProcessMark, end_process, spawn
 
 FIRST_PAUSE_S = 0.5  # before the first restart; doubles with each crash in a row

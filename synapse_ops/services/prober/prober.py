@@ -43,8 +43,8 @@ from synapse_ops.operations.health.history import (
 from synapse_ops.operations.health.probes import probes_of
 from synapse_ops.operations.spec_in_force import read_spec_in_force
 from synapse_ops.operations.stack import Stack
+from synapse_ops.services.prober.protection import read_protection
 from synapse_ops.services.spec_watch import SpecWatch
-from synapse_ops.services.watch_protection import read_protection
 from synapse_ops.systems.probe_clients import HttpClients
 
 FLUSH_S = 0.1  # verdicts of this long go into one transaction

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from synapse_ops.domain.health.alerts import parse_notification
 from synapse_ops.errors import ConfigError
 from synapse_ops.manifests.monitoring.alertmanager import WEBHOOK_PATH
-from synapse_ops.services.watch_families import families
+from synapse_ops.services.prober.families import families
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-    from synapse_ops.services.prober import Prober
+    from synapse_ops.services.prober.prober import Prober
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]

@@ -25,17 +25,17 @@ import structlog
 from synapse_ops.errors import ConfigError, Refused, Unreachable
 from synapse_ops.operations.health.report import is_watched
 from synapse_ops.operations.spec_in_force import read_spec_in_force
-from synapse_ops.services import webserver
-from synapse_ops.services.dagster_home import (
+from synapse_ops.services.dagster import webserver
+from synapse_ops.services.dagster.home import (
     HOME_VARIABLE,
     DagsterHome,
     dagster_environment,
     prepare_home,
 )
-from synapse_ops.services.process_tree import become_subreaper, end_all, left_by_dead_supervisors
+from synapse_ops.services.dagster.process_tree import become_subreaper, end_all, left_by_dead_supervisors
+from synapse_ops.services.dagster.program_keeper import Program, Supervisor
+from synapse_ops.services.dagster.webserver_guard import HEALTH_PATH, OPEN_PATH
 from synapse_ops.services.spec_watch import SpecWatch
-from synapse_ops.services.supervisor import Program, Supervisor
-from synapse_ops.services.webserver_guard import HEALTH_PATH, OPEN_PATH
 from synapse_ops.systems.host.processes import START_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class DagsterService:
             ),
         ]
         if self._serve_ui:
-            argv = [python, "-m", "synapse_ops.services.webserver"]
+            argv = [python, "-m", "synapse_ops.services.dagster.webserver"]
             more = {
                 webserver.HOST_VARIABLE: _LOOPBACK,
                 webserver.PORT_VARIABLE: str(self.port),
