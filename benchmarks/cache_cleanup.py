@@ -17,7 +17,7 @@ from pathlib import Path
 
 import redis
 
-from synapse_ops.local.redis_server import find_redis
+from synapse_ops.local.servers.redis import find_redis
 from synapse_ops.operations.cleanup.cache import apply_cache_plan, make_cache_plan
 from synapse_ops.spec import Spec
 from synapse_ops.systems.host.processes import free_ports

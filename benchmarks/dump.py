@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from synapse_ops.local.seaweed_server import LISTENERS, SeaweedServer, find_weed
+from synapse_ops.local.servers.s3 import LISTENERS, SeaweedServer, find_weed
 from synapse_ops.systems.host.processes import free_ports, make_private_dir, reachable_by, server_identity
 from synapse_ops.systems.postgres.programs import find_pg_tools
 from synapse_ops.systems.postgres.server import PgServer, make_socket_dir

@@ -27,7 +27,7 @@ from urllib.request import urlopen
 
 import psutil
 
-from synapse_ops.local.seaweed_server import LISTENERS, SeaweedServer, find_weed
+from synapse_ops.local.servers.s3 import LISTENERS, SeaweedServer, find_weed
 from synapse_ops.operations.backup_kinds import SNAPSHOTS
 from synapse_ops.operations.stack import open_stack
 from synapse_ops.operations.vectors.snapshot import snapshot_collection

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from synapse_ops.local.seaweed_server import LISTENERS, SeaweedServer, find_weed
+from synapse_ops.local.servers.s3 import LISTENERS, SeaweedServer, find_weed
 from synapse_ops.systems.host.processes import ProcessMark, free_ports, reachable_by, server_identity
 from synapse_ops.systems.postgres.server import make_socket_dir
 from tests.servers import servers_dir

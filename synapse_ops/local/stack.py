@@ -18,15 +18,15 @@ from functools import partial
 from pathlib import Path
 
 from synapse_ops.errors import Refused, SynapseOpsError
-from synapse_ops.local.api_server import api_server
 from synapse_ops.local.credentials import make_certificates, now_utc, read_or_make_password
-from synapse_ops.local.database_servers import DatabasePasswords, DatabaseServers, database_servers
 from synapse_ops.local.layout import StackLayout
-from synapse_ops.local.program_server import ProgramServer
-from synapse_ops.local.redis_server import find_redis, redis_server
-from synapse_ops.local.seaweed_server import LISTENERS, SeaweedServer, find_weed
-from synapse_ops.local.vector_server import vector_server
-from synapse_ops.local.watch_server import watch_server
+from synapse_ops.local.servers.api import api_server
+from synapse_ops.local.servers.databases import DatabasePasswords, DatabaseServers, database_servers
+from synapse_ops.local.servers.program import ProgramServer
+from synapse_ops.local.servers.redis import find_redis, redis_server
+from synapse_ops.local.servers.s3 import LISTENERS, SeaweedServer, find_weed
+from synapse_ops.local.servers.vectors import vector_server
+from synapse_ops.local.servers.watch import watch_server
 from synapse_ops.systems.host.processes import (
     ProcessMark,
     copy_tree_once,

@@ -14,7 +14,8 @@ from urllib.parse import quote
 
 from synapse_ops.errors import ConfigError
 from synapse_ops.local.credentials import read_or_make_password, write_secret
-from synapse_ops.local.database_servers import (
+from synapse_ops.local.layout import StackLayout
+from synapse_ops.local.servers.databases import (
     APP_DATABASE,
     APP_USER,
     OPS_DATABASE,
@@ -22,8 +23,7 @@ from synapse_ops.local.database_servers import (
     REPLICATION_USER,
     SUPERUSER,
 )
-from synapse_ops.local.layout import StackLayout
-from synapse_ops.local.vector_server import vector_key_file
+from synapse_ops.local.servers.vectors import vector_key_file
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "synapse" / "infrastructure.yaml"
 

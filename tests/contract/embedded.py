@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synapse_ops.local.vector_server import is_ready
+from synapse_ops.local.servers.vectors import is_ready
 from synapse_ops.systems.host.processes import free_ports
 from tests.contract.collection_snapshots import ContractClient
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from synapse_ops.local.api_server import EXAMPLE, answers_health
 from synapse_ops.local.example_data import load_example_data
+from synapse_ops.local.servers.api import EXAMPLE, answers_health
 from synapse_ops.systems.host.processes import free_ports
 
 READY_TIMEOUT_S = 60.0

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from synapse_ops.domain.cleanup.cache import Level, compile_pattern
 from synapse_ops.errors import ConfigError, PlanChanged, Refused, Unreachable
-from synapse_ops.local.redis_server import find_redis
+from synapse_ops.local.servers.redis import find_redis
 from synapse_ops.operations.cleanup.cache import apply_cache_plan, make_cache_plan, read_redis_findings
 from synapse_ops.operations.cleanup.plan_file import FIRST_ROWS, PlanWriter
 from synapse_ops.spec import SecretRef, Spec

@@ -22,7 +22,7 @@ from synapse_ops.domain.health.servers import (
     judge_replication,
 )
 from synapse_ops.domain.health.states import ProbeVerdict, State
-from synapse_ops.local.redis_server import find_redis
+from synapse_ops.local.servers.redis import find_redis
 from synapse_ops.operations.health.asker import Asker
 from synapse_ops.operations.health.probes import probes_of
 from synapse_ops.operations.health.server_probes import STORE_PREFIX

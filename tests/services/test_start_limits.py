@@ -11,8 +11,8 @@ from pathlib import Path
 import yaml
 
 import synapse_ops
-from synapse_ops.local.program_server import ProgramServer
-from synapse_ops.local.seaweed_server import SeaweedServer
+from synapse_ops.local.servers.program import ProgramServer
+from synapse_ops.local.servers.s3 import SeaweedServer
 from synapse_ops.services.dagster.console import Console, start_console
 from synapse_ops.services.dagster.home import shipped_file
 from synapse_ops.services.dagster.service import running

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from synapse_ops.local.credentials import read_or_make_password
 from synapse_ops.local.layout import StackLayout
-from synapse_ops.local.program_server import ProgramServer
+from synapse_ops.local.servers.program import ProgramServer
 from synapse_ops.systems.host.processes import make_private_dir
 
 PROBE_TIMEOUT_S = 2.0

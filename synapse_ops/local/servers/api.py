@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 from synapse_ops.local.credentials import write_secret
-from synapse_ops.local.database_servers import APP_DATABASE, APP_USER
 from synapse_ops.local.layout import StackLayout
-from synapse_ops.local.program_server import ProgramServer
-from synapse_ops.local.vector_server import vector_key_file
+from synapse_ops.local.servers.databases import APP_DATABASE, APP_USER
+from synapse_ops.local.servers.program import ProgramServer
+from synapse_ops.local.servers.vectors import vector_key_file
 
 PROBE_TIMEOUT_S = 2.0
-EXAMPLE = Path(__file__).parents[2] / "examples" / "synapse" / "app.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "synapse" / "app.py"
 
 
 def api_server(

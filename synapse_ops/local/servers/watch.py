@@ -6,7 +6,7 @@ import os
 import sys
 
 from synapse_ops.local.layout import StackLayout
-from synapse_ops.local.program_server import ProgramServer
+from synapse_ops.local.servers.program import ProgramServer
 from synapse_ops.operations.health.report import is_watched
 
 

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 from synapse_ops.local.credentials import write_secret
-from synapse_ops.local.program_server import ProgramServer
+from synapse_ops.local.servers.program import ProgramServer
 from synapse_ops.systems.host.processes import ServerIdentity, make_private_dir
 from synapse_ops.systems.redis.program import find_redis, quoted
 
