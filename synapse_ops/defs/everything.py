@@ -6,16 +6,16 @@ from typing import Any
 
 import dagster as dg
 
-from synapse_ops.defs.active_alerts import active_alert_definitions
 from synapse_ops.defs.alarms import alarm_definitions
 from synapse_ops.defs.backup.definitions import backup_definitions
-from synapse_ops.defs.cleanup import cleanup_definitions
-from synapse_ops.defs.health import health_definitions
-from synapse_ops.defs.manifests import manifest_definitions
+from synapse_ops.defs.cleanup.assets import cleanup_definitions
+from synapse_ops.defs.health.active_alerts import active_alert_definitions
+from synapse_ops.defs.health.assets import health_definitions
 from synapse_ops.defs.place import find_place
+from synapse_ops.defs.release.assets import manifest_definitions
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.defs.spec_assets import spec_definitions
-from synapse_ops.defs.spec_sensor import spec_sensor_definitions
+from synapse_ops.defs.spec.assets import spec_definitions
+from synapse_ops.defs.spec.sensor import spec_sensor_definitions
 from synapse_ops.defs.vectors.collections import collection_definitions
 from synapse_ops.operations.stack import Stack
 

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from synapse_ops.defs.everything import merged_definitions
-from synapse_ops.defs.health_events import CHECK_NAME, HealthTick, health_key
+from synapse_ops.defs.health.events import CHECK_NAME, HealthTick, health_key
 from synapse_ops.domain.health.states import State
 from synapse_ops.operations.health.availability import read_availability
 from synapse_ops.operations.health.report import read_health

@@ -166,7 +166,7 @@ def test_changed_renderer_requests_exactly_its_documents(site: Site, monkeypatch
     def changed(module: str, package: str) -> str:
         return "another" if module.endswith(".stores") else code_version_of(module, package)
 
-    monkeypatch.setattr("synapse_ops.defs.manifests.code_version_of", changed)
+    monkeypatch.setattr("synapse_ops.defs.release.assets.code_version_of", changed)
 
     assert site.tick() == {"redis_config", "qdrant_config"}
     site.run("render_manifests", selection=["redis_config", "qdrant_config"])
@@ -264,7 +264,7 @@ def test_every_document_is_checked_and_so_is_the_release(site: Site) -> None:
 
 def test_the_automation_sensor_is_explicit_and_running() -> None:
     """Dagster's own implicit one would be stopped, and a stopped one renders nothing."""
-    from synapse_ops.defs.manifests import manifest_definitions
+    from synapse_ops.defs.release.assets import manifest_definitions
 
     sensor = next(found for found in manifest_definitions().sensors or () if found.name == "manifest_automation")
     assert isinstance(sensor, dg.AutomationConditionSensorDefinition)

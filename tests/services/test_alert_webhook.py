@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import httpx
 
-from synapse_ops.defs.active_alerts import ACTIVE_ALERTS_KEY, report_alerts
+from synapse_ops.defs.health.active_alerts import ACTIVE_ALERTS_KEY, report_alerts
 from synapse_ops.operations.health.active_alerts import read_active_alerts
 from synapse_ops.services.prober.metrics import MOST_BODY_BYTES
 from tests.health_history import read_address

@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from synapse_ops.defs.cleanup import cleanup_definitions
+from synapse_ops.defs.cleanup.assets import cleanup_definitions
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.errors import PlanChanged

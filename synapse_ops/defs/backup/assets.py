@@ -17,7 +17,7 @@ from synapse_ops.defs.backup.verbs import back_up, prove, refuse_unless_proven
 from synapse_ops.defs.event_metadata import proof_metadata
 from synapse_ops.defs.policies import OWNERS, code_version, freshness_of
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.defs.spec_assets import spec_key
+from synapse_ops.defs.spec.assets import spec_key
 
 if TYPE_CHECKING:
     from synapse_ops.spec import Spec

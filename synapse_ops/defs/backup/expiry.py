@@ -21,7 +21,7 @@ from synapse_ops.defs.policies import (
     run_limit,
 )
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.defs.spec_assets import spec_key
+from synapse_ops.defs.spec.assets import spec_key
 
 if TYPE_CHECKING:
     from synapse_ops.defs.place import Place

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from synapse_ops.defs.in_run import operation_of
-from synapse_ops.defs.manifest_checks import RELEASE_KEY, document_checks, manifest_check, manifest_result
-from synapse_ops.defs.manifest_events import document_metadata, last_rendering, release_metadata, stale_pages
 from synapse_ops.defs.policies import GROUP_MANIFESTS, OWNERS, TAG_TRIGGER, code_version, code_version_of, run_limit
+from synapse_ops.defs.release.checks import RELEASE_KEY, document_checks, manifest_check, manifest_result
+from synapse_ops.defs.release.events import document_metadata, last_rendering, release_metadata, stale_pages
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.defs.spec_assets import spec_key
+from synapse_ops.defs.spec.assets import spec_key
 from synapse_ops.errors import Refused, SynapseOpsError
 from synapse_ops.manifests.targets import TARGETS, Target
 

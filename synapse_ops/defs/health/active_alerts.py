@@ -13,7 +13,7 @@ import dagster as dg
 from synapse_ops.defs.event_metadata import table
 from synapse_ops.defs.policies import GROUP_HEALTH, OWNERS, TAG_TRIGGER
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.defs.spec_assets import spec_key
+from synapse_ops.defs.spec.assets import spec_key
 
 if TYPE_CHECKING:
     from synapse_ops.domain.health.alerts import ActiveAlert

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from synapse_ops.defs.policies import TAG_TRIGGER
-from synapse_ops.defs.spec_assets import CHECK_NAME, FILE_KEY, evaluate_file
+from synapse_ops.defs.spec.assets import CHECK_NAME, FILE_KEY, evaluate_file
 
 if TYPE_CHECKING:
     from synapse_ops.defs.place import Place

@@ -24,7 +24,7 @@ from synapse_ops.defs.policies import (
     run_limit,
 )
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.defs.spec_assets import spec_key
+from synapse_ops.defs.spec.assets import spec_key
 from synapse_ops.errors import Refused
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import dagster as dg
 from pydantic import Field
 
 from synapse_ops.defs.event_metadata import Metadata, table
-from synapse_ops.defs.health_events import CHECK_NAME, HealthTick, evaluation_of, health_key
+from synapse_ops.defs.health.events import CHECK_NAME, HealthTick, evaluation_of, health_key
 from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.policies import GROUP_HEALTH, OWNERS, TAG_TRIGGER, code_version, run_limit
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.defs.spec_assets import spec_key
+from synapse_ops.defs.spec.assets import spec_key
 
 if TYPE_CHECKING:
     from synapse_ops.operations.health.availability import AvailabilityRow
