@@ -40,12 +40,12 @@ test-stores:
 	@$(SETUP) dev
 	@cd "$(HERE)" && sh requirements/versitygw
 	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" SYNAPSE_TEST_STORE=versitygw \
-	  "$(BIN)/python" -m pytest -n 2 --dist loadfile tests/systems/test_object_store.py tests/operations tests/recovery
+	  "$(BIN)/python" -m pytest -n 2 --dist loadfile tests/systems/s3/test_store.py tests/operations
 
 prove-monitoring:
 	@$(SETUP) dev
 	@cd "$(HERE)" && sh requirements/monitoring-tools
-	@cd "$(HERE)" && PATH="$$PATH:/usr/sbin:/sbin" SYNAPSE_PROVE=1 "$(BIN)/python" -m pytest -s tests/prove tests/manifests/test_monitoring_tools.py
+	@cd "$(HERE)" && PATH="$$PATH:/usr/sbin:/sbin" SYNAPSE_PROVE=1 "$(BIN)/python" -m pytest -s tests/prove tests/manifests/monitoring/test_tools.py
 
 prove-release:
 	@$(SETUP) dev

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from tests.misbehaving import misbehaving
-from tests.services.test_watch import ENDPOINTS, HANGING, TIMEOUT_S, entry, metrics, prober, wait_for, write_spec
+from tests.services.prober.test_watch import ENDPOINTS, HANGING, TIMEOUT_S, entry, metrics, prober, wait_for, write_spec
 
 DELAY = "synapse_ops_probe_verdict_delay_seconds"
 AIM_S = TIMEOUT_S + 1.0

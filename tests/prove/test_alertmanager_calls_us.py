@@ -14,7 +14,7 @@ from synapse_ops.manifests.monitoring.alertmanager import PATHS, render_alertman
 from synapse_ops.operations.health.active_alerts import read_active_alerts
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.host.processes import free_ports
-from tests.services.test_watch import prober, write_spec
+from tests.services.prober.test_watch import prober, write_spec
 from tools.monitoring_servers import alertmanager_command, answers, wait_for
 from tools.program import serving
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from synapse_ops.cli.main import cli
 from synapse_ops.operations.stack import Stack
-from tests.rdb.redis_servers import RealRedis
+from tests.redis_servers import RealRedis
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "json"
 

@@ -22,7 +22,7 @@ from synapse_ops.manifests.monitoring.prometheus import render_prometheus
 from synapse_ops.operations.release.render import write_directory
 from synapse_ops.spec import Spec
 from synapse_ops.spec.loading import check_text
-from tests.manifests.monitoring_specs import SPECS
+from tests.manifests.monitoring.monitoring_specs import SPECS
 from tests.manifests.specs import CHANGES, spec_of
 from tests.tools.test_tools import changed
 from tools.alert_chain import AlertChain
