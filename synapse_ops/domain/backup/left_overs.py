@@ -13,7 +13,8 @@ from datetime import datetime
 
 from synapse_ops.domain.backup.catalog import ListedBackup
 from synapse_ops.domain.backup.layout import BackupPlace
-from synapse_ops.domain.backup.retention import LEAST_LEFT_OVER_GRACE, Clocks, RetentionPolicy, Rule, format_days
+from synapse_ops.domain.backup.retention import LEAST_LEFT_OVER_GRACE, Clocks, RetentionPolicy, Rule
+from synapse_ops.domain.durations import format_days
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from synapse_ops.domain.backup.catalog import HOLD_GRACE, CatalogEntry
 from synapse_ops.domain.backup.layout import BackupPlace
+from synapse_ops.domain.durations import format_days
 
 CLOCK_TOLERANCE = timedelta(minutes=5)  # NTP keeps hosts within a second; signatures of S3 fail beyond 15 minutes
 LEAST_LEFT_OVER_GRACE = timedelta(minutes=20)  # twice the 10 min for which a running dump bears a silent store
@@ -263,12 +264,3 @@ def _last_proven_reason(entry: CatalogEntry, policy: RetentionPolicy, clocks: Cl
     if entry.proven_at is not None and clocks.earlier - entry.proven_at > policy.proof_max_age:
         reason += f"; its proof is older than {format_days(policy.proof_max_age)}, prove it again"
     return reason
-
-
-def format_days(span: timedelta) -> str:
-    """Return a policy's duration as people say it: `30 d`, `12 h`, `90 s`."""
-    seconds = span.total_seconds()
-    for unit_s, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= unit_s and seconds % unit_s == 0:
-            return f"{seconds / unit_s:.0f} {unit}"
-    return f"{seconds:g} s"

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Self
 
-from synapse_ops.domain.backup.retention import format_days
+from synapse_ops.domain.durations import format_days
 
 LOGS, TEMP = "logs", "temp"
 PART_PREFIX, PART_SUFFIX = ".synapse-ops-", ".gz.part"  # what compressing writes before it is complete

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal, Self
 
 from synapse_ops.domain.canonical_json import canonical_json, reading
-from synapse_ops.domain.vectors.fingerprint import count_bounds
+from synapse_ops.domain.two_readings import count_bounds
 
 FORMAT_VERSION = 1
 ALL_KEYS_LIMIT = 50_000  # read whole twice: some seconds a reading for small values

@@ -10,19 +10,18 @@ Canary queries are exact searches with the ten best points, asked before and aft
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from synapse_ops.domain.canonical_json import canonical_json, reading
+from synapse_ops.domain.two_readings import count_bounds
 from synapse_ops.domain.vectors.config import ShardSchema
 
 FORMAT_VERSION = 1
 ALL_POINTS_LIMIT = 50_000  # read whole twice: about 45 s a reading at 768 dimensions
 TOP = 10
 SCORE_TOLERANCE = 1e-5  # relative; engine and server differ by 1.2e-7 at most
-LEAST_SLACK_RATIO = 0.01  # of the points: how far the count of a sampled copy may lie outside the window's two counts
 _NAMED = 20
 
 
@@ -225,40 +224,6 @@ def recall(query: CanaryQuery, top: Sequence[tuple[str, float]]) -> float:
     if len(top) < len(query.top):
         missing = [one for one, _ in query.top if one not in found]
     return 1 - len(missing) / len(query.top)
-
-
-class TwoReadings(Protocol):
-    """What two readings of a live store tell of the copy that was cut between them; points here are keys elsewhere."""
-
-    @property
-    def scope(self) -> Literal["all", "sample"]: ...
-    @property
-    def has_window(self) -> bool: ...
-    @property
-    def count_before(self) -> int: ...
-    @property
-    def count_after(self) -> int: ...
-    @property
-    def still(self) -> Mapping[str, Any]: ...
-    @property
-    def moved(self) -> Sequence[str]: ...
-
-
-def count_bounds(expected: TwoReadings) -> tuple[int, int]:
-    """Return the least and the most points that a copy may hold.
-
-    All points known: those that stood still, and those that moved; passing ones come on top where there was a window.
-    A sample: the two counts, with slack for what came and went in between, as the sample and the ids tell of it.
-    """
-    low, high = sorted((expected.count_before, expected.count_after))
-    if not expected.has_window:
-        return low, high
-    if expected.scope == "all":
-        return len(expected.still), len(expected.still) + len(expected.moved)
-    sampled = max(1, len(expected.still) + len(expected.moved))
-    moved_ratio = max(LEAST_SLACK_RATIO, 3 * len(expected.moved) / sampled)
-    slack = math.ceil(moved_ratio * high) + high - low
-    return max(0, low - slack), high + slack
 
 
 def _count_differences(expected: VectorFingerprint, copy: CopyFacts) -> list[str]:

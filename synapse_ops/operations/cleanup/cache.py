@@ -16,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from synapse_ops.domain.backup.retention import format_days
 from synapse_ops.domain.cleanup.cache import (
     Finding,
     Level,
@@ -26,6 +25,7 @@ from synapse_ops.domain.cleanup.cache import (
     compile_pattern,
     matches_any,
 )
+from synapse_ops.domain.durations import format_days
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import PlanChanged, Refused
 from synapse_ops.operations.cleanup.plan_file import Draft, Outcome, StoredPlan, apply_plan, write_plan

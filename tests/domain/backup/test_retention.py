@@ -20,10 +20,10 @@ from synapse_ops.domain.backup.retention import (
     Rule,
     counts_as_proven,
     excesses,
-    format_days,
     plan_retention,
     taken_at,
 )
+from synapse_ops.domain.durations import format_days
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
