@@ -23,7 +23,6 @@ from synapse_ops.manifests.compose.service import (
     service,
 )
 from synapse_ops.manifests.logs.pipeline import has_own_elasticsearch, needs_api_key
-from synapse_ops.manifests.monitoring.alertmanager import TOKEN
 from synapse_ops.manifests.monitoring.grafana import IN_CONTAINER
 from synapse_ops.manifests.stack.parts import (
     ALERTMANAGER_PORT,
@@ -37,6 +36,7 @@ from synapse_ops.manifests.stack.parts import (
     is_ours,
 )
 from synapse_ops.manifests.stack.processes import QDRANT_API_KEY, SECRETS_DIR
+from synapse_ops.manifests.stack.secret_files import TOKEN
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import LOCAL_HOSTS, LOG_DIR
 

@@ -19,6 +19,13 @@ from synapse_ops.manifests.compose.service import (
     part_resources,
     service,
 )
+from synapse_ops.manifests.servers.containers import (
+    REDIS_EXPORTER_PASSWORDS,
+    qdrant_environment,
+    qdrant_start,
+    redis_ping,
+    redis_start,
+)
 from synapse_ops.manifests.servers.postgres_container import (
     CONFIG_DIR,
     CONTAINER_SECRETS,
@@ -34,7 +41,6 @@ from synapse_ops.manifests.stack.processes import QDRANT_API_KEY, REDIS_PASSWORD
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import MONITORING_USER, POSTGRES_EXPORTER_PORT, QDRANT_GRPC_PORT, REDIS_EXPORTER_PORT
 
-REDIS_EXPORTER_PASSWORDS = "redis-exporter-passwords.json"
 _POSTGRES_USER = "999:999"  # of the image; its data directory belongs to it
 _QDRANT_USER = "1000:1000"
 _NOBODY = "65534:65534"
@@ -105,21 +111,6 @@ def _postgres_exporter(spec: Spec, node: str) -> Service:
     )
 
 
-def redis_start(spec: Spec, config: str) -> list[str]:
-    """Return the command that starts Redis; a password goes in through its standard input, never through argv."""
-    if spec.redis.password is None:
-        return ["redis-server", config]
-    escaped_password = f"$(cat {SECRETS_DIR}/{REDIS_PASSWORD} | sed 's/[\\\\\"]/\\\\&/g')"  # as redis.conf quotes
-    script = f'exec redis-server - <<EOF\n$(cat {config})\nrequirepass "{escaped_password}"\nEOF\n'
-    return ["sh", "-euc", script]
-
-
-def redis_ping(spec: Spec) -> list[str]:
-    """Return a command that exits with 0 when Redis answers."""
-    login = "" if spec.redis.password is None else f'REDISCLI_AUTH="$(cat {SECRETS_DIR}/{REDIS_PASSWORD})" '
-    return ["sh", "-euc", f'[ "$({login}redis-cli -p {spec.redis.port} ping)" = PONG ]']
-
-
 def _redis(spec: Spec) -> Service:
     more = {} if spec.redis.password is None else {"secrets": [REDIS_PASSWORD]}
     return service(
@@ -159,14 +150,6 @@ def _redis_exporter(spec: Spec) -> Service:
     )
 
 
-def qdrant_start(spec: Spec) -> list[str]:
-    """Return the command that starts Qdrant; its key is read from a file into its own environment."""
-    run = "exec /qdrant/entrypoint.sh --config-path /etc/qdrant/config.yaml"
-    if spec.qdrant.api_key is None:
-        return ["bash", "-euc", run]
-    return ["bash", "-euc", f'export QDRANT__SERVICE__API_KEY="$(cat {SECRETS_DIR}/{QDRANT_API_KEY})"; {run}']
-
-
 def qdrant_ping(spec: Spec) -> list[str]:
     """Return a command that exits with 0 when Qdrant is ready: its image has bash and no HTTP client."""
     connect = f"exec 3<>/dev/tcp/127.0.0.1/{spec.qdrant.port}"
@@ -193,11 +176,3 @@ def _qdrant(spec: Spec) -> Service:
         stop_grace_period="1m",
         **({"secrets": secrets} if secrets else {}),
     )
-
-
-def qdrant_environment(spec: Spec) -> dict[str, str]:
-    """Return where the read-only image may write, and its certificate in a container."""
-    told = {"QDRANT_INIT_FILE_PATH": "/tmp/.qdrant-initialized"}  # noqa: S108 - the container's own
-    if spec.qdrant.tls:
-        told |= {"QDRANT__TLS__CERT": f"{SECRETS_DIR}/tls.crt", "QDRANT__TLS__KEY": f"{SECRETS_DIR}/tls.key"}
-    return told

@@ -5,8 +5,8 @@ It changes nothing in a cluster, so that it has no right to. Its own secrets are
 
 from __future__ import annotations
 
-from synapse_ops.manifests.kubernetes.objects import Object, namespace, service_account, thing
-from synapse_ops.manifests.stack.parts import OPS, object_name
+from synapse_ops.manifests.kubernetes.objects import Object, service_account, thing
+from synapse_ops.manifests.stack.parts import OPS, namespace, object_name
 from synapse_ops.spec import Spec
 
 _LOOK = ["get", "list", "watch"]

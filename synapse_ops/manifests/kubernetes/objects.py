@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synapse_ops.manifests.stack.parts import object_name
+from synapse_ops.manifests.stack.parts import namespace, object_name
 from synapse_ops.manifests.stack.processes import SECRETS_DIR, USER_ID
 from synapse_ops.spec import Spec
 from synapse_ops.spec.units import format_cores, format_size
@@ -21,11 +21,6 @@ Object = dict[str, Any]
 MANAGER = "synapse-ops"
 SCRATCH_LIMIT = "256Mi"
 _LOCAL_DISK = {"requests": "64Mi", "limits": "1Gi"}  # logs and scratch on the node
-
-
-def namespace(spec: Spec) -> str:
-    """Return the namespace of every object."""
-    return spec.kubernetes.namespace or object_name(spec)
 
 
 def selector(spec: Spec, part: str) -> dict[str, str]:

@@ -10,13 +10,6 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from synapse_ops.manifests.compose.stores import (
-    REDIS_EXPORTER_PASSWORDS,
-    qdrant_environment,
-    qdrant_start,
-    redis_ping,
-    redis_start,
-)
 from synapse_ops.manifests.kubernetes.objects import (
     Object,
     config_map,
@@ -31,6 +24,13 @@ from synapse_ops.manifests.kubernetes.objects import (
     service_account,
     service_port,
     stateful_set,
+)
+from synapse_ops.manifests.servers.containers import (
+    REDIS_EXPORTER_PASSWORDS,
+    qdrant_environment,
+    qdrant_start,
+    redis_ping,
+    redis_start,
 )
 from synapse_ops.manifests.servers.postgres import pg_hba, postgresql_conf
 from synapse_ops.manifests.servers.postgres_container import (

@@ -7,9 +7,9 @@ from synapse_ops.manifests.kubernetes.access import access_objects
 from synapse_ops.manifests.kubernetes.application import api_objects, worker_objects
 from synapse_ops.manifests.kubernetes.entry import entry_objects
 from synapse_ops.manifests.kubernetes.network import policies
-from synapse_ops.manifests.kubernetes.objects import Object, labels, namespace, secrets_volume, tls_secret_name
+from synapse_ops.manifests.kubernetes.objects import Object, labels, secrets_volume, tls_secret_name
 from synapse_ops.manifests.kubernetes.stores import database_objects, qdrant_objects, redis_objects
-from synapse_ops.manifests.stack.parts import is_ours
+from synapse_ops.manifests.stack.parts import is_ours, namespace
 from synapse_ops.manifests.stack.prober import prober_secrets
 from synapse_ops.spec import Spec
 

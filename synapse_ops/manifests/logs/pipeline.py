@@ -10,8 +10,8 @@ import re
 from urllib.parse import SplitResult, urlsplit
 
 from synapse_ops.manifests.document import Document, json_document, text_document, yaml_document
-from synapse_ops.manifests.monitoring.prometheus import Place
 from synapse_ops.manifests.stack import parts
+from synapse_ops.manifests.stack.parts import Place
 from synapse_ops.manifests.stack.units import whole_seconds
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import LOCAL_HOSTS

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from synapse_ops.manifests.document import Document, text_document, yaml_document
 from synapse_ops.manifests.monitoring.alert_catalog import HEARTBEAT
-from synapse_ops.manifests.monitoring.prometheus import Place, prober_address
-from synapse_ops.manifests.stack.secret_files import secret_file
+from synapse_ops.manifests.monitoring.prometheus import prober_address
+from synapse_ops.manifests.stack.parts import Place
+from synapse_ops.manifests.stack.secret_files import TOKEN, secret_file
 from synapse_ops.spec import Spec
 
 PATHS: dict[Place, str] = {
@@ -21,7 +22,6 @@ PATHS: dict[Place, str] = {
 ROUTES_PATH = "alertmanager/tests/routes.tsv"
 READS = frozenset(["alerting", "backup", "kubernetes", "name", "watch"])
 WEBHOOK_PATH = "/alerts"
-TOKEN = "webhook-token"  # noqa: S105 - the name of a file
 
 _PEOPLE = "notify"
 _FAILOVER = "failover"

@@ -13,16 +13,13 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from synapse_ops.manifests.document import Document, yaml_document
-from synapse_ops.manifests.kubernetes.objects import namespace
 from synapse_ops.manifests.monitoring.alert_catalog import HEARTBEAT
 from synapse_ops.manifests.stack import parts
-from synapse_ops.manifests.stack.parts import Address, PlaceName, address_of, object_name
+from synapse_ops.manifests.stack.parts import Address, Place, address_of, namespace, object_name
 from synapse_ops.manifests.stack.secret_files import SECRETS_DIR, secret_file
 from synapse_ops.spec import Spec, fixed
 from synapse_ops.spec.blocks.monitoring import HealthCheck
 from synapse_ops.spec.units import format_duration
-
-Place = PlaceName
 
 PATHS: dict[Place, str] = {
     "hosts": "prometheus/prometheus.yml",

@@ -7,7 +7,6 @@ encryption; Mozilla's "intermediate" list less DHE. The request limit is `server
 from __future__ import annotations
 
 from synapse_ops.manifests.document import Document, text_document
-from synapse_ops.manifests.kubernetes.objects import namespace
 from synapse_ops.manifests.stack.parts import (
     API,
     HTTPS_PORT,
@@ -17,6 +16,7 @@ from synapse_ops.manifests.stack.parts import (
     address_of,
     database_nodes,
     is_ours,
+    namespace,
     object_name,
 )
 from synapse_ops.manifests.stack.probes import FAILURES, readiness

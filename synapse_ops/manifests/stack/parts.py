@@ -157,3 +157,11 @@ def is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def namespace(spec: Spec) -> str:
+    """Return the namespace of every object."""
+    return spec.kubernetes.namespace or object_name(spec)
+
+
+Place = PlaceName

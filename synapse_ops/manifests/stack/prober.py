@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from synapse_ops.manifests.monitoring.alertmanager import TOKEN
 from synapse_ops.manifests.stack.parts import API, PRIMARY, QDRANT, REDIS, STANDBY, PlaceName, address_of, is_ours
 from synapse_ops.manifests.stack.processes import QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR, every_address
+from synapse_ops.manifests.stack.secret_files import TOKEN
 from synapse_ops.manifests.yaml_text import write_entries
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import OPS_METRICS_PORT

@@ -13,3 +13,6 @@ def secret_file(reference: SecretRef, name: str, place: PlaceName) -> str:
     if place == "hosts" and reference.scheme == "file":
         return reference.target
     return f"{SECRETS_DIR}/{name}"
+
+
+TOKEN = "webhook-token"  # noqa: S105 - the name of a file

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from synapse_ops.manifests.compose.stores import redis_start
+from synapse_ops.manifests.servers.containers import redis_start
 from synapse_ops.manifests.servers.redis_and_qdrant import redis_conf
 from synapse_ops.spec.loading import check_text
 from synapse_ops.systems.host.processes import free_ports
