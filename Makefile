@@ -40,7 +40,7 @@ test-stores:
 	@$(SETUP) dev
 	@cd "$(HERE)" && sh requirements/versitygw
 	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" SYNAPSE_TEST_STORE=versitygw \
-	  "$(BIN)/python" -m pytest -n 2 --dist loadfile tests/systems/s3/test_store.py tests/operations
+	  "$(BIN)/python" -m pytest -n 2 --dist loadfile tests/systems/s3/test_store.py tests/operations/backup tests/operations/database tests/operations/cleanup
 
 prove-monitoring:
 	@$(SETUP) dev
