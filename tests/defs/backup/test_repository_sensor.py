@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -14,8 +15,11 @@ import pytest
 from synapse_ops.defs.backup.kinds import COLLECTIONS, DATABASES
 from synapse_ops.defs.backup.repository_sensor import look_at_repository
 from synapse_ops.defs.backup.restore_check import CHECK_NAME
-from synapse_ops.domain.backup.layout import BACKUP
+from synapse_ops.domain.backup.layout import BACKUP, BackupPlace
 from synapse_ops.domain.backup.proof_record import Verdict
+from synapse_ops.domain.backup.record import BackupRecord
+from synapse_ops.errors import ConfigError, Unreachable
+from synapse_ops.operations.backup import catalog
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.systems.dagster_storage import last_evaluation
 from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
@@ -23,6 +27,7 @@ from tests.stored_backups import store_backup, store_proof
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DUMP_KEY, PROOF_KEY = DATABASES.backup_key, DATABASES.proof_key
+read_stored_record = catalog.read_record
 
 
 @dataclass
@@ -240,3 +245,50 @@ def test_idle_tick_reads_no_event_and_reports_nothing(repository: Repository) ->
 
     assert list(result.asset_events) == []
     assert json.loads(repository.cursor or "{}") == before
+
+
+def test_a_backup_that_cannot_be_read_stops_no_other(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is reported once, others are reported and proven, and the cursor moves: no event at every tick.
+
+    A lifecycle rule moved one `backup.json` to an archive class: it is listed, its facts are cached, a GET answers 403.
+    """
+    lost = store_backup(repository.store, NOW - timedelta(hours=3), number=1)
+    new = store_backup(repository.store, NOW - timedelta(hours=1), number=2)
+
+    def read_record(found: Any, place: BackupPlace) -> BackupRecord:
+        if place == lost.place:
+            raise ConfigError(f"the keys may not read {place.key(BACKUP)}")
+        return read_stored_record(found, place)
+
+    monkeypatch.setattr(catalog, "read_record", read_record)
+
+    first = repository.tick()
+    seen = repository.cursor
+    again = [repository.tick()]
+    repository.cursor = None  # lost: what was reported is known by its event
+    again.append(repository.tick())
+
+    assert repository.reported() == [new.place.backup_id]
+    [fault] = [event for event in first.asset_events if isinstance(event, dg.AssetObservation)]
+    assert fault.metadata["backup_id"].value == lost.place.backup_id
+    assert [request.tags["synapse/backup_id"] for request in first.run_requests or []] == [new.place.backup_id]
+    assert [list(result.asset_events) for result in again] == [[], []]
+    assert repository.cursor == seen
+
+
+def test_a_store_that_is_away_for_a_moment_is_asked_again(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may pass by itself does not move the cursor: the backup is reported at the next tick."""
+    backup = store_backup(repository.store, NOW - timedelta(hours=1))
+
+    def read_record(found: Any, place: BackupPlace) -> BackupRecord:
+        raise Unreachable("the store does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(catalog, "read_record", read_record)
+        repository.tick()
+    during = repository.reported()
+    repository.tick()
+
+    assert (during, repository.reported()) == ([], [backup.place.backup_id])

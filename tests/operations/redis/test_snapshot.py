@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pyrage
 import pytest
 
+from synapse_ops.domain.backup.layout import HEARTBEAT
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.errors import ConfigError, Refused, SynapseOpsError, Unreachable
 from synapse_ops.operations.backup.catalog import read_catalog
@@ -21,6 +24,7 @@ from synapse_ops.operations.backup_kinds import RDBS
 from synapse_ops.operations.redis.snapshot import RdbReport, identity_of, snapshot_redis
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.services.prober.protection import protection
+from synapse_ops.systems.host.process_presence import presence_of_this_process
 from synapse_ops.systems.s3.store import StoreAccess
 from tests.redis_servers import RealRedis, fill_every_type, make_redis_stack, running_redis
 
@@ -337,3 +341,18 @@ def test_the_prober_tells_the_moments_of_the_newest_snapshot_and_proof(stack: St
     assert taken["backup_at"] == proven["backup_at"] is not None
     assert taken["proven_at"] is None
     assert proven["proven_at"] > taken["backup_at"]
+
+
+def test_the_upload_of_a_killed_snapshot_is_aborted_by_the_next_one(stack: Stack, server: RealRedis) -> None:
+    """As for every kind: the writer of an upload died on this host, so that nobody pays for it until the grace ends."""
+    fill(server, 10)
+    first = snapshot_redis(stack)
+    store = stack.redis_repository().store
+    dead = replace(first.place, backup_id=f"{first.place.backup_id[:-6]}ffffff")
+    presence = presence_of_this_process() | {"pid": 2**22 + 1}  # beyond what Linux gives out: there is no such process
+    store.put_bytes(dead.key(HEARTBEAT), json.dumps(presence).encode())
+    store.begin_upload(dead.key("dump.rdb"))
+
+    snapshot_redis(stack)
+
+    assert list(store.list_uploads()) == []
