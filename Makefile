@@ -14,15 +14,15 @@ SETUP := cd "$(HERE)" && PYTHON="$(PYTHON)" sh requirements/install
 help:
 	@echo "make demo    start the embedded stack, back it up, prove the backup, plan retention, show what happened"
 	@echo "make test    run the tests"
-	@echo "make test-stores  the tests of the repository against a second S3 store, built with Go"
-	@echo "make prove-monitoring  the rendered files in a real Prometheus and Alertmanager (it installs Debian's packages)"
-	@echo "make prove-release  outside tools judge every rendered document of the example spec"
+	@echo "make test-stores  the backup-repository tests against a second S3 server, built with Go"
+	@echo "make prove-monitoring  run the rendered files in a real Prometheus and Alertmanager (installs Debian packages)"
+	@echo "make prove-release  check every rendered document of the example spec with outside tools"
 	@echo "make ui      open the Dagster instance that the demo filled"
-	@echo "make quick   format, lint, types, imports, domain and spec tests: under 30 s"
-	@echo "make check   quick, and that generated documents are up to date"
-	@echo "make bench   the measurements of docs/benchmarks.md"
-	@echo "make docs    write the generated documents again"
-	@echo "make lock    resolve the lock files again"
+	@echo "make quick   format, lint, types, imports, tests of domain and spec: under 30 s"
+	@echo "make check   quick, and check that the generated pages are up to date"
+	@echo "make bench   measure a dump, as in docs/benchmarks.md"
+	@echo "make docs    regenerate the generated pages"
+	@echo "make lock    update the lock files"
 
 demo:
 	@$(SETUP) run
