@@ -25,8 +25,10 @@ KINDS = ("logs", "temp", "cache", "snapshots", "history")
     epilog="Examples:  synapse-ops cleanup --plan   |   synapse-ops cleanup --plan --only logs   |   "
     "synapse-ops cleanup --apply 3f9a1c0d5e6f7a8b"
 )
-@click.option("--plan", "wants_plan", is_flag=True, help="Print what would go and why, and a digest for each kind.")
-@click.option("--apply", "digests", metavar="DIGEST", multiple=True, help="Do exactly the plan of this digest.")
+@click.option(
+    "--plan", "wants_plan", is_flag=True, help="Print what would be removed and why, and a digest for each kind."
+)
+@click.option("--apply", "digests", metavar="DIGEST", multiple=True, help="Apply exactly the plan with this digest.")
 @click.option("--only", type=click.Choice(KINDS), multiple=True, help="With --plan: only this kind. Default: all.")
 @click.option(
     "--json",
@@ -46,7 +48,7 @@ def command(*, wants_plan: bool, digests: tuple[str, ...], only: tuple[str, ...]
     if wants_plan == bool(digests):
         raise click.UsageError("give either --plan or --apply DIGEST")
     if digests and only:
-        raise click.UsageError("--only belongs to --plan; a digest says which kind it is")
+        raise click.UsageError("--only goes with --plan; a digest already names its kind")
     if wants_plan:
         _plan(place, only or KINDS, as_json=as_json)
     else:

@@ -110,7 +110,7 @@ def _fill(stack: Stack, size_bytes: int) -> None:
     qdrant = stack.spec.qdrant
     with _step(f"example vectors in {qdrant.collection}: {VECTORS} points of {qdrant.vector_size} dimensions"):
         load_example_vectors(stack.admin_conninfo(stack.spec.database.databases[0]), qdrant)
-    with _step("aged log and temporary files, and cache keys that nobody has read for a day"):
+    with _step("aged log and temporary files, and cache keys not read for a day"):
         load_example_left_behind(stack.spec, datetime.now(UTC))
 
 
@@ -191,7 +191,7 @@ def _show(stack: Stack, cleaned: Mapping[str, Mapping[str, Any]], began: float) 
     for table in (protected_table((databases, vectors)), health_table(health), cleanup_table(cleaned)):
         terminal.print(table)
     click.echo(f"databases: {databases.totals}\nvectors:   {vectors.totals}")
-    click.echo(f"The whole took {time.monotonic() - began:.0f} s.")
+    click.echo(f"Finished in {time.monotonic() - began:.0f} s.")
     unproven = (*databases.unproven, *vectors.unproven)
     if unproven:
         raise Unproven("the newest backup is not proven", detail="\n".join(unproven))

@@ -97,7 +97,7 @@ def health_table(report: HealthReport) -> RenderableType:
             reasons = "\n".join(f"{row.probe.name}: {row.condition.reason}" for row in found if not row.is_healthy)
             yield f"{len(found)} {state}", names, reasons or "every one answered within its timeout"
 
-    return _table("What is probed, each at its own interval", ("state", "what", "why"), rows())
+    return _table("Health checks, each at its own interval", ("state", "what", "why"), rows())
 
 
 def cleanup_table(recorded: Mapping[str, Mapping[str, Any]]) -> RenderableType:
@@ -113,8 +113,8 @@ def cleanup_table(recorded: Mapping[str, Mapping[str, Any]]) -> RenderableType:
             freed, digest = format_bytes(int(metadata["freed_bytes"])), str(metadata["plan_digest"])
             yield kind, ", ".join(done) or "nothing was old enough", f"{metadata['skipped']:,}", freed, digest
 
-    columns = ("what", "done", "left alone: changed since the plan", "freed", "exactly the plan")
-    return _table("What was tidied away", columns, rows())
+    columns = ("what", "done", "skipped: changed since the plan", "freed", "exactly the plan")
+    return _table("Cleaned up", columns, rows())
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> RenderableType:

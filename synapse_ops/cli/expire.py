@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("subject", required=False)
-@click.option("--plan", "wants_plan", is_flag=True, help="Print what would go and why, and each plan's digest.")
-@click.option("--apply", "digest", metavar="DIGEST", help="Do exactly the plan of this digest.")
+@click.option("--plan", "wants_plan", is_flag=True, help="Print what would be removed and why, and each plan's digest.")
+@click.option("--apply", "digest", metavar="DIGEST", help="Apply exactly the plan with this digest.")
 @click.option(
     "--accept-ratio",
     type=click.FloatRange(0, 1),
     help="With --apply: remove up to this part of a subject's backups (0 to 1), over retention.max_expiry_ratio.",
 )
-@click.option("--retention", help="With --plan: the window, as `30d`. Needed where no spec says it.")
+@click.option("--retention", help="With --plan: the window, as `30d`. Required without a spec.")
 @click.option(
     "--json",
     "as_json",
@@ -108,7 +108,7 @@ def _policies(place: Place, subject: str | None, window: timedelta | None) -> li
     if not place.has_spec:
         if window is None:
             raise ConfigError(
-                "no retention given, and a repository alone does not say one",
+                "no retention window given, and no spec to take it from",
                 hint="Name the window with --retention 30d, or the spec with --spec.",
             )
         return [(source, RetentionPolicy(window)) for source in place.sources(subject)]
@@ -117,7 +117,7 @@ def _policies(place: Place, subject: str | None, window: timedelta | None) -> li
     found = []
     for source in (source for text in subjects for source in place.sources(text)):
         if source.kind is None or not source.kind.is_on(spec):
-            raise ConfigError(f"the spec does not say how long backups of {source.label} are kept")
+            raise ConfigError(f"the spec sets no retention for backups of {source.label}")
         policy = source.kind.policy(spec)
         found.append((source, policy if window is None else replace(policy, window=window)))
     return found

@@ -35,9 +35,9 @@ def error_of_bug(bug: Exception) -> SynapseOpsError:
     with os.fdopen(handle, "w", encoding="utf-8") as log:
         traceback.print_exception(bug, file=log)
     return SynapseOpsError(
-        f"synapse-ops met a fault of its own: {type(bug).__name__}",
+        f"internal error: {type(bug).__name__}",
         detail=f"the traceback is in {name}",
-        hint="Please report it with that file; nothing that was already written is lost.",
+        hint="This is a bug. Please report it with that log file.",
     )
 
 

@@ -24,7 +24,7 @@ COLORS = {"healthy": "green", "degraded": "yellow", "unknown": "magenta", "faile
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Go on showing the state of now, until interrupted.")
+@click.option("--watch", is_flag=True, help="Keep showing the current state until interrupted.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/health.schema.json).")
 @stack_options
 def command(place: Place, *, watch: bool, as_json: bool) -> None:
@@ -116,7 +116,7 @@ def _uptime(row: HealthRow) -> str:
 def _footer(report: HealthReport) -> list[str]:
     lines = []
     if not report.is_watched:
-        lines.append("no prober runs here: everything was asked once, now; `synapse-ops local up` or `ui` starts one")
+        lines.append("no prober is running: each check ran once, just now; `synapse-ops local up` or `ui` starts one")
     for repository, found in (report.protection or {}).items():
         for subject, moments in found.get("subjects", {}).items():
             backup, proof = (_age_of(moments.get(key), report.read_at) for key in ("backup_at", "proven_at"))
@@ -142,9 +142,9 @@ def error_of(report: HealthReport) -> SynapseOpsError | None:
     detail = "\n".join(f"{row.probe.name}: {row.condition.reason}" for row in (*bad, *unknown))
     hint = "docs/health.md says what each state means and what its limits are."
     if bad:
-        return Unhealthy(f"{len(bad)} of {len(report.rows)} probed things are not healthy", detail=detail, hint=hint)
+        return Unhealthy(f"{len(bad)} of {len(report.rows)} checks are not healthy", detail=detail, hint=hint)
     if unknown or not report.rows:
-        return Unproven(f"the state of {len(unknown)} of {len(report.rows)} probed things is unknown", detail=detail)
+        return Unproven(f"the state of {len(unknown)} of {len(report.rows)} checks is unknown", detail=detail)
     return None
 
 

@@ -114,7 +114,7 @@ def _show(overview: RepositoryOverview, now: datetime) -> None:
     if overview.foreign_count:
         click.echo(f"foreign: {overview.foreign_count} objects that this tool did not write, and leaves alone")
     if overview.missing_features is None:
-        click.echo("store features: could not be asked, because these keys may not write")
+        click.echo("store features: not tested, because these keys may not write")
     for words in overview.missing_features or ():
         click.echo(f"the store lacks {words}")
 

@@ -87,7 +87,7 @@ def status(state_dir: Path, *, as_json: bool) -> None:
 
 @command.command()
 @_state_dir
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def reset(state_dir: Path, *, yes: bool) -> None:
     """Stop the stack and remove all its data, backups in its own S3 store included."""
     from synapse_ops.local.embedded_stack import reset_stack, resettable
@@ -113,7 +113,7 @@ def _confirm(question: str) -> None:
         if sys.stdin.isatty():
             raise  # Ctrl-C
         click.echo(err=True)  # the question ended without a line feed
-        raise ConfigError("nobody is there to confirm", hint="Say so in the call: --yes") from None
+        raise ConfigError("cannot ask for confirmation: there is no terminal", hint="Confirm with --yes.") from None
     if not agreed:
         raise Refused("nothing was removed: the answer was no")
 
@@ -122,7 +122,7 @@ def _confirm(question: str) -> None:
 @click.argument("server", required=False)
 @_state_dir
 @click.option("--lines", default=50, show_default=True, type=click.IntRange(0), help="How many of the last lines.")
-@click.option("--follow", is_flag=True, help="Go on printing as lines are written, until interrupted.")
+@click.option("--follow", is_flag=True, help="Keep printing new lines until interrupted.")
 def logs(server: str | None, state_dir: Path, lines: int, *, follow: bool) -> None:
     """Print the end of a server's log; without SERVER, of every log."""
     from synapse_ops.local.layout import find_layout

@@ -30,7 +30,7 @@ COMMANDS = {
     "unpin": ("pin:unpin", "Lift a pin."),
     "info": ("info", "Show what is protected."),
     "vectors": ("vectors", "Switch an alias of Qdrant to a restored collection."),
-    "health": ("health", "Show how everything that is probed is."),
+    "health": ("health", "Show the health of every endpoint and server."),
     "render": ("render", "Render every document of the stack from the spec."),
     "ui": ("ui", "Serve the Dagster UI, daemon and code server."),
     "demo": ("demo", "Run the main job on the embedded stack and show what happened."),
@@ -106,4 +106,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _help_hint(usage: click.ClickException) -> str:
     context = usage.ctx if isinstance(usage, click.UsageError) else None
-    return f"`{context.command_path if context else 'synapse-ops'} --help` says what may be given."
+    return f"`{context.command_path if context else 'synapse-ops'} --help` lists what is allowed."

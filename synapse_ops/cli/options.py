@@ -62,7 +62,7 @@ def work_dir_option(meaning: str) -> Callable[[Any], Any]:
     )
 
 
-_state_dir_option = state_dir_option("Where this host keeps its own files: state, caches, scratch.")
+_state_dir_option = state_dir_option("Directory for state, caches and scratch files of this host.")
 _repository_options = (
     click.option(
         "--repository", "repository_url", envvar="SYNAPSE_REPOSITORY", help="s3://bucket/prefix/; no spec needed."

@@ -13,7 +13,7 @@ from synapse_ops.cli.options import Place, repository_options
 @click.command(epilog="Example:  synapse-ops pin 20261123T201726Z-3f9a1c audit-2026 --reason 'annual audit'")
 @click.argument("backup_id", metavar="ID")
 @click.argument("label")
-@click.option("--reason", default="", help="Why, for someone who finds the pin in a year.")
+@click.option("--reason", default="", help="Reason for the pin; it is shown with it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/pin.schema.json).")
 @repository_options
 def command(backup_id: str, label: str, reason: str, place: Place, *, as_json: bool) -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     "target",
     required=True,
     metavar="TARGET",
-    help="What does not exist yet. Of a database: a name, a conninfo without a password, or a data directory, which "
-    "starts with / or ./; of a collection: a name; of Redis: a data directory.",
+    help="The new target, which must not exist yet. For a database: a name, a conninfo without a password, "
+    "or a data directory, which starts with / or ./; for a collection: a name; for Redis: a data directory.",
 )
 @click.option(
     "--server",
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     help="The server of a new database, as superuser: env:NAME or file:PATH of a libpq URL, or service:NAME. "
     "Default: database.admin of the spec.",
 )
-@click.option("--plan", "only_plan", is_flag=True, help="Print what would happen. The default.")
-@click.option("--apply", "apply", is_flag=True, help="Do it.")
+@click.option("--plan", "only_plan", is_flag=True, help="Print what would be done. The default.")
+@click.option("--apply", "apply", is_flag=True, help="Carry it out.")
 @timeout_option("the restore. Default: a day.")
-@work_dir_option("Where the backup is staged for a while.")
+@work_dir_option("Directory where the backup is staged.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/restore.schema.json).")
 @repository_options
 def command(
@@ -64,7 +64,7 @@ def command(
     from synapse_ops.operations.backup.restoring import DEFAULT_TIMEOUT_S, RestoreRequest
 
     if only_plan and apply:
-        raise ConfigError("--plan and --apply exclude one another")
+        raise ConfigError("--plan and --apply are mutually exclusive")
     if not target:
         raise ConfigError("--to is empty", hint="Name a target that does not exist yet.")
     repository, found, kind = place.locate(backup_id)

@@ -12,7 +12,7 @@ from synapse_ops.cli.options import Place, stack_options
 
 @click.command(name="ui")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of the UI on 127.0.0.1. Default: a free one.")
-@click.option("--new-url", is_flag=True, help="Print a new one-time URL of the UI that is already served, and end.")
+@click.option("--new-url", is_flag=True, help="Print a new one-time URL of the running UI, and exit.")
 @stack_options
 def command(port: int | None, new_url: bool, place: Place) -> None:
     """Serve the Dagster UI, daemon and code server.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.argument("what", metavar="[SUBJECT|ID]", required=False)
 @click.option("--all-unproven", is_flag=True, help="Every backup that is not proven. Default: the newest of a subject.")
 @timeout_option("each proof. Default: the spec's.")
-@work_dir_option("Where throwaway servers and copies live for a while.")
+@work_dir_option("Directory for throwaway servers and copies.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/verify.schema.json).")
 @repository_options
 def command(
@@ -86,7 +86,7 @@ def _targets(
     """Return the backups to prove. Raises ConfigError for an argument that names nothing."""
     if what is not None and not _names_subject(what):
         if all_unproven:
-            raise ConfigError("ID and --all-unproven exclude one another")
+            raise ConfigError("ID and --all-unproven are mutually exclusive")
         repository, found, _ = place.locate(what)
         return [(repository, found)]
     targets: list[tuple[Repository, BackupPlace]] = []

@@ -62,7 +62,7 @@ def load_example_left_behind(spec: Spec, now: datetime) -> Any:
     from redis import Redis
 
     if not spec.cleanup.log_roots or not spec.cleanup.temp_roots:
-        raise ConfigError("no cleanup.log_roots or cleanup.temp_roots: nowhere to leave files behind")
+        raise ConfigError("no cleanup.log_roots or cleanup.temp_roots: no place for the example files")
     redis = spec.redis
     password = redis.password.resolve() if redis.password else None
     with (

@@ -67,7 +67,7 @@ def write_spec(layout: StackLayout, ports: Mapping[str, int]) -> None:
         raise ConfigError(
             f"cannot read {layout.spec_file}: it is not YAML",
             detail=str(error),
-            hint="Mend it, or remove it: the next `synapse-ops local up` writes it anew.",
+            hint="Correct it, or remove it: the next `synapse-ops local up` writes a new one.",
         ) from error
     for block, values in _addresses(layout, ports).items():
         _merge(document, block, values)

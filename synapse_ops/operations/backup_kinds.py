@@ -155,7 +155,7 @@ def qdrant_servers(request: RestoreRequest) -> Iterator[tuple[QdrantServer, ...]
 
     if request.open_stack is None:
         raise ConfigError(
-            "which server? --to names a new collection only", hint="Name the spec of its server with --spec."
+            "no server given: --to names only the new collection", hint="Name the spec of its server with --spec."
         )
     with ExitStack() as opened:
         yield tuple(opened.enter_context(server) for server in qdrant_nodes(request.open_stack().spec.qdrant))
@@ -202,7 +202,7 @@ def _take_rdb(stack: Stack, subject: str, **more: Any) -> BackupReport:
 
     (address,) = _redis_address(stack)
     if subject != address:
-        raise ConfigError(f'the spec has no Redis at "{subject}": redis.host and redis.port say {address}')
+        raise ConfigError(f'the spec has no Redis at "{subject}": redis.host and redis.port are {address}')
     return snapshot_redis(stack, **more)
 
 

@@ -36,8 +36,8 @@ class Stack:
         redis = self.spec.backup.redis
         if redis is None:
             raise ConfigError(
-                "backup.redis is not set: Redis is taken for a cache, of which no backup is made",
-                hint="Write `redis: {}` into the block `backup` of the spec to keep what is in it.",
+                "backup.redis is not set: Redis is treated as a cache and not backed up",
+                hint="Write `redis: {}` into the block `backup` of the spec to back it up.",
             )
         return open_repository(redis.destination, self.store_access(), state_dir=self.state_dir)
 

@@ -76,7 +76,7 @@ def listening(address: tuple[str, int]) -> Iterator[socket.socket]:
         )
         listener = socket.socket(family, kind, protocol)
     except OSError as fault:
-        raise ConfigError(f"watch.host {host} is no address of this host: {fault}") from fault
+        raise ConfigError(f"watch.host {host} is not an address of this host: {fault}") from fault
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from synapse_ops.systems.log_output import configure_logging
 
-    parser = argparse.ArgumentParser(prog="synapse_ops.services.watch", description="Probe a stack until told to stop.")
+    parser = argparse.ArgumentParser(prog="synapse_ops.services.watch", description="Probe a stack until stopped.")
     parser.add_argument("--spec", type=Path, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--wait", action="store_true", help="Wait for another prober of the state directory to end.")
@@ -189,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(error.render(), file=sys.stderr)
         status = error.exit_code
     except Exception:
-        log.exception("the prober ends: a part of it ended by itself")
+        log.exception("the prober stops: one of its tasks ended unexpectedly")
         status = 1
     sys.stdout.flush()
     os._exit(status)  # a thread that hangs in a name's resolution would hold us for a minute; everything is written

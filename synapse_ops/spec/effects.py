@@ -42,7 +42,7 @@ def _ignored(spec: Spec) -> Iterator[tuple[str, str]]:
         for key in ("automatic", "timeout", "max_lag_bytes", "primary_start_timeout", "cool_down", "max_per_hour"):
             yield f"failover.{key}", "failover.manager is external: another manager decides"
     elif not failover.automatic:
-        yield "failover.dagster_grace", "failover.automatic is false: nobody competes for the lease"
+        yield "failover.dagster_grace", "failover.automatic is false: no process competes for the lease"
     elif failover.max_per_hour > 1 and failover.cool_down * (failover.max_per_hour - 1) >= timedelta(hours=1):
         why = f"failover.cool_down {format_duration(failover.cool_down)} allows fewer"
         yield "failover.max_per_hour", why
@@ -69,7 +69,7 @@ def _notes(spec: Spec) -> Iterator[str]:
         yield f'qdrant.api_key is sent to "{qdrant.host}" in the clear: qdrant.tls is false'
     redis = spec.redis
     if redis.password is not None and not redis.host.startswith("/") and redis.host not in _LOOPBACK:
-        yield f'redis.password is sent to "{redis.host}" in the clear: Redis is not spoken to over TLS'
+        yield f'redis.password is sent to "{redis.host}" in the clear: connections to Redis do not use TLS'
     if spec.database.name not in spec.database.databases:
         yield f'database.databases does not list database.name "{spec.database.name}": it is not backed up'
     yield from _unreachable_nodes(spec)
@@ -78,18 +78,18 @@ def _notes(spec: Spec) -> Iterator[str]:
     if 22 not in opened:
         yield "firewall.inbound opens no port 22: where SSH listens there, loading the ruleset closes it to everyone"
     if 443 not in opened:
-        yield "firewall.inbound opens no port 443: nobody reaches the proxy of a host from outside"
+        yield "firewall.inbound opens no port 443: the proxy of a host cannot be reached from outside"
     if spec.redis.host.startswith("/"):
         yield f'redis.host "{spec.redis.host}" is a socket, and redis.conf opens none: add `unixsocket` on hosts'
     if spec.database.host.startswith("/"):
         yield f'database.host "{spec.database.host}" is a directory of sockets, which postgresql.conf does not name'
     emptied = {str(job) for job, addresses in spec.prometheus.targets.items() if not addresses}
-    for job, effect in (("alertmanager", "nobody is told of an alert"), ("synapse_ops", "ProberDown fires for ever")):
+    for job, effect in (("alertmanager", "no alert is delivered"), ("synapse_ops", "ProberDown fires for ever")):
         if job in emptied:
             yield f"prometheus.targets.{job} is empty: on hosts {effect}"
     outside = [path for path in spec.logging.paths if not path.startswith(f"{LOG_DIR}/")]
     if outside:
-        yield f"logging.paths {', '.join(outside)}: containers log to {LOG_DIR} alone, nothing else is found there"
+        yield f"logging.paths {', '.join(outside)}: containers log to {LOG_DIR} alone, other paths do not exist there"
     if spec.tls.min_version != "TLSv1.2" and spec.kubernetes.entry.kind != "none":
         kind = "an Ingress" if spec.kubernetes.entry.kind == "ingress" else "a Gateway"
         yield f"tls.min_version {spec.tls.min_version}: {kind} has no field for it, set it in the controller too"
@@ -109,7 +109,7 @@ def _unreachable_nodes(spec: Spec) -> Iterator[str]:
         opened = [ipaddress.ip_network(rule.source) for rule in spec.firewall.inbound if rule.port == port]
         closed = sorted(host for host in hosts if not any(_may_be_in(host, network) for network in opened))
         if closed:
-            yield f"database.nodes cannot meet: firewall.inbound opens no port {port} to {', '.join(closed)}"
+            yield f"database.nodes cannot connect: firewall.inbound opens no port {port} to {', '.join(closed)}"
 
 
 def _packages_of_others(spec: Spec) -> Iterator[str]:

@@ -98,5 +98,5 @@ def spec_error(file: Path, faults: list[Fault]) -> ConfigError:
     return ConfigError(
         f'spec "{file}" has {count}',
         detail="\n".join(fault.render(file) for fault in faults),
-        hint="Mend the lines named above; docs/configuration.md lists every field with what it allows.",
+        hint="Correct the lines named above; docs/configuration.md lists every field and its allowed values.",
     )

@@ -142,7 +142,7 @@ def _ports(spec: Spec) -> Iterator[Conflict]:
         (("watch", "port"), metrics, WORKER_METRICS_PORT, "the worker's metrics"),
     ):
         if port == taken:
-            yield Conflict(path, f"{port}, which {by} has", "a port of its own")
+            yield Conflict(path, f"{port}, which {by} has", "another port")
     listening = [
         (("server", "port"), spec.server.host, spec.server.port),
         (("database", "port"), spec.database.host, spec.database.port),
@@ -154,7 +154,7 @@ def _ports(spec: Spec) -> Iterator[Conflict]:
         same_host = host == later_host or {host, later_host} <= LOCAL_HOSTS
         if same_host and port == later_port and not host.startswith("/"):
             found = f"{later_port}, which is {{other}} on the same host"
-            yield Conflict(later_path, found, "a port of its own", (path, (*path[:-1], "host")))
+            yield Conflict(later_path, found, "another port", (path, (*path[:-1], "host")))
 
 
 def _database_names(spec: Spec) -> Iterator[Conflict]:
@@ -167,15 +167,15 @@ def _database_names(spec: Spec) -> Iterator[Conflict]:
         return
     for key, role in (("user", database.user), ("replication_user", database.replication_user)):
         if role.startswith("pg_") or role in (MONITORING_USER, "postgres", "none", "public"):
-            yield Conflict(("database", key), f'"{role}", which is not yours to name', "a role of its own")
+            yield Conflict(("database", key), f'"{role}", which is not yours to name', "another role")
     if database.user == database.replication_user:
         path: FieldPath = ("database", "replication_user")
-        yield Conflict(path, f'"{database.user}", which is {{other}}', "a role of its own", (("database", "user"),))
+        yield Conflict(path, f'"{database.user}", which is {{other}}', "another role", (("database", "user"),))
     names: list[tuple[FieldPath, str]] = [(("database", "name"), database.name)]
     names += [(("database", "databases", i), name) for i, name in enumerate(database.databases)]
     for path, name in names:
         if name in ("template0", "template1"):
-            yield Conflict(path, f'"{name}", which new databases are made from', "a database of its own")
+            yield Conflict(path, f'"{name}", which new databases are made from', "another database name")
 
 
 def _firewall(spec: Spec) -> Iterator[Conflict]:
@@ -241,7 +241,9 @@ def _destinations(spec: Spec) -> Iterator[Conflict]:
     places = [(("backup", kind, "destination"), getattr(spec.backup, kind).destination) for kind in kinds]
     for (other, first), (path, later) in combinations(places, 2):
         if later.startswith(first) or first.startswith(later):
-            yield Conflict(path, f'"{later}", which overlaps {{other}} "{first}"', "a prefix of its own", (other,))
+            yield Conflict(
+                path, f'"{later}", which overlaps {{other}} "{first}"', "a prefix that overlaps no other", (other,)
+            )
 
 
 def _redis_state(spec: Spec) -> Iterator[Conflict]:

@@ -75,7 +75,7 @@ class SecretRef:
             reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8 text"
             raise ConfigError(
                 f'could not read secret "{self}": {reason}',
-                hint=f"Look at it with `ls -l {self.target}`; it must be readable by the user who runs synapse-ops.",
+                hint=f"Check it with `ls -l {self.target}`; the user that runs synapse-ops must be able to read it.",
             ) from fault
         secret = secret.removesuffix("\n").removesuffix("\r")
         if not secret:

@@ -53,7 +53,7 @@ def read_source(path: Path) -> Source:
 
 
 def _read_text(path: Path) -> str:
-    hint = "Give the path of a YAML file; `synapse-ops spec schema` and docs/configuration.md say what may stand in it."
+    hint = "Give the path of a YAML file; `synapse-ops spec schema` and docs/configuration.md describe its content."
     try:
         status = path.stat()
         if S_ISDIR(status.st_mode):

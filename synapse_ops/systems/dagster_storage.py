@@ -305,7 +305,7 @@ def _event_log(instance: DagsterInstance) -> Any:
 
     storage = instance.event_log_storage
     if not isinstance(storage, SqlEventLogStorage):
-        raise Refused(f"cannot clean up the history in {type(storage).__name__}: it is no SQL database")
+        raise Refused(f"cannot clean up the history in {type(storage).__name__}: it is not an SQL database")
     return storage
 
 

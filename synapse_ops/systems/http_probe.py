@@ -82,7 +82,7 @@ class HttpProbe:
                     target = _next_target(target, response)
                 finally:
                     await response.aclose()
-        raise IntegrityError(f"redirects without end: after {MAX_REDIRECTS} it points to {_shown(target)}")
+        raise IntegrityError(f"redirects too often: after {MAX_REDIRECTS} it points to {_shown(target)}")
 
     async def request(
         self, method: str, url: str, *, headers: Mapping[str, str], content: bytes = b"", stage: Stage
@@ -110,11 +110,11 @@ def _next_target(here: httpx.URL, response: httpx.Response) -> httpx.URL:
     try:
         target = here.join(location)
     except (httpx.InvalidURL, ValueError) as fault:
-        raise IntegrityError(f"redirects to an address that is none: {location[:80]!r}") from fault
+        raise IntegrityError(f"redirects to an invalid address: {location[:80]!r}") from fault
     if target.scheme not in {"http", "https"} or not target.host:
         raise IntegrityError(f"redirects to {location[:80]!r}, which is neither http nor https")
     if target.host != here.host:  # a login page elsewhere answers 200 whatever is the matter here
-        raise IntegrityError(f"redirects to another host, {target.host[:80]}, which was not asked about")
+        raise IntegrityError(f"redirects to another host, {target.host[:80]}, which this check does not cover")
     if here.scheme == "https" and target.scheme == "http":
         raise IntegrityError(f"redirects from https to {_shown(target)}")
     return target
@@ -161,7 +161,7 @@ class http_errors:  # noqa: N801 - used as a function, as s3_errors and postgres
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-            raise IntegrityError(f"{_shown(self._url)} is no address that can be asked") from error
+            raise IntegrityError(f"{_shown(self._url)} is not an address that can be requested") from error
         if not isinstance(error, httpx.HTTPError):
             return
         certificate = _cause(error, ssl.SSLCertVerificationError)

@@ -46,7 +46,7 @@ def test_without_a_prober_everything_is_asked_once_and_the_answer_says_so(
     assert health(tmp_path) == 0
     output = capsys.readouterr().out
     assert "1 of 1 healthy" in output
-    assert "no prober runs here" in output
+    assert "no prober is running" in output
     assert not (tmp_path / "watch").exists()
 
 

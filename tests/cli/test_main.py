@@ -146,7 +146,7 @@ def test_a_reset_that_nobody_can_confirm_is_refused_with_the_option_that_does(tm
     result = call("local", "reset", cwd=tmp_path)
 
     assert result.returncode == 2
-    assert "hint: Say so in the call: --yes" in result.stderr
+    assert "hint: Confirm with --yes." in result.stderr
     assert data.is_dir()
 
 

@@ -31,7 +31,9 @@ class ProofConfig(dg.Config):
         description="Id of the backup to restore, as `synapse-ops backup list` prints it; an unknown one is refused "
         "with the nearest ids. Empty: the newest backup that has not been proven.",
     )
-    only_untried: bool = Field(False, description="Do nothing when the backup has a proof already, whatever it says.")
+    only_untried: bool = Field(
+        False, description="Do nothing when the backup already has a proof, whatever its verdict."
+    )
 
 
 def backup_assets(kind: AssetKind, spec: "Spec") -> dg.Definitions:

@@ -86,14 +86,14 @@ def expiry_jobs(kind: AssetKind, spec: "Spec", place: "Place") -> dg.Definitions
     plan = dg.define_asset_job(
         kind.job("expire_plan"),
         selection=dg.AssetSelection.assets(kind.plan_key),
-        description=f"Say what an expiry of {of_kind}' backups would remove, and why. Removes nothing; prints the "
+        description=f"Plan an expiry of {of_kind}' backups: what it would remove, and why. Removes nothing; prints the "
         f"digest for {kind.job('expire_apply')}.",
         tags=run_limit(EXPIRY_LIMIT),
     )
     apply = dg.define_asset_job(
         kind.job("expire_apply"),
         selection=dg.AssetSelection.assets(kind.retention_key),
-        description="Carry out exactly the plan whose digest you give.",
+        description="Apply exactly the plan with the given digest.",
         tags=run_limit(EXPIRY_LIMIT),
     )
     both = dg.define_asset_job(

@@ -29,8 +29,8 @@ class RestoreConfig(dg.Config):
 
     backup_id: str = Field(description="Id of the backup; an unknown one is refused with the nearest ids.")
     target: str = Field(
-        description="Where to, on the spec's servers or this host: a new database, a new collection, or the absolute "
-        "path of a new data directory (dumps and Redis). What exists is refused: nothing is ever restored over it."
+        description="The new target, on the spec's servers or this host: a new database, a new collection, "
+        "or the absolute path of a new data directory (dumps and Redis). An existing target is refused."
     )
 
 

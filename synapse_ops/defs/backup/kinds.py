@@ -139,7 +139,7 @@ COLLECTIONS = AssetKind(
     ),
     about_backup="Every shard of one collection in the repository, each from one active replica. `window_s` is the "
     "time in which they were cut, `window_points` how many of the compared points moved meanwhile.",
-    about_proof="A backup opened in an engine of its own, every point read and compared. `restore_s` is the time "
+    about_proof="A backup opened in its own engine, every point read and compared. `restore_s` is the time "
     "from the first byte read to a copy that answers, `recall_at_10` the part of the searches' best ten that was "
     "found.",
 )
@@ -160,7 +160,7 @@ REDIS = AssetKind(
         ("synapse_ops.operations.redis.proof", "synapse_ops.domain.redis.fingerprint"),
     ),
     about_backup="An RDB snapshot of Redis in the repository, every logical database in one file. `keys` is what "
-    "the second reading counted; `window_keys` moved between the two, and no proof can say what they were.",
+    "the second reading counted; `window_keys` moved between the two, and no proof covers them.",
     about_proof="An RDB snapshot loaded into a throwaway server and compared key for key. `restore_s` is the time "
     "from the first byte read to a server that answers.",
 )

@@ -128,7 +128,7 @@ def apply_plan(context: Any, stack: StackResource, plan_digest: str, kind: Asset
             f"then start {kind.job('expire_apply')} with its plan_digest."
         )
         if not is_plan_digest(plan_digest):
-            given = f'"{plan_digest}" is none: it has 16 hex digits' if plan_digest else "none was given"
+            given = f'"{plan_digest}" is not one: a digest has 16 hex digits' if plan_digest else "none was given"
             raise Refused(
                 f"an expiry needs the digest of the plan that it carries out, and {given}", detail=choices, hint=hint
             )

@@ -89,7 +89,7 @@ GROUPS = (
         apply="cache_cleanup",
         shown_as="redis",
         modules=("synapse_ops.domain.cleanup.cache", "synapse_ops.operations.cleanup.cache"),
-        plan_text="Which keys that match cleanup.cache_patterns nobody has used for cleanup.cache.retention. "
+        plan_text="Which keys that match cleanup.cache_patterns were not used for cleanup.cache.retention. "
         "`estimated_bytes` is their memory, estimated from a sample.",
         apply_text="Idle keys that went: exactly the plan of one digest; a key that was used since stays. "
         "`freed_bytes` is by how much the server's memory shrank meanwhile.",
@@ -135,11 +135,13 @@ def cleanup_definitions(spec: "Spec", place: "Place") -> dg.Definitions:
     freshness = freshness_of(spec.cleanup.schedule.longest_gap(spec.time_zone))
     assets = [_history(freshness), *(asset for group in GROUPS for asset in _pair(group, freshness))]
     plans, applies = [group.plan for group in GROUPS], [group.apply for group in GROUPS]
-    look = _job("cleanup_plan", plans, "Say what a cleanup would do, and why. Changes nothing; prints the digests.")
+    look = _job(
+        "cleanup_plan", plans, "Plan a cleanup: what it would do, and why. Changes nothing; prints the digests."
+    )
     whole = _job("cleanup", [*plans, *applies, HISTORY], "Plan, and carry out those plans: what the schedule starts.")
     jobs = [look, whole]
     jobs.append(_job("run_history_cleanup_job", [HISTORY], "Plan what of Dagster's history goes, or carry a plan out."))
-    jobs += [_job(f"{name}_apply", [name], "Carry out exactly the plan whose digest you give.") for name in applies]
+    jobs += [_job(f"{name}_apply", [name], "Apply exactly the plan with the given digest.") for name in applies]
     schedules = [
         _schedule("cleanup_plan_schedule", look, spec, is_running=not place.is_embedded),
         _schedule("cleanup_schedule", whole, spec, is_running=place.is_embedded),
@@ -192,7 +194,7 @@ def _history(freshness: dg.FreshnessPolicy) -> Any:
         code_version=code_version("synapse_ops.operations.cleanup.run_history", "synapse_ops.systems.dagster_storage"),
         freshness_policy=freshness,
         description="Dagster's own runs, output, ticks and events outside of runs by age. The newest event of each "
-        "asset, partition and check, failover records and what tells of an existing backup stay. Without the digest "
+        "asset, partition and check, failover records and records of existing backups stay. Without the digest "
         "of a plan it makes one and removes nothing, except in the schedule's run.",
     )
     def run_history_cleanup(
@@ -269,7 +271,7 @@ def _redis_check() -> Any:
         name=REDIS_CHECK,
         asset="cache_cleanup_plan",
         description="Red while the running Redis cannot do what the spec expects of it: connections, memory, policy of "
-        "eviction, time-outs, databases. A setting that it does not tell counts as a warning.",
+        "eviction, time-outs, databases. A setting that it does not report counts as a warning.",
     )
     def redis_fits_spec(context: dg.AssetCheckExecutionContext, stack: StackResource) -> dg.AssetCheckResult:
         with operation_of(context.run.run_id, context.instance):

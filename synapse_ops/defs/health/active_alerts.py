@@ -30,8 +30,8 @@ def active_alert_definitions() -> dg.Definitions:
         group_name=GROUP_HEALTH,
         owners=OWNERS,
         kinds={"prometheus"},
-        description="The alerts that fire now, as Alertmanager told the prober at /alerts. An event for each change; "
-        "`failover` counts those whose action is failover.",
+        description="The alerts that fire now, as Alertmanager reported them to the prober at /alerts. "
+        "An event for each change; `failover` counts those whose action is failover.",
     )
     return dg.Definitions(assets=[asset], sensors=[_sensor()])
 
@@ -54,7 +54,7 @@ def _sensor() -> dg.SensorDefinition:
         except Refused as nobody:
             return dg.SkipReason(nobody.message)
         if active is None:
-            return dg.SkipReason("Alertmanager has told nothing yet")
+            return dg.SkipReason("Alertmanager has reported nothing yet")
         cursor = report_alerts(context.instance, context.cursor, active)
         return dg.SensorResult(skip_reason=dg.SkipReason(f"{len(active)} alerts fire"), cursor=cursor)
 

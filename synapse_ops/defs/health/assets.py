@@ -107,9 +107,9 @@ def _health_report(keys: list[dg.AssetKey]) -> dg.AssetsDefinition:
         code_version=code_version("synapse_ops.operations.health.report", "synapse_ops.domain.health.states"),
         freshness_policy=dg.FreshnessPolicy.time_window(warn_window=timedelta(hours=2), fail_window=timedelta(hours=4)),
         description="Every probed endpoint and server at one moment: state, since when, why, latency, the last day. "
-        "`failed` counts those that are failed now; `unknown` those that nobody could ask. Uptime is of the "
+        "`failed` counts those that are failed now; `unknown` those that could not be checked. Uptime is of the "
         "observed time; "
-        "`unobserved_last_day` is the rest: no prober ran, or it could not ask.",
+        "`unobserved_last_day` is the rest: no prober ran, or it could not check.",
     )
     def health_report(context: dg.AssetExecutionContext, stack: StackResource) -> dg.MaterializeResult[None]:
         with operation_of(context.run.run_id, context.instance):
@@ -189,7 +189,7 @@ def _availability_report(keys: list[dg.AssetKey], spec: "Spec") -> dg.AssetsDefi
             try:
                 since, until = month_window(config.month, datetime.now(UTC), time_zone)
             except ValueError:
-                raise ConfigError(f'"{config.month}" is no month', hint="Write it as 2026-11.") from None
+                raise ConfigError(f'month "{config.month}" is not valid', hint="Write it as 2026-11.") from None
             rows = read_availability(stack.open().state_dir, since, min(until, datetime.now(UTC)))
         ratios = [row.time.uptime_ratio for row in rows if row.time.uptime_ratio is not None]
         columns = {"what": "string", "uptime_of_observed": "string", "unobserved": "string", "outages": "int"}

@@ -95,7 +95,7 @@ def _because(before: bytes | None, values: bytes, former: Mapping[str, Any], cod
         found.append("- what it was made from last is not kept on this host, so that no field can be named")
     if former.get(CODE) != code_version:
         found.append(f"- the renderer: `{former.get(CODE)}` → `{code_version}`")
-    return "\n".join(found) or "nothing that it reads has changed: somebody asked for it"
+    return "\n".join(found) or "none of its inputs changed: the rendering was requested"
 
 
 def _diff(changes: "tuple[DocumentChange, ...]") -> str:

@@ -76,7 +76,7 @@ def spec_definitions(place: Place, loaded: "LoadedSpec") -> dg.Definitions:
     @dg.asset_check(
         asset=FILE_KEY,
         name=CHECK_NAME,
-        description="Red while the file is not valid, or says something else than what is loaded. The last valid spec "
+        description="Red while the file is not valid, or differs from what is loaded. The last valid spec "
         "stays in force meanwhile; the code server restarts by itself when a new valid one appears.",
     )
     def spec_loaded_equals_file() -> dg.AssetCheckResult:

@@ -91,7 +91,7 @@ def _collections_present() -> dg.AssetChecksDefinition:
                 PRESENT_CHECK,
                 asset=COLLECTIONS.backup_key,
                 description="Red while a collection that was discovered once is not on the server any more: its "
-                "backups end without anybody having said so. The job forget_collection says so.",
+                "backups have ended. The job forget_collection confirms that this is intended.",
             )
         ],
         can_subset=True,
@@ -138,7 +138,7 @@ def look_at_collections(context: dg.SensorEvaluationContext, stack: StackResourc
 
 
 def _forget_collection() -> Any:
-    @dg.op(out=dg.Out(dg.Nothing), description="Say that a collection which vanished needs no more backups.")
+    @dg.op(out=dg.Out(dg.Nothing), description="Confirm that a vanished collection needs no more backups.")
     def forget(context: dg.OpExecutionContext, config: ForgottenCollection, stack: StackResource) -> None:
         with operation_of(context.run.run_id, context.instance):
             found = discover(stack, context.instance)

@@ -41,7 +41,7 @@ def cleanup_objection(info: Mapping[str, Any]) -> str:
     """Return why keys of a server cannot be removed by idle time, or an empty string. info: INFO, all sections."""
     policy = str(info.get("maxmemory_policy", ""))
     if not policy:
-        return "it does not say its maxmemory-policy, so nobody knows whether it keeps idle times"
+        return "it does not report its maxmemory-policy, so it may not keep idle times"
     if "lfu" in policy:
         return f"under maxmemory-policy {policy} it keeps how often a key is used, not when it was used last"
     if info.get("cluster_enabled"):
@@ -78,7 +78,7 @@ def compare_settings(redis: Any, info: Mapping[str, Any], settings: Mapping[str,
 def _clients(redis: Any, info: Mapping[str, Any], settings: Mapping[str, str]) -> list[Finding]:
     limit = settings.get("maxclients") or info.get("maxclients")
     if limit is None:
-        return [Finding(Level.UNKNOWN, "maxclients", "not told", "is it over redis.max_connections?")]
+        return [Finding(Level.UNKNOWN, "maxclients", "not reported", "is it over redis.max_connections?")]
     needed = redis.max_connections + _RESERVED_CLIENTS
     if int(limit) < needed:
         reason = f"redis.max_connections {redis.max_connections} and {_RESERVED_CLIENTS} in reserve need {needed}"
@@ -90,7 +90,9 @@ def _memory(info: Mapping[str, Any]) -> list[Finding]:
     limit, policy = info.get("maxmemory"), str(info.get("maxmemory_policy", ""))
     found = []
     if limit is None:
-        found.append(Finding(Level.UNKNOWN, "maxmemory", "not told", "a cache without a limit ends with the host's"))
+        found.append(
+            Finding(Level.UNKNOWN, "maxmemory", "not reported", "a cache without a limit ends with the host's")
+        )
     elif int(limit) == 0:
         found.append(
             Finding(Level.WARNING, "maxmemory", "0", "without a limit the kernel ends it when memory is short")
@@ -99,13 +101,13 @@ def _memory(info: Mapping[str, Any]) -> list[Finding]:
         found.append(Finding(Level.WARNING, "maxmemory-policy", policy, "when it is full, every write fails"))
     objection = cleanup_objection({**info, "role": "master", "cluster_enabled": 0})
     if objection:
-        found.append(Finding(Level.FAULT, "maxmemory-policy", policy or "not told", objection))
+        found.append(Finding(Level.FAULT, "maxmemory-policy", policy or "not reported", objection))
     return found
 
 
 def _idle_timeout(redis: Any, settings: Mapping[str, str]) -> list[Finding]:
     if "timeout" not in settings:
-        return [Finding(Level.UNKNOWN, "timeout", "not told", "does the server close the pool's idle connections?")]
+        return [Finding(Level.UNKNOWN, "timeout", "not reported", "does the server close the pool's idle connections?")]
     seconds = int(settings["timeout"])
     if 0 < seconds <= redis.timeout.total_seconds():
         reason = f"it closes connections within redis.timeout {redis.timeout.total_seconds():g} s"
@@ -117,7 +119,7 @@ def _idle_timeout(redis: Any, settings: Mapping[str, str]) -> list[Finding]:
 
 def _persistence(settings: Mapping[str, str]) -> list[Finding]:
     if "appendonly" not in settings:
-        return [Finding(Level.UNKNOWN, "appendonly", "not told", "does anything survive a restart?")]
+        return [Finding(Level.UNKNOWN, "appendonly", "not reported", "does anything survive a restart?")]
     if settings["appendonly"] == "no" and not settings.get("save"):
         return [Finding(Level.NOTE, "appendonly", "no", "and save is empty: a restart begins with an empty cache")]
     if settings["appendonly"] == "yes" and settings.get("appendfsync") == "no":

@@ -216,7 +216,7 @@ def root_fault(root: str, state_dir: str) -> str:
     if clean in _SHARED or clean.split("/")[1] in _SYSTEM:
         return "it belongs to the system, not to this stack alone"
     if clean.startswith("/home/") and clean.count("/") == 2:
-        return "it is somebody's home"
+        return "it is a home directory"
     if clean == state_dir or state_dir.startswith(f"{clean}/"):
         return f"it holds the state directory {state_dir}"
     if clean.startswith(f"{state_dir}/") and clean[len(state_dir) + 1 :].split("/")[0] not in _STATE_MAY:

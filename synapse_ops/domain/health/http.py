@@ -67,7 +67,7 @@ def _of_status(reply: HttpReply) -> Judged:
     if 200 <= reply.status < 300:
         return GOOD
     if reply.status == 429:
-        return State.DEGRADED, "answered 429: it is asked more often than it allows"
+        return State.DEGRADED, "answered 429: it is checked more often than it allows"
     return State.FAILED, f"answered {reply.status}{_quoted(reply)}"
 
 
@@ -97,7 +97,7 @@ def _of_rest(reply: HttpReply) -> Judged:
     if reply.encoding != "identity":
         return (
             State.DEGRADED,
-            f"answers packed ({reply.encoding[:20]!r}), which was not asked for: the body is not read",
+            f"its body is compressed ({reply.encoding[:20]!r}), which was not requested: it is not read",
         )
     if reply.is_cut and "html" not in reply.content_type.lower():
         return State.DEGRADED, f"its body does not end within {len(reply.body)} bytes: the rest is not read"
@@ -133,9 +133,9 @@ def _of_json(reply: HttpReply, text: str) -> Judged:
 def _of_word(status: int, word: str) -> Judged:
     plain = word.strip().lower().replace("-", "_").replace(" ", "_")
     if plain in FAILED_WORDS:
-        return State.FAILED, f'answered {status} and says "{word.strip()[:40]}" in the body'
+        return State.FAILED, f'answered {status} with "{word.strip()[:40]}" in the body'
     if plain in DEGRADED_WORDS:
-        return State.DEGRADED, f'answered {status} and says "{word.strip()[:40]}" in the body'
+        return State.DEGRADED, f'answered {status} with "{word.strip()[:40]}" in the body'
     return GOOD
 
 

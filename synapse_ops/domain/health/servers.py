@@ -139,7 +139,7 @@ def _checksums(facts: ServerFacts) -> list[Judged]:
 
 def _slot(slot: Slot) -> list[Judged]:
     if slot.wal_status in {"lost", "unreserved"}:
-        return [(State.DEGRADED, f'slot "{slot.name}" is {slot.wal_status}: who reads it must start anew')]
+        return [(State.DEGRADED, f'slot "{slot.name}" is {slot.wal_status}: its consumer must start anew')]
     if slot.retained_bytes > SLOT_RETAINED_BYTES:
         held, limit = slot.retained_bytes / 1024**3, SLOT_RETAINED_BYTES / 1024**3
         return [(State.DEGRADED, f'slot "{slot.name}" holds back {held:.1f} GiB of WAL, limit {limit:.0f} GiB')]

@@ -164,5 +164,5 @@ class TimeInStates:
         return min(1.0, self.known_s / window.total_seconds()) if window > timedelta() else 0.0
 
     def unobserved_ratio(self, window: timedelta) -> float:
-        """Return the part of a window of which nobody can say how it was: no prober ran, or it could not ask."""
+        """Return the part of a window of which nobody can say how it was: no prober ran, or it could not check."""
         return 1.0 - self.coverage_ratio(window)

@@ -61,4 +61,4 @@ def _states(views: Sequence[NodeView], shard: int) -> str:
     answering = {view.peer_id for view in views}
     silent = sorted({peer for view in views for number, peer in view.remote if number == shard} - answering)
     states += [f"peer {peer} does not answer, or is not in qdrant.nodes" for peer in silent]
-    return ", ".join(states) or "nobody knows of one"
+    return ", ".join(states) or "no node reports one"

@@ -13,7 +13,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The embedded vector store.")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--key-file", type=Path, help="holds the api key; without it, none is asked for")
+    parser.add_argument("--key-file", type=Path, help="holds the API key; without it, no key is required")
     given = parser.parse_args()
 
     import uvicorn

@@ -348,7 +348,7 @@ def only_one(
     near = difflib.get_close_matches(backup_id, known, n=3, cutoff=0.5)
     where = " or ".join(repository.url for repository in repositories)
     raise ConfigError(
-        f'there is no backup "{backup_id}" in {where}, where {len(known)} are',
+        f'there is no backup "{backup_id}" in {where}, which holds {len(known)}',
         detail="nearest: " + ", ".join(near) if near else "",
         hint="`synapse-ops backup list` prints the ids that exist.",
     )

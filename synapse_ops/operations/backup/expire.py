@@ -181,7 +181,7 @@ def _decide(
     found = excesses_of(entries, policy.max_expiry_ratio)
     warnings = [
         f"would remove {row.expiring} of {row.total} backups of {row.place.subject}: more than "
-        f"{policy.max_expiry_ratio:.0%} (retention.max_expiry_ratio), so applying asks"
+        f"{policy.max_expiry_ratio:.0%} (retention.max_expiry_ratio), so applying needs confirmation"
         for row in found
     ]
     if clocks.differ:
@@ -231,7 +231,7 @@ def _refuse_ratio(plan: ExpiryPlan, accept_ratio: float | None) -> None:
         f"plan {plan.digest} would remove {worst.expiring} of {worst.total} backups of {worst.place.subject} "
         f"({worst.ratio:.0%}), limit {limit:.0%} ({setting})",
         detail="\n".join(f"{row.place.subject}: {row.expiring} of {row.total}" for row in found),
-        hint="Is that meant? Then accept it with "
+        hint="If this is intended, accept it with "
         f"`synapse-ops expire --apply {plan.digest} --accept-ratio {_rounded_up(worst.ratio)}`.",
     )
 
@@ -245,7 +245,7 @@ def _refuse_failed(run: _Run, repository: Repository) -> None:
         raise Unreachable(
             f"could not delete {len(run.failed)} objects of {repository.url}",
             detail="\n".join(f"{key}: {reason}" for key, reason in sorted(run.failed.items())[:10]),
-            hint="Apply the same plan again: what is gone is not missed, what stayed is tried again.",
+            hint="Apply the same plan again: it skips what is gone and retries the rest.",
         )
 
 
@@ -323,7 +323,7 @@ class _Run:
         if is_held(listed.held_at, clocks):
             return "a restore or proof began to read it"
         if entry.action is Action.REMOVE_LEFT_OVER and not is_past_grace(listed.touched_at, self.fresh.policy, clocks):
-            return "somebody works there again"
+            return "a run has started there again"
         return ""
 
     def _delete(self, keys: Sequence[str]) -> None:
@@ -359,5 +359,5 @@ def _objection(entry: PlanEntry, decided: PlanEntry | None) -> str:
     if not decided.removes:
         return decided.reason
     if decided.action is not entry.action:
-        return f"it is no longer what the plan saw; now: {decided.reason}"
+        return f"it has changed since the plan; now: {decided.reason}"
     return ""

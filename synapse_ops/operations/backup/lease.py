@@ -65,7 +65,7 @@ class Lease:
         if self._lost:
             raise LeaseLost(
                 f'lease "{self.name}" is no longer held by {self.owner}: {self._lost}',
-                hint="Run the command again; what was already done is seen and not done twice.",
+                hint="It is safe to run the command again; completed steps are skipped.",
             )
 
     def extend(self, valid_until: float) -> None:
@@ -133,7 +133,7 @@ class _Keeper:
                 if changed and time.monotonic() >= give_up_at:
                     raise LeaseHeld(
                         self.lease.name,
-                        owner=str(body.get("owner", "somebody")),
+                        owner=str(body.get("owner", "unknown")),
                         expires_at=datetime.now(UTC) + timedelta(seconds=ttl_s - silent_s),
                     )
                 time.sleep(min(POLL_S, ttl_s / 10))
@@ -143,7 +143,7 @@ class _Keeper:
         while not stop.wait(self._ttl_s / RENEWALS_PER_TTL):
             try:
                 if not self._write(self.lease.epoch, "held", over=self._etag):
-                    self.lease.lose("somebody else took it over")
+                    self.lease.lose("another process took it over")
                     return
             except SynapseOpsError:
                 continue  # `check` raises once the TTL has passed without a renewal

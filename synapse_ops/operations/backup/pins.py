@@ -93,7 +93,7 @@ def _check_label(label: str) -> None:
     if not label.strip() or len(label.encode()) > MAX_LABEL or any(ord(c) < 32 for c in label):
         raise ConfigError(
             f'pin label "{label}" has {len(label.encode())} bytes, allowed 1 to {MAX_LABEL} without control characters',
-            hint="A label says why it is pinned: `audit-2026`.",
+            hint="Use a label that gives the reason, such as `audit-2026`.",
         )
 
 

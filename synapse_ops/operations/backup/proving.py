@@ -144,7 +144,7 @@ def carry_out_proof(
     except BaseException as fault:
         is_interrupted = not isinstance(fault, Exception)  # Ctrl-C, a terminated run: as little a verdict as kill -9
         verdict = Verdict.NOT_ATTEMPTED if is_interrupted else Verdict.UNPROVEN
-        conclusion = _Conclusion(verdict, f"the proof ended by {type(fault).__name__}")
+        conclusion = _Conclusion(verdict, f"the proof was interrupted by {type(fault).__name__}")
         _write(proof, conclusion, started_at, predicted_s)
         raise
     return _write(proof, conclusion, started_at, predicted_s)

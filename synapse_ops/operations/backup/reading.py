@@ -66,7 +66,7 @@ def read_backup_document(repository: Repository, place: BackupPlace, log: ReadLo
     lies = (place.backup_id, str(place.identity), place.subject, place.kind)
     if said != lies:
         raise WrongIdentity(
-            f"{key} belongs to another backup: it says {' '.join(said)}",
+            f"{key} belongs to another backup: it names {' '.join(said)}",
             detail=f"it lies under {' '.join(lies)}",
             hint="Was it copied from another backup?",
         )

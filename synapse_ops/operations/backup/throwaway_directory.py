@@ -106,7 +106,7 @@ def check_disk(base: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(base).free
     if free < needed_bytes:
         raise Unproven(
-            f"no room to restore: {base} has {free // 2**20} MiB free, {needed_bytes // 2**20} MiB are needed",
+            f"not enough space to restore: {base} has {free // 2**20} MiB free, {needed_bytes // 2**20} MiB are needed",
             hint="Free some space, or name another place with --work-dir or SYNAPSE_STATE_DIR.",
         )
 

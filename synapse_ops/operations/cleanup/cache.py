@@ -64,7 +64,7 @@ def apply_cache_plan(
         if named != wanted:
             changed = next(name for name in wanted if named.get(name) != wanted[name])
             raise PlanChanged(
-                f"plan {digest} was made for {changed} {named.get(changed)}, the spec now says {wanted[changed]}",
+                f"plan {digest} was made for {changed} {named.get(changed)}, the spec now has {wanted[changed]}",
                 hint="`synapse-ops cleanup --plan` makes a new one.",
             )
         _refuse_unfit(server)

@@ -74,7 +74,7 @@ def make_cleanup_plan(
                 scan.look_at(index, root)
             draft.totals = scan.totals()
             if not roots:
-                draft.warnings.append(f"cleanup.{_root_setting(kind)} is empty: nothing is looked at")
+                draft.warnings.append(f"cleanup.{_root_setting(kind)} is empty: there is nothing to clean up")
         return draft.plan
 
 
@@ -138,7 +138,7 @@ def _refuse_other_roots(roots: list[Root], seen: Any, digest: str) -> None:
         if (root.device, root.inode) != (device, inode):
             raise PlanChanged(
                 f"{root.path} is another directory than plan {digest} saw",
-                hint="Plan again, and look at what it lists.",
+                hint="Make a new plan and check what it lists.",
             )
 
 
@@ -186,7 +186,7 @@ class _Scan:
     def _file(self, index: int, seen: FileSeen) -> None:
         self.files += 1
         if self.files % _PROGRESS_EVERY == 0:
-            self.progress(Progress("looking at files", self.files, unit="files"))
+            self.progress(Progress("scanning files", self.files, unit="files"))
         status = seen.status
         if seen.name.startswith("throwaway-") and seen.name.endswith(".owner"):
             raise Refused(

@@ -124,7 +124,7 @@ def _remove(
 def _objection(file: NodeFile, run: ListedBackup, clocks: Clocks) -> str:
     """Return why a file stays; empty when it goes. A reason has no clock in it, so that two plans have one digest."""
     if not file.is_named:
-        return "made when a killed run had asked for one, or by another tool: delete it by hand if it is nobody's"
+        return "left by a killed run or made by another tool: delete it by hand if it is not needed"
     made_at = file.snapshot.created_at
     if run.touched_at > clocks.earlier - GRACE:
         return "named by a run that was alive within the hour"

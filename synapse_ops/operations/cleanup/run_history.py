@@ -131,7 +131,7 @@ class _Scan:
         youngest = now - min(ages.runs, ages.compute_logs)
         for seen, run in enumerate(storage.finished_runs_before(self.instance, youngest)):
             if seen % 1000 == 0:
-                self.progress(Progress("looking at runs", seen, unit="runs"))
+                self.progress(Progress("scanning runs", seen, unit="runs"))
             subject = f"run {run.run_id} of {run.job}"
             facts = {"run_id": run.run_id, "ended_at": run.ended_at.astimezone(UTC).isoformat(timespec="seconds")}
             stays = ""
@@ -148,14 +148,14 @@ class _Scan:
 
     def _why_a_run_stays(self, run_id: str, newest: frozenset[str]) -> str:
         if run_id in newest:
-            return "it holds the newest event of an asset, partition or check, or tells of a failover"
+            return "it holds the newest event of an asset, partition or check, or records a failover"
         told = storage.materialized_values(self.instance, run_id, BACKUP_ID)
         if not told:
             return ""
         known = self.backups.read()
         if known is None:
-            return "it tells of a backup, and the repository could not be read"
-        return "it tells of a backup that stands in the repository" if told & known else ""
+            return "it records a backup, and the repository could not be read"
+        return "it records a backup that is still in the repository" if told & known else ""
 
     def ticks(self, ages: HistoryAges, now: datetime) -> None:
         for ticks in storage.ticks_before(self.instance, now - ages.ticks):

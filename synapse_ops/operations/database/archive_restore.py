@@ -203,9 +203,9 @@ def _judge(command: Sequence[str | Path], status: int, stderr: str) -> None:
     quoted = [found[0].strip() for line in lines if (found := _QUOTABLE.match(line) or _COMMAND.match(line))]
     shown = "\n".join(quoted[:SHOWN_LINES])
     if status != 0:
-        raise ToolFailed([str(command[0])], status=status, stderr_tail=shown or "it said nothing of the cause")
+        raise ToolFailed([str(command[0])], status=status, stderr_tail=shown or "it printed no cause")
     if complaints:
-        raise Unproven(f"pg_restore ended well but complained {len(complaints)} times", detail=shown)
+        raise Unproven(f"pg_restore exited 0 but printed {len(complaints)} warnings", detail=shown)
 
 
 class size_reporter:  # noqa: N801 - called like a function

@@ -134,7 +134,7 @@ def _open_source(conninfo: str, database: str) -> _Source:
         if row is None or not row[0]:
             raise ConfigError(
                 f'role "{row[1] if row else "?"}" is not a superuser, which a whole dump needs',
-                hint="database.admin in the spec must name a superuser: row security and large objects hide rows else.",
+                hint="database.admin in the spec must name a superuser: other roles miss rows and large objects.",
             )
         tools = _fitting_tools(facts)
         conninfo = make_conninfo("", **unlimited_parts(conninfo, server_version_num=facts.version_num))

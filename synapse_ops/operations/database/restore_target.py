@@ -93,7 +93,7 @@ def parse_target(text: str, server: str | None, open_stack: Callable[[], Stack] 
     if holds_literal_secret(text):
         raise ConfigError("--to holds a password, which every user of this host can read in argv", hint=_REFER)
     if server is not None:
-        raise ConfigError("--to is a conninfo already, so --server has nothing to name")
+        raise ConfigError("--to is a conninfo already, so --server is not allowed")
     parts = conninfo_parts(text)
     database = parts.pop("dbname", "")
     if not database:
@@ -105,7 +105,7 @@ def _server_conninfo(server: str | None, open_stack: Callable[[], Stack] | None)
     """Return the conninfo of a maintenance database on the target server; it may hold a password."""
     if server is None:
         if open_stack is None:
-            raise ConfigError("which server? --to names a new database only", hint=_REFER)
+            raise ConfigError("no server given: --to names only the new database", hint=_REFER)
         return open_stack().admin_conninfo("postgres")
     scheme, _, name = server.partition(":")
     if scheme == "service" and name:

@@ -53,13 +53,13 @@ def plan(
     identity = server_identity()
     if not reachable_by(identity, directory.parent):
         raise ConfigError(
-            f'user "{identity.name if identity else ""}" cannot enter {directory.parent}, and would run the server',
+            f'user "{identity.name if identity else ""}" runs the server and cannot enter {directory.parent}',
             hint="Choose a place outside private home directories.",
         )
     tools = find_pg_tools(record.source.server_version_num // 10000)
     notes = []
     if script.roles and not record.role_passwords:
-        notes.append("the backup holds no passwords of roles: nobody logs in by password until one is set")
+        notes.append("the backup holds no role passwords: password logins fail until one is set")
     if script.tablespaces:
         notes.append(f"tablespaces {', '.join(script.tablespaces)} will lie inside the directory (pg_tblspc)")
     if identity is not None:

@@ -55,11 +55,13 @@ def plan(
 ) -> DumpRestorePlan:
     """Return what restoring to `target` would do; raises Refused for what it will not touch."""
     if not target.database or len(target.database.encode()) > NAME_LIMIT_BYTES:
-        raise ConfigError(f'"{target.database}" is no name for a database: 1 to {NAME_LIMIT_BYTES} bytes are')
+        raise ConfigError(
+            f'database name "{target.database}" is not valid: it must be 1 to {NAME_LIMIT_BYTES} bytes long'
+        )
     with connect(target.conninfo) as connection, postgres_errors(f"the catalogs of {describe(target.conninfo)}"):
         row = connection.execute(_FACTS).fetchone()
     if row is None:
-        raise Refused(f"{describe(target.conninfo)} tells nothing of itself")
+        raise Refused(f"could not read server facts from {describe(target.conninfo)}: no row returned")
     number, version, in_recovery, is_superuser, databases, roles, tablespaces = row
     where = describe(make_conninfo(target.conninfo, dbname=target.database))
     _refuse(target, where, record, number, in_recovery, is_superuser, databases)
@@ -100,7 +102,7 @@ def _refuse(
         raise Refused(f"{where} is on a standby, which takes no writes", hint="Name the primary.")
     if not is_superuser:
         raise ConfigError(
-            f"the role that connects to {where} is no superuser",
+            f"the role that connects to {where} is not a superuser",
             hint="A restore sets owners, roles and extensions: name a superuser in --server.",
         )
     if number // 10000 < record.source.server_version_num // 10000:
@@ -129,7 +131,7 @@ def _notes(
     if powerful:
         yield f"would create superusers: {', '.join(powerful)}"
     if missing and not record.role_passwords:
-        yield "the backup holds no passwords of roles: created roles cannot log in by password until one is set"
+        yield "the backup holds no role passwords: created roles cannot log in by password until one is set"
     if lacking:
         yield f"everything goes into the default tablespace: the server lacks {', '.join(lacking)}"
     for name in databases:
@@ -188,7 +190,7 @@ def _incomplete_database(target: ServerTarget, place: BackupPlace) -> Iterator[s
     try:
         yield name
     except IntegrityError as differs:
-        differs.hint = f'It stays for your inspection: DROP DATABASE "{name}" when you have seen enough.'
+        differs.hint = f'It is kept for inspection; remove it with: DROP DATABASE "{name}"'
         raise
     except BaseException:
         with contextlib.suppress(Exception):  # what failed first is what the operator must read
@@ -237,6 +239,6 @@ def _rename(target: ServerTarget, name: str) -> None:
             connection.execute(statement.format(sql.Identifier(name), sql.Identifier(target.database)))
         except psycopg.errors.DuplicateDatabase:
             raise TargetNotEmpty(
-                f'database "{target.database}" came into being while the restore ran',
+                f'database "{target.database}" was created while the restore ran',
                 hint="Choose another name and restore again; the copy was removed.",
             ) from None

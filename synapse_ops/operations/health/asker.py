@@ -50,7 +50,7 @@ class Asker:
     async def ask(self) -> ProbeVerdict:
         """Return a verdict within the probe's timeout; never raises but when cancelled."""
         if self._lingering is not None and not self._lingering.done():
-            return ProbeVerdict(State.FAILED, "the probe before still hangs: it was cancelled and does not end")
+            return ProbeVerdict(State.FAILED, "the previous check is still running: it was cancelled and has not ended")
         stage = Stage()
         began = time.monotonic()
         task = asyncio.ensure_future(self.probe.ask(stage))
@@ -81,14 +81,14 @@ class Asker:
     def _verdict_of_error(self, error: BaseException) -> ProbeVerdict:
         own = next((found for found in _chain(error) if getattr(found, "errno", None) in _OWN_TROUBLE), None)
         if own is not None:
-            return ProbeVerdict(State.UNKNOWN, f"the prober could not ask: {own}")
+            return ProbeVerdict(State.UNKNOWN, f"the prober could not run the check: {own}")
         if isinstance(error, SynapseOpsError):
             first = error.detail.splitlines()[0].strip() if error.detail else ""
             return ProbeVerdict(State.FAILED, f"{error.message}: {first}"[:400] if first else error.message[:400])
         if isinstance(error, OSError):
             return ProbeVerdict(State.FAILED, error.strerror or type(error).__name__)
         self.fault = error if isinstance(error, Exception) else None
-        return ProbeVerdict(State.UNKNOWN, f"the prober met a fault of its own: {type(error).__name__}")
+        return ProbeVerdict(State.UNKNOWN, f"internal error of the prober: {type(error).__name__}")
 
 
 def _take_error(task: asyncio.Task[ProbeVerdict]) -> None:

@@ -342,13 +342,13 @@ def reading_history(state_dir: Path) -> Iterator[HistoryReader]:
             yield history
     except FileNotFoundError:
         raise Refused(
-            f"no prober ever ran for {state_dir}",
+            f"no prober has run for {state_dir}",
             hint="`synapse-ops local up` and `synapse-ops ui` start one; docs/health.md shows it as a service.",
         ) from None
     except sqlite3.Error as fault:
         if is_damage(fault):
             raise IntegrityError(
-                f"the history {path} is damaged: {fault}", hint="A prober that runs sets it aside and begins a new one."
+                f"the history {path} is damaged: {fault}", hint="A running prober sets it aside and starts a new one."
             ) from fault
         raise Unreachable(f"could not read the history {path}: {fault}") from fault
 

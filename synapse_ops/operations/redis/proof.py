@@ -133,6 +133,6 @@ def check_memory(record: RdbRecord) -> None:
     needed, free = int(record.source.memory_bytes * MEMORY_FACTOR), available_memory_bytes()
     if needed > free:
         raise Unproven(
-            f"no memory to load the snapshot: this host has {free // 2**20} MiB free, {needed // 2**20} MiB are needed",
-            hint="Prove it on a host with more, or when others need less.",
+            f"not enough memory to load the snapshot: {free // 2**20} MiB free, {needed // 2**20} MiB needed",
+            hint="Run the proof on a host with more memory, or when less is in use.",
         )

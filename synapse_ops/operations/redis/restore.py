@@ -77,7 +77,7 @@ def plan_rdb_restore(request: RestoreRequest) -> RdbRestorePlan:
         size_bytes=record.dumped_bytes,
         stored_bytes=record.stored_bytes,
         predicted_s=predict_from_repository(request.repository, request.place, record.source_size_bytes),
-        notes=("keys whose time to live has ended go when the server loads the file", *owner),
+        notes=("expired keys are dropped when the server loads the file", *owner),
         directory=directory,
     )
 
@@ -113,7 +113,7 @@ def apply_rdb_restore(request: RestoreRequest, plan: RdbRestorePlan) -> RdbResto
             raise IntegrityError(
                 f"the restored copy differs from its backup in {len(copy.differences)} places",
                 detail="\n".join(copy.differences[:20]),
-                hint="Restore another backup; `synapse-ops backup list` says which are proven.",
+                hint="Restore another backup; `synapse-ops backup list` shows which are proven.",
             )
         restored = make_private_dir(throwaway.path / "restored", throwaway.identity)
         with (data_dir / RDB_FILE).open("rb") as staged:

@@ -82,7 +82,7 @@ def _refuse_unfit(server: RedisServer, info: Mapping[str, Any]) -> None:
     if info.get("cluster_enabled"):
         raise Refused(
             f"cannot take a snapshot of Redis {server.address}: it is a node of a cluster, with a part of the keys",
-            hint="Each primary would have to be taken at one moment; use the snapshots of whoever runs the cluster.",
+            hint="All primaries would need one common moment; use the snapshots of the service that runs the cluster.",
         )
     if info.get("role") == "slave" and info.get("master_link_status") != "up":
         raise Refused(

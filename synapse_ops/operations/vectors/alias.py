@@ -23,7 +23,7 @@ def switch_alias(servers: Sequence[QdrantServer], alias: str, collection: str) -
         )
     if alias in names:
         raise ConfigError(
-            f'"{alias}" is a collection, not an alias', hint="Clients that search by alias can be switched; others not."
+            f'"{alias}" is a collection, not an alias', hint="Only clients that search by an alias can be switched."
         )
     counts = {server.url: server.count(collection, exact=True) for server in cluster.by_peer.values()}
     waiting = cluster.not_ready(collection)

@@ -74,7 +74,7 @@ def look_at_cluster(servers: Sequence[QdrantServer]) -> Cluster:
     if len(by_peer) != len(servers):
         raise Refused(
             f"{len(servers)} URLs of qdrant.nodes lead to {len(by_peer)} nodes",
-            hint="Name each node by an address of its own, not by that of a load balancer.",
+            hint="Give each node its own address, not that of a load balancer.",
         )
     if not by_peer:
         raise Unreachable("no node of Qdrant was named")

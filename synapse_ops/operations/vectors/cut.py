@@ -124,7 +124,9 @@ def _cut_shard(run: SnapshotRun, shard: int, peers: tuple[int, ...]) -> CutShard
         except QdrantRefused as refused:
             if method != "auto" or not is_out_of_space(refused):
                 raise
-            run.warnings.append(f"{server.url} has no room for the snapshot of shard {shard}: streamed instead")
+            run.warnings.append(
+                f"{server.url} has not enough space for the snapshot of shard {shard}: streamed instead"
+            )
         spent_s = time.monotonic() - begun
         points = run.nodes.points_of(peer, shard)
         cut = CutShard(shard, peer, server, run.nodes.name, made, at, spent_s, points)

@@ -157,7 +157,7 @@ def _open_copy(staged: StagedSnapshot, scratch_dir: Path, deadline: Deadline, pr
         raise IntegrityError(
             f"the backup differs from what it was taken of in {len(differences)} places",
             detail="\n".join(differences[:20]),
-            hint="Restore another backup; `synapse-ops backup list vectors` says which are proven.",
+            hint="Restore another backup; `synapse-ops backup list vectors` shows which are proven.",
         )
     return copy
 

@@ -72,10 +72,10 @@ def plan_vector_restore(
             hint="A segment of a newer version cannot be read; restore into a server of at least that version.",
         )
     notes = [
-        f"the server does not tell its free space: it needs about {2 * record.dumped_bytes // 2**20 + 1} MiB",
+        f"the server does not report its free space: it needs about {2 * record.dumped_bytes // 2**20 + 1} MiB",
         (
-            f"writes after {record.window.closed_at.isoformat(timespec='seconds')} are not in it,"
-            f" of those since {record.window.opened_at.isoformat(timespec='seconds')} some"
+            f"writes after {record.window.closed_at.isoformat(timespec='seconds')} are not included;"
+            f" those since {record.window.opened_at.isoformat(timespec='seconds')} may be"
         ),
     ]
     total = cluster.disk_bytes

@@ -182,7 +182,7 @@ def _collection_document(run: SnapshotRun) -> bytes:
     if (_fixed(now), now.aliases) != (_fixed(then), then.aliases):
         raise Unproven(
             f'configuration, payload schema or aliases of collection "{then.name}" changed while it was snapshotted',
-            hint="Take it again when nobody changes them.",
+            hint="Take it again when they are not being changed.",
         )
     body = {
         "format_version": 1,
@@ -207,7 +207,7 @@ def _fixed(nodes: CollectionNodes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _warnings(run: SnapshotRun, record: SnapshotRecord, left_overs: tuple[str, ...]) -> Iterator[str]:
     if record.window.database_fault is not None:
-        yield f"the window has no LSN, or none that counts, at one end or both: {record.window.database_fault}"
+        yield f"could not tie the snapshot to a WAL position: {record.window.database_fault}"
     if not record.encryption_recipients:
         yield NOT_ENCRYPTED
     for url, reason in run.nodes.silent:

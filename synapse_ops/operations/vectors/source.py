@@ -83,7 +83,7 @@ def look_at(servers: Sequence[QdrantServer], name: str) -> CollectionNodes:
         if view.peer_id in by_peer:
             raise Refused(
                 f"{by_peer[view.peer_id].url} and {server.url} of qdrant.nodes answer as one node, peer {view.peer_id}",
-                hint="Name each node by an address of its own, not by that of a load balancer.",
+                hint="Give each node its own address, not that of a load balancer.",
             )
         by_peer[view.peer_id] = server
         views.append(view)
@@ -96,9 +96,7 @@ def look_at(servers: Sequence[QdrantServer], name: str) -> CollectionNodes:
     control = by_peer[views[0].peer_id]
     aliases = control.aliases()
     if name in aliases:
-        raise ConfigError(
-            f'"{name}" is an alias of collection "{aliases[name]}"', hint="Name the collection that it stands for."
-        )
+        raise ConfigError(f'"{name}" is an alias of collection "{aliases[name]}"', hint="Name the collection itself.")
     return CollectionNodes(
         name=name,
         control=control,

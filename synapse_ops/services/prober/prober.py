@@ -211,7 +211,7 @@ class Prober:
             verdict = await asker.ask()
             self._take_verdict(watched, verdict, due_s)
             if asker.fault is not None:
-                log.error("a probe met a fault of ours", probe=watched.probe.name, exc_info=asker.fault)
+                log.error("internal error in a probe", probe=watched.probe.name, exc_info=asker.fault)
                 asker.fault = None
             due_s += interval_s * max(1, -(-(loop.time() - due_s) // interval_s))  # what was missed is not made up for
 

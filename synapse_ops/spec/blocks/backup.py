@@ -80,12 +80,12 @@ class VectorBackup(Block):
     destination: BucketUrl = Field("s3://backups/vectors/", description="Where the repository lies.")
     retention: Retention = Field(timedelta(days=7), description="How long snapshots are kept. A bare number is days.")
     compression: bool = Field(
-        True, description="Whether snapshots are compressed with zstd, where a sample says it pays."
+        True, description="Whether snapshots are compressed with zstd, where a sample shows that it pays."
     )
     method: Literal["auto", "stored", "streamed"] = Field(
         "auto",
         description="How a shard leaves Qdrant: stored on its disk first, with a checksum; streamed, which needs none; "
-        "or auto: stored, and streamed when there is no room.",
+        "or auto: stored, and streamed when there is not enough space.",
     )
 
 
@@ -111,7 +111,7 @@ class Encryption(Block):
     """Client-side encryption of backups with age."""
 
     recipients: tuple[Recipient, ...] = Field(
-        (), description="Public keys that can open the backups; empty means no encryption, said so on every backup."
+        (), description="Public keys that can open the backups; empty means no encryption, which every backup records."
     )
     identity: Secret | None = Field(
         None, description="Reference to the age key (AGE-SECRET-KEY-1...) that opens backups for restore proofs."
@@ -122,7 +122,7 @@ class RetentionRules(Block):
     """Limits on what an expiry may remove."""
 
     max_expiry_ratio: Ratio = Field(
-        0.5, description="An expiry that would remove a larger part stops and asks (0 to 1)."
+        0.5, description="An expiry that would remove a larger part is refused unless it is accepted (0 to 1)."
     )
     left_over_grace: Duration = Field(
         timedelta(hours=24), description="Age of the last heartbeat at which an unfinished backup is a left-over."

@@ -14,7 +14,7 @@ class LogCleanup(Block):
     """Log files below `log_roots`."""
 
     retention: Retention = Field(timedelta(days=30), description="Age at which a log file is removed.")
-    compress: bool = Field(True, description="Whether log files that nobody writes any more are compressed.")
+    compress: bool = Field(True, description="Whether log files that are no longer written are compressed.")
     compress_after: Retention = Field(timedelta(days=1), description="Age at which a log file is compressed.")
 
 

@@ -13,12 +13,14 @@ from synapse_ops.spec.block import Block, Count, Duration, DurationOrZero, Node,
 class Failover(Block):
     """Failover of PostgreSQL: who takes over, on what evidence, within which limits."""
 
-    primary: Node = Field("db-primary", description="Node that is primary at first; later the servers say who it is.")
+    primary: Node = Field(
+        "db-primary", description="Node that is primary at first; later the servers report which it is."
+    )
     standby: Node = Field("db-standby", description="Node that takes over.")
     automatic: bool = Field(True, description="Whether a confirmed outage is acted on without asking.")
     timeout: Duration = Field(timedelta(seconds=30), description="Longest time from confirmation to verified writes.")
     manager: Literal["synapse", "external"] = Field(
-        "synapse", description="Who promotes: this tool, or another manager that this tool only watches."
+        "synapse", description="What promotes: this tool, or an external manager that this tool only observes."
     )
     synchronous: Literal["off", "standby"] = Field(
         "off", description="`standby` loses no commit and blocks writes while the standby is away."

@@ -75,7 +75,7 @@ class Prometheus(Block):
     evaluation_interval: Duration = Field(timedelta(seconds=15), description="Time between two evaluations of rules.")
     targets: dict[Job, tuple[Address, ...]] = Field(
         {},
-        description="What a job scrapes, where that is not what the spec says elsewhere; an empty list is nothing.",
+        description="Targets of a job, instead of those from the rest of the spec; an empty list scrapes nothing.",
     )
 
 
@@ -121,7 +121,7 @@ class Watch(Block):
 
     host: Host = Field("127.0.0.1", description="Address that its metrics are served on. Keep it private.")
     port: Port | None = Field(
-        None, description="Port of its metrics; null is 9109, or a free one told in watch/address.json."
+        None, description="Port of its metrics; null is 9109, or a free one, written to watch/address.json."
     )
     servers: tuple[ProbedServer, ...] = Field(
         ("nodes", "replication", "redis", "qdrant", "object_store", "certificates", "disk"),

@@ -66,7 +66,7 @@ class Redis(Block):
     db: int = Field(0, ge=0, le=15, description="Number of the logical database.")
     max_connections: Count = Field(10, le=1_000_000, description="Connections that the application may open in all.")
     timeout: Duration = Field(timedelta(seconds=5), description="Longest time for one command.")
-    password: Secret | None = Field(None, description="Reference to the password; null means that none is asked for.")
+    password: Secret | None = Field(None, description="Reference to the password; null: no password.")
 
 
 class Qdrant(Block):
@@ -74,19 +74,19 @@ class Qdrant(Block):
 
     host: Host = Field("localhost", description="Host of Qdrant.")
     port: Port = Field(6333, description="Port of its REST API.")
-    tls: bool = Field(False, description="Whether `host` is spoken to over TLS; a node's own URL says it for itself.")
+    tls: bool = Field(False, description="Whether `host` is reached over TLS; the URL of a node has its own scheme.")
     ca_file: AbsolutePath | None = Field(
         None, description="CA certificates that Qdrant is checked against; null: those of the system."
     )
     api_key: Secret | None = Field(
-        None, description="Reference to a key that may manage the whole server; null: it asks for none."
+        None, description="Reference to a key that may manage the whole server; null: no key."
     )
     nodes: tuple[HttpUrl, ...] = Field(
         (), description="REST URL of each node of a cluster; a snapshot is one node's. Empty: `host` alone."
     )
     collection: Name = Field("documents", description="Collection that the application searches.")
     vector_size: int = Field(768, ge=1, le=65536, description="Dimensions of a vector.")
-    distance: Literal["Cosine", "Dot", "Euclid", "Manhattan"] = Field("Cosine", description="How near is measured.")
+    distance: Literal["Cosine", "Dot", "Euclid", "Manhattan"] = Field("Cosine", description="How distance is measured.")
 
 
 class ObjectStore(Block):

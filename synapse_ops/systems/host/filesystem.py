@@ -190,11 +190,11 @@ def _descend(
     status = os.fstat(fd)
     if status.st_dev != root.device or mount_id(fd) != root.mount_id:
         os.close(fd)
-        yield NotEntered(path, Barrier.MOUNT, "something else is mounted there", parent_inode)
+        yield NotEntered(path, Barrier.MOUNT, "another file system is mounted there", parent_inode)
         return
     if status.st_ino != seen.st_ino:
         os.close(fd)
-        yield NotEntered(path, Barrier.CHANGED, "it was replaced while it was looked at", parent_inode)
+        yield NotEntered(path, Barrier.CHANGED, "it was replaced while it was examined", parent_inode)
         return
     yield from _walk(root, fd, path, status.st_ino, depth, stores)
     yield DirectoryLeft(path, parent_fd, parent_inode, status)
@@ -226,12 +226,12 @@ def open_directory(root: Root, path: str, inode: int, stores: Sequence[str] = ()
 
 def _refuse_other_mount(root: Root, fd: int) -> None:
     if os.fstat(fd).st_dev != root.device or mount_id(fd) != root.mount_id:
-        raise EntryChanged("something else is mounted on the way to it")
+        raise EntryChanged("another file system is mounted on the way to it")
 
 
 def _refuse_other_inode(fd: int, inode: int) -> None:
     if os.fstat(fd).st_ino != inode:
-        raise EntryChanged("its directory is another one than the plan saw")
+        raise EntryChanged("its directory is not the one in the plan")
 
 
 def _refuse_store(fd: int, stores: Sequence[str]) -> None:
@@ -263,7 +263,7 @@ def status_at(directory: Directory, name: str) -> os.stat_result:
     except FileNotFoundError:
         raise EntryChanged("it is gone already") from None
     except OSError as error:
-        raise EntryChanged(f"it cannot be looked at: {error.strerror}") from error
+        raise EntryChanged(f"it cannot be examined: {error.strerror}") from error
 
 
 @dataclass
@@ -308,7 +308,7 @@ class OpenFiles:
         if (status.st_dev, status.st_ino) in self._seen:
             return "a process has it open"
         if self._unseen_processes:
-            return f"{self._unseen_processes} processes that cannot be looked into may have it open"
+            return f"{self._unseen_processes} processes that cannot be inspected may have it open"
         return ""
 
 

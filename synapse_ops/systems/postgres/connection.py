@@ -67,7 +67,7 @@ def postgres_errors(what: str) -> Iterator[None]:
         ) from None
     except errors.InsufficientPrivilege as error:
         raise ConfigError(
-            f"PostgreSQL refused {what}: the role has not the right to",
+            f"PostgreSQL refused {what}: the role lacks the privilege",
             detail=_facts(error),
             hint="database.admin in the spec must name a superuser.",
         ) from None

@@ -68,7 +68,7 @@ def claim_socket_dir(folder: Path, identity: ServerIdentity | None) -> Path:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid not in {uid, os.geteuid()}:
         raise ConfigError(
             f'socket folder "{folder}" belongs to uid {status.st_uid}, expected {uid}',
-            hint=f"Remove it if nobody needs it: rm -r {folder}",
+            hint=f"Remove it if it is not needed: rm -r {folder}",
         )
     return make_private_dir(folder, identity)
 

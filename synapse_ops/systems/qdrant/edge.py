@@ -93,7 +93,7 @@ def inspect_copy(
     try:
         return CopyFacts.from_json(_run(job, scratch_dir, timeout_s, progress))
     except (KeyError, TypeError, ValueError) as fault:
-        raise Unproven(f"the engine gave no answer that can be read: {type(fault).__name__} {fault}") from fault
+        raise Unproven(f"the engine's answer could not be read: {type(fault).__name__} {fault}") from fault
 
 
 def _run(job: Mapping[str, Any], scratch_dir: Path, timeout_s: float, progress: ReportProgress) -> dict[str, Any]:
@@ -182,5 +182,5 @@ def segment_versions(snapshot: Path) -> tuple[str, ...]:
                         if data is not None and part.name.count("/") == _VERSION_DEPTH:
                             found.add(data.read(64).decode().strip())
     except (tarfile.TarError, EOFError, UnicodeDecodeError) as fault:
-        raise Unproven(f"{snapshot.name} is no snapshot of a shard: {fault}") from fault
+        raise Unproven(f"{snapshot.name} is not a snapshot of a shard: {fault}") from fault
     return tuple(sorted(found))

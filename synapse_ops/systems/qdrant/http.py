@@ -149,7 +149,7 @@ class QdrantHttp:
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(
                 f'could not read the certificates "{self._ca_file}" that qdrant is checked against: {error}',
-                hint="Mend qdrant.ca_file.",
+                hint="Correct qdrant.ca_file.",
             ) from error
 
     def _check(self, response: httpx.Response, method: str, path: str) -> None:
@@ -164,7 +164,7 @@ class QdrantHttp:
                 hint="qdrant.api_key refers to a key that may manage the whole server.",
             )
         if status == 429:
-            raise Throttled(f"qdrant at {self.url} asks to come back later", detail=said)
+            raise Throttled(f"qdrant at {self.url} is throttling requests", detail=said)
         if status in (502, 503, 504):
             raise Unreachable(f"qdrant at {self.url} is not ready: status {status}", detail=said)
         raise QdrantRefused(method, path, status=status, said=said)
@@ -203,8 +203,12 @@ def _mapped(url: str) -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException as late:
-        what = "take a connection" if isinstance(late, httpx.ConnectTimeout | httpx.PoolTimeout) else "answer"
-        raise DeadlineExceeded(f"qdrant at {url} did not {what} in time", detail=str(late)) from late
+        what = (
+            f"accept a connection within {CONNECT_TIMEOUT_S:g} s"
+            if isinstance(late, httpx.ConnectTimeout)
+            else "answer in time"
+        )
+        raise DeadlineExceeded(f"qdrant at {url} did not {what}", detail=str(late)) from late
     except httpx.TransportError as error:
         raise Unreachable(f"qdrant at {url} does not answer", detail=str(error) or type(error).__name__) from error
     except (httpx.InvalidURL, httpx.DecodingError, ValueError) as error:

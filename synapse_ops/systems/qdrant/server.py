@@ -83,7 +83,7 @@ class QdrantServer(QdrantSnapshots):
         """Return such as 1.18.3; needs no key."""
         answer = self.call("GET", "/")
         if not isinstance(answer, Mapping) or "version" not in answer:
-            raise ConfigError(f"{self.url} is not a Qdrant server: it does not say its version")
+            raise ConfigError(f"{self.url} is not a Qdrant server: it reports no version")
         return str(answer["version"])
 
     def is_ready(self) -> bool:

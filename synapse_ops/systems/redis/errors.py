@@ -27,7 +27,7 @@ _REFUSED_IN_SCRIPT = ("ACL failure in script", "The user executing the script ca
 # what a reply without a class of its own begins with -> our error, what it means, what to do
 _BY_WORD: dict[str, tuple[type[SynapseOpsError], str, str]] = {
     "BUSY": (Throttled, "is busy with a script", "Try again when it has ended; `SCRIPT KILL` ends it."),
-    "MISCONF": (Refused, "takes no writes, since it cannot save its data", "Has its disk room? See its own log."),
+    "MISCONF": (Refused, "takes no writes, since it cannot save its data", "Is its disk full? See its log."),
     "NOREPLICAS": (Unreachable, "takes no writes, since too few replicas follow it", "Do its replicas run?"),
     "NOMASTERLINK": (Unreachable, "is a replica without its primary", "Name the primary in redis.host."),
     "UNKILLABLE": (Throttled, "is busy with a script", "Try again when it has ended."),
@@ -78,7 +78,7 @@ def redis_error(error: Exception, address: str, timeout_s: float) -> SynapseOpsE
     if isinstance(error, theirs.TimeoutError):
         return DeadlineExceeded(
             f"Redis {address} did not answer within {timeout_s:g} s (redis.timeout)",
-            hint="Is it busy with a long command? `redis-cli --latency` and SLOWLOG GET tell.",
+            hint="Is it busy with a long command? `redis-cli --latency` and SLOWLOG GET show it.",
         )
     if isinstance(error, theirs.ConnectionError):
         if "max number of clients" in str(error):
@@ -102,15 +102,15 @@ def _by_word(address: str, text: str) -> SynapseOpsError:
 
 def _not_taken(address: str, text: str) -> SynapseOpsError:
     return ConfigError(
-        f"Redis {address} does not take our password: {text}",
+        f"Redis {address} rejects the password: {text}",
         hint="redis.password of the spec refers to it; null means that none is sent.",
     )
 
 
 def _not_allowed(address: str, text: str) -> SynapseOpsError:
     return ConfigError(
-        f"Redis {address} does not allow our user what it must do: {text}",
-        hint="`ACL SETUSER` gives the permission; docs/cleanup.md says which each operation needs.",
+        f"Redis {address} does not grant our user a required permission: {text}",
+        hint="`ACL SETUSER` gives the permission; docs/cleanup.md lists what each operation needs.",
     )
 
 

@@ -34,7 +34,7 @@ async def read_info(host: str, port: int, *, password: str | None, timeout_s: fl
         stage.words = "waiting for INFO"
         info = await client.info()
         if "redis_version" not in info:
-            raise ValueError("INFO does not say redis_version")
+            raise ValueError("INFO has no redis_version")
     except exceptions.AuthenticationError as error:
         raise ConfigError(f"{where} refuses us: {error}", hint="Check redis.password of the spec.") from None
     except exceptions.BusyLoadingError:

@@ -114,7 +114,7 @@ class RdbStream:
             elif time.monotonic() > give_up_at:
                 raise DeadlineExceeded(
                     f"Redis {self._address} did not begin its snapshot within {FORK_TIMEOUT_S:g} s",
-                    hint="Is another save running, and does it end? INFO persistence tells.",
+                    hint="Is another save running, and does it end? INFO persistence shows it.",
                 )
             else:
                 self._receive()
@@ -132,7 +132,7 @@ class RdbStream:
             raise Unreachable(
                 f"Redis {self._address} ended the connection before its snapshot was whole",
                 detail=self._progress(),
-                hint="Had it memory to fork, and was it restarted? See its own log.",
+                hint="Did it lack memory to fork, or was it restarted? See its log.",
             )
         self._buffer += data
 
@@ -140,7 +140,7 @@ class RdbStream:
         return f"{self.size_bytes + len(self._buffer)} bytes had come"
 
     def _nonsense(self, reply: bytes) -> IntegrityError:
-        return IntegrityError(f"Redis {self._address} answers PSYNC with {reply[:60]!r}, which is no snapshot")
+        return IntegrityError(f"Redis {self._address} answers PSYNC with {reply[:60]!r}, which is not a snapshot")
 
 
 @contextmanager

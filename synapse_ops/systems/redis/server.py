@@ -96,7 +96,7 @@ class RedisServer:
         with self._answers():
             found: Mapping[str, Any] = self._connected().info("everything")
             if "redis_version" not in found:
-                raise ValueError("INFO does not say redis_version")
+                raise ValueError("INFO has no redis_version")
         return found
 
     def settings(self) -> Mapping[str, str]:

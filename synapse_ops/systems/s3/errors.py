@@ -85,7 +85,7 @@ def _mapped_reply(what: str, code: str, status: str, message: str) -> SynapseOps
     both = {code, status}
     if both & _LOST_RACE or (status == "409" and code in {"", "409", "Conflict"}):
         return ConditionFailed(
-            f"could not keep to one version of {what}: somebody else wrote it", detail=f"{code} {message}"
+            f"could not keep to one version of {what}: another process wrote it", detail=f"{code} {message}"
         )
     if code == "NoSuchBucket":
         return ConfigError(f"cannot find the bucket of {what}", detail=message, hint="Create the bucket first.")

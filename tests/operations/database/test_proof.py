@@ -250,7 +250,7 @@ def test_a_host_without_the_key_undoes_no_proof_and_damage_does(
 
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
-    [("server_version_num", 990001, "PostgreSQL 99"), ("database_size_bytes", 1 << 60, "no room to restore")],
+    [("server_version_num", 990001, "PostgreSQL 99"), ("database_size_bytes", 1 << 60, "not enough space to restore")],
 )
 def test_a_host_without_the_programs_or_the_room_does_not_judge(
     field: str, value: int, reason: str, backup: KeptBackup, repository: Repository, work_dir: Path

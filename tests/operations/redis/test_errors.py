@@ -108,7 +108,7 @@ def test_a_permission_that_is_missing_is_a_fault_of_settings_that_names_the_comm
     with default_user(server, rule), opened(server.port) as ours, pytest.raises(ConfigError) as caught:
         what(ours)
 
-    assert "does not allow our user" in caught.value.message
+    assert "does not grant our user" in caught.value.message
     assert "ACL SETUSER" in caught.value.hint
     assert PASSWORD not in caught.value.render()
 
@@ -122,7 +122,7 @@ def test_a_key_that_our_user_may_not_see_ends_a_snapshot_before_a_backup_exists(
 
     with (
         default_user(server, "resetkeys", "~app:*"),
-        pytest.raises(ConfigError, match="does not allow our user") as caught,
+        pytest.raises(ConfigError, match="does not grant our user") as caught,
     ):
         snapshot_redis(stack)
 
@@ -131,7 +131,7 @@ def test_a_key_that_our_user_may_not_see_ends_a_snapshot_before_a_backup_exists(
 
 @pytest.mark.parametrize("rule", ["-psync", "-replconf"])
 def test_a_user_that_may_not_replicate_takes_no_snapshot(stack: Stack, server: RealRedis, rule: str) -> None:
-    with default_user(server, rule), pytest.raises(ConfigError, match="does not allow our user"):
+    with default_user(server, rule), pytest.raises(ConfigError, match="does not grant our user"):
         snapshot_redis(stack)
 
 

@@ -112,7 +112,7 @@ def test_a_shard_that_finds_no_room_on_its_node_is_streamed_and_proven(
     proof = SNAPSHOTS.prove(stack.vector_repository(), place=report.place, work_dir=tmp_path / "proof")
 
     assert [shard.method for shard in report.record.shards] == ["streamed"]
-    assert any("has no room" in warning for warning in report.warnings)
+    assert any("has not enough space" in warning for warning in report.warnings)
     assert left == ()
     assert proof is not None
     assert (proof.is_proven, proof.record.differences) == (True, ())

@@ -244,4 +244,4 @@ def test_a_host_without_the_engine_or_the_room_does_not_judge(
     assert "engine is not installed" in without.record.reason
     assert proven_still is not None
     assert (no_room.record.verdict, no_room.exit_code) == (Verdict.NOT_ATTEMPTED, 14)
-    assert "no room to restore" in no_room.record.reason
+    assert "not enough space to restore" in no_room.record.reason
