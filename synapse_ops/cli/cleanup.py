@@ -1,4 +1,4 @@
-"""`synapse-ops cleanup`: plan what is tidied away, then do exactly one of those plans by its digest."""
+"""`synapse-ops cleanup`: plan a cleanup, then apply exactly one of its plans by digest."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def command(*, wants_plan: bool, digests: tuple[str, ...], only: tuple[str, ...]
     """Plan and apply the cleanup of log files, temporary files, idle cache keys, left-over snapshots on Qdrant's nodes
     and Dagster's own history.
 
-    A plan changes nothing. Applying checks every entry again and leaves alone what is no longer what the plan saw.
+    A plan changes nothing. Applying checks every entry again and skips an entry that changed since the plan.
     A plan is refused when it is older than 24 hours or was applied. One kind that cannot be planned does not keep the
     others from being planned; the exit code is then that error's.
     """
@@ -58,7 +58,7 @@ def command(*, wants_plan: bool, digests: tuple[str, ...], only: tuple[str, ...]
 def _plan(place: Place, kinds: tuple[str, ...], *, as_json: bool) -> None:
     from synapse_ops.cli.progress_bar import progress_bar
 
-    place.stack()  # the faults of the spec are told once
+    place.stack()  # reports the faults of the spec once
     bodies: list[dict[str, Any]] = []
     first_error: SynapseOpsError | None = None
     for kind in kinds:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 JOB_TIMEOUT_S = 600.0
 HEALTH_TIMEOUT_S = 180.0
 POLL_S = 0.2
-OF_THE_HOST = {"server/disk"}  # shown, but a nearly full disk of a host that is tried out is no fault of the stack
+OF_THE_HOST = {"server/disk"}  # shown, but a nearly full disk of a test host is not a fault of the stack
 CLEANED = {
     "logs": "log_retention_set",
     "temporary files": "temp_cleanup",
@@ -41,7 +41,7 @@ CLEANED = {
 @click.option("--size", default="32MiB", show_default=True, help="How much data the stack is filled with.")
 @state_dir_option("Where the embedded stack keeps its data.")
 def command(size: str, state_dir: Path) -> None:
-    """Start real servers, back up, restore, compare, plan retention, tidy away, and show what happened.
+    """Start real servers, back up, restore, compare, plan retention, clean up, and show what happened.
 
     Run it again: it goes on with the same data. `synapse-ops ui` opens the Dagster instance that it filled.
 
@@ -115,7 +115,7 @@ def _fill(stack: Stack, size_bytes: int) -> None:
 
 
 def _run_main_job(stack: Stack, spec_path: Path) -> dict[str, Mapping[str, Any]]:
-    """Back up, prove, plan and tidy as Dagster runs through the code server, exactly as from the UI.
+    """Back up, prove, plan and clean up as Dagster runs through the code server, exactly as from the UI.
 
     Returns what the cleanup's assets recorded, by kind.
     """

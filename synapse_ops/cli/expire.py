@@ -139,7 +139,7 @@ def _window(retention: str | None) -> timedelta | None:
 
 
 def _holder_of(place: Place, digest: str) -> Repository:
-    """Return the repository that holds a plan. Raises PlanChanged when none does, ConfigError for what is no digest."""
+    """Return the repository that holds a plan. Raises PlanChanged when none does, ConfigError for no digest."""
     from synapse_ops.operations.backup.expiry_plans import holds_plan, require_digest
 
     require_digest(digest)

@@ -54,7 +54,7 @@ class Failures:
             yield
         except SynapseOpsError as error:
             self.rows.append((subject, backup_id, error))
-        except Exception as bug:  # noqa: BLE001 - a fault of ours in one subject must not cost the others their backup
+        except Exception as bug:  # noqa: BLE001 - our bug in one subject must not cost the others their backup
             self.rows.append((subject, backup_id, error_of_bug(bug)))
 
     def as_json(self) -> list[dict[str, Any]]:

@@ -118,7 +118,7 @@ def _failed_ticks(instance: dg.DagsterInstance, cursor: str) -> tuple[Sequence["
     """Return alarms for ticks that failed, each once. cursor: {"at": seconds since the epoch, "sent": names}; empty:
     from now on.
 
-    A failed tick raises no event in Dagster: nothing else would tell of a sensor that is broken. A tick is kept under
+    A failed tick raises no event in Dagster: nothing else would report a broken sensor. A tick is kept under
     the time it began and fails when it ends, so the look goes back by the longest tick: a hung one would be missed.
     """
     from synapse_ops.systems.alert_outlet import Alarm

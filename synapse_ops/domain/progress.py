@@ -1,4 +1,4 @@
-"""What long work tells while it runs; the CLI draws a bar from it, Dagster logs it."""
+"""The progress of long work; the CLI draws a bar from it, Dagster logs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ class Progress:
     """One step of long work.
 
     stage: a few words in the present tense, "dumping synapse".
-    done, total: in `unit`; total is None when it is not known beforehand, and may be an estimate (done can exceed it).
+    done, total: counts of `unit`, done since the start of the stage; total is None when it is not known beforehand,
+    and may be an estimate (done can exceed it).
     """
 
     stage: str
@@ -24,4 +25,4 @@ ReportProgress = Callable[[Progress], None]
 
 
 def ignore_progress(_: Progress) -> None:
-    """Nobody watches."""
+    """Ignore progress."""

@@ -10,7 +10,7 @@ LEAST_SLACK_RATIO = 0.01  # of the points: how far the count of a sampled copy m
 
 
 class TwoReadings(Protocol):
-    """What two readings of a live store tell of the copy that was cut between them; points here are keys elsewhere."""
+    """What two readings of a live store show about the copy taken between them; points here are keys elsewhere."""
 
     @property
     def scope(self) -> Literal["all", "sample"]: ...
@@ -30,7 +30,7 @@ def count_bounds(expected: TwoReadings) -> tuple[int, int]:
     """Return the least and the most points that a copy may hold.
 
     All points known: those that stood still, and those that moved; passing ones come on top where there was a window.
-    A sample: the two counts, with slack for what came and went in between, as the sample and the ids tell of it.
+    A sample: the two counts, with slack for what came and went in between, as the sample and the ids show it.
     """
     low, high = sorted((expected.count_before, expected.count_after))
     if not expected.has_window:

@@ -41,7 +41,7 @@ def make_certificates(tls_dir: Path, authority_file: Path, identity: ServerIdent
     """Make a certificate authority and one server certificate for loopback, unless good ones are there.
 
     tls_dir: server.crt and server.key, owned by the identity. authority_file: what clients verify against. The
-    authority's own key is not kept, so nobody can sign a second server with it.
+    authority's own key is not kept, so no second server can be signed with it.
     """
     from cryptography import x509
 

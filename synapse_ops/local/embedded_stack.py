@@ -208,7 +208,7 @@ def stop_stack(state_dir: Path, *, progress: ReportProgress = ignore_progress) -
 
 
 def living(layout: StackLayout) -> dict[str, ProcessMark]:
-    """Return every process of the stack that lives: each server works in a data folder of its own."""
+    """Return every process of the stack that lives: each server has its own data folder."""
     folders = [folder for folder in layout.data.iterdir() if folder.is_dir()] if layout.data.is_dir() else []
     return {f"{folder.name}/{mark.pid}": mark for folder in folders for mark in processes_in(folder)}
 

@@ -25,7 +25,7 @@ from synapse_ops.errors import ConfigError, Refused
 from synapse_ops.systems.host.processes import ServerIdentity, make_private_dir, reachable_by, server_identity
 
 FAR_ROOT = Path("/var/lib/synapse-ops")
-COLD_FREE_BYTES = 1024**3  # two clusters with their WAL, a clone and the store: 0.4 GiB, and room to work
+COLD_FREE_BYTES = 1024**3  # two clusters with their WAL, a clone and the store: 0.4 GiB, and space to work
 WARM_FREE_BYTES = 200 * 1024**2
 
 

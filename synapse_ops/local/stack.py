@@ -68,7 +68,7 @@ class Launcher:
         while not self._is_over.is_set():
             if wait([done], timeout=0.1).done:
                 return done.result()
-        raise CancelledError  # Ctrl-C: nobody serves
+        raise CancelledError  # Ctrl-C: no thread takes it up
 
     def serve(self, futures: list[Future[None]]) -> None:
         """Launch what is asked for until every future is done. Raises nothing of theirs."""

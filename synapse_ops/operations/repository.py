@@ -29,7 +29,7 @@ class Repository:
 def open_repository(url: str, access: StoreAccess, *, state_dir: Path | None = None) -> Repository:
     """Return the repository at `s3://bucket/prefix/`; contacts nothing yet.
 
-    Raises ConfigError for another URL form, and for certificates that are none.
+    Raises ConfigError for another URL form, and for invalid certificates.
     """
     if access.ca_file is not None and (access.endpoint or "https:").startswith("https:"):
         refuse_unless_authorities(access.ca_file)

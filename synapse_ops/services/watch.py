@@ -45,7 +45,7 @@ def only_prober(state_dir: Path, *, wait: bool) -> Iterator[IO[bytes]]:
     folder = state_dir / "watch"
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     with (folder / "lock").open("ab") as lock:
-        deadline_s = time.monotonic() + LOCK_WAIT_S  # who asks whether we run holds it for a moment
+        deadline_s = time.monotonic() + LOCK_WAIT_S  # a process that checks whether we run holds it for a moment
         while not _is_taken(lock):
             if not wait and time.monotonic() > deadline_s:
                 raise Refused(
@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     configure_logging()
     raise_file_limit()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # who started us decides, not a terminal that closes
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # our parent decides, not a terminal that closes
     state_dir = given.state_dir.absolute()
     status = 0
     try:

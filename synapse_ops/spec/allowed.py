@@ -88,7 +88,7 @@ def schema_at(path: FieldPath) -> dict[str, Any] | None:
 
 
 def known_keys(path: FieldPath) -> tuple[str, ...]:
-    """Return the keys that may stand in the block at `path`, in the order of the docs."""
+    """Return the keys that the block at `path` may have, in the order of the docs."""
     return tuple((schema_at(path) or {}).get("properties", ()))
 
 

@@ -154,12 +154,12 @@ _IPV6 = r"[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){2,7}"
 
 
 def is_host(text: str) -> bool:
-    """Tell whether what looks like a host or a socket's directory is one; a malformed address raises ValueError."""
+    """Return whether what looks like a host or a socket's directory is one; a malformed address raises ValueError."""
     return ":" not in text or text.startswith("/") or ipaddress.ip_address(text).version == 6
 
 
 def is_authority(text: str) -> bool:
-    """Tell whether host, host:port, [IPv6] or [IPv6]:port names a host and a port that there can be."""
+    """Return whether host, host:port, [IPv6] or [IPv6]:port names a host and a port that there can be."""
     host, port = text, ""
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
@@ -171,7 +171,7 @@ def is_authority(text: str) -> bool:
 
 
 def is_url(text: str) -> bool:
-    """Tell whether the host and the port of an http URL are ones that there can be."""
+    """Return whether the host and the port of an http URL are ones that there can be."""
     return is_authority(text.split("//", 1)[1].split("/", 1)[0])
 
 

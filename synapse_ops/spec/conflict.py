@@ -9,7 +9,7 @@ from synapse_ops.spec.faults import FieldPath
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Fields that cannot be as they are together: `path` is the one to mend, `others` what it was compared with.
+    """Fields that cannot be as they are together: `path` is the one to correct, `others` what it was compared with.
 
     `{other}` in the texts stands for the first of the others: its position in a list is known only to the caller.
     """

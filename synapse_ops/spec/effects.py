@@ -113,7 +113,7 @@ def _unreachable_nodes(spec: Spec) -> Iterator[str]:
 
 
 def _packages_of_others(spec: Spec) -> Iterator[str]:
-    """What the image starts is in the package that it copies, or is installed by the lock file, which nobody reads."""
+    """What the image starts is in the package that it copies, or installed by the lock file (not read here)."""
     docker = spec.docker
     copied = docker.source.rpartition("/")[2]
     for field, module in (("application", docker.application), ("worker_module", docker.worker_module)):
@@ -123,7 +123,7 @@ def _packages_of_others(spec: Spec) -> Iterator[str]:
 
 
 def _may_be_in(host: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
-    """Tell whether a host may be in a network: of a name nobody knows before it is resolved."""
+    """Return whether a host may be in a network: for a name that is unknown before it is resolved."""
     try:
         return ipaddress.ip_address(host) in network
     except ValueError:

@@ -1,4 +1,4 @@
-"""One fault of a spec: where it stands, what was found, what is allowed. All faults of a file are reported together.
+"""One fault of a spec: where it is, what was found, what is allowed. All faults of a file are reported together.
 
 A fault never repeats a secret: what looks like one, and every value of a field that takes a reference, is not shown.
 """

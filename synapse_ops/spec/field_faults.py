@@ -49,7 +49,7 @@ def _nearest(word: str, known: Any) -> str:
 
 
 def _elsewhere(key: str) -> str:
-    """Return the full path of a key that stands in exactly one other block."""
+    """Return the full path of a key that is in exactly one other block."""
     blocks = (schema_at(()) or {}).get("properties", {})
     homes = [f"{name}.{key}" for name, block in blocks.items() if key in resolved(block).get("properties", {})]
     return homes[0] if len(homes) == 1 else ""

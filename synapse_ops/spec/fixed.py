@@ -15,5 +15,5 @@ LOCAL_HOSTS = frozenset({"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"})  # n
 
 
 def is_this_machine(host: str) -> bool:
-    """Tell whether a server at this host is on the machine of whoever asks; a socket's directory is."""
+    """Return whether a server at this host is on this machine; a socket's directory is."""
     return host in LOCAL_HOSTS or host.startswith("/")

@@ -1,6 +1,6 @@
 """What an alert's condition can be about: each measure, what kind of quantity it is, and which values it can take.
 
-What a measure is in PromQL stands in manifests/monitoring/alert_measures.py, which has an entry for each name here.
+The PromQL of a measure is in manifests/monitoring/alert_measures.py, which has an entry for each name here.
 Units become base units: seconds, bytes, and parts between 0 and 1.
 """
 

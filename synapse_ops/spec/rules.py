@@ -1,7 +1,7 @@
 """What fields must be to one another: combinations that cannot work are refused before anything is started.
 
 Each rule reads a spec whose single fields are valid and yields conflicts. A conflict names every field that it
-compared, so that it is left out when one of them has a fault of its own: its value would be a stand-in nobody wrote.
+compared, so that it is left out when one of them has its own fault: its value would be a placeholder.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _database_names(spec: Spec) -> Iterator[Conflict]:
 
 
 def _firewall(spec: Spec) -> Iterator[Conflict]:
-    """`firewall.inbound` rules of one port whose networks overlap: whoever wrote the narrow one believes that the
+    """`firewall.inbound` rules of one port whose networks overlap: the author of the narrow one believes that the
     wide one is not there.
     """
     rules = [(rule.port, ipaddress.ip_network(rule.source)) for rule in spec.firewall.inbound]
@@ -248,7 +248,7 @@ def _destinations(spec: Spec) -> Iterator[Conflict]:
 
 def _redis_state(spec: Spec) -> Iterator[Conflict]:
     """A pattern in `cleanup.cache_patterns` that is nothing but `*` where `backup.redis` is on: what is backed up
-    because it is no cache would go as soon as nobody used it for a while.
+    because it is no cache would be removed once it is idle for a while.
     """
     for index, pattern in enumerate(spec.cleanup.cache_patterns):
         if spec.backup.redis is not None and not pattern.strip("*"):

@@ -1,8 +1,9 @@
 """Quantities as operators write them: `30s`, `4Gi`, `500m`, `7d`; each `parse_*` has a `format_*` that inverts it.
 
 Everything is exact: durations are whole milliseconds, sizes whole bytes, cores whole thousandths. A value that would
-have to be rounded is refused, because a silently rounded limit is a limit nobody set. ValueErrors say what is allowed.
-Suffixes are those of Prometheus (durations) and Kubernetes (sizes and cores); a size may also say `MiB` or `MB`.
+have to be rounded is refused, because a silently rounded limit is not the limit that was set. ValueErrors name
+what is allowed. Suffixes are those of Prometheus (durations) and Kubernetes (sizes and cores); a size may
+also say `MiB` or `MB`.
 """
 
 from __future__ import annotations

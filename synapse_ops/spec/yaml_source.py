@@ -79,7 +79,7 @@ def _read_text(path: Path) -> str:
 
 
 def parse_source(text: str) -> Source:
-    """Return the values of one YAML text. Several documents are merged; a block may stand in one of them only."""
+    """Return the values of one YAML text. Several documents are merged; a block may be in one of them only."""
     source = Source()
     unprintable = _UNPRINTABLE.search(text)
     if unprintable is not None:
@@ -114,7 +114,7 @@ class _Stop(Exception):
 
 
 def _compose(text: str) -> Iterator[Node]:
-    """Yield the node graph of each document. Problems are told without the line's text, which may hold a secret."""
+    """Yield the node graph of each document. Problems are reported without the line's text, which may hold a secret."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 

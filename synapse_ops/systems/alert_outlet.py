@@ -78,7 +78,7 @@ class AlertOutlet:
 
 
 def find_outlet(environ: Mapping[str, str] = os.environ) -> AlertOutlet | None:
-    """Return where alarms go, None when no address is set. Raises ConfigError for an address that is no URL."""
+    """Return where alarms go, None when no address is set. Raises ConfigError for an address that is not a URL."""
     for variable, kind, path in (
         (ALERTMANAGER_VARIABLE, "Alertmanager", "/api/v2/alerts"),
         (WEBHOOK_VARIABLE, "webhook", ""),

@@ -33,7 +33,7 @@ def refuse_unless_authorities(path: Path) -> None:
 def days_left_of_file(path: Path, now: datetime) -> float:
     """Return the days until the first certificate of a chain ends; less than 0 when it has.
 
-    Raises ConfigError when it cannot be read, IntegrityError when it is no PEM certificate.
+    Raises ConfigError when it cannot be read, IntegrityError when it is not a PEM certificate.
     """
     from cryptography import x509
 

@@ -51,7 +51,7 @@ def execute_graphql(workspace: Any, query: str, variables: Mapping[str, object])
 def newest_as_target(instance: DagsterInstance, asset_key: AssetKey) -> Any:
     """Return an asset's newest materialization as what a check's evaluation judges; None when there is none.
 
-    Without it the UI cannot tell an evaluation of the newest materialization from one of an older.
+    Without it the UI cannot distinguish an evaluation of the newest materialization from one of an older.
     """
     from dagster._core.definitions.asset_checks.asset_check_evaluation import (
         AssetCheckEvaluationTargetMaterializationData,
@@ -333,7 +333,7 @@ def delete_run(instance: DagsterInstance, run_id: str) -> None:
 
 
 def has_compute_logs(instance: DagsterInstance, run_id: str) -> bool:
-    """Say whether the output of a run is kept; a manager that cannot tell is asked to delete in any case."""
+    """Say whether the output of a run is kept; a manager that does not know is asked to delete in any case."""
     from dagster._core.storage.compute_log_manager import ComputeIOType
 
     manager = instance.compute_log_manager

@@ -64,7 +64,7 @@ class HttpProbe:
         await self._client.aclose()
 
     async def get(self, url: str, stage: Stage, headers: Mapping[str, str] | None = None) -> HttpReply:
-        """Return the answer at the end of the redirects. Raises Unreachable, IntegrityError for what is none."""
+        """Return the answer at the end of the redirects. Raises Unreachable, or IntegrityError for a malformed one."""
 
         async def note(event: str, info: Any) -> None:
             del info

@@ -1,4 +1,4 @@
-"""How log lines leave the process: ECS-shaped JSON when nobody watches, colour on a terminal; always on stderr.
+"""How log lines leave the process: ECS-shaped JSON, colour on a terminal; always on stderr.
 
 One correlation id is bound per command or Dagster run (`bind_correlation_id`) and stands on every line, in the
 `started.json` of a backup and in the run's tags, so that a line leads to its run and back.
@@ -56,7 +56,7 @@ class _OfLibraries(logging.Handler):
 
 
 class _Lines(structlog.PrintLogger):
-    """Prints lines. One that the disk will not have is lost: a log that is full may end nobody's work."""
+    """Prints lines. A line that cannot be written is lost: a full log disk must not end any work."""
 
     def msg(self, message: str) -> None:
         with contextlib.suppress(OSError):

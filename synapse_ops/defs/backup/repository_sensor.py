@@ -1,4 +1,4 @@
-"""The repository is the truth: what stands in it and not in Dagster's history is reported, and drives its proof.
+"""The repository is the truth: what is in it and not in Dagster's history is reported, and gets its proof.
 
 Each tick compares one listing with the events. A backup or proof of the CLI or of another host becomes an event without
 a run; the newest backup without any proof gets a run of its proof asset; the check `restore_proven`
@@ -104,7 +104,7 @@ def _report_unknown(
     entries: Sequence["CatalogEntry"],
     findings: _Findings,
 ) -> None:
-    """Add events for the backups and proofs of one subject that no event tells of, the oldest first."""
+    """Add events for the backups and proofs of one subject without an event, the oldest first."""
     from synapse_ops.operations.backup.catalog import read_proofs, read_record
 
     if not entries:
@@ -155,7 +155,7 @@ def _report_proofs(
     read_proofs: Any,
     findings: _Findings,
 ) -> None:
-    """Add an event for each proof of a backup that no event tells of: a failed one is an observation."""
+    """Add an event for each proof of a backup without one: a failed one is an observation."""
     if entry.proven_at is not None and entry.not_attempted_at is None:
         at = f"{entry.place.backup_id}@{entry.proven_at.isoformat(timespec='seconds')}"
         if at in known:

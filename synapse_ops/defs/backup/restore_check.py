@@ -39,12 +39,12 @@ class Judgement:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there was nothing to judge, which is no pass: no collection was ever discovered, say."""
+        """Whether there was nothing to judge, which is not a pass: for example, no collection was ever discovered."""
         return not (self.failing or self.warned or self.waiting or self.proven)
 
     @property
     def is_due(self) -> bool:
-        """Whether it is told now: nothing waits for its first proof, or something else fails meanwhile."""
+        """Whether it is reported now: nothing waits for its first proof, or something else fails meanwhile."""
         waits_only = all(name in self.waiting for name, _ in self.failing)
         return not self.is_empty and not (self.waiting and waits_only)
 

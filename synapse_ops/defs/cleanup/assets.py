@@ -1,4 +1,4 @@
-"""What is tidied away: log files, temporary files, idle cache keys, left-over snapshots, and Dagster's own history.
+"""What is cleaned up: log files, temporary files, idle cache keys, left-over snapshots, and Dagster's own history.
 
 Each kind is a plan asset and an apply asset that takes the plan's digest; the history's plan and apply are one asset,
 because what it removes is the record that this graph shows. A plan only looks; an apply does exactly that plan.
@@ -215,7 +215,7 @@ def _history(freshness: dg.FreshnessPolicy) -> Any:
 
 
 def make_plan(context: Any, stack: StackResource, kind: str) -> "StoredPlan":
-    """Make the plan of one kind; its warnings stand in the log."""
+    """Make the plan of one kind; its warnings are in the log."""
     with operation_of(context.run.run_id, context.instance):
         plan = _verbs(stack.open(), kind, context)[0]()
     for warning in plan.warnings:

@@ -1,4 +1,4 @@
-"""`active_alerts`: what Alertmanager tells the prober, as events that sensors can react to.
+"""`active_alerts`: what Alertmanager reports to the prober, as events that sensors can react to.
 
 The record only: nothing is failed over here. One observation for each alert that began or ended, and one
 materialization of the asset with everything that fires then.
@@ -51,8 +51,8 @@ def _sensor() -> dg.SensorDefinition:
 
         try:
             active = read_active_alerts(stack.open().state_dir, datetime.now(UTC))
-        except Refused as nobody:
-            return dg.SkipReason(nobody.message)
+        except Refused as refused:
+            return dg.SkipReason(refused.message)
         if active is None:
             return dg.SkipReason("Alertmanager has reported nothing yet")
         cursor = report_alerts(context.instance, context.cursor, active)

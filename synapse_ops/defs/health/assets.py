@@ -307,8 +307,8 @@ def _sensor() -> dg.SensorDefinition:
         tick = HealthTick(context.instance, context.cursor, stack.open().state_dir)
         try:
             cursor = tick.run(datetime.now(UTC))
-        except Refused as nobody:
-            return dg.SkipReason(nobody.message)
+        except Refused as refused:
+            return dg.SkipReason(refused.message)
         return dg.SensorResult(skip_reason=dg.SkipReason(f"{tick.reported} events reported"), cursor=cursor)
 
     return health_sensor

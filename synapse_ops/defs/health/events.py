@@ -73,7 +73,9 @@ class HealthTick:
         known: dict[str, str] = dict(self._cursor.get("states", {}))
         names = {row.probe.name for row in report.rows}
         for change in changes:
-            if change.probe in names and known.get(change.probe) != str(change.new):  # the prober's silence was told
+            if change.probe in names and known.get(change.probe) != str(
+                change.new
+            ):  # the prober's silence was reported
                 self._report(_change_event(change))
                 known[change.probe] = str(change.new)
         is_new_span = last_span != span_start.timestamp()
@@ -94,7 +96,7 @@ class HealthTick:
     ) -> None:
         name, state = row.probe.name, str(row.condition.state)
         overdue = name in known and known[name] != state
-        if overdue:  # nobody wrote that down: the prober is away
+        if overdue:  # not in the history: the prober is away
             self._report(
                 dg.AssetObservation(
                     health_key(name),

@@ -140,7 +140,7 @@ def _release_asset() -> dg.AssetsDefinition:
     def manifest_release(
         context: dg.AssetExecutionContext, stack: StackResource
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
-        """The checks are its own and no step after it: a refused release is the one whose checks somebody reads."""
+        """The checks run in the asset and not after it: the checks of a refused release are the ones that matter."""
         from synapse_ops.operations.release.render import judge
 
         with operation_of(context.run.run_id, context.instance):

@@ -23,7 +23,7 @@ FILE_KEY = dg.AssetKey("infrastructure_file")
 RECORD_LIMIT = timedelta(minutes=5)
 CHECK_NAME = "spec_loaded_equals_file"
 
-# top-level values that are no block of their own: `spec/stack` holds them together
+# top-level values outside of any block: `spec/stack` holds them together
 _SCALARS = ("name", "time_zone", "health_base_url")
 _STACK_BLOCK = "stack"
 _STACK_DESCRIPTION = "Name, time zone and base address of the stack."

@@ -121,14 +121,14 @@ def _labels(pins: tuple[str, ...]) -> tuple[str, ...]:
 def _newest_attempt(attempts: Iterable[ListedObject]) -> datetime | None:
     times = []
     for row in attempts:
-        with suppress(ValueError):  # the 30th of February: nobody's clock wrote that
+        with suppress(ValueError):  # a date that does not exist, such as 30 February
             times.append(time_of_attempt(row.name))
     return max(times, default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class BackupFacts:
-    """What `backup.json` tells beyond its listing; unreadable_reason is set when it could not be read.
+    """What `backup.json` holds beyond its listing; unreadable_reason is set when it could not be read.
 
     objects: (name, size_bytes) of the data. No ETags: a repository copied to another store keeps its bytes, not those.
     """
@@ -172,7 +172,7 @@ class BackupFacts:
 
 @dataclass(frozen=True, slots=True)
 class ProofFacts:
-    """What the newest proof tells. objects: (name, size_bytes, etag) as it read them."""
+    """What the newest proof holds. objects: (name, size_bytes, etag) as it read them."""
 
     verdict: Verdict
     finished_at: datetime

@@ -2,7 +2,7 @@
 
 The digest covers what would be done and why (policy, every entry, its listing), and no reading of a clock: planning
 twice without a change gives one digest, so a person can approve today what was printed a minute ago. When it was made
-stands in the header only; a plan older than MAX_AGE is refused.
+is in the header only; a plan older than MAX_AGE is refused.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@
         dump.rdb[.age]                                   every logical database of a Redis server, as it was sent
         backup.json                                      written last: a backup exists when this exists
         proof-<time>.json                                one per completed proof, passed or failed
-        attempt-<time>.json                              a proof that never began: its host lacked a key, programs, room
+        attempt-<time>.json                              a proof that never began: no key, programs or space
         pin-<label>.json                                 exempts it from expiry
         reading-<reader>.json                            rewritten while a restore or proof reads it
 
@@ -162,7 +162,7 @@ def parse_key(key: str) -> BackupKey | None:
 
 
 def _is_backup_id(text: str) -> bool:
-    """Tell whether a segment is a backup id: the form, and a moment that exists (20260230T... is foreign)."""
+    """Return whether a segment is a backup id: the form, and a moment that exists (20260230T... is foreign)."""
     if _BACKUP_ID.fullmatch(text) is None:
         return False
     try:
@@ -178,7 +178,7 @@ def _shared_identity(text: str) -> Identity:
 
 
 def is_own_name(name: str) -> bool:
-    """Tell whether an object below a backup's prefix has a name that we write; others are foreign and left alone."""
+    """Return whether an object below a backup's prefix has a name that we write; others are foreign and left alone."""
     return _OWN_NAME.fullmatch(name) is not None
 
 

@@ -1,6 +1,6 @@
 """What an interrupted dump or a cut deletion left behind, and when it may go. Pure: clocks are arguments.
 
-A prefix without `backup.json` is no backup. Whoever works in it renews an object there (`heartbeat.json`,
+A prefix without `backup.json` is not a backup. A process that works in it renews an object there (`heartbeat.json`,
 `reading-*.json`), so its age is that of its newest object, by the store's own clock on both sides: the host that wrote
 it may be wrong by a day. A multipart upload is invisible in a listing and still paid for; it goes by the same rule.
 """
@@ -87,5 +87,5 @@ def _judge_upload(
 
 
 def is_past_grace(touched_at: datetime, policy: RetentionPolicy, clocks: Clocks) -> bool:
-    """Whether nobody has worked there for the grace. touched_at: the store's clock, so judged by it."""
+    """Whether no process has worked there for the grace. touched_at: the store's clock, so judged by it."""
     return clocks.stores - touched_at >= max(policy.left_over_grace, LEAST_LEFT_OVER_GRACE)

@@ -22,7 +22,7 @@ def predict_restore_s(history: Sequence[tuple[int, float]], size_bytes: int) -> 
     history: (size_bytes, restore_s) of former restores on this repository, newest first; only the first 20 count.
     Method: the Theil-Sen line (median of all pairwise slopes, then the median intercept), because one restore on a busy
     machine must not bend it, as a least-squares line would be. Slope and intercept are never negative. Where no two
-    sizes differ by 10 % there is no slope to see: the median time then holds for smaller databases too (it may all be
+    sizes differ by 10 % no slope can be measured: the median time then holds for smaller databases too (it may all be
     start-up), and grows in proportion for larger ones.
     Source: P. K. Sen, 1968, "Estimates of the regression coefficient based on Kendall's tau".
     """

@@ -6,7 +6,7 @@ what is older than that one may go. So whatever expires has a newer proven backu
 subject) beside it, the last proven one never expires, and a newer one that is not proven protects nothing.
 
 Unknown is never good: an unproven, damaged, unreadable or future-dated backup satisfies no rule for another one, and
-nothing expires while our clock and the store's differ, because then nobody knows how old anything is.
+nothing expires while our clock and the store's differ, because then no age is known.
 Source of the rules: docs/repository-format.md, "Retention".
 """
 
@@ -166,7 +166,7 @@ def excesses(places: Sequence[tuple[BackupPlace, bool]], max_ratio: float) -> tu
 
 
 def counts_as_proven(entry: CatalogEntry, now: datetime) -> bool:
-    """Whether a backup may stand in for an older one: proven, readable, and nothing about it lies in the future."""
+    """Whether a backup may replace an older one: proven, readable, and none of its times is in the future."""
     return _counts_as_proven(_aged(entry), now)
 
 

@@ -1,6 +1,6 @@
 """Which keys a cache cleanup may remove, and whether Redis is what the spec takes it for. Pure.
 
-A key goes when it matches a pattern of the spec and nobody has used it for the retention. Idle time is kept by the
+A key is removed when it matches a pattern of the spec and was not used for the retention. Idle time is kept by the
 server for as long as it runs and under every policy of eviction but LFU.
 """
 

@@ -98,7 +98,7 @@ class Decision:
 class Entry:
     """One line of a plan. root: position in the plan's roots. path: below it. inode: of the file or directory.
 
-    size_bytes, modified_ns: as seen. changed_ns: ctime, which tells a new file that was given an old inode and time.
+    size_bytes, modified_ns: as seen. changed_ns: ctime, which reveals a new file with an old inode and time.
     links: how many names the file has; its bytes are freed with the last of them.
     """
 

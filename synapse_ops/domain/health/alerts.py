@@ -1,4 +1,4 @@
-"""The alerts that fire now, as Alertmanager's webhook tells them. Pure.
+"""The alerts that fire now, as Alertmanager's webhook reports them. Pure.
 
 A notification names alerts one by one, each firing or resolved; what it does not name stays as it was. One that is not
 repeated for FORGET_AFTER is forgotten: the longest repeat_interval that is rendered is a day.
@@ -48,7 +48,7 @@ class Told:
 def parse_notification(body: bytes, now: datetime) -> tuple[Told, ...]:
     """Return the alerts of one call of the webhook, in its order.
 
-    Raises ValueError when it is none: nothing of a body that is wrong in one place is believed.
+    Raises ValueError when it is not one: nothing of a body that is wrong in one place is believed.
     """
     document = json.loads(body)
     if not isinstance(document, dict) or not isinstance(document.get("alerts"), list):

@@ -41,7 +41,7 @@ def outages(changes: Iterable[tuple[datetime, State, State]], since: datetime, u
 def month_window(month: str, now: datetime, time_zone: str) -> tuple[datetime, datetime]:
     """Return the first moments of a month ("2026-11") and of the next one; "" is the last month that has ended.
 
-    now: aware. Raises ValueError for what is no month.
+    now: aware. Raises ValueError for text that is not a month.
     """
     zone = ZoneInfo(time_zone)
     if month:

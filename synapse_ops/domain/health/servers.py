@@ -159,8 +159,8 @@ def _archiver(facts: ServerFacts) -> list[Judged]:
 def judge_replication(positions: Mapping[str, WalPosition | str], *, max_lag_bytes: int) -> ProbeVerdict:
     """Return the verdict on all nodes together. positions: node -> where it stands, or why it did not answer.
 
-    Failed: nobody takes writes, or two do. Degraded: a standby is away or further behind than `failover.max_lag_bytes`,
-    so that it would not be promoted.
+    Failed: none takes writes, or two do. Degraded: a standby is away or further behind than `failover.max_lag_bytes`,
+    so it would not be promoted.
     """
     known = {node: found for node, found in positions.items() if isinstance(found, WalPosition)}
     silent = {node: found for node, found in positions.items() if isinstance(found, str)}

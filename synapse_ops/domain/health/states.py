@@ -11,7 +11,7 @@ Of several states reached at once the mildest worse one that the count carries, 
 follows that one odd verdict between good ones changes nothing, that two of the same kind always decide, and that an
 endpoint which fails every other time is failed until it stands still.
 
-`unknown` means that nobody could ask (the prober's own trouble, or no prober). It is never good, and stands between
+`unknown` means that no check could run (the prober's own trouble, or no prober). It is never good, and lies between
 degraded and failed. Pure: `now` is passed in.
 """
 
@@ -121,8 +121,8 @@ def condition_now(
 ) -> Condition:
     """Return the condition as it may be believed now: unknown once a verdict is overdue, whatever the last one said.
 
-    A prober that died leaves a table full of old good news; nobody may take that for the truth. A verdict of a time
-    that has not come says that the clock was set back: how old it is, nobody knows.
+    A prober that died leaves a table full of old good verdicts, which must not be believed. A verdict of a time
+    in the future means that the clock was set back: its age is unknown.
     """
     if last_verdict_at is None:
         return condition
@@ -164,5 +164,5 @@ class TimeInStates:
         return min(1.0, self.known_s / window.total_seconds()) if window > timedelta() else 0.0
 
     def unobserved_ratio(self, window: timedelta) -> float:
-        """Return the part of a window of which nobody can say how it was: no prober ran, or it could not check."""
+        """Return the part of a window for which no state is known: no prober ran, or it could not check."""
         return 1.0 - self.coverage_ratio(window)

@@ -1,12 +1,12 @@
 """What a loaded copy of a Redis server must equal, when nothing stopped writing while its snapshot was taken.
 
-An RDB snapshot is one instant, the fork of the server, which nobody outside can read at. So keys are read before it
+An RDB snapshot is one instant, the fork of the server, which no client can read. So keys are read before it
 and again after it. Where the server's stream of writes stood still from the fork to the end of the second reading, the
 copy must hold exactly what that one found, key for key and count for count. Otherwise what was equal in both readings
 must be found equal in the copy; what moved is the window, is counted, and is held to nothing.
 
 A key is compared by type, time to live and value: a digest over its elements in an order of ours, because a server
-orders sets and hashes by a seed of its own, so that the bytes of DUMP differ between two servers of equal content.
+orders sets and hashes by its own seed, so that the bytes of DUMP differ between two servers of equal content.
 Not compared by value, only by type: types of modules, hashes whose fields expire one by one, and values over a limit.
 Of streams the entries and groups are compared, not who holds which pending entry. Frequency and idle time are not.
 Keys may be secrets (sessions), so that they stand here, and in proofs, as digests.
@@ -25,7 +25,7 @@ from synapse_ops.domain.two_readings import count_bounds
 
 FORMAT_VERSION = 1
 ALL_KEYS_LIMIT = 50_000  # read whole twice: some seconds a reading for small values
-EXPIRY_TOLERANCE_MS = 2_000  # servers before 7.0 tell only the time left, which is added to our clock
+EXPIRY_TOLERANCE_MS = 2_000  # servers before 7.0 report only the time left, which is added to our clock
 _NAMED = 20
 
 Digest = str  # 32 hex digits
@@ -149,8 +149,8 @@ class KeyFingerprint:
 class CopyKeys:
     """What was found in a loaded copy. counts: keys by logical database. expired: keys that were loaded too late.
 
-    rows: of the names asked for that are there. unlisted: how many keys nobody asked for. read_at_ms: when the last key
-    was read, Unix time: what had to expire before may be gone.
+    rows: of the names asked for that are there. unlisted: how many keys were not requested. read_at_ms: when the last
+    key was read, Unix time: what had to expire before may be gone.
     """
 
     counts: Mapping[int, int]

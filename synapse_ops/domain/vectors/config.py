@@ -62,7 +62,7 @@ _LAST = "strict_mode_config"  # it may forbid what a comparison of the new colle
 
 
 def creation_body(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body that makes an empty collection of this configuration. config: as Qdrant tells it.
+    """Return the body that makes an empty collection of this configuration. config: as Qdrant reports it.
 
     Without its strict mode, which `update_body` puts back once the collection has been compared.
     """
@@ -82,7 +82,7 @@ def update_body(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def index_schema(entry: Mapping[str, Any]) -> str | dict[str, Any]:
-    """Return how a payload index is asked for, from how Qdrant tells of one."""
+    """Return the request for a payload index, from how Qdrant reports one."""
     return dict(entry["params"]) if entry.get("params") else str(entry["data_type"])
 
 

@@ -2,7 +2,7 @@
 
 A snapshot holds every write acknowledged before it was asked for and some of those made during it: a window, not an
 instant. So each point is hashed before and again after. What stood still must be found equal in the copy; what moved is
-the window, is counted and named so, and is held to nothing. Without any write there is no window: then the digest over
+the window, is counted and named so, and is not compared. Without any write there is no window: then the digest over
 all points, and every id, must be equal. Up to a limit all points are read; above it a seeded sample, and all ids.
 Canary queries are exact searches with the ten best points, asked before and after; the copy must give the same.
 """
@@ -132,8 +132,8 @@ def canaries_from_json(data: bytes) -> tuple[CanaryQuery, ...]:
 class CopyFacts:
     """What the engine found in a copy. counts: exact, by shard. hashes: of the ids asked for that are there.
 
-    unlisted: points that nobody asked for. tops: the answers to the queries, in their order. open_s: until every shard
-    was unpacked and could answer.
+    unlisted: points that were not requested. tops: the answers to the queries, in their order. open_s: until every
+    shard was unpacked and could answer.
     The digests are None when only counts were asked for.
     """
 

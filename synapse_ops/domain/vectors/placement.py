@@ -14,7 +14,7 @@ ACTIVE = "Active"
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """What one node says of a collection. local: state by shard of its own replicas; points: by shard, approximate.
+    """What one node reports of a collection. local: state by shard of its own replicas; points: by shard, approximate.
 
     remote: every (shard, peer) elsewhere that it knows of.
     """
@@ -27,7 +27,7 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """candidates: by shard the peers to ask, in this order; empty for a shard that nobody can give. faults: why."""
+    """candidates: by shard the peers to ask, in this order; empty for a shard that no node can give. faults: why."""
 
     candidates: Mapping[int, tuple[int, ...]]
     faults: tuple[str, ...]

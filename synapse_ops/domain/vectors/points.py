@@ -32,7 +32,7 @@ def order_of(point_id: PointId) -> tuple[int, int, str]:
 
 
 def parse_id(text: str) -> PointId:
-    """Return the id that `str` wrote: a UUID has hyphens, so it is never taken for a number."""
+    """Return the id that `str` wrote: a UUID has hyphens, so it is never mistaken for a number."""
     return int(text) if text.isdecimal() else text
 
 

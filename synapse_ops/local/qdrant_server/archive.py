@@ -24,12 +24,12 @@ BLOCK = 512
 PIECE_BYTES = 1024 * 1024
 SEGMENT_FILES = "snapshot/files/"
 STATE_FILES = ("replica_state.json", "shard_config.json")
-_STREAMED = re.compile(r"^((?:\d+/)?segments/[^/]+)/files/")  # segments of a streamed snapshot are no tars
+_STREAMED = re.compile(r"^((?:\d+/)?segments/[^/]+)/files/")  # segments of a streamed snapshot are not tars
 _SEGMENT = re.compile(r"(segments/[0-9A-Za-z-]+)\.tar")
 
 
 def write_shard(out: tarfile.TarFile, shard: Path, prefix: str, scratch: Path) -> None:
-    """Add a shard whose engine has been flushed and is not written to meanwhile. scratch: room for one segment."""
+    """Add a shard whose engine has been flushed and is not written to meanwhile. scratch: space for one segment."""
     for segment in sorted((shard / "segments").iterdir()):
         if segment.is_dir():
             _add_segment(out, segment, f"{prefix}segments/{segment.name}.tar", scratch)

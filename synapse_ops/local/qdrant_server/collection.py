@@ -2,7 +2,7 @@
 
     <folder>/config.json, payload_index.json, shard_key_mapping.json, version.info, 0/ (the shard)
 
-Invariant: an answered write stands in the engine's log, so a kill loses none; the log is emptied by `flush`. Reads take
+Invariant: an answered write is in the engine's log, so a kill loses none; the log is emptied by `flush`. Reads take
 no lock: they hold the engine that was there when they began, while a recovery puts another in its place.
 """
 
@@ -81,7 +81,7 @@ class Collection:
             return {"operation_id": self.operations, "status": "completed"}
 
     def upsert(self, points: list[Any], **options: Any) -> dict[str, Any]:
-        """Write points; what the first of them is told to be wrong with, none after it is written."""
+        """Write points; an error of one is reported for it, and none after it is written."""
         answer = {"operation_id": self.operations, "status": "completed"}
         for begin in range(0, len(points), POINTS_AT_ONCE):
             answer = self._upsert(points[begin : begin + POINTS_AT_ONCE], options)
@@ -199,7 +199,7 @@ def _fault_of(error: Exception) -> Fault:
 
 
 def check_shard(shard: Path) -> None:
-    """Open a strange shard in a process of its own: a damaged one may end the process that opens it.
+    """Open a foreign shard in a separate process: a damaged one may end the process that opens it.
 
     Raises Fault with what the engine said, or that it died.
     """

@@ -1,4 +1,4 @@
-"""Prometheus text under the real server's names, as far as there is something to tell."""
+"""Prometheus text under the real server's names, as far as this server has such values."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def _download(call: Call) -> Response:
 
 
 def _stream(call: Call) -> Response:
-    """Send a shard snapshot without a length, as a real server does, which needs no room on the disk of the data.
+    """Send a shard snapshot without a length, as a real server does, which needs no space on the disk of the data.
 
     Ours is written first: beside the data, or where that disk is full in the system's directory for temporary files.
     """
@@ -105,7 +105,7 @@ def _now_or_later(call: Call, work: Callable[[], Any]) -> Any:
 def _quietly(work: Callable[[], Any]) -> None:
     try:
         work()
-    except Fault as fault:  # nobody waits for it: the log is all there is
+    except Fault as fault:  # no caller waits for it: the error goes to the log
         print(fault, flush=True)
 
 

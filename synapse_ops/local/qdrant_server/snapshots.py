@@ -3,7 +3,7 @@
     snapshots/<collection>/<name>.snapshot, <name>.snapshot.checksum
     snapshots/<collection>/shards/0/...
 
-Before a strange archive takes the place of anything, its data is opened in a process of its own.
+Before a foreign archive replaces anything, its data is opened in a separate process.
 """
 
 from __future__ import annotations

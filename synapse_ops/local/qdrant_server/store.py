@@ -55,7 +55,7 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Give a folder of its own, removed afterwards."""
+        """Give a separate folder, removed afterwards."""
         folder = Path(tempfile.mkdtemp(dir=self.data / "tmp"))
         try:
             yield folder

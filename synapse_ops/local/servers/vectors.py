@@ -1,4 +1,4 @@
-"""Qdrant of the embedded stack: the process of local/qdrant_server, with a key of its own."""
+"""Qdrant of the embedded stack: the process of local/qdrant_server, with its own key."""
 
 from __future__ import annotations
 

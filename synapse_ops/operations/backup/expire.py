@@ -190,7 +190,7 @@ def _decide(
 
 
 def _dangling_uploads(repository: Repository) -> list[DanglingUpload]:
-    """Return the uploads under our own keys; anybody else's are foreign, as their objects are."""
+    """Return the uploads under our own keys; all others are foreign, as their objects are."""
     found = []
     for upload in repository.store.list_uploads():
         parsed = parse_key(upload.key)

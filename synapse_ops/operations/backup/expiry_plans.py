@@ -20,7 +20,7 @@ from synapse_ops.domain.backup.expiry_plan import ExpiryPlan
 from synapse_ops.errors import ConfigError, ObjectMissing, PlanChanged
 from synapse_ops.operations.repository import Repository
 
-KEPT_FOR = timedelta(days=7)  # a week in which a re-executed run is told when its digest was applied
+KEPT_FOR = timedelta(days=7)  # a week in which a re-executed run still learns when its digest was applied
 
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _PREFIX = "plans/expiry-"

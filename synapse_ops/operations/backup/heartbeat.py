@@ -36,7 +36,7 @@ class Heartbeat:
     ) -> None:
         self._store = store
         self._key = key
-        self._body = {**presence_of_this_process(), **body}  # the writer's own host can tell that it died
+        self._body = {**presence_of_this_process(), **body}  # the writer's own host can see that it died
         self._beats = 0
         self._clock = clock
         self._writing = threading.Lock()
@@ -48,7 +48,7 @@ class Heartbeat:
         self.tell()
 
     def tell(self, **facts: Any) -> None:
-        """Beat at once with further fields, kept in every later beat: what somebody must know if we die now."""
+        """Beat at once with further fields, kept in every later beat: what a later run must know if this dies."""
         with self._writing:
             self._beats += 1
             self._body = {**self._body, **facts}
@@ -62,7 +62,7 @@ class Heartbeat:
             try:
                 self.beat()
             except SynapseOpsError as error:
-                self._last_error = error.message  # told by raise_if_lost when it lasts
+                self._last_error = error.message  # raised by raise_if_lost when it lasts
 
     def raise_if_lost(self) -> None:
         """Raise DeadlineExceeded when no beat has reached the store for LOST_AFTER_S seconds."""

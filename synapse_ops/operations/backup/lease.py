@@ -1,7 +1,7 @@
 """A lease: one holder of a name at a time, over every host that shares the repository.
 
 `leases/<name>.json` is written only conditionally (If-None-Match, If-Match on its ETag), so of two writers one loses.
-A holder renews it; each renewal changes its counter and so its ETag. Nobody compares clocks: an observer takes over
+A holder renews it; each renewal changes its counter and so its ETag. No clocks are compared: an observer takes over
 only when it has itself seen the *same* ETag for the whole TTL of the holder by its own monotonic clock, or when the
 holder was a process of this host and boot that has ended. `epoch` grows with every new holder and is never reused.
 
@@ -59,7 +59,7 @@ class Lease:
     _lost: str = field(default="", repr=False)
 
     def check(self) -> None:
-        """Raise LeaseLost when somebody else may hold it by now."""
+        """Raise LeaseLost when another process may hold it by now."""
         if not self._lost and time.monotonic() >= self._valid_until:
             self._lost = "it could not be renewed in time"
         if self._lost:
@@ -69,6 +69,7 @@ class Lease:
             )
 
     def extend(self, valid_until: float) -> None:
+        """Hold it longer. valid_until: in seconds of `time.monotonic()`."""
         self._valid_until = valid_until
 
     def lose(self, reason: str) -> None:
@@ -108,7 +109,7 @@ class _Keeper:
         self._store = store
         self._key = f"leases/{quote_segment(name)}.json"
         self._ttl_s = ttl_s
-        self._token = secrets.token_hex(8)  # tells our own write from another's when a reply was lost
+        self._token = secrets.token_hex(8)  # identifies our own write when a reply was lost
         self._renewals = 0
         self._etag = ""
         self.lease = Lease(name, owner, epoch=0)

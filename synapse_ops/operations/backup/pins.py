@@ -50,7 +50,7 @@ def pin_backup(repository: Repository, place: BackupPlace, label: str, now: date
     """Pin a backup under `label`; safe to repeat.
 
     Raises ConfigError for a label that cannot be used, ObjectMissing when the backup is gone, Unproven when a running
-    expiry does not end in time, so that nobody knows yet whether the pin was early enough.
+    expiry does not end in time, so that it is not known yet whether the pin was early enough.
     """
     _check_label(label)
     store = repository.store

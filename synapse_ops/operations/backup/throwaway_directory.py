@@ -7,8 +7,8 @@ Theory of operation. A throwaway is three things under a work directory that a s
     a socket directory      in the temporary directory, private; its name is derived from the data directory's
 
 The kernel releases the lock however the owner ends, and the server stops with the thread that started it. So a lock
-that can be taken means: nobody needs this any more. `sweep_throwaways` takes it, ends what still works in that
-directory, and removes the three. A lock that is held is never touched; neither is anything without such an owner file.
+that can be taken means that the throwaway is no longer needed. `sweep_throwaways` takes it, ends what still works in
+that directory, and removes the three. Never touched: a lock that is held, and anything without such an owner file.
 A throwaway on a file system shared by several hosts, whose locks may not reach us, counts as living while its heartbeat
 (the owner file's modification time) is fresh.
 """
@@ -79,7 +79,7 @@ def throwaway_directory(
     """Hold a throwaway directory inside the block, and remove every trace of it afterwards.
 
     database_size_bytes: of the source; scratch_bytes: what will be put into `scratch_dir`. Raises Unproven when the
-    disk has not room enough for both.
+    disk has not enough space for both.
     """
     identity = server_identity()
     base = throwaway_base(work_dir, identity)

@@ -3,7 +3,7 @@
 A plan looks at every file below the roots of the spec and asks the kernel whether those that would go are open. It
 lists what it would act on, and what it leaves alone for another reason than youth; the young are counted. Applying
 opens each directory anew without following a link, and acts on an entry only when it has the device, inode, size and
-time of the plan, is not open, and still lies below its root. What differs is skipped and told.
+time of the plan, is not open, and still lies below its root. What differs is skipped and reported.
 A root in which a server keeps its data, or a restore works, is refused as a whole.
 """
 
@@ -98,7 +98,7 @@ def apply_cleanup(
             _refuse_other_roots(roots, named["root_inodes"], digest)
             run = _Run(roots, outcome, progress)
             run.apply(plan.entries(), frozenset({Action.DELETE, Action.REMOVE_DIRECTORY}))
-            run.apply(plan.entries(), frozenset({Action.COMPRESS}))  # after the room that deleting made
+            run.apply(plan.entries(), frozenset({Action.COMPRESS}))  # after the space that deleting freed
     return outcome
 
 

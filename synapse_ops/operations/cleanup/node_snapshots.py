@@ -1,6 +1,6 @@
 """Plans which snapshots that killed runs left on Qdrant's nodes go, and removes exactly those.
 
-Only a file whose name stands in the heartbeat of a run of ours goes, and only once heartbeat and file are older than
+Only a file that the heartbeat of one of our runs names is removed, and only once heartbeat and file are older than
 the grace: a younger one may be on its way into the repository. What another tool made, or may have made, is listed and
 stays. Applying holds the lease of the collection, so that no snapshot of it is taken meanwhile, and looks again.
 """

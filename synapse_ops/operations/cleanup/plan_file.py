@@ -5,7 +5,7 @@
     <state_dir>/locks/cleanup-<kind>.lock             held (flock) while a plan of that kind is applied
 
 The digest covers the policy and every entry, and no reading of a clock: planning twice without a change gives one
-digest. When it was made stands in the header only. A plan older than MAX_AGE, or applied since it was made, is refused.
+digest. The time it was made is in the header only. A plan older than MAX_AGE, or applied since it was made, is refused.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def find_kind(state_dir: Path, digest: str) -> str:
 
 @contextmanager
 def apply_plan(state_dir: Path, kind: str, digest: str, now: datetime) -> Iterator[tuple[OpenPlan, Outcome]]:
-    """Hold a plan for one application: nobody else applies one of its kind meanwhile.
+    """Hold a plan for one application: no other process applies one of its kind meanwhile.
 
     When the block ends well the digest is used. When it does not, the same plan may be applied again, and the detail of
     the error says what was done.
@@ -334,7 +334,7 @@ def _no_plan(digest: str) -> PlanChanged:
 
 
 def subject_of(row: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
-    """Return what an entry is about, printable: bytes that are no text, and control characters, stand escaped."""
+    """Return what an entry is about, printable: bytes that are not text, and control characters, are escaped."""
     name = str(row.get("path") or row.get("key") or row.get("subject") or "")
     roots = policy.get("roots", [])
     if "root" in row and row["root"] < len(roots):

@@ -1,7 +1,7 @@
 """Plans what of Dagster's own history goes, and removes exactly that: runs, output, ticks, events outside of runs.
 
 Whatever its age, this stays: a run in progress; the newest event of each asset, partition and check, and the run that
-holds it; every record of a failover; what tells of a backup that still stands in the repository, because the sensor
+holds it; every record of a failover; the records of a backup that is still in the repository, because the sensor
 that reads the repository would report it anew, as if it had just been made.
 The instance is given, so that this runs in a run of Dagster and from the CLI alike.
 """

@@ -70,7 +70,7 @@ def read_database_statements(
 ) -> DatabaseStatements:
     """Return the statements that create and set up the archive's database.
 
-    Raises ToolFailed for what is no archive, WrongIdentity when it is of another database than `database`.
+    Raises ToolFailed for a file that is not an archive, WrongIdentity when it is of another database than `database`.
     """
     program, environment = tools.path("pg_restore"), tools.environment()
     asked: list[str | Path] = [program, "--create", "--list", archive]  # without --create these entries are not listed
@@ -127,7 +127,7 @@ def run_pg_restore(
     """Restore everything but the database itself; `report` is called about twice a second meanwhile.
 
     conninfo: of the new empty database; its password travels in the environment, never in argv.
-    Raises ToolFailed with pg_restore's own complaints, Unproven for a warning, DeadlineExceeded (it is killed then).
+    Raises ToolFailed with pg_restore's own messages, Unproven for a warning, DeadlineExceeded (it is killed then).
     """
     log_path = scratch_dir / "pg_restore.log"
     program: list[str | Path] = [tools.path("pg_restore"), "--exit-on-error", *options]

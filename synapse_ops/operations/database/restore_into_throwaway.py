@@ -30,7 +30,7 @@ def restore_into_throwaway(
     deadline: Deadline,
     progress: ReportProgress,
 ) -> None:
-    """Restore roles, tablespaces and the database under its own name into a fresh cluster; any complaint raises."""
+    """Restore roles, tablespaces and the database under its own name into a fresh cluster; any warning raises."""
     name, tools = record.source.database, throwaway.server.tools
     elsewhere = throwaway.conninfo("template1" if name == "postgres" else "postgres")
     roles = statements_for_new_cluster(staged.globals_script, throwaway.superuser)

@@ -1,4 +1,4 @@
-"""The alerts that the prober was told of, kept in its history. Needs no Dagster."""
+"""The alerts that the prober received, kept in its history. Needs no Dagster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOTE = "active_alerts"
 
 
 def read_active_alerts(state_dir: Path, now: datetime) -> tuple[ActiveAlert, ...] | None:
-    """Return the alerts that fire, the longest first; None when none was ever told.
+    """Return the alerts that fire, the longest first; None when none was ever received.
 
     Raises Refused when no prober ever ran there.
     """

@@ -26,7 +26,7 @@ class AvailabilityRow:
 
     @property
     def unobserved_ratio(self) -> float:
-        """The part of the window of which nobody can say how it was; the uptime is of the rest alone."""
+        """The part of the window for which no state is known; the uptime is of the rest alone."""
         return 1.0 - self.coverage_ratio
 
 
@@ -53,7 +53,7 @@ def read_availability(state_dir: Path, since: datetime, until: datetime) -> tupl
 
 
 def _silence(probe: ProbeRow, since: datetime, until: datetime) -> list[tuple[datetime, State, State]]:
-    """Return the change to unknown that nobody wrote: the prober went away in the window, and none came after it."""
+    """Return the change to unknown that was not written: the prober went away in the window, and none came after it."""
     if probe.at is None or probe.at >= until:
         return []
     believed = believed_condition(probe, until)

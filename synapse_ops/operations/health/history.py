@@ -53,7 +53,7 @@ pragma user_version = {FORMAT};
 class StoredVerdict:
     """One verdict to be kept. elapsed_s: time since the verdict before, spent in `before`; 0 for the first.
 
-    at: aware UTC, our wall clock. lapsed: the unknown that came between, when nobody asked for longer than was due.
+    at: aware UTC, our wall clock. lapsed: the unknown span in between, when no probe ran for longer than was due.
     """
 
     probe: str
@@ -160,7 +160,7 @@ class HistoryWriter:
     def set_probes(self, probes: Sequence[Probe], conditions: Mapping[str, Condition]) -> None:
         """Make these the probes that are shown; what others left stays until it is pruned.
 
-        A state that is not the stored one began while nobody wrote: that is a change, too.
+        A state that is not the stored one began while no prober wrote: that is a change, too.
         """
         with self._transaction() as connection:
             stored = dict(connection.execute("select name, state from probes"))
@@ -216,7 +216,7 @@ class HistoryWriter:
             connection.execute("insert or replace into notes values (?, ?)", (name, json.dumps(value)))
 
     def prune(self, before: datetime) -> int:
-        """Remove history older than a time; return how many rows went. Current probes stay."""
+        """Remove history before an aware time; return the rows removed: changes, spans and former probes."""
         with self._transaction() as connection:
             limit_s = before.timestamp()
             removed = connection.execute("delete from changes where at_s < ?", (limit_s,)).rowcount
@@ -255,7 +255,7 @@ def _add_span(connection: sqlite3.Connection, stored: StoredVerdict, start_s: in
 
 
 class HistoryReader:
-    """Reads the history, also while it is written and when nobody writes it any more. A context manager."""
+    """Reads the history, also while it is written and after its prober has gone. A context manager."""
 
     def __init__(self, path: Path) -> None:
         """Raises FileNotFoundError when there is none."""
@@ -362,6 +362,6 @@ def believed_condition(row: ProbeRow, now: datetime) -> Condition:
 def kept_conditions(rows: Iterable[ProbeRow], now: datetime) -> dict[tuple[str, str], Condition]:
     """Return the conditions that a prober goes on from, by name and target: another target is another thing.
 
-    What was not asked for longer than was due is unknown: no state is said to have held while nobody looked.
+    What was not asked for longer than was due is unknown: no state is reported for a time without probes.
     """
     return {(row.name, row.target): believed_condition(row, now) for row in rows}

@@ -41,7 +41,7 @@ class HealthRow:
 
     @property
     def unobserved_ratio(self) -> float:
-        """The part of the last day of which nobody can say how it was; `day.uptime_ratio` is of the rest alone."""
+        """The part of the last day for which no state is known; `day.uptime_ratio` is of the rest alone."""
         return self.day.unobserved_ratio(self.day_window)
 
     @property

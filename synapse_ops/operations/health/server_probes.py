@@ -1,7 +1,7 @@
 """What each server of a stack is asked: PostgreSQL nodes, replication, Redis, Qdrant, S3, certificates, disks.
 
 A server's probe is called `server/<name>`, which no entry of `health` can be. Secrets are resolved at each question, so
-that a rotated one is used at once, and a missing one is that probe's verdict, nobody else's fault.
+that a rotated one is used at once, and a missing one affects only that probe's verdict.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from synapse_ops.systems.probe_stage import Stage
 
 CERTIFICATE_INTERVAL_S = 300.0  # days are counted, and a renewed certificate should show within minutes
 DISK_INTERVAL_S = 60.0
-STORE_PREFIX = "probes/"  # below the repository; stands in docs/repository-format.md
+STORE_PREFIX = "probes/"  # below the repository; described in docs/repository-format.md
 
 
 def server_probes(stack: Stack, clients: HttpClients) -> Iterator[Probe]:

@@ -1,7 +1,7 @@
 """Proves an RDB snapshot: a throwaway redis-server loads it, and every key that is known is compared there.
 
-The throwaway is on a Unix socket, follows nobody and writes nothing. A file that it refuses, a crash, a time-out, a
-version that it cannot load: unproven, never a pass. What is compared, and what is not: domain/redis/fingerprint.py.
+The throwaway is on a Unix socket, replicates from no server and writes nothing. A file that it refuses, a crash, a
+time-out, a version that it cannot load: unproven, never a pass. What is compared: domain/redis/fingerprint.py.
 """
 
 from __future__ import annotations

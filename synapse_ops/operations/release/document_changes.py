@@ -1,7 +1,7 @@
 """What changed in a rendered document since it was rendered last, and which field of the spec made it change.
 
 The bytes of each rendering, and the values that it was made from, are kept in the state directory by their digest. They
-are a convenience: where they are gone, a change is still told, only without its lines.
+are a convenience: where they are gone, a change is still reported, only without its lines.
 """
 
 from __future__ import annotations

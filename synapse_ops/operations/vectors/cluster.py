@@ -10,7 +10,7 @@ from synapse_ops.domain.vectors.placement import ACTIVE
 from synapse_ops.errors import Refused, SynapseOpsError, Unreachable
 from synapse_ops.systems.qdrant.server import QdrantServer
 
-SINGLE = 0  # the peer of a server that is no cluster, until a collection tells its own
+SINGLE = 0  # the peer of a server that is not a cluster, until a collection reports the real one
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Cluster:
         return next(iter(self.by_peer.values()))
 
     def homes(self, collection: str) -> dict[int, tuple[int, ...]]:
-        """Return by shard the peers that hold a replica, as each node says of its own."""
+        """Return by shard the peers that hold a replica, as each node reports its own."""
         found: dict[int, list[int]] = {}
         for peer, server in self.by_peer.items():
             for place in server.shards(collection):
@@ -83,7 +83,7 @@ def look_at_cluster(servers: Sequence[QdrantServer]) -> Cluster:
 
 
 def _disk_bytes(server: QdrantServer) -> int | None:
-    """Return the size of a node's disk as its telemetry says; of its free space Qdrant tells nothing."""
+    """Return the size of a node's disk from its telemetry; Qdrant does not report free space."""
     with suppress(SynapseOpsError, KeyError, TypeError, ValueError):
         kib = server.call("GET", "/telemetry", params={"details_level": 1})["app"]["system"]["disk_size"]
         return int(kib) * 1024 if kib else None

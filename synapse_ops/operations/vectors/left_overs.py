@@ -1,7 +1,7 @@
 """Files that earlier runs of ours left on nodes of Qdrant: found by their heartbeats, and named.
 
-Qdrant names its snapshots itself, so nothing in a name tells whose it is. A run says in its heartbeat which files lie
-on which node because of it; a run that was killed leaves that heartbeat under a prefix without `backup.json`. One that
+Qdrant names its snapshots itself, so a name does not show the run that made it. The heartbeat of a run names the files
+that it caused on each node; a killed run leaves that heartbeat under a prefix without `backup.json`. One that
 was killed while the node worked never learnt the name: then the files of that time *may* be its own, or another tool's.
 """
 

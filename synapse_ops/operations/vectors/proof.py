@@ -1,4 +1,4 @@
-"""Proves a collection's backup: opens it in a throwaway engine of its own, never a live one, and compares it.
+"""Proves a collection's backup: opens it in a throwaway engine, never a live one, and compares it.
 
 Every point is read: those that stood still while the snapshot was taken must be equal, without a writer all of them
 must, by id and by digest; configuration, payload indexes and the stored searches must agree. A crash of the engine, a
@@ -22,7 +22,7 @@ from synapse_ops.systems.qdrant.edge import find_engine, inspect_copy
 
 
 def prove_snapshot(proof: Proof) -> None:
-    """Open the copy in an engine of its own, and compare every point, the configuration and the searches."""
+    """Open the copy in its own engine, and compare every point, the configuration and the searches."""
     record = proof.read_record(SnapshotRecord)
     find_engine()
     size_bytes = record.dumped_bytes

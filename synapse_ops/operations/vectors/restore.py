@@ -4,7 +4,7 @@
 of the recorded configuration, compares the versions of the segments with those that this very server writes, uploads
 each shard to the node that holds it (checksum, `priority=snapshot`), waits for the replicas, compares the exact count
 on every node and a sample of points, puts the payload indexes back and removes the uploads. No alias is touched:
-`switch_alias` is a step of its own, one atomic request.
+`switch_alias` is a separate step, one atomic request.
 
 The new collection carries a random token in its metadata until it is complete. A restore that fails deletes the
 collection only while it still carries this restore's token: the name may have been taken by the application, or by
@@ -140,7 +140,7 @@ def _refuse_custom_sharding(staged: StagedSnapshot) -> None:
 
 
 def _open_copy(staged: StagedSnapshot, scratch_dir: Path, deadline: Deadline, progress: ReportProgress) -> CopyFacts:
-    """Open the copy in an engine of its own and compare it, before any server is touched."""
+    """Open the copy in its own engine and compare it, before any server is touched."""
     copy = inspect_copy(
         staged.shards,
         scratch_dir=scratch_dir,

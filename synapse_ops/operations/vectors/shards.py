@@ -114,14 +114,14 @@ def _await(
 
 
 def _is_running(server: QdrantServer, collection: str) -> bool:
-    """Tell whether the node says that it is making a snapshot of the collection."""
+    """Return whether the node reports that it is making a snapshot of the collection."""
     wanted = f'snapshot_creation_running{{id="{collection}"}}'
     lines = (line.rsplit(" ", 1) for line in server.metrics().splitlines() if line.startswith(wanted))
     return any(float(value) > 0 for _, value in lines)
 
 
 def is_out_of_space(refused: QdrantRefused) -> bool:
-    """Tell whether a node could not make a snapshot for want of room on its disk."""
+    """Return whether a node could not make a snapshot for lack of space on its disk."""
     return refused.status >= 500 and any(words in refused.stderr_tail.lower() for words in _NO_SPACE)
 
 

@@ -51,7 +51,7 @@ def snapshot_collection(
     """Take the snapshots of one collection and return the backup once it exists. Each call is a new backup.
 
     set_id: the tick whose collections belong together. Raises Unreachable when a shard has no active replica on a node
-    that answers (the set is void), Refused, ConfigError, LeaseHeld (somebody snapshots it already), QdrantRefused,
+    that answers (the set is void), Refused, ConfigError, LeaseHeld (another process snapshots it), QdrantRefused,
     Unproven (its configuration changed meanwhile); after any of them the backup is not listed.
     """
     repository = stack.vector_repository()
@@ -68,7 +68,7 @@ def snapshot_collection(
 
 
 def _others_can(stack: Stack, collection: str) -> bool:
-    """Tell whether every shard has an active replica on a node that still answers, when one node does not."""
+    """Return whether every shard has an active replica on a node that still answers, when one node does not."""
     with suppress(SynapseOpsError), open_collection(stack, collection) as nodes:
         return bool(nodes.silent) and not nodes.placement.faults
     return False

@@ -102,7 +102,7 @@ class _Unpacking:
         self._written = 0
 
     def write(self, data: bytes) -> int:
-        """Take stored bytes. Raises IntegrityError when they are no archive of the recorded size."""
+        """Take stored bytes. Raises IntegrityError when they are not an archive of the recorded size."""
         self._taken += len(data)
         try:
             plain = self._zstd.decompress(data) if self._zstd is not None else data

@@ -58,7 +58,7 @@ class _Running:
 
 
 class Supervisor:
-    """Keeps programs running until it is told to stop. `run` blocks; the rest may be called from other threads."""
+    """Keeps programs running until `stop` is called. `run` blocks; the rest may be called from other threads."""
 
     def __init__(self, programs: Sequence[Program], *, on_tick: Callable[[], Sequence[str]] = tuple) -> None:
         """on_tick: called about five times a second; returns the names of programs to restart."""
@@ -90,7 +90,7 @@ class Supervisor:
         self._stop.set()
 
     def abandon(self) -> None:
-        """Say that `run` will never be called, so that nobody waits for it."""
+        """Say that `run` will never be called, so that no caller waits for it."""
         self._ended.set()
 
     def wait_until_ready(self, timeout_s: float) -> None:

@@ -55,7 +55,7 @@ log = structlog.get_logger()
 
 
 class DagsterService:
-    """The Dagster processes of one state directory. `run` blocks; see `running` for a thread of its own."""
+    """The Dagster processes of one state directory. `run` blocks; see `running` for a separate thread."""
 
     def __init__(self, state_dir: Path, spec_path: Path, *, serve_ui: bool = True, port: int | None = None) -> None:
         """port: of the webserver; None takes a free one. Raises ConfigError when storage is not named."""
@@ -132,7 +132,7 @@ class DagsterService:
         return programs
 
     def _watch_program(self, python: str) -> Program:
-        """Return the prober; it goes on when Dagster's own processes are restarted, and nobody waits for it."""
+        """Return the prober; it goes on when Dagster's own processes are restarted, and no start waits for it."""
         argv = [python, "-m", "synapse_ops.services.watch", "--wait"]
         argv += ["--spec", str(self._spec_path), "--state-dir", str(self.home.state_dir)]
         return self._program(WATCH, argv, lambda: True)

@@ -1,4 +1,4 @@
-"""The guard before Dagster's webserver: who may ask what, decided before a request reaches it.
+"""The guard before Dagster's webserver: which requests are allowed, decided before one reaches it.
 
 As shipped, the webserver on a loopback port obeys any web page that the operator's browser opens: a GET with a
 mutation, a text/plain POST from a foreign origin, a foreign Host (DNS rebinding), an empty POST to /report_*: all were
@@ -54,7 +54,7 @@ class GuardSettings:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is turned away: the HTTP status and one sentence for the person who sees it."""
+    """Why a request is turned away: the HTTP status and one sentence for the reader."""
 
     status: int
     sentence: str

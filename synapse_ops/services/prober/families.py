@@ -1,7 +1,7 @@
 """The prober's metrics, by name: what rules and dashboards of any monitoring may rely on.
 
-Every name starts with synapse_ops_ and ends in its base unit. Moments are told as timestamps, because an age stands
-still when its teller dies; what is not known has no series, because a 0 would be taken for a measurement.
+Every name starts with synapse_ops_ and ends in its base unit. Moments are timestamps, because an age stops growing
+when the prober dies; what is not known has no series, because a 0 would be read as a measurement.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the prober tells over HTTP: `/metrics` for Prometheus, `/health.json` for everybody else, `/healthz` for itself.
+"""What the prober serves over HTTP: `/metrics` for Prometheus, `/health.json` for other readers, `/healthz` for itself.
 
 On loopback, readable by every process of the host: there is no secret in it. `POST /alerts` takes the notifications of
 Alertmanager, with the token of `alerting.webhook_token`; nothing else can be changed through it. A foreign Host header
@@ -121,7 +121,7 @@ class MetricsApp:
         try:
             told = parse_notification(bytes(body), datetime.now(UTC))
         except (ValueError, RecursionError):
-            return 400, "text/plain", b"this is no notification of Alertmanager\n"
+            return 400, "text/plain", b"this is not a notification of Alertmanager\n"
         if not await self._prober.take_alerts(told):
             return 503, "text/plain", b"the alerts could not be stored\n"
         return 200, "text/plain", b"ok\n"

@@ -1,9 +1,9 @@
-"""Asks every probe of the spec in force at its own time, and remembers what each said. Resident, without Dagster.
+"""Runs every probe of the spec in force at its own interval, and stores the verdicts. Resident, without Dagster.
 
-Each probe has a task and a clock of its own, so that nothing that hangs delays anything else. A verdict is stored
-before whoever hung has let go. Time between verdicts is monotonic: a wall clock that jumps changes no interval.
-It needs nothing of what it probes: every server may be absent. A full disk costs history, not probing.
-A task that ends while it should run ends `run` with its error: a prober that is half dead would look alive.
+Each probe has its own task and clock, so that a probe that hangs delays no other. A verdict is stored at the timeout,
+before a hanging probe has ended. Time between verdicts is monotonic: a wall clock that jumps changes no interval.
+It depends on no server that it probes: all may be absent. A full disk costs history, not probing.
+A task that ends early ends `run` with its error: a prober with a dead task would otherwise look alive.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Watched:
 
 
 class Prober:
-    """Asks, remembers and tells. `run` blocks until `stop`; one per event loop."""
+    """Probes, stores and serves verdicts. `run` blocks until `stop`; one per event loop."""
 
     def __init__(self, spec_path: Path, state_dir: Path) -> None:
         """Raises ConfigError when there never was a valid spec."""
@@ -151,7 +151,7 @@ class Prober:
         self.stop()
 
     async def run(self) -> None:
-        """Probe until told to stop. Raises the error of a task that ended by itself."""
+        """Probe until `stop` is called. Raises the error of a task that ended by itself."""
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="blocking"))
         await self._on_disk(lambda history: None)  # a disk that will not have it is asked again with each verdict
@@ -230,7 +230,7 @@ class Prober:
             log.info("state changed", probe=watched.probe.name, old=before.state, new=after.state, reason=after.reason)
 
     def _lapse_of(self, watched: Watched, now_s: float) -> Condition | None:
-        """Return the unknown that came before a verdict which is overdue: we were stopped, and nobody looked."""
+        """Return the unknown span before an overdue verdict: the prober was stopped, and no probe ran."""
         if watched.at is None or watched.at_s is None:
             return None
         probe = watched.probe
@@ -307,7 +307,7 @@ class Prober:
             history.set_probes([one.probe for one in watched], {one.probe.name: one.condition for one in watched})
 
     async def _beat(self) -> None:
-        """Count, so that whoever reads the count sees a prober that hangs; and take a new spec in force."""
+        """Count rounds, so that a reader of the count sees a prober that hangs; and take a new spec in force."""
         while True:
             await asyncio.sleep(BEAT_S)
             self.beats += 1

@@ -1,4 +1,4 @@
-"""How old the last backup and the last proof are: read from the repository by a process of its own.
+"""How old the last backup and the last proof are: read from the repository by a separate process.
 
 Reading a catalog loads boto3 and lists what may be 100,000 objects. In a child this costs the prober no memory, and a
 store that hangs is ended with it. `python -m synapse_ops.services.prober.protection SPEC STATE_DIR` prints the
@@ -32,7 +32,7 @@ async def read_protection(spec_path: Path, state_dir: Path) -> Mapping[str, Any]
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
-        cwd="/",  # a process in the folder of the embedded stack's prober would be taken for the prober
+        cwd="/",  # a process in the folder of the embedded stack's prober would be mistaken for the prober
     )
     try:
         async with asyncio.timeout(TIMEOUT_S):

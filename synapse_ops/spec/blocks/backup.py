@@ -41,7 +41,7 @@ def _bech32_checksum(text: str) -> int:
 
 
 def _parse_recipient(value: object) -> str:
-    """Return the recipient. A mistyped one breaks its checksum: nobody could open what is encrypted for it."""
+    """Return the recipient. A mistyped one breaks its checksum: what is encrypted for it could never be opened."""
     if not isinstance(value, str) or re.fullmatch(rf"age1[{_BECH32}]{{58}}", value) is None:
         raise ValueError(RECIPIENT_FORM)
     if _bech32_checksum(value) != 1:
@@ -90,7 +90,7 @@ class VectorBackup(Block):
 
 
 class RedisBackup(Block):
-    """Backups of Redis, for those who keep more than a cache in it."""
+    """Backups of Redis, where it holds more than a cache."""
 
     schedule: Schedule = Field(Cron("0 0 * * *"), description="When an RDB snapshot is taken, in `time_zone`.")
     destination: BucketUrl = Field("s3://backups/redis/", description="Where the repository lies.")

@@ -1,4 +1,4 @@
-"""What is tidied away, and where: `cleanup`."""
+"""What is cleaned up, and where: `cleanup`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RunHistoryCleanup(Block):
 
 
 class Cleanup(Block):
-    """What is tidied away, and where. Nothing outside the roots and patterns listed here is ever touched."""
+    """What is cleaned up, and where. Nothing outside the roots and patterns listed here is ever touched."""
 
     logs: LogCleanup = LogCleanup()
     temp: TempCleanup = TempCleanup()

@@ -1,4 +1,4 @@
-"""What is watched and who is told: `prometheus`, `grafana`, `logging`, `health`, `alerts`, `alerting`."""
+"""What is monitored and where alerts go: `prometheus`, `grafana`, `logging`, `health`, `alerts`, `alerting`."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ ProbedServer = Literal["nodes", "replication", "redis", "qdrant", "object_store"
 
 
 class Watch(Block):
-    """The prober: what it asks besides `health`, how often, and where it tells what it found."""
+    """The prober: what it probes besides `health`, how often, and where it serves the results."""
 
     host: Host = Field("127.0.0.1", description="Address that its metrics are served on. Keep it private.")
     port: Port | None = Field(

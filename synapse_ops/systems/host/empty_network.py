@@ -1,4 +1,4 @@
-"""A place without a network, for servers that run somebody else's code: a Linux network namespace with nothing in it.
+"""A place without a network, for servers that run foreign code: a Linux network namespace with nothing in it.
 
 Settings keep a server from listening; only this keeps the code that it runs from calling out. Unix sockets with a path
 work across namespaces, so that we still reach the server. Source: network_namespaces(7), unshare(2).

@@ -5,7 +5,7 @@ following a link; everything below is opened relative to its parent's descriptor
 mount (a bind mount has the same device, so the mount's own id is compared), and is known by device and inode. Before
 each removal the directory is asked for its parents up to the root: one that was moved away meanwhile is left alone.
 
-Whether a file is open is asked of the kernel: a write lease is granted only when nobody else has it open, in no
+Whether a file is open is asked of the kernel: a write lease is granted only when no other process has it open, in no
 process, container or mapping. Where a lease may not be asked for (another user's file without CAP_LEASE, a file system
 without leases), /proc is read, and a process that cannot be looked into counts as having the file open.
 Source: fcntl(2) "Leases", proc(5), openat(2).
@@ -32,12 +32,12 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class EntryChanged(SynapseOpsError):
-    """What a plan names is no longer what lies there. A result for one entry, told in the report."""
+    """What a plan names is no longer what lies there. A result for one entry, shown in the report."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileSeen:
-    """A file as lstat showed it. name: with bytes that are no text as surrogates. path: below the root."""
+    """A file as lstat showed it. name: with bytes that are not text as surrogates. path: below the root."""
 
     name: str
     path: str
@@ -105,7 +105,7 @@ class Root:
 
 @contextmanager
 def open_root(path: str) -> Iterator[Root]:
-    """Open a root by its real path. Raises Refused when a part of it is a link, or when it is no directory."""
+    """Open a root by its real path. Raises Refused when a part of it is a link, or when it is not a directory."""
     fd = os.open("/", _DIRECTORY)
     try:
         walked = ""
@@ -268,7 +268,7 @@ def status_at(directory: Directory, name: str) -> os.stat_result:
 
 @dataclass
 class OpenFiles:
-    """Tells whether a file is open anywhere. /proc is read at most once in each `refreshed`, and only when needed."""
+    """Checks whether a file is open anywhere. /proc is read at most once in each `refreshed`, and only when needed."""
 
     _seen: set[tuple[int, int]] | None = None
     _unseen_processes: int = 0
@@ -279,7 +279,7 @@ class OpenFiles:
         self._seen = None
 
     def objection(self, directory_fd: int, name: str, status: os.stat_result) -> str:
-        """Return why a regular file must be taken for open, or an empty string when it is not.
+        """Return why a regular file must be treated as open, or an empty string when it is not.
 
         Raises EntryChanged when it is gone or is another file than `status`.
         """
@@ -313,9 +313,9 @@ class OpenFiles:
 
 
 def has_no_other_opener(fd: int) -> bool | None:
-    """Say whether ours is the only open descriptor of a file; None where the kernel does not tell us."""
+    """Say whether ours is the only open descriptor of a file; None where the kernel does not report it."""
     try:
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # somebody who opens it now: a signal that nobody acts on
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # another process opens it now: a signal without an effect here
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:
         return False if error.errno == errno.EAGAIN else None

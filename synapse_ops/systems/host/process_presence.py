@@ -1,4 +1,4 @@
-"""Which process of which host wrote something, said so that this host can tell later whether it still lives.
+"""Which process of which host wrote something, so that this host can check later whether it still lives.
 
 A pid alone says nothing: it is given out again, another host has the same, a container has its own, a boot starts anew.
 """
@@ -26,7 +26,7 @@ def presence_of_this_process() -> dict[str, Any]:
 
 
 def has_ended_here(presence: Mapping[str, Any]) -> bool:
-    """Whether it was a process of this very host and boot, and is no more. False whenever that cannot be told."""
+    """Whether it was a process of this very host and boot, and has ended. False whenever that is not certain."""
     boot_id = _boot_id()
     if not boot_id or presence.get("boot_id") != boot_id or presence.get("host") != socket.gethostname():
         return False

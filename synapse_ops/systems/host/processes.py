@@ -74,7 +74,7 @@ def server_identity() -> ServerIdentity | None:
 
 
 def reachable_by(identity: ServerIdentity | None, path: Path) -> bool:
-    """Tell whether the identity may enter every folder above `path`, and read `path` itself (enter it, if a folder).
+    """Return whether the identity may enter every folder above `path`, and read `path` itself (enter it, if a folder).
 
     Judged by mode bits, after resolving links; an ACL that allows more is not seen, which costs a copy and no more.
     """
@@ -188,7 +188,7 @@ def spawn(
     cwd: Path = Path("/"),
     die_with_parent: signal.Signals | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a server in a session of its own, its output appended to `log_path`, and return at once.
+    """Start a server in its own session, its output appended to `log_path`, and return at once.
 
     die_with_parent: the signal that the kernel sends it when the *thread* that called this ends, however it ends
     (PR_SET_PDEATHSIG): call it from a thread that lives as long as the server should. None: it outlives us.
@@ -238,7 +238,7 @@ class ProcessMark:
 
     @classmethod
     def of(cls, pid: int) -> ProcessMark | None:
-        """Return the mark of a living process; None when there is none (a zombie is none)."""
+        """Return the mark of a living process; None when there is none (a zombie does not count)."""
         try:
             process = psutil.Process(pid)
             if process.status() == psutil.STATUS_ZOMBIE:
@@ -255,7 +255,7 @@ class ProcessMark:
         return ProcessMark.of(self.pid) == self
 
     def signal(self, number: signal.Signals) -> bool:
-        """Send a signal; False when the process has gone (then nobody was signalled)."""
+        """Send a signal; False when the process has gone (then no process was signalled)."""
         if not self.is_alive():
             return False
         with contextlib.suppress(ProcessLookupError):
@@ -298,7 +298,7 @@ def processes_in(folder: Path) -> list[ProcessMark]:
 
 
 def works_in(mark: ProcessMark, folder: Path) -> bool:
-    """Whether a process works in `folder`: a pid that a pid file names may belong to anybody by now."""
+    """Whether a process works in `folder`: a pid from a pid file may belong to another process by now."""
     with contextlib.suppress(psutil.Error, OSError):
         return psutil.Process(mark.pid).cwd() == str(folder.resolve()) and mark.is_alive()
     return False
@@ -310,7 +310,7 @@ def available_memory_bytes() -> int:
 
 
 def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
-    """Return distinct TCP ports that nobody listens on, outside the range the kernel gives to outgoing connections.
+    """Return distinct TCP ports without a listener, outside the range the kernel gives to outgoing connections.
 
     Nothing reserves them: start the servers soon, and look again when one reports the port taken.
     """

@@ -1,7 +1,7 @@
 """PostgreSQL's own consistency checks over a whole database: every heap page, every btree entry against its heap.
 
 verify_heapam reads each table and its TOAST; bt_index_check with heapallindexed proves that each row has its entry.
-Where the extension is missing it is created in a schema of its own for the time of the check: call it on copies, after
+Where the extension is missing it is created in its own schema for the time of the check: call it on copies, after
 their structure has been read. Source: PostgreSQL docs, "amcheck"; the same choice of relations as pg_amcheck.
 """
 

@@ -54,7 +54,7 @@ def is_created(catalog: str, oid: str) -> str:
 
 
 def not_of_extension(catalog: str, oid: str) -> str:
-    """Return the condition that an object is no member of an extension."""
+    """Return the condition that an object is not a member of an extension."""
     return (
         "NOT EXISTS (SELECT FROM pg_depend member WHERE member.deptype = 'e'"
         f" AND member.classid = '{catalog}'::regclass AND member.objid = {oid})"

@@ -1,4 +1,4 @@
-"""How far a running pg_dump is, in bytes of tables: PostgreSQL itself tells which table is copied, and how far.
+"""How far a running pg_dump is, in bytes of tables: PostgreSQL itself reports which table is copied, and how far.
 
 What leaves pg_dump is compressed, and its final size is not known; table sizes are. An estimate: tables so small that
 no look meets them are counted when they can no longer come.
@@ -60,7 +60,7 @@ def _look(conninfo: str, application_name: str, stage: str, progress: ReportProg
                 progress(Progress(stage, sum(met.values()), total))
             progress(Progress(stage, total, total))
     except SynapseOpsError:
-        return  # the dump itself tells what is wrong with the server
+        return  # the dump itself reports what is wrong with the server
 
 
 def _note(

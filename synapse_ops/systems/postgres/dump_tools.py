@@ -85,7 +85,7 @@ def _hint(stderr: str) -> str:
 
 
 def application_name(program: str) -> str:
-    """Return the name under which a program's session stands in pg_stat_activity."""
+    """Return the application_name of a program's session in pg_stat_activity."""
     return f"synapse-ops {program}"
 
 

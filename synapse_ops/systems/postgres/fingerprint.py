@@ -256,7 +256,7 @@ def _count_all(
             with lock:
                 batches.clear()
             for connection in busy:
-                with suppress(Exception):  # the first failure is the one to tell
+                with suppress(Exception):  # the first failure is the one to report
                     connection.cancel_safe(timeout=5)
             raise
     return found

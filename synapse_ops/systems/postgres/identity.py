@@ -1,6 +1,6 @@
 """Which server this is: system identifier and our generation token, and the facts of a server that a backup records.
 
-Two servers can share a system identifier (a standby promoted, a clone gone live); the generation tells them apart. It
+Two servers can share a system identifier (a standby promoted, a clone gone live); the generation distinguishes them. It
 is kept in the server itself, where a physical copy carries it along and a logical one does not, as a setting of the
 database `postgres` (of `template1` where there is none): visible to an operator, without a table of ours.
 """

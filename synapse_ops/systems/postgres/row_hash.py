@@ -1,4 +1,4 @@
-"""Which expression gives every value of a column a hash that tells all different values apart, on any server.
+"""Which expression gives different values of a column different hashes, on any server.
 
 PostgreSQL's own hash follows equality, and equality is coarser than what is stored: 1.0 equals 1.00 in numeric, -0
 equals 0 in float, '1 mon' equals '30 days', a case-insensitive collation makes 'A' equal 'a', {1} hashes as {{1}}.
@@ -70,7 +70,7 @@ class ColumnFacts:
 
 
 def column_expression(column: ColumnFacts, types: Mapping[int, TypeFacts]) -> str:
-    """Return the SQL whose hash tells any two values of this column apart; the column's own name when it is exact.
+    """Return the SQL whose hash differs for any two different values; the column's own name when it is exact.
 
     types: by oid, all but composite ones, which are given as text.
     """

@@ -36,7 +36,7 @@ from synapse_ops.systems.host.processes import (
 )
 from synapse_ops.systems.postgres.programs import PgTools
 
-FENCE_MARKER = "synapse.fenced"  # in PGDATA: written by a failover, removed only by a rejoin; nobody starts past it
+FENCE_MARKER = "synapse.fenced"  # in PGDATA: written by a failover, removed only by a rejoin; no start ignores it
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -51,7 +51,7 @@ def make_socket_dir(owner_of: Path, identity: ServerIdentity | None) -> Path:
     """Return a private folder for sockets, short whatever the length of `owner_of` (the folder it belongs to).
 
     The same folder for the same owner whatever TMPDIR says, so that a later process finds it; safe to repeat.
-    Raises ConfigError when somebody else already made a folder of that name.
+    Raises ConfigError when another user owns a folder of that name.
     """
     uid = identity.uid if identity is not None else os.geteuid()
     name = f"synapse-{uid}-{hashlib.sha256(os.fsencode(owner_of.resolve())).hexdigest()[:12]}"
@@ -59,7 +59,7 @@ def make_socket_dir(owner_of: Path, identity: ServerIdentity | None) -> Path:
 
 
 def claim_socket_dir(folder: Path, identity: ServerIdentity | None) -> Path:
-    """Make a socket folder, or take the one that is there if it is ours. Anybody may write where it lies."""
+    """Make a socket folder, or take the one that is there if it is ours. Every user may write to its parent."""
     uid = identity.uid if identity is not None else os.geteuid()
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -184,7 +184,7 @@ class PgServer:
                 hint="Rejoin it as a standby; started as it is, it would be a second primary.",
             )
         self.end_orphans()
-        # stale, for nobody works here; PostgreSQL would take a reused pid or an unreaped zombie for the owner
+        # stale, for no server works here; PostgreSQL would take a reused pid or an unreaped zombie for the owner
         stale = (self.socket_dir / f".s.PGSQL.{self.port}", self.socket_dir / f".s.PGSQL.{self.port}.lock")
         for path in (self.data_dir / "postmaster.pid", *stale):
             path.unlink(missing_ok=True)
@@ -258,7 +258,7 @@ class PgServer:
     def mark(self) -> ProcessMark | None:
         """Return the living postmaster of this directory; a stale pid file, its pid reused or not, gives None."""
         if self._child is not None:
-            self._child.poll()  # a zombie that nobody reaps still counts as alive for the next postmaster's lock files
+            self._child.poll()  # an unreaped zombie still counts as alive for the next postmaster's lock files
         lines = self._pid_file()
         if len(lines) < 3 or not lines[0].lstrip("-").isdigit() or not lines[2].isdigit():
             if self._child is not None and self._child.poll() is None:

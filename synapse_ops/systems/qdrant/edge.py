@@ -1,4 +1,4 @@
-"""Qdrant's own engine without a server, in a process of its own: what is in the snapshots of a collection's shards.
+"""Qdrant's own engine without a server, in a separate process: what is in the snapshots of a collection's shards.
 
 A damaged file can abort the process that reads it, read for ever, or ask for all memory. So the engine runs in a
 subprocess with limits on memory, file size and time, on a scratch copy; it dies with us, and whatever it does instead

@@ -20,7 +20,7 @@ from typing import Any
 from synapse_ops.domain.vectors.points import PointId, PointsDigest, canonical_point, order_of, point_hash
 
 PAGE = 500
-EXAMPLES = 20  # ids named of those that nobody asked for
+EXAMPLES = 20  # most ids named of those that were not requested
 
 
 def main() -> None:
@@ -138,7 +138,7 @@ def _id(value: Any) -> PointId:
 
 
 def _vectors(vector: Any) -> Any:
-    """Return vectors as the server's scroll gives them: the engine has a class of its own for sparse ones."""
+    """Return vectors as the server's scroll gives them: the engine has a separate class for sparse ones."""
     if isinstance(vector, dict):
         return {name: _vectors(value) for name, value in vector.items()}
     if hasattr(vector, "indices"):

@@ -1,7 +1,7 @@
 """One HTTP connection pool to a Qdrant server: requests, streams, and the server's answers as our errors.
 
-Invariant: the api key travels in a header only, and stands in no error. Nothing is retried and no redirect is followed:
-who calls decides what is safe to repeat. Proxies of the environment are ignored: the server is one of our own.
+Invariant: the api key is sent in a header only, and appears in no error. Nothing is retried and no redirect is
+followed: the caller decides what is safe to repeat. Proxies of the environment are ignored: the server is ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
 # A node without power ends no connection. The kernel does, after 60 + 6 * 10 s without an answer to a keepalive, or
-# 120 s with sent bytes that were not acknowledged; so a request without a limit of its own ends as well.
+# 120 s with sent bytes that were not acknowledged; so a request without its own limit ends as well.
 SOCKET_OPTIONS = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
@@ -33,7 +33,7 @@ BODY_SHOWN = 600  # characters of an answer that an error repeats
 
 
 class QdrantRefused(ToolFailed):
-    """Qdrant answered a request with an error of its own. status: HTTP; stderr_tail: what it said.
+    """Qdrant answered a request with an error. status: HTTP; stderr_tail: what it said.
 
     Its own messages are stable enough to show, not to parse.
     """

@@ -125,7 +125,7 @@ class QdrantServer(QdrantSnapshots):
         return words
 
     def peer_id(self, name: str) -> int:
-        """Return the peer id of this node, which a single one has as well; Qdrant tells it beside a collection."""
+        """Return the peer id of this node, which a single one has as well; Qdrant reports it with a collection."""
         return int(self.call("GET", f"{_path(name)}/cluster", read=itemgetter("peer_id")))
 
     def create_collection(self, name: str, config: Mapping[str, Any]) -> None:

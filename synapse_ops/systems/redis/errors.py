@@ -1,7 +1,7 @@
-"""What Redis and its client say when something is wrong, as our errors. The password never stands in one of them.
+"""What Redis and its client say when something is wrong, as our errors. No error contains the password.
 
 Source: the error codes of redis.io, "RESP protocol specification"; the client has a class for some of them, the others
-are told apart by the first word of the reply.
+are distinguished by the first word of the reply.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from synapse_ops.errors import (
 
 _CLUSTER_HINT = "Each primary of a cluster holds a part of the keys; Synapse Ops works on a single server."
 
-# a missing permission, as a script tells of it: since 7, and before
+# a missing permission, as a script reports it: since 7, and before
 _REFUSED_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 
 # what a reply without a class of its own begins with -> our error, what it means, what to do

@@ -1,7 +1,7 @@
 """What is in a Redis server, key by key, as `domain/redis/fingerprint.py` compares it: a live one gently, a copy whole.
 
 A live server is asked in small pipelines of commands that take no time each: no KEYS, no script, no DUMP of what is
-large. What DEBUG DIGEST would tell at once is not for servers that others use: it stops them for as long as it takes.
+large. DEBUG DIGEST would give this at once, but not on servers in use: it stops them for as long as it takes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Item = TypeVar("Item")
 
 
 def count_keys(info: Mapping[str, Any]) -> dict[int, int]:
-    """Return the keys by logical database that INFO tells of; an empty database is left out."""
+    """Return the keys by logical database that INFO lists; an empty database is left out."""
     rows = {name[2:]: row for name, row in info.items() if re.fullmatch(r"db\d+", name) and isinstance(row, Mapping)}
     try:
         return {int(number): int(row["keys"]) for number, row in sorted(rows.items(), key=lambda item: int(item[0]))}
@@ -84,7 +84,7 @@ def read_keys(server: RedisServer, chosen: Keys, *, progress: ReportProgress = i
 
 
 def read_copy(server: RedisServer, expected: KeyFingerprint, *, progress: ReportProgress = ignore_progress) -> CopyKeys:
-    """Go through every key of a copy that nobody else uses, and read those that it is held to."""
+    """Go through every key of a copy that has no other user, and read those that it is held to."""
     info = server.info()
     counts = count_keys(info)
     done, total, unlisted = 0, sum(counts.values()), 0

@@ -1,7 +1,7 @@
 """The program redis-server: where it is found, and one that loads an RDB file, to be looked at and thrown away.
 
-The throwaway listens on a Unix socket alone, follows nobody and writes nothing: no log of commands, no snapshot.
-A file that it refuses is not proven.
+The throwaway listens on a Unix socket alone, replicates from no server and writes nothing: no log of
+commands, no snapshot. A file that it refuses is not proven.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from synapse_ops.systems.host.processes import ServerIdentity, copy_tree_once, r
 from synapse_ops.systems.redis.server import RedisServer
 
 RDB_FILE = "dump.rdb"
-DATABASES = 4096  # more than anybody sets: a file with a higher number is refused by the server
+DATABASES = 4096  # more than is ever configured: the server refuses a file with a higher number
 _ANSWER_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 _STOP_S = 10.0
@@ -89,7 +89,7 @@ def loaded_rdb(
         yield server
     finally:
         server.close()
-        child.kill()  # nothing of it is worth a polite end
+        child.kill()  # it holds nothing that a clean stop would save
         child.wait(_STOP_S)
 
 
@@ -123,7 +123,7 @@ def _inert_settings(data_dir: Path, socket_path: Path) -> list[str]:
 
 
 def _why(log: Path) -> str:
-    """Return what the server said of the file, without lines that may hold a key of somebody's data."""
+    """Return what the server said of the file, without lines that may hold a key of the data."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
     telling = [line for line in lines if _TELLING.search(line) and not _NAMES_A_KEY.search(line)]
     return "\n".join(line.partition(" # ")[2] or line for line in telling[-5:])

@@ -1,10 +1,10 @@
 """An RDB snapshot over the wire: we ask as a replica would, and the server forks and sends its data as one file.
 
-Only a URL is known of the server, so that no file of its host can be copied. We say that we are no real replica
+Only a URL is known of the server, so that no file of its host can be copied. We announce that we are not a real replica
 (`rdb-only`, Redis 7): then we never count as one, neither for `min-replicas-to-write` nor in what is kept for replicas.
 Until the fork the server sends an empty line each second; it waits up to `repl-diskless-sync-delay` (5 s) for others.
 The stream ends after the announced length, or where the announced mark of 40 random bytes stands. Anything else, such
-as a connection that ends earlier, is an error: half a file is never taken for one.
+as a connection that ends earlier, is an error: half a file is never accepted as a whole one.
 Source: redis.io, PSYNC; what `redis-cli --rdb` does.
 """
 
@@ -148,7 +148,7 @@ def rdb_stream(server: RedisServer) -> Iterator[RdbStream]:
     """Yield the server's data as of now, once it has forked. Leaving the block ends the connection.
 
     Raises Unreachable, DeadlineExceeded, ConfigError where our user may not replicate, Refused where the server knows
-    no PSYNC, IntegrityError for what is no RDB file.
+    no PSYNC, IntegrityError for bytes that are not an RDB file.
     """
     from redis.exceptions import NoPermissionError, ResponseError
 

@@ -112,9 +112,9 @@ class RedisServer:
 
     @contextmanager
     def reading(self, db: int) -> Iterator[Any]:
-        """Yield a client of a logical database of its own, replies as bytes; its errors become ours.
+        """Yield a client of its own logical database, replies as bytes; its errors become ours.
 
-        What it reads does not count as use where the server can tell (7.2): idle times stay.
+        What it reads does not count as use where the server supports that (7.2): idle times stay.
         """
         with self._errors(), closing(self._new_client(db=db, protocol=2, redis_connect_func=_touch_nothing)) as client:
             yield client

@@ -40,7 +40,7 @@ _DENIED = {
 
 
 class ConditionFailed(Refused):
-    """A conditional write lost: somebody else wrote the key first."""
+    """A conditional write lost: another process wrote the key first."""
 
 
 @contextmanager

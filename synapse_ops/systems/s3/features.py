@@ -39,7 +39,7 @@ def ask_features(store: ProbedStore) -> StoreFeatures:
     probe = f"leases/probe-{os.urandom(8).hex()}.json"
     try:
         store.put_bytes(probe, b"{}")
-        # both: rclone ignores the two, and a store that honours one alone is no store for leases
+        # both: rclone ignores the two, and a store that honours only one cannot keep leases
         conditional = not _takes(store, probe, if_none_match=True) and not _takes(store, probe, if_match="0" * 32)
         return StoreFeatures(conditional_writes=conditional, keeps_checksums=_keeps_checksums(store, probe))
     finally:
@@ -47,7 +47,7 @@ def ask_features(store: ProbedStore) -> StoreFeatures:
 
 
 def _takes(store: ProbedStore, key: str, *, if_none_match: bool = False, if_match: str | None = None) -> bool:
-    """Tell whether the store writes over an existing object although the condition does not hold."""
+    """Return whether the store writes over an existing object although the condition does not hold."""
     try:
         store.put_bytes(key, b"{}", if_none_match=if_none_match, if_match=if_match)
     except ConditionFailed:
@@ -56,7 +56,7 @@ def _takes(store: ProbedStore, key: str, *, if_none_match: bool = False, if_matc
 
 
 def _keeps_checksums(store: ProbedStore, key: str) -> bool:
-    """Tell whether the store refuses a wrong sha256, takes the right one, and answers a HEAD with it.
+    """Return whether the store refuses a wrong sha256, takes the right one, and answers a HEAD with it.
 
     A store that takes a wrong one repeats what we say: its word on a backup would be our own.
     """

@@ -76,7 +76,7 @@ class UploadInfo:
 
 @dataclass(frozen=True, slots=True)
 class StoreFeatures:
-    """What the store honours, found by trying. False also when the probe could not tell.
+    """What the store honours, found by trying. False also when the probe gave no result.
 
     keeps_checksums: it computes the sha256 of what arrives itself, refuses a write that announces another one, and
     answers a HEAD with it.
