@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from synapse_ops.domain.backup_record import StartedRecord
 
 from synapse_ops.domain.backup.layout import BACKUP, KIND_DUMP, BackupPlace, Identity, new_backup_id
+from synapse_ops.domain.backup.record import StartedRecord
 from synapse_ops.errors import ChecksumMismatch
 from synapse_ops.operations.backup.writer import BackupWriter
 from synapse_ops.systems.s3.records import StoreFeatures
@@ -26,7 +26,7 @@ def record(host: str = "host-1") -> StartedRecord:
         kind=KIND_DUMP,
         backup_id=PLACE.backup_id,
         identity=str(PLACE.identity),
-        database="synapse",
+        subject="synapse",
         started_at=NOW,
         host=host,
         pid=1,
