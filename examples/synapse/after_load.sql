@@ -1,4 +1,4 @@
--- What comes after the rows: keys that rows must satisfy first, triggers that must not fire for them, summaries of them.
+-- Run after the load: constraints on the rows, triggers that must not fire during the load, and summaries.
 alter table library.document add constraint reply_to_exists foreign key (reply_to) references library.document (id);
 alter table billing.usage add constraint usage_is_counted check (units >= 0) not valid;
 alter table billing.usage add foreign key (customer_id) references billing.customer (id);

@@ -1,5 +1,5 @@
--- What a real database has, small: the objects that a backup must carry and a restore must bring back.
--- Run once, in one transaction, by load.py. Roles belong to the cluster and may exist already.
+-- A small database with every kind of object that a backup must contain and a restore must recreate.
+-- Run once, in one transaction, by load.py. Roles belong to the whole server and may exist already.
 
 do $$
 declare
