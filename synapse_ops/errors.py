@@ -1,11 +1,11 @@
 """Every error that Synapse Ops raises on purpose.
 
-    SynapseOpsError                     exit  1   our bug, or a cause without a class of its own
+    SynapseOpsError                     exit  1   our bug, or a cause without its own class
     |-- ConfigError                     exit  2   settings or arguments are wrong; all faults listed at once
     |-- Refused                         exit 10   declined before anything was changed
     |   |-- TargetNotEmpty                        a restore target that already holds something
     |   |-- PlanChanged                           the digest given is not that of a plan that may be applied now
-    |-- LeaseHeld                       exit 11   somebody else works; owner and expiry are given
+    |-- LeaseHeld                       exit 11   another process works; owner and expiry are given
     |-- LeaseLost                       exit 11   we held it and may hold it no more; the work stopped
     |-- Unreachable                     exit 12   a server or store does not answer; may pass by itself
     |   |-- Throttled                             it answered: later

@@ -171,7 +171,7 @@ def _finish(console: Console, job: str, run_id: str) -> None:
 def _recorded(console: Console, asset: str) -> Mapping[str, Any]:
     event = console.asset_metadata(asset)
     if event is None:
-        raise SynapseOpsError(f"the run of cleanup succeeded, yet {asset} was not materialized")
+        raise SynapseOpsError(f"the cleanup run succeeded, but {asset} was not materialized")
     return event.metadata
 
 

@@ -39,5 +39,5 @@ def command(port: int | None, new_url: bool, place: Place) -> None:
             signal.signal(number, lambda *_: service.supervisor.stop())
         with dagster.running(service):
             click.echo(f"Dagster of {place.state_dir}: {service.new_url()}")
-            click.echo("Opens once. Ctrl-C stops it; `synapse-ops ui --new-url` prints another URL.", err=True)
+            click.echo("This URL works once; `synapse-ops ui --new-url` prints another. Ctrl-C stops the UI.", err=True)
             service.supervisor.wait_until_ended(timeout_s=None)

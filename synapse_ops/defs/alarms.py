@@ -1,6 +1,6 @@
 """Alarms that leave Dagster: failed runs, failed checks and failed ticks, posted to Alertmanager or a webhook.
 
-Plain sensors with cursors of their own: each looks at what happened since its cursor, oldest first, and moves it only
+Plain sensors with their own cursors: each looks at what happened since its cursor, oldest first, and moves it only
 after the post was taken, so that an outlet that is down loses nothing. What says the same thing again is the same alarm
 (Alertmanager merges equal labels); a success or a pass ends it.
 """

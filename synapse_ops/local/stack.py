@@ -71,7 +71,7 @@ class Launcher:
         raise CancelledError  # Ctrl-C: no thread takes it up
 
     def serve(self, futures: list[Future[None]]) -> None:
-        """Launch what is asked for until every future is done. Raises nothing of theirs."""
+        """Launch what is asked for until every future is done. Raises none of their errors."""
         try:
             while not all(future.done() for future in futures):
                 with suppress(queue.Empty):
@@ -153,7 +153,7 @@ class StackServers:
             ObjectStore(f"s3://{BUCKET}/", self.store.access).create_bucket()
 
         def start_api(api: ProgramServer) -> None:
-            primary_is_over.wait()  # its database first; but a fenced primary is no reason to keep it down
+            primary_is_over.wait()  # its database first; but it also starts when the primary is fenced
             self._start(launcher, api)
 
         steps: dict[str, Callable[[], None]] = {

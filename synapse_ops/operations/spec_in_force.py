@@ -32,7 +32,7 @@ class SpecInForce:
 def read_spec_in_force(file_path: Path, state_dir: Path) -> SpecInForce:
     """Return the spec of the file, keeping a copy of it, or the last valid one when the file is not valid.
 
-    Raises the file's ConfigError when no valid one was ever kept.
+    Raises the file's ConfigError when no valid one was kept.
     """
     folder = state_dir / _FOLDER
     try:

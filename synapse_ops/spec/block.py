@@ -238,7 +238,7 @@ ImageName = Annotated[
         "python:3.11-slim",
     ),
 ]
-# A service of compose may have _ in its name. A path is what may stand in a URL unescaped, and %; no fragment, which is
+# A service of compose may have _ in its name. A path is what a URL may hold unescaped, and %; no fragment, which is
 # never sent, and no @, after which the text before it reads as a password: write %40.
 URL_PATH = r"/[A-Za-z0-9._~!$&'()*+,;=:%/?-]*"
 AUTHORITY = rf"(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|\[{_IPV6}\])(?::[0-9]{{1,5}})?"

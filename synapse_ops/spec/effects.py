@@ -84,7 +84,7 @@ def _notes(spec: Spec) -> Iterator[str]:
     if spec.database.host.startswith("/"):
         yield f'database.host "{spec.database.host}" is a directory of sockets, which postgresql.conf does not name'
     emptied = {str(job) for job, addresses in spec.prometheus.targets.items() if not addresses}
-    for job, effect in (("alertmanager", "no alert is delivered"), ("synapse_ops", "ProberDown fires for ever")):
+    for job, effect in (("alertmanager", "no alert is delivered"), ("synapse_ops", "ProberDown never stops firing")):
         if job in emptied:
             yield f"prometheus.targets.{job} is empty: on hosts {effect}"
     outside = [path for path in spec.logging.paths if not path.startswith(f"{LOG_DIR}/")]
@@ -94,7 +94,7 @@ def _notes(spec: Spec) -> Iterator[str]:
         kind = "an Ingress" if spec.kubernetes.entry.kind == "ingress" else "a Gateway"
         yield f"tls.min_version {spec.tls.min_version}: {kind} has no field for it, set it in the controller too"
     if days_written_to(spec.logging.index) is None:
-        yield f'logging.index "{spec.logging.index}" has no date: one index for ever, whose lines nothing deletes'
+        yield f'logging.index "{spec.logging.index}" has no date: all lines go into one index and are never deleted'
     if spec.backup.database.wal_archiving == "off":
         yield "backup.database.wal_archiving is off: work since the last dump is lost with the server"
 

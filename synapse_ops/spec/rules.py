@@ -248,7 +248,7 @@ def _destinations(spec: Spec) -> Iterator[Conflict]:
 
 def _redis_state(spec: Spec) -> Iterator[Conflict]:
     """A pattern in `cleanup.cache_patterns` that is nothing but `*` where `backup.redis` is on: what is backed up
-    because it is no cache would be removed once it is idle for a while.
+    because it is not a cache would be removed once it is idle for a while.
     """
     for index, pattern in enumerate(spec.cleanup.cache_patterns):
         if spec.backup.redis is not None and not pattern.strip("*"):
@@ -283,7 +283,7 @@ def _may_be_ours(directory: str) -> bool:
 
 
 def _fencing_password(spec: Spec) -> Iterator[Conflict]:
-    """A password in `failover.stonith_command`: it would stand in the spec, in rendered files and in every list of
+    """A password in `failover.stonith_command`: it would appear in the spec, in rendered files and in every list of
     processes.
     """
     words = spec.failover.stonith_command or ()

@@ -178,7 +178,7 @@ class _Reader:
         text = self._text(node, path)
         kind = str(node.tag).removeprefix(_TAG)
         if kind not in ("str", "int", "float", "bool", "null", "timestamp", "value"):
-            self._fault(path, node, f"the tag {node.tag}", "plain values without a tag of their own")
+            self._fault(path, node, f"the tag {node.tag}", "plain values without a tag")
             return None
         try:
             return _SCALARS.get(kind, str)(text)

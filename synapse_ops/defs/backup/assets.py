@@ -75,7 +75,7 @@ def _proof(kind: AssetKind, spec: "Spec") -> dg.AssetsDefinition:
         output_required=False,
         code_version=code_version(*kind.versioned[1]),
         freshness_policy=freshness_of(spec.proof.schedule.longest_gap(spec.time_zone)),
-        description=f"{kind.about_proof} Any doubt fails the run and the check restore_proven.",
+        description=f"{kind.about_proof} Anything but an equal restore fails the run and the check restore_proven.",
     )
     def restore_proof(
         context: dg.AssetExecutionContext, config: ProofConfig, stack: StackResource

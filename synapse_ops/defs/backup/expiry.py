@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from synapse_ops.spec import Spec
 
 EXPIRY_LIMIT = timedelta(hours=4)
-AUTOMATIC = {"schedule"}  # triggers that an operator switched on: the plan of their own run is approved by that
+AUTOMATIC = {"schedule"}  # triggers that an operator switched on: this approves the plan of their own run
 
 
 class ExpiryConfig(dg.Config):

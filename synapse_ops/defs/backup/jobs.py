@@ -146,5 +146,5 @@ def _partition_schedule(kind: AssetKind, verb: str, job: Any, cron: Any, spec: "
         execution_timezone=spec.time_zone,
         execution_fn=requests,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description=f"{job.description} At {cron} in {spec.time_zone}; a change of clock fires it once.",
+        description=f"{job.description} At {cron} in {spec.time_zone}; a daylight-saving change fires it once.",
     )

@@ -209,7 +209,7 @@ def _known(instance: dg.DagsterInstance, key: dg.AssetKey, subject: str, name: s
 
 
 def _is_in_progress(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Say whether the run that wrote a document is still running here. A CLI's correlation id is no run's."""
+    """Return whether the run that wrote a document is still running here. A CLI's correlation id is not a run id."""
     run = instance.get_run_by_id(run_id) if run_id else None
     return run is not None and not run.is_finished
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from synapse_ops.spec import Spec
 
 CLEANUP_LIMIT = timedelta(hours=6)
-AUTOMATIC = {"schedule"}  # triggers that an operator switched on: the plan of their own run is approved by that
+AUTOMATIC = {"schedule"}  # triggers that an operator switched on: this approves the plan of their own run
 HISTORY = "run_history_cleanup"
 REDIS_CHECK = "redis_fits_spec"
 
@@ -70,8 +70,8 @@ GROUPS = (
         shown_as="file",
         modules=_FILE_MODULES,
         plan_text="Which log files below cleanup.log_roots would be compressed or removed, and why others stay. "
-        "`freed_bytes` is what removing frees, hard links counted once; the young are counted, not listed.",
-        apply_text="What became of log files: exactly the plan of one digest, each file checked again before.",
+        "`freed_bytes` is what removing frees, hard links counted once; young files are counted, not listed.",
+        apply_text="Log files compressed or removed: exactly the plan of one digest, each file checked again.",
     ),
     Group(
         kind="temp",
@@ -79,9 +79,9 @@ GROUPS = (
         apply="temp_cleanup",
         shown_as="file",
         modules=_FILE_MODULES,
-        plan_text="Which temporary files below cleanup.temp_roots would go, and the directories that they leave empty. "
-        "`freed_bytes` counts hard links once.",
-        apply_text="Temporary files that went: exactly the plan of one digest, each file checked again before.",
+        plan_text="Which temporary files below cleanup.temp_roots would be removed, and the directories that "
+        "they leave empty. `freed_bytes` counts hard links once.",
+        apply_text="Temporary files that were removed: exactly the plan of one digest, each file checked again before.",
     ),
     Group(
         kind="cache",
@@ -91,7 +91,7 @@ GROUPS = (
         modules=("synapse_ops.domain.cleanup.cache", "synapse_ops.operations.cleanup.cache"),
         plan_text="Which keys that match cleanup.cache_patterns were not used for cleanup.cache.retention. "
         "`estimated_bytes` is their memory, estimated from a sample.",
-        apply_text="Idle keys that went: exactly the plan of one digest; a key that was used since stays. "
+        apply_text="Idle keys that were removed: exactly the plan of one digest; a key that was used since stays. "
         "`freed_bytes` is by how much the server's memory shrank meanwhile.",
         store="redis",
     ),
@@ -101,10 +101,11 @@ GROUPS = (
         apply="snapshot_cleanup",
         shown_as="qdrant",
         modules=("synapse_ops.operations.cleanup.node_snapshots", "synapse_ops.operations.vectors.left_overs"),
-        plan_text="Which snapshots that killed runs left on Qdrant's nodes would go: files that such a run named as "
-        "its own, an hour old. What may be another tool's is listed and stays. `delete_bytes` is what goes.",
-        apply_text="Left-over snapshots that went from Qdrant's nodes: exactly the plan of one digest, each looked at "
-        "again under the lease of its collection.",
+        plan_text="Which snapshots that killed runs left on Qdrant's nodes would be removed: files that such a run "
+        "named as its own, an hour old. What may be another tool's is listed and stays. `delete_bytes` is the size of "
+        "what is removed.",
+        apply_text="Left-over snapshots that were removed from Qdrant's nodes: exactly the plan of one digest, "
+        "each checked again under the lease of its collection.",
         store="qdrant",
     ),
 )
@@ -140,7 +141,9 @@ def cleanup_definitions(spec: "Spec", place: "Place") -> dg.Definitions:
     )
     whole = _job("cleanup", [*plans, *applies, HISTORY], "Plan, and carry out those plans: what the schedule starts.")
     jobs = [look, whole]
-    jobs.append(_job("run_history_cleanup_job", [HISTORY], "Plan what of Dagster's history goes, or carry a plan out."))
+    jobs.append(
+        _job("run_history_cleanup_job", [HISTORY], "Plan what is removed of Dagster's history, or carry out a plan.")
+    )
     jobs += [_job(f"{name}_apply", [name], "Apply exactly the plan with the given digest.") for name in applies]
     schedules = [
         _schedule("cleanup_plan_schedule", look, spec, is_running=not place.is_embedded),

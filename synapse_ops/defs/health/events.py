@@ -57,7 +57,7 @@ class HealthTick:
         self.reported = 0
 
     def run(self, now: datetime) -> str:
-        """Report what is new, and return the cursor. Raises Refused when no prober ever ran."""
+        """Report what is new, and return the cursor. Raises Refused when no prober has run."""
         from synapse_ops.operations.health.history import SPAN_S, HistoryReader, history_file
         from synapse_ops.operations.health.report import read_health
 

@@ -128,7 +128,7 @@ def look_at_collections(context: dg.SensorEvaluationContext, stack: StackResourc
     except Unreachable as error:
         if context.instance.get_dynamic_partitions(COLLECTIONS_PARTITION):
             raise
-        return dg.SkipReason(f"nothing was ever found to protect, and {error.message}")
+        return dg.SkipReason(f"no collection was discovered yet, and {error.message}")
     requests = [collection_partitions.build_add_request(list(found.new))] if found.new else []
     newest = context.instance.get_latest_materialization_event(COLLECTIONS.backup_key)
     cursor = f"{newest.timestamp if newest is not None else 0:f} {' '.join(found.vanished)}"

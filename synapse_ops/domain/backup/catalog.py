@@ -3,7 +3,7 @@
 Pure: `ListedBackup` gathers the keys of one prefix as they stream by, `judge` puts the documents' facts beside them.
 Memory matters (10,000 backups, 100,000 objects): a row keeps digests of its listing, not the listing.
 A backup is proven only by its newest proof: a later one that failed, or that a changed object made void, undoes it.
-One that could not be attempted (`attempt-*.json`: no key on that host, say) says nothing of the backup: it proves
+One that could not be attempted (`attempt-*.json`: no key on that host, say) does not concern the backup: it proves
 nothing and undoes nothing.
 """
 

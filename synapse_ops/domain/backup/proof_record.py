@@ -16,7 +16,7 @@ class Verdict(StrEnum):
     PROVEN = "proven"
     DIFFERS = "differs"  # restored, compared, and not equal
     UNPROVEN = "unproven"  # could not be completed: damage, time-out, an error line of pg_restore
-    NOT_ATTEMPTED = "not-attempted"  # says nothing of the backup: the host lacked a key, programs or space
+    NOT_ATTEMPTED = "not-attempted"  # does not concern the backup: the host lacked a key, programs or space
 
 
 class SnapshotFindings(Part):

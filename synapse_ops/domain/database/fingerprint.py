@@ -6,7 +6,7 @@ major version and byte order only, which `compare` checks first.
 What has no snapshot is bracketed: a sequence is read before and after the dump, and the restored one must lie between.
 A materialized view is recorded as populated or not: a dump carries its definition and fills it again, so that its rows
 after a restore are those of a refresh, not the stale ones of the source.
-Collation versions are no part of `compare`: a logical restore builds every index anew. `environment_notes` names them.
+`compare` ignores collation versions: a logical restore builds every index anew. `environment_notes` names them.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Told:
 def parse_notification(body: bytes, now: datetime) -> tuple[Told, ...]:
     """Return the alerts of one call of the webhook, in its order.
 
-    Raises ValueError when it is not one: nothing of a body that is wrong in one place is believed.
+    Raises ValueError when it is not one: a body that is wrong in one place is rejected whole.
     """
     document = json.loads(body)
     if not isinstance(document, dict) or not isinstance(document.get("alerts"), list):

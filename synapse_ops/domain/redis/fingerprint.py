@@ -8,8 +8,8 @@ must be found equal in the copy; what moved is the window, is counted, and is he
 A key is compared by type, time to live and value: a digest over its elements in an order of ours, because a server
 orders sets and hashes by its own seed, so that the bytes of DUMP differ between two servers of equal content.
 Not compared by value, only by type: types of modules, hashes whose fields expire one by one, and values over a limit.
-Of streams the entries and groups are compared, not who holds which pending entry. Frequency and idle time are not.
-Keys may be secrets (sessions), so that they stand here, and in proofs, as digests.
+Of streams the entries and groups are compared, not which consumer holds which pending entry.
+Frequency and idle time are not. Keys may be secrets (sessions), so that they stand here, and in proofs, as digests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From which nodes the shards of a collection are taken: each from one active replica, or the set is void.
 
-A node's snapshot holds its own shards alone, so each shard is asked of a node that has it. What a node says of its own
-replicas counts; what others say of them may be older.
+A node's snapshot holds its own shards alone, so each shard is asked of a node that has it. What a node reports of its
+own replicas counts; what others report of them may be older.
 """
 
 from __future__ import annotations

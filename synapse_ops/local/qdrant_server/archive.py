@@ -72,7 +72,7 @@ def _add_file(out: tarfile.TarFile, path: Path, name: str) -> None:
 
 
 def _extents(file: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
-    """Yield (offset, length) of what is no hole; whole blocks, only the last one may end with the file."""
+    """Yield (offset, length) of data, without holes; whole blocks, only the last one may end with the file."""
     position = 0
     while position < size:
         try:
@@ -90,7 +90,7 @@ def _add_sparse(out: tarfile.TarFile, info: tarfile.TarInfo, file: IO[bytes], ex
     entries = extents if extents and sum(extents[-1]) == size else [*extents, (size, 0)]
     info.type, info.size = tarfile.GNUTYPE_SPARSE, stored
     headers = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-    head = memoryview(headers)[-BLOCK:]  # a long name stands in blocks of its own before it
+    head = memoryview(headers)[-BLOCK:]  # a long name has its own blocks before it
     for index, entry in enumerate(entries[:4]):
         head[386 + 24 * index : 410 + 24 * index] = _entry(entry)
     head[482] = len(entries) > 4

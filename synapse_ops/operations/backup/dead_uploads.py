@@ -1,6 +1,6 @@
 """Multipart uploads of a writer that was killed on this host, aborted by the next writer of the same subject.
 
-An upload is invisible in a listing and paid for. Others may abort it after the grace only
+An unfinished upload is not listed, but it is billed. Others may abort it after the grace only
 (domain/backup/left_overs.py), since they cannot know whether its writer lives; the writer's own host can, by the
 heartbeat.
 """

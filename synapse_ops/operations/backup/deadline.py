@@ -33,13 +33,13 @@ class Deadline:
     def exceeded(self) -> DeadlineExceeded:
         return DeadlineExceeded(
             f"{self.what} did not finish within {self.timeout_s:g} s",
-            hint="Give it more time (proof.timeout in the spec, --timeout), or find what hangs in its log lines.",
+            hint="Raise the limit (proof.timeout in the spec, --timeout), or find the hanging step in its log lines.",
         )
 
     def run(self, work: Callable[[], Result]) -> Result:
         """Return what `work` returns, or raise DeadlineExceeded at the deadline although it still hangs.
 
-        It goes on in a thread of its own then, which does not keep the process alive: for reads that cannot be cut off.
+        It goes on in a separate thread then, which does not keep the process alive: for reads that cannot be cut off.
         """
         results: list[Result] = []
         errors: list[BaseException] = []

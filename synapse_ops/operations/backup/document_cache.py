@@ -1,8 +1,8 @@
 """What was parsed from documents of a repository, by key and ETag, in one SQLite file that may be lost at any time.
 
-A row is believed for exactly the ETag it was read with, and for nothing else: whether an object exists, and what its
-ETag is now, always comes from a fresh listing. A torn, locked or foreign file is a cache that remembers nothing: no
-error ever comes from here, because a backup must never depend on a convenience.
+A row is valid only for the ETag that it was read with: whether an object exists, and what its
+ETag is now, always comes from a fresh listing. A torn, locked or foreign file acts as an empty cache: no
+error ever comes from here, because no backup may depend on a cache.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A small object that is rewritten while work goes on: what lies beside it is not a left-over, or is being read.
+"""A small object that is rewritten while work goes on: the objects beside it are not left over, or are being read.
 
 It stays when the work is done or dies (`heartbeat.json`: its age decides when left-overs may go), or is removed at the
 end (`reading-<reader>.json`: a hold against expiry). Its age is judged by the store's own clock, never by ours.

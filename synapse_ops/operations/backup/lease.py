@@ -183,7 +183,7 @@ class _Keeper:
 def _parse(data: bytes, ttl_s: float) -> dict[str, Any]:
     """Return a lease's body with numbers for `ttl_s` and `epoch`; empty when it is not a JSON object.
 
-    ttl_s: in seconds, for a body that gives none. What we cannot read may still have a living holder who renews it, so
+    ttl_s: in seconds, for a body that gives none. What we cannot read may still have a living holder that renews it, so
     it holds for a TTL like any other and is then written over: an error would block every later run, until someone
     deletes the object.
     """

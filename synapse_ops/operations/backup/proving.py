@@ -1,7 +1,7 @@
 """What every proof has in common: which backup is next, what came of it, and that it is written down whatever happens.
 
 Only a restore that was carried out and compared counts. Any doubt is UNPROVEN with its reason; a copy that is not equal
-is DIFFERS. What this host lacks (the key, programs of the backup's version, space), and an interruption, say nothing of
+is DIFFERS. What this host lacks (the key, programs of the backup's version, space), and an interruption, do not concern
 the backup: NOT_ATTEMPTED, written as `attempt-<time>.json`, which proves nothing and undoes no earlier proof.
 One of the two is written whatever happens, as long as `backup.json` could be read as bytes: a backup whose proof
 crashed is not a backup without a proof.
@@ -66,7 +66,7 @@ class Proof(Measured):
     """One proof being carried out: what the prover is given, and what it has found so far.
 
     identities: age secret keys. work_dir: where the copy lies for a while.
-    has_begun: this host had all that a restore takes; until then a failure says nothing of the backup.
+    has_begun: this host had all that a restore takes; until then a failure does not concern the backup.
     differences: of the copy, as far as it was compared. restore_s: until the copy could be used.
     """
 

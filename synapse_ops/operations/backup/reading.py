@@ -1,6 +1,6 @@
 """The objects of one backup, read once and checked as they are read: object -> sha256 -> [age] -> a sink.
 
-Nothing of a backup is used before every byte of it has been compared with `backup.json`: a flipped byte is a named
+No part of a backup is used before every byte of it has been compared with `backup.json`: a flipped byte is a named
 object with two digests, not a puzzling error in the middle of a restore.
 """
 

@@ -293,7 +293,7 @@ def _describe(
             if read_shared(source.conninfo) == before:
                 return writer.write_bytes(GLOBALS, text), structure.with_shared(before)
     raise Unproven(
-        f"roles changed during each of {ROLE_READINGS} readings", hint="What creates or alters roles all the time?"
+        f"roles changed during each of {ROLE_READINGS} readings", hint="Which program keeps creating or altering roles?"
     )
 
 

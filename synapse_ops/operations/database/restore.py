@@ -1,4 +1,4 @@
-"""Restores a backup to where nothing is: a new database on a server, or a new data directory. Never over anything.
+"""Restores a backup to a new database on a server, or a new data directory. Never over anything that exists.
 
 `plan_restore` only looks: what would be restored, where, with which programs, in how many seconds, which roles and
 tablespaces the target lacks, and why it would be refused. `apply_restore` does that plan and checks again before it

@@ -1,7 +1,7 @@
 """Restores a backup as a whole new PostgreSQL data directory, which `pg_ctl -D DIR start` starts anywhere.
 
 The cluster is made and filled in a throwaway beside the target, on the same file system, and moved into place when it
-is complete, compared, stopped cleanly and flushed to disk. Its configuration is its own: it listens on loopback only,
+is complete, compared, stopped cleanly and flushed to disk. It has a new configuration: it listens on loopback only,
 asks for passwords over TCP, and lets the owner of its files in by socket as the backup's superuser.
 """
 

@@ -96,7 +96,7 @@ def _refuse(
     if target.database in databases:
         raise TargetNotEmpty(
             f'database "{target.database}" already exists on {describe(target.conninfo).partition("/")[0]}',
-            hint="Restore under a new name, compare, and rename both in a moment of your choice.",
+            hint="Restore under a new name, compare, and rename both at a time of your choice.",
         )
     if in_recovery:
         raise Refused(f"{where} is on a standby, which takes no writes", hint="Name the primary.")

@@ -1,9 +1,9 @@
 """PostgreSQL servers that live for one restore, inert: what they run cannot listen, call out, replicate or archive.
 
-What is restored is the source superuser's code, and it runs here. The server therefore has a configuration of its own,
+What is restored is the source superuser's code, and it runs here. The server therefore has its own configuration,
 a Unix socket that only its identity can reach and no TCP, no archiving, no WAL senders or slots, no logical replication
 workers, no preloaded libraries, event triggers off, autovacuum off. As root it runs in a network namespace with nothing
-in it as well, so that restored code cannot call out. It is not durable either (fsync off): nobody ever needs it after a
+in it as well, so that restored code cannot call out. It is not durable either (fsync off): it is never needed after a
 crash. It ends with the thread that started it; what lies on disk is operations/backup/throwaway_directory.py's.
 """
 

@@ -14,7 +14,7 @@ NOTE = "active_alerts"
 def read_active_alerts(state_dir: Path, now: datetime) -> tuple[ActiveAlert, ...] | None:
     """Return the alerts that fire, the longest first; None when none was ever received.
 
-    Raises Refused when no prober ever ran there.
+    Raises Refused when no prober has run there.
     """
     with reading_history(state_dir) as history:
         found = history.note(NOTE)

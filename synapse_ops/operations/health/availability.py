@@ -31,7 +31,7 @@ class AvailabilityRow:
 
 
 def read_availability(state_dir: Path, since: datetime, until: datetime) -> tuple[AvailabilityRow, ...]:
-    """Return a row for each current probe, in the prober's order. Raises Refused when no prober ever ran."""
+    """Return a row for each current probe, in the prober's order. Raises Refused when no prober has run."""
     since, until = since.astimezone(UTC), until.astimezone(UTC)  # in one local zone Python subtracts what clocks show
     with reading_history(state_dir) as history:
         probes = history.probes()

@@ -230,7 +230,7 @@ def _condition_columns(condition: Condition) -> tuple[str, float, str, str]:
 
 
 def is_damage(fault: sqlite3.Error) -> bool:
-    """Say whether SQLite calls the file itself damaged or none of its own; a full or slow disk is neither."""
+    """Return whether SQLite reports the file as damaged or not a database; a full or slow disk is neither."""
     return getattr(fault, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -333,7 +333,7 @@ def _probe_row(row: sqlite3.Row) -> ProbeRow:
 def reading_history(state_dir: Path) -> Iterator[HistoryReader]:
     """Yield the history of a state directory.
 
-    Raises Refused when no prober ever ran there, IntegrityError for a damaged file, Unreachable for one that cannot be
+    Raises Refused when no prober has run there, IntegrityError for a damaged file, Unreachable for one that cannot be
     read now.
     """
     path = history_file(state_dir)

@@ -74,7 +74,7 @@ class HealthReport:
 def read_health(state_dir: Path, now: datetime) -> HealthReport:
     """Return what the prober of a state directory knows. Verdicts that are overdue read as unknown.
 
-    Raises Refused when no prober ever ran there, IntegrityError or Unreachable when its history cannot be read.
+    Raises Refused when no prober has run there, IntegrityError or Unreachable when its history cannot be read.
     """
     with reading_history(state_dir) as history:
         probes = history.probes()

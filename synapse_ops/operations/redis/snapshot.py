@@ -2,7 +2,7 @@
 
 Order, each step before the next: the lease, `started.json`, the heartbeat; a reading of live keys; the server forks,
 which is the cut, and its file is streamed into the store; a second reading; the documents; `backup.json` last.
-Whether the server wrote anything between the cut and the second reading is told by its own stream of writes: its
+Whether the server wrote anything between the cut and the second reading is visible in its own stream of writes: its
 position is that of the cut, or it is not.
 
 Identity. A Redis server keeps no number that lasts as its data does: a run id changes with each start, a replication id

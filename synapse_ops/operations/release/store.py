@@ -1,6 +1,6 @@
 """A release: the documents of one spec under one digest, in the object store and on this host.
 
-`release.json` comes last, so that a release is there whole or not at all. Nothing in it is ever written anew.
+`release.json` comes last, so that a release is there whole or not at all. No file in it is rewritten.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One shard's snapshot from a node into the repository: made on the node, read, sent, and removed from the node.
 
 The node names a snapshot by the second and never lists a partial one. The request has no time limit; beside it the
-listing is polled, so that neither a node that vanishes nor a proxy that cuts the connection is waited for for ever.
+listing is polled, so that a vanished node or a proxy that cuts the connection ends the wait.
 Where the node's disk is short a shard is streamed instead: made on the way, without a checksum of the node's own.
 """
 
@@ -110,7 +110,7 @@ def _await(
         if found:
             return found[-1]
         if ended_at is not None and time.monotonic() - ended_at > GONE_AFTER_S and not _is_running(server, collection):
-            raise Unreachable(f"{server.url} broke off the snapshot of shard {shard} of {collection}")
+            raise Unreachable(f"{server.url} aborted the snapshot of shard {shard} of {collection}")
 
 
 def _is_running(server: QdrantServer, collection: str) -> bool:

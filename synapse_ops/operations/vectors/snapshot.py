@@ -215,4 +215,4 @@ def _warnings(run: SnapshotRun, record: SnapshotRecord, left_overs: tuple[str, .
     if record.window.scope == "sample":
         yield f"compared by a sample: {record.window.read_points} of {record.window.points_before} points, and every id"
     for name in left_overs:
-        yield f"left over on a node by an earlier run of ours: {name}"
+        yield f"left on a node by an earlier run: {name}"

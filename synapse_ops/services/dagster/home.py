@@ -38,7 +38,7 @@ class DagsterHome:
 
 
 def has_embedded_stack(state_dir: Path) -> bool:
-    """Say whether the embedded stack was ever started in a state directory; its `ops` server then is our storage."""
+    """Return whether the embedded stack was started in a state directory; its `ops` server then is our storage."""
     return (state_dir / _STORAGE_URL_FILE).is_file()
 
 

@@ -72,7 +72,7 @@ class Supervisor:
         self._mark = format_mark(own_mark())
 
     def run(self) -> None:
-        """Start all, keep them running, and end all when `stop` was called. Nothing of theirs is left afterwards."""
+        """Start all, keep them running, and end all when `stop` was called. None of their processes is left then."""
         try:
             for program in self._programs:
                 self._start(program)

@@ -12,7 +12,7 @@ tried, all were obeyed. So everything is refused but these:
     WS   /graphql       the cookie, our own Origin
     GET, HEAD           the cookie; never /graphql, whose GET carries mutations
 
-Secrets are compared in constant time. This module knows ASGI and nothing of Dagster.
+Secrets are compared in constant time. This module knows ASGI, not Dagster.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class WebserverGuard:
         scheme, _, origin_host = request.origin.partition("://")
         if scheme in {"http", "https"} and origin_host == request.host:
             return None
-        return Refusal(403, "The Origin is not our own.")
+        return Refusal(403, "The Origin is not this server's.")
 
     def _no_session(self, request: _Request) -> Refusal | None:
         given = request.cookie(self._settings.cookie_name)
@@ -141,7 +141,9 @@ class WebserverGuard:
     async def _open(self, request: _Request, send: Send) -> None:
         given = request.query("token")
         if not self._use_token(given):
-            await _respond(send, 403, "This URL was used or never valid. `synapse-ops ui --new-url` prints another.")
+            await _respond(
+                send, 403, "This URL was already used or is not valid. `synapse-ops ui --new-url` prints another."
+            )
             return
         cookie = f"{self._settings.cookie_name}={self._settings.session_secret}; Path=/; HttpOnly; SameSite=Strict"
         # a page, not a redirect: SameSite=Strict cookies are withheld from a redirect that began on another site

@@ -35,7 +35,7 @@ _TOLD: Mapping[str, _Told] = {
     "primaries": _Told("replication_primaries", "PostgreSQL nodes that take writes."),
     "standbys": _Told("replication_standbys", "PostgreSQL nodes that replay WAL."),
     "lag_bytes": _Told("replication_lag_bytes", "WAL that the last standby has not replayed."),
-    "lag_s": _Told("replication_lag_seconds", "How old what the last standby has replayed is."),
+    "lag_s": _Told("replication_lag_seconds", "Replay delay of the last standby."),
     "is_standby": _Told("postgres_is_standby", "1 where WAL is replayed.", of_node=True),
     "connections": _Told("postgres_connections", "Open connections of clients.", of_node=True),
     "max_connections": _Told("postgres_max_connections", "Most connections.", of_node=True),
@@ -68,7 +68,7 @@ def families(prober: Prober) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily
 
     beats = CounterMetricFamily(
-        "synapse_ops_watch_heartbeats", "Rounds of the prober; stands still when it does.", value=prober.beats
+        "synapse_ops_watch_heartbeats", "Rounds of the prober; does not increase while it hangs.", value=prober.beats
     )
     yield beats
     yield CounterMetricFamily(
@@ -90,8 +90,8 @@ def _probes(prober: Prober) -> Iterator[Metric]:
     up = _gauge("probe_up", "1 while healthy or degraded, 0 otherwise.", "probe")
     since = _gauge("probe_state_since_timestamp_seconds", "When the state began.", "probe")
     last = _gauge("probe_verdict_timestamp_seconds", "When the last verdict was given.", "probe")
-    latency = _gauge("probe_latency_seconds", "Time of the last answer.", "probe")
-    late = _gauge("probe_verdict_delay_seconds", "From due time to stored verdict, the last one.", "probe")
+    latency = _gauge("probe_latency_seconds", "Latency of the last answer.", "probe")
+    late = _gauge("probe_verdict_delay_seconds", "Delay from due time to stored verdict, the last one.", "probe")
     for name, watched in prober.watched.items():
         for word in State:
             state.add_metric([name, word], float(watched.condition.state is word))

@@ -54,7 +54,9 @@ class Images(Block):
     redis: ImageName = Field("redis:8.2-bookworm", description="Redis.")
     qdrant: ImageName = Field("qdrant/qdrant:v1.18.3-unprivileged", description="Qdrant.")
     synapse_ops: ImageName = Field("synapse-ops:latest", description="This tool's own image.")
-    nginx: ImageName = Field("nginx:1.28-bookworm", description="What ends TLS in front of the application.")
+    nginx: ImageName = Field(
+        "nginx:1.28-bookworm", description="Reverse proxy that ends TLS in front of the application."
+    )
     prometheus: ImageName = Field("prom/prometheus:v3.5.0", description="Prometheus.")
     alertmanager: ImageName = Field("prom/alertmanager:v0.28.1", description="Alertmanager.")
     grafana: ImageName = Field("grafana/grafana:11.6.4", description="Grafana.")
@@ -158,7 +160,9 @@ class Autoscaling(Block):
     min_replicas: int = Field(2, ge=1, le=10_000, description="Fewest pods.")
     max_replicas: int = Field(10, ge=1, le=10_000, description="Most pods.")
     target_cpu_utilization: Percent = Field(70, description="Mean CPU use to keep, in percent of `resources.requests`.")
-    cooldown_period: DurationOrZero = Field(timedelta(seconds=300), description="Calm time before pods are removed.")
+    cooldown_period: DurationOrZero = Field(
+        timedelta(seconds=300), description="Stabilization time before pods are removed."
+    )
 
 
 class ResourceLimits(Block):
@@ -188,4 +192,4 @@ class Updates(Block):
     schedule: Schedule = Field(Cron("0 2 * * 0"), description="When the window opens, in `time_zone`.")
     max_unavailable: Count = Field(1, le=10_000, description="Pods that may be down at once during a rollout.")
     timeout: Duration = Field(timedelta(seconds=600), description="A rollout not ready by then has failed.")
-    rollback: bool = Field(True, description="Whether a failed rollout is undone by itself.")
+    rollback: bool = Field(True, description="Whether a failed rollout is rolled back automatically.")

@@ -1,4 +1,4 @@
-"""Failover of PostgreSQL: who takes over, on what evidence, within which limits."""
+"""Failover of PostgreSQL: which node takes over, on what evidence, within which limits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from synapse_ops.spec.block import Block, Count, Duration, DurationOrZero, Node,
 
 
 class Failover(Block):
-    """Failover of PostgreSQL: who takes over, on what evidence, within which limits."""
+    """Failover of PostgreSQL: which node takes over, on what evidence, within which limits."""
 
     primary: Node = Field(
         "db-primary", description="Node that is primary at first; later the servers report which it is."
     )
     standby: Node = Field("db-standby", description="Node that takes over.")
-    automatic: bool = Field(True, description="Whether a confirmed outage is acted on without asking.")
+    automatic: bool = Field(True, description="Whether a confirmed outage starts a failover without confirmation.")
     timeout: Duration = Field(timedelta(seconds=30), description="Longest time from confirmation to verified writes.")
     manager: Literal["synapse", "external"] = Field(
         "synapse", description="What promotes: this tool, or an external manager that this tool only observes."
@@ -30,7 +30,7 @@ class Failover(Block):
         timedelta(0), description="Time that a crashed primary is given to restart first."
     )
     cool_down: DurationOrZero = Field(timedelta(minutes=10), description="Pause after a failover before the next.")
-    max_per_hour: Count = Field(2, le=60, description="Failovers in one hour, after which a person is called.")
+    max_per_hour: Count = Field(2, le=60, description="Failovers in one hour, after which an operator must act.")
     stonith_command: Annotated[tuple[Text, ...], Field(min_length=1)] | None = Field(
         None, description="Program and arguments that power a node off; its exit status 0 is a fence proof."
     )

@@ -85,7 +85,7 @@ class Grafana(Block):
     dashboards: tuple[Dashboard, ...] = Field(
         ("system", "application", "database", "cache"), description="Dashboards that are rendered, each at most once."
     )
-    url: HttpUrl = Field("http://localhost:3000", description="Where Grafana is opened; alerts link to it.")
+    url: HttpUrl = Field("http://localhost:3000", description="URL of Grafana; alerts link to it.")
 
 
 class Logging(Block):
@@ -130,7 +130,8 @@ class Watch(Block):
     interval: Duration = Field(timedelta(seconds=15), description="Time between two probes of a server.")
     timeout: Duration = Field(timedelta(seconds=5), description="A probe of a server that takes longer has failed.")
     store_interval: Duration = Field(
-        timedelta(minutes=1), description="The same of the object store, where each puts, gets and deletes an object."
+        timedelta(minutes=1),
+        description="Time between two probes of the object store; each puts, gets and deletes an object.",
     )
     repository_interval: Duration = Field(
         timedelta(minutes=5), description="Time between two readings of the age of the last backup and proof."
@@ -161,11 +162,11 @@ class Alerting(Block):
         SecretRef("env", "SYNAPSE_WEBHOOK_TOKEN"), description="Reference to the token that Alertmanager's calls carry."
     )
     webhook_url: HttpUrl | None = Field(
-        None, description="What Alertmanager calls for each alert; null is Synapse Ops itself, at `watch.port`."
+        None, description="URL that Alertmanager calls for each alert; null is Synapse Ops itself, at `watch.port`."
     )
     heartbeat_url: HttpUrl | None = Field(
         None,
-        description="What is called every minute while alerts work: it must notice when that stops. null: nothing.",
+        description="Called every minute while alerting works; its receiver must notice when they stop. null: none.",
     )
     runbook_url: HttpUrl | None = Field(
         None, description="Where the pages of docs/runbooks are served; null: alerts name the page's path."

@@ -1,4 +1,4 @@
-"""Who may connect, and how it is encrypted: `firewall` and `tls`."""
+"""Which networks may connect, and how connections are encrypted: `firewall` and `tls`."""
 
 from __future__ import annotations
 

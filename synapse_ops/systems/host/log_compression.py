@@ -29,7 +29,7 @@ def compress_in_place(directory: Directory, name: str, seen: os.stat_result) -> 
     """Compress a file and return how many bytes that freed (negative for what does not compress).
 
     seen: what the file must still be. Raises EntryChanged when it is not, when its name with .gz is taken by something
-    else, when somebody opens it meanwhile, or when the copy cannot be written; then the original is as it was.
+    else, when another process opens it meanwhile, or when the copy cannot be written; then the original is as it was.
     """
     try:
         source = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=directory.fd)

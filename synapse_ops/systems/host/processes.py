@@ -1,7 +1,7 @@
 """Processes on this host: under which identity they run, how they die with us, and never signalling a stranger.
 
-A process is known by its pid *and* its start time. A pid alone is reused, and a signal to a reused pid kills somebody
-else's work; every signal of this project goes through `ProcessMark`.
+A process is known by its pid *and* its start time. A pid alone is reused, and a signal to a reused pid kills another's
+process; every signal of this project goes through `ProcessMark`.
 """
 
 from __future__ import annotations

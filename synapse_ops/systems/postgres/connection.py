@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 APPLICATION_NAME = "synapse-ops"
 CONNECT_TIMEOUT_S = 10.0
 
-# Text output that never depends on who asks: comparisons between two servers rest on it.
+# Text output that does not depend on the client's settings: comparisons between two servers rest on it.
 STABLE_OUTPUT = {
     "search_path": "",
     "DateStyle": "ISO, YMD",

@@ -1,7 +1,7 @@
 """Queries for tables, views, sequences, and what hangs on them: constraints, indexes, triggers, rules, policies.
 
 Each returns (name, attributes). A name that begins with `=` carries its kind already.
-Columns are one text each, as they would stand in CREATE TABLE, so that a difference shows the column whole.
+Columns are one text each, as in CREATE TABLE, so that a difference shows the column whole.
 """
 
 from __future__ import annotations

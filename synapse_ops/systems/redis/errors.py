@@ -24,7 +24,7 @@ _CLUSTER_HINT = "Each primary of a cluster holds a part of the keys; Synapse Ops
 # a missing permission, as a script reports it: since 7, and before
 _REFUSED_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 
-# what a reply without a class of its own begins with -> our error, what it means, what to do
+# the first words of a reply without its own error class -> our error, what it means, what to do
 _BY_WORD: dict[str, tuple[type[SynapseOpsError], str, str]] = {
     "BUSY": (Throttled, "is busy with a script", "Try again when it has ended; `SCRIPT KILL` ends it."),
     "MISCONF": (Refused, "takes no writes, since it cannot save its data", "Is its disk full? See its log."),

@@ -3,7 +3,7 @@
 Only a URL is known of the server, so that no file of its host can be copied. We announce that we are not a real replica
 (`rdb-only`, Redis 7): then we never count as one, neither for `min-replicas-to-write` nor in what is kept for replicas.
 Until the fork the server sends an empty line each second; it waits up to `repl-diskless-sync-delay` (5 s) for others.
-The stream ends after the announced length, or where the announced mark of 40 random bytes stands. Anything else, such
+The stream ends after the announced length, or at the announced mark of 40 random bytes. Anything else, such
 as a connection that ends earlier, is an error: half a file is never accepted as a whole one.
 Source: redis.io, PSYNC; what `redis-cli --rdb` does.
 """
@@ -124,7 +124,7 @@ class RdbStream:
             data = self._socket.recv(_CHUNK)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"Redis {self._address} sent nothing of its snapshot for {SILENCE_S:g} s", detail=self._progress()
+                f"Redis {self._address} sent no snapshot data for {SILENCE_S:g} s", detail=self._progress()
             ) from None
         except OSError as error:
             raise Unreachable(f"lost Redis {self._address}: {error.strerror}", detail=self._progress()) from error
