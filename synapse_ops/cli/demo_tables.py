@@ -23,7 +23,7 @@ SHOWN_BACKUPS = 3  # of each subject, the newest first
 
 @dataclass(frozen=True)
 class Protected:
-    """What one repository says. unproven: newest backups without proof, and subjects without a backup."""
+    """What one repository holds. unproven: newest backups without proof, and subjects without a backup."""
 
     rows: tuple[tuple[str, ...], ...]
     backups: int

@@ -30,7 +30,7 @@ COLORS = {"healthy": "green", "degraded": "yellow", "unknown": "magenta", "faile
 def command(place: Place, *, watch: bool, as_json: bool) -> None:
     """Show the state of every probed endpoint and server: since when, why, how fast, and its last day.
 
-    Where no prober runs, everything is asked once, here and now, and the answer says so.
+    Where no prober runs, each check runs once, now, and the answer says so.
     Exit code 0 only when everything is healthy, 17 when something is degraded or failed, 14 when something is unknown.
 
     \b
@@ -140,7 +140,7 @@ def error_of(report: HealthReport) -> SynapseOpsError | None:
     bad = [*report.of(State.FAILED), *report.of(State.DEGRADED)]
     unknown = report.of(State.UNKNOWN)
     detail = "\n".join(f"{row.probe.name}: {row.condition.reason}" for row in (*bad, *unknown))
-    hint = "docs/health.md says what each state means and what its limits are."
+    hint = "docs/health.md describes each state and its limits."
     if bad:
         return Unhealthy(f"{len(bad)} of {len(report.rows)} checks are not healthy", detail=detail, hint=hint)
     if unknown or not report.rows:

@@ -106,7 +106,7 @@ def reset(state_dir: Path, *, yes: bool) -> None:
 
 
 def _confirm(question: str) -> None:
-    """Ask a person. Raises Refused for a no, ConfigError without a terminal to ask on."""
+    """Ask the operator. Raises Refused for a no, ConfigError without a terminal to ask on."""
     try:
         agreed = click.confirm(question, err=True)
     except click.Abort:

@@ -17,7 +17,7 @@ from synapse_ops.cli.options import Place, repository_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/pin.schema.json).")
 @repository_options
 def command(backup_id: str, label: str, reason: str, place: Place, *, as_json: bool) -> None:
-    """Exempt a backup from expiry until it is unpinned. LABEL says why: audit-2026."""
+    """Exempt a backup from expiry until it is unpinned. LABEL names the reason: audit-2026."""
     from synapse_ops.operations.backup.pins import pin_backup
 
     repository, found, _ = place.locate(backup_id)

@@ -1,4 +1,4 @@
-"""`synapse-ops render`: writes every document that the spec means, or says how a directory differs from them."""
+"""`synapse-ops render`: writes every document that the spec means, or shows how a directory differs from them."""
 
 from __future__ import annotations
 

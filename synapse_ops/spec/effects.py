@@ -1,4 +1,4 @@
-"""What a valid spec says and does not do: values without effect, and notes on what it leaves unprotected."""
+"""What a valid spec does not achieve: values without effect, and notes on what it leaves unprotected."""
 
 from __future__ import annotations
 

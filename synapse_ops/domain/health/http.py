@@ -1,4 +1,4 @@
-"""What an HTTP answer says about the health of its server. A status of 200 is a claim; the body may say otherwise.
+"""What an HTTP answer shows about the health of its server. A status of 200 is a claim; the body may contradict it.
 
 Pure. It reads `status`, `ok`, `healthy` and `error` of a JSON body, and the first word of a text. Its words are of
 the health+json draft (pass, warn, fail), Spring Boot (UP, DOWN, OUT_OF_SERVICE), ASP.NET (Healthy, Degraded, Unhealthy)

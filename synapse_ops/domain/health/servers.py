@@ -42,7 +42,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What one server says of itself. Ages in seconds or transactions; times aware, of the server's clock."""
+    """What one server reports. Ages in seconds or transactions; times aware, of the server's clock."""
 
     is_standby: bool
     connections: int
@@ -194,7 +194,7 @@ def _standby(node: str, found: WalPosition, lag_bytes: float, max_lag_bytes: int
 
 
 def judge_redis(info: Mapping[str, Any]) -> ProbeVerdict:
-    """Return the verdict on what INFO says."""
+    """Return the verdict on the values of INFO."""
     judged: list[Judged] = []
     if info.get("role") != "master":
         link = f", link to its source {info.get('master_link_status', 'unknown')}"

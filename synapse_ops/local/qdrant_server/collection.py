@@ -60,7 +60,7 @@ class Collection:
         return self._engine
 
     def read(self, work: Callable[[Any], Any]) -> Any:
-        """Ask the engine something. Raises WrongInput or Fault with what it says."""
+        """Send the engine a request. Raises WrongInput or Fault with its message."""
         try:
             return work(self._engine)
         except (ValueError, TypeError, KeyError) as error:

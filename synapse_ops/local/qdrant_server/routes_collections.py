@@ -1,4 +1,4 @@
-"""Collections, aliases, payload indexes, and what the server says of itself."""
+"""Collections, aliases, payload indexes, and what the server reports of itself."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ stops first. What no lease can do: stop a holder that is frozen between `check()
 that step short and harmless to repeat.
 
 A store without conditional writes cannot keep a lease. Then a file lock in the state directory excludes other
-processes of this host only, and a warning says so by name.
+processes of this host only, and a warning says so.
 """
 
 from __future__ import annotations

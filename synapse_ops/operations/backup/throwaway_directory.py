@@ -218,7 +218,7 @@ def _remove(directory: Path) -> None:
             for mark in _processes_of(directory):
                 end_process(mark, signal.SIGKILL, timeout_s=1.0)
         if directory.exists():
-            shutil.rmtree(directory)  # says what could not be removed; the owner file stays for the next sweep
+            shutil.rmtree(directory)  # raises for what could not be removed; the owner file stays for the next sweep
     _owner_file(directory).unlink(missing_ok=True)
 
 

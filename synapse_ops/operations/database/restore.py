@@ -49,7 +49,7 @@ def apply_restore(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     progress: ReportProgress = ignore_progress,
 ) -> RestoreReport:
-    """Do what the plan says. Raises what the plan would raise now, IntegrityError when the copy is not equal.
+    """Carry out the plan. Raises what the plan would raise now, IntegrityError when the copy is not equal.
 
     work_dir: for the staged dump; what a killed run left there is swept first.
     """

@@ -53,7 +53,7 @@ def _check_counts(place: BackupPlace, record: DumpRecord, fingerprint: Fingerpri
     said, counted = (record.table_count, record.row_count), (len(fingerprint.tables), fingerprint.row_count)
     if said != counted:
         raise ChecksumMismatch(
-            f"{place.key(BACKUP)} says {said[0]} tables and {said[1]} rows,"
+            f"{place.key(BACKUP)} records {said[0]} tables and {said[1]} rows,"
             f" its fingerprint {counted[0]} and {counted[1]}"
         )
 

@@ -1,4 +1,4 @@
-"""What the prober's history says of a window of time: per probe its uptime, its outages, its latency."""
+"""What the prober's history shows for a window of time: per probe its uptime, its outages, its latency."""
 
 from __future__ import annotations
 

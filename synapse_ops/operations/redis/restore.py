@@ -83,7 +83,7 @@ def plan_rdb_restore(request: RestoreRequest) -> RdbRestorePlan:
 
 
 def apply_rdb_restore(request: RestoreRequest, plan: RdbRestorePlan) -> RdbRestoreReport:
-    """Do what the plan says. Raises what the plan would raise now, IntegrityError when the copy is not equal."""
+    """Carry out the plan. Raises what the plan would raise now, IntegrityError when the copy is not equal."""
     begun, deadline = time.monotonic(), Deadline(request.timeout_s, "restore")
     directory, record = plan.directory, plan.record
     check_memory(record)

@@ -79,7 +79,7 @@ def files_of_run(
 
 
 def nodes_of_run(repository: Repository, place: BackupPlace) -> frozenset[str]:
-    """Return the URLs of the nodes that a run says it left something on."""
+    """Return the URLs of the nodes on which a run left something, by its heartbeat."""
     body = _heartbeat(repository, place)
     rows: Iterable[dict[str, Any]] = [*(body.get("on_nodes") or ()), *filter(None, [body.get("cutting")])]
     return frozenset(str(row["node"]) for row in rows)

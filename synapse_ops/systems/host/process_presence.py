@@ -1,6 +1,6 @@
 """Which process of which host wrote something, so that this host can check later whether it still lives.
 
-A pid alone says nothing: it is given out again, another host has the same, a container has its own, a boot starts anew.
+A pid alone identifies nothing: it is reused, another host has the same, a container has its own, a boot starts anew.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ SELECT clock_timestamp(),
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What the server says of itself and of the connected database. timeline: of its last checkpoint."""
+    """Facts of the server and the connected database. timeline: of its last checkpoint."""
 
     version: str
     version_num: int

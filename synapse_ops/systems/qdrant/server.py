@@ -87,7 +87,7 @@ class QdrantServer(QdrantSnapshots):
         return str(answer["version"])
 
     def is_ready(self) -> bool:
-        """Say what /readyz says. It stays true when the consensus of a cluster has stopped: read cluster(), too."""
+        """Return what /readyz reports. It stays true when the consensus has stopped: read cluster(), too."""
         try:
             self.call("GET", "/readyz")
         except QdrantRefused:

@@ -25,7 +25,7 @@ DATABASES = 4096  # more than is ever configured: the server refuses a file with
 _ANSWER_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 _STOP_S = 10.0
-# what a server says of a file that it does not take; lines that may name a key are left out
+# what a server prints about a file that it rejects; lines that may name a key are left out
 _TELLING = re.compile(r"RDB|rdb|checksum|module|memory|Memory|Short read|Fatal|FATAL|Bad directive|Can't|signal")
 _NAMES_A_KEY = re.compile(r"\bkey\b|\bKey\b|argv|Argument")
 
@@ -63,7 +63,7 @@ def loaded_rdb(
     """Yield a server that has loaded `data_dir`/dump.rdb whole; it ends with the block, and with our thread.
 
     data_dir, socket_dir: private, of the identity. remaining_s: raises when the time is up. Raises Unproven when the
-    server does not take the file, with what it says of it.
+    server rejects the file, with its message.
     """
     if not reachable_by(identity, program):
         program = copy_tree_once(program, programs_dir / f"redis-{program.stat().st_size}" / "redis-server")

@@ -388,7 +388,7 @@ class ObjectStore:
 
 @contextmanager
 def _endpoint_errors(url: str) -> Iterator[None]:
-    """Turn what botocore says of an endpoint that is not a URL into a ConfigError."""
+    """Turn botocore's error for an endpoint that is not a URL into a ConfigError."""
     try:
         yield
     except ValueError as error:
