@@ -3,12 +3,12 @@
     SynapseOpsError                     exit  1   our bug, or a cause without its own class
     |-- ConfigError                     exit  2   settings or arguments are wrong; all faults listed at once
     |-- Refused                         exit 10   declined before anything was changed
-    |   |-- TargetNotEmpty                        a restore target that already holds something
-    |   |-- PlanChanged                           the digest given is not that of a plan that may be applied now
+    |   |-- TargetNotEmpty                        the target of a restore already holds data
+    |   |-- PlanChanged                           the given digest is not that of a plan that can be applied now
     |-- LeaseHeld                       exit 11   another process works; owner and expiry are given
-    |-- LeaseLost                       exit 11   we held it and may hold it no more; the work stopped
+    |-- LeaseLost                       exit 11   the lease is no longer held; the work stopped
     |-- Unreachable                     exit 12   a server or store does not answer; may pass by itself
-    |   |-- Throttled                             it answered: later
+    |   |-- Throttled                             the server is throttling requests
     |   |-- DeadlineExceeded                      it did not finish in time
     |-- IntegrityError                  exit 13   data is not what it claims to be
     |   |-- ChecksumMismatch                      stored bytes differ from their recorded digest
@@ -16,10 +16,10 @@
     |   |-- DocumentUnreadable                    a JSON document of the repository cannot be parsed
     |   |-- WrongIdentity                         it belongs to another system, generation or backup
     |-- Unproven                        exit 14   a check could not be completed; never a pass
-    |   |-- KeyMissing                            no key at hand opens an encrypted object
+    |   |-- KeyMissing                            no available key opens an encrypted object
     |-- ToolFailed                      exit 15   an external program failed; secrets are masked
     |-- DriftFound                      exit 16   live differs from rendered
-    |-- Unhealthy                       exit 17   something that is probed is degraded or failed
+    |-- Unhealthy                       exit 17   a probed endpoint or server is degraded or failed
 
 Messages are one line, lower case, without a full stop: kind and name of the object, both values, the setting's name.
 "could not" may succeed next time, "cannot" will not. `detail` holds facts; `hint` is a full sentence with the command
@@ -35,7 +35,7 @@ from typing import ClassVar
 
 
 class SynapseOpsError(Exception):
-    """The root of the tree: a message, facts, and a hint that can be acted on.
+    """The base of all errors: a message, details and a hint. By itself it is an internal error.
 
     `exit_code` and `retryable` belong to the class, so that the CLI, Dagster's retry policy and alerts agree.
     """
@@ -85,11 +85,11 @@ class Refused(SynapseOpsError):
 
 
 class TargetNotEmpty(Refused):
-    """A restore was pointed at something that already holds data."""
+    """The target of a restore already holds data."""
 
 
 class PlanChanged(Refused):
-    """The plan digest given does not belong to a plan that may be applied now."""
+    """The given digest is not that of a plan that can be applied now."""
 
 
 class LeaseHeld(SynapseOpsError):
@@ -109,7 +109,7 @@ class LeaseHeld(SynapseOpsError):
 
 
 class LeaseLost(SynapseOpsError):
-    """We held a lease and may hold it no more. The work stopped at a step from which it can be run again."""
+    """The lease is no longer held. The work stopped at a step from which it can be run again."""
 
     exit_code = 11
     retryable = True
@@ -123,7 +123,7 @@ class Unreachable(SynapseOpsError):
 
 
 class Throttled(Unreachable):
-    """The other side asks us to come back later."""
+    """The server is throttling requests; try again later."""
 
 
 class DeadlineExceeded(Unreachable):
@@ -160,7 +160,7 @@ class Unproven(SynapseOpsError):
 
 
 class KeyMissing(Unproven):
-    """No key at hand opens an encrypted object; `recipients` are the public keys it was written for."""
+    """No available key opens an encrypted object; `recipients` are the public keys it was written for."""
 
     def __init__(self, message: str, *, recipients: Sequence[str], hint: str = "") -> None:
         super().__init__(message, detail="written for " + ", ".join(recipients), hint=hint)
@@ -168,7 +168,7 @@ class KeyMissing(Unproven):
 
 
 class ToolFailed(SynapseOpsError):
-    """An external program failed. `argv` and `stderr_tail` must have been masked by the raiser."""
+    """An external program failed. The caller masks secrets in `argv` and `stderr_tail`."""
 
     exit_code = 15
 
@@ -181,12 +181,12 @@ class ToolFailed(SynapseOpsError):
 
 
 class DriftFound(SynapseOpsError):
-    """What is live differs from what was rendered."""
+    """Live objects differ from the rendered documents."""
 
     exit_code = 16
 
 
 class Unhealthy(SynapseOpsError):
-    """Something that is probed is degraded or failed."""
+    """A probed endpoint or server is degraded or failed."""
 
     exit_code = 17

@@ -38,12 +38,12 @@ CLEANED = {
 
 
 @click.command("demo", epilog="Example:  synapse-ops demo --size 200MiB")
-@click.option("--size", default="32MiB", show_default=True, help="How much data the stack is filled with.")
+@click.option("--size", default="32MiB", show_default=True, help="Amount of example data.")
 @state_dir_option("Where the embedded stack keeps its data.")
 def command(size: str, state_dir: Path) -> None:
     """Start real servers, back up, restore, compare, plan retention, clean up, and show what happened.
 
-    Run it again: it goes on with the same data. `synapse-ops ui` opens the Dagster instance that it filled.
+    A second run uses the same data. `synapse-ops ui` opens the Dagster instance that it filled.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`synapse-ops health`: how everything that is probed is, from the prober's history or asked now. Needs no Dagster."""
+"""`synapse-ops health`: the health of every endpoint and server, from the prober's history or a check now."""
 
 from __future__ import annotations
 

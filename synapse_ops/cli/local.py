@@ -43,7 +43,7 @@ def _show(step: Progress) -> None:
 @command.command()
 @_state_dir
 def up(state_dir: Path) -> None:
-    """Start whatever does not run. Running already: nothing happens. It runs until `synapse-ops local down`."""
+    """Start every server that is not running. The stack runs until `synapse-ops local down`."""
     from synapse_ops.local.embedded_stack import start_stack
 
     began = time.monotonic()
@@ -55,7 +55,7 @@ def up(state_dir: Path) -> None:
 @command.command()
 @_state_dir
 def down(state_dir: Path) -> None:
-    """Stop every server in order; data stay."""
+    """Stop every server in order; the data stays."""
     from synapse_ops.local.embedded_stack import stop_stack
 
     stopped = stop_stack(state_dir, progress=_show)
@@ -66,7 +66,7 @@ def down(state_dir: Path) -> None:
 @_state_dir
 @click.option("--json", "as_json", is_flag=True, help="Print the state as JSON.")
 def status(state_dir: Path, *, as_json: bool) -> None:
-    """Show every server, asked now. Exit code 12 when one that was started no longer runs."""
+    """Show the current state of every server. Exit code 12 when one that was started no longer runs."""
     from synapse_ops.local.embedded_stack import stack_status
 
     state = stack_status(state_dir)
@@ -121,7 +121,7 @@ def _confirm(question: str) -> None:
 @command.command()
 @click.argument("server", required=False)
 @_state_dir
-@click.option("--lines", default=50, show_default=True, type=click.IntRange(0), help="How many of the last lines.")
+@click.option("--lines", default=50, show_default=True, type=click.IntRange(0), help="Number of last lines to print.")
 @click.option("--follow", is_flag=True, help="Keep printing new lines until interrupted.")
 def logs(server: str | None, state_dir: Path, lines: int, *, follow: bool) -> None:
     """Print the end of a server's log; without SERVER, of every log."""

@@ -63,7 +63,7 @@ class LazyCommands(click.Group):
 @click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="synapse-ops")
 def cli() -> None:
-    """Backup with proof, retention and failover of a small AI stack.
+    """Backup with proof, retention and health of a small AI stack.
 
     \b
     Examples:

@@ -12,9 +12,9 @@ from synapse_ops.errors import ConfigError
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Directory that gets the documents.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Directory to write the documents to.")
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; exit 16 when --out differs.")
-@click.option("--store", "to_store", is_flag=True, help="Also keep it as a release.")
+@click.option("--store", "to_store", is_flag=True, help="Also store it as a release.")
 @click.option("--json", "as_json", is_flag=True, help="Print the release as JSON.")
 @stack_options
 def command(place: Place, out: Path | None, only_check: bool, to_store: bool, as_json: bool) -> None:

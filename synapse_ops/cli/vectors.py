@@ -26,7 +26,7 @@ def command() -> None:
 @click.argument("collection")
 @stack_options
 def switch(alias: str, collection: str, place: Place) -> None:
-    """Make ALIAS stand for COLLECTION, in one atomic step. Refused unless the collection is whole on every node."""
+    """Switch ALIAS to COLLECTION, in one atomic step. Refused unless the collection is whole on every node."""
     from synapse_ops.operations.vectors.alias import switch_alias
     from synapse_ops.systems.qdrant.server import qdrant_nodes
 

@@ -39,7 +39,7 @@ def command(
     """Prove backups: restore each into a throwaway, compare it, and record the proof.
 
     Of a SUBJECT (`database/NAME`, `vectors/COLLECTION`, `redis`, or `database`, `vectors` for all of them), or of all,
-    the newest backup that is not proven. Of an ID that one, proven or not.
+    the newest backup that is not proven. Of an ID, that backup, proven or not.
 
     Exit code 0 when every one is proven, 13 when one differs or is damaged, 14 when one could not be proven. A failure
     of one does not stop the others.
