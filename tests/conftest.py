@@ -22,7 +22,7 @@ def sigterm_is_heard() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-FIRST = ("local", "recovery", "services", "vectors", "defs")  # whole stacks, restores, Dagster
+FIRST = ("local", "database", "services", "vectors", "redis", "release", "defs")  # whole stacks, restores, Dagster
 LAST = ("manifests", "spec", "domain")  # no server at all
 
 

@@ -28,7 +28,7 @@ from tests.operations.vectors.collections import (
 )
 
 TIMEOUT_S = 60.0
-SWITCHED_WHILE_ASKED = 200  # answers; with two requests per switch one of the first 20 found no collection
+SWITCHED_WHILE_ASKED = 200  # answers
 
 
 def restore(stack: Stack, server: QdrantServer, report: SnapshotReport, to: str) -> VectorRestoreReport:
