@@ -64,7 +64,7 @@ def test_anything_that_is_not_healthy_is_exit_code_17(
     assert document["worst"] == "failed"
     error = json.loads(captured.err)["error"]
     assert error["code"] == "Unhealthy"
-    assert "bad: answered 200 and says" in error["detail"]
+    assert 'bad: answered 200 with "error" in the body' in error["detail"]
 
 
 def test_with_a_prober_its_history_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

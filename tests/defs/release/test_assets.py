@@ -164,7 +164,7 @@ def test_changed_renderer_requests_exactly_its_documents(site: Site, monkeypatch
     assert site.tick() == set()
 
     def changed(module: str, package: str) -> str:
-        return "another" if module.endswith(".stores") else code_version_of(module, package)
+        return "another" if module.endswith(".redis_and_qdrant") else code_version_of(module, package)
 
     monkeypatch.setattr("synapse_ops.defs.release.assets.code_version_of", changed)
 

@@ -240,8 +240,8 @@ def test_each_node_of_qdrant_is_scraped_by_its_own_scheme(
         str(document.path): document.text for document in render(spec_of(f"qdrant: {{nodes: {json.dumps(nodes)}}}"))
     }
 
-    for place in ("prometheus", "compose", "kubernetes"):
-        jobs = yaml.safe_load(texts[f"prometheus/{place}.yml"])["scrape_configs"]
+    for name in ("prometheus", "prometheus.compose", "prometheus.kubernetes"):
+        jobs = yaml.safe_load(texts[f"prometheus/{name}.yml"])["scrape_configs"]
         [job] = [job for job in jobs if job["job_name"] == "qdrant"]
         assert (job.get("scheme"), job["static_configs"]) == (scheme, static)
 

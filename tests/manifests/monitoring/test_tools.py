@@ -44,7 +44,7 @@ def test_prometheus_takes_its_files(release: Path) -> None:
     """Without a warning: a duplicate rule is a fault, too."""
     promtool = program("promtool")
 
-    for name in ("prometheus", "compose"):
+    for name in ("prometheus", "prometheus.compose"):
         path = release / f"prometheus/{name}.yml"
         whole = [] if "credentials_file" not in path.read_text() else ["--syntax-only"]  # it wants to see secrets
         done = run(promtool, "check", "config", *whole, str(path))
@@ -87,7 +87,7 @@ def test_alertmanager_takes_its_file_and_routes_as_the_table_says(release: Path)
     amtool = program("amtool")
     table = (release / "alertmanager/tests/routes.tsv").read_text().splitlines()
 
-    for name in ("alertmanager", "compose"):
+    for name in ("alertmanager", "alertmanager.compose"):
         path = str(release / f"alertmanager/{name}.yml")
         assert run(amtool, "check-config", path).returncode == 0
         for row in table:

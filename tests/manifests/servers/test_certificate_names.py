@@ -45,8 +45,8 @@ def _verified(bundle: Bundle) -> set[str]:
     urls = [f"//{one}" for authority in authorities for one in authority.split(",")]
     hosts = {urlsplit(url).hostname or "" for url in urls}
     hosts |= {host for text in texts for host in re.findall(r"primary_conninfo = 'host=(\S+) port", text)}
-    for place in ("prometheus", "compose", "kubernetes"):
-        for job in yaml.safe_load(bundle.by_path[f"prometheus/{place}.yml"].text)["scrape_configs"]:
+    for name in ("prometheus", "prometheus.compose", "prometheus.kubernetes"):
+        for job in yaml.safe_load(bundle.by_path[f"prometheus/{name}.yml"].text)["scrape_configs"]:
             if job.get("scheme") == "https" and job["job_name"] == "qdrant":
                 targets = job["static_configs"][0]["targets"]
                 hosts |= {urlsplit(f"//{target}").hostname or "" for target in targets}

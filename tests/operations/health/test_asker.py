@@ -69,7 +69,7 @@ def ask_in_time(url: str, ca_file: Path | None = None, *, timeout_s: float = PAT
         ("/redirect-loop", State.FAILED, "redirects too often"),
         ("/redirect-to-file", State.FAILED, "neither http nor https"),
         ("/redirect-nowhere", State.FAILED, "302"),
-        ("/error-body", State.FAILED, 'says "error" in the body'),
+        ("/error-body", State.FAILED, 'with "error" in the body'),
         ("/down", State.FAILED, "answered 503: no database"),
         ("/cut", State.FAILED, "ended before a whole answer"),
         ("/garbage", State.FAILED, "ended before a whole answer"),
