@@ -55,7 +55,7 @@ def ask(stack: Stack, name: str, *, is_asked_again: bool = False) -> ProbeVerdic
             if is_asked_again:
                 end = time.monotonic() + LATEST_S / 2
                 verdict = await asker.ask()
-                while "still hangs" in verdict.reason and time.monotonic() < end:
+                while "still running" in verdict.reason and time.monotonic() < end:
                     await asyncio.sleep(0.05)
                     verdict = await asker.ask()
             return verdict
