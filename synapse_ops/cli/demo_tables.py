@@ -46,7 +46,7 @@ def read_protected(kind: BackupKind, stack: Stack, subjects: tuple[str, ...], no
     from synapse_ops.operations.backup.expire import make_expiry_plan
 
     repository = kind.repository(stack)
-    catalog = read_catalog(repository)
+    catalog = read_catalog(repository).of_kind(kind.name)
     plan = make_expiry_plan(repository, kind.policy(stack.spec), now, kind=kind.name)
     reasons = {row.place: row.reason for row in plan.entries}
     rows: list[tuple[str, ...]] = []

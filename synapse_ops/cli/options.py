@@ -164,7 +164,11 @@ class Place:
         if alone is not None:
             return (Source(alone.url, alone),)
         stack = self.stack()
-        return tuple(Source(kind.word, kind.repository(stack)) for kind in kinds_of(stack.spec))
+        found: dict[str, Source] = {}  # by URL: kinds that share a repository are one source
+        for kind in kinds_of(stack.spec):
+            repository = kind.repository(stack)
+            found.setdefault(repository.url, Source(kind.word, repository))
+        return tuple(found.values())
 
     def locate(self, backup_id: str) -> tuple[Repository, BackupPlace, BackupKind]:
         """Return where a backup lies, of whatever kind; raises ConfigError with the nearest ids."""

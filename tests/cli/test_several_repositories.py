@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import structlog
 from click.testing import CliRunner, Result
 
 from synapse_ops.cli.main import cli
+from synapse_ops.cli.options import Place
 from synapse_ops.errors import WORST_FIRST, worst_exit_code
+from synapse_ops.operations import backup_kinds
+from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.cli.test_main import all_errors
 from tests.stored_backups import StoredBackup, store_backup, store_proof, store_snapshot
@@ -99,6 +103,22 @@ def two(tmp_path: Path, object_store_access: StoreAccess, root: str) -> TwoKinds
 def shared(tmp_path: Path, object_store_access: StoreAccess, root: str) -> TwoKinds:
     """All in one repository, which --repository names; no spec may do that."""
     return TwoKinds(tmp_path, object_store_access, root, shared=f"{root}all/")
+
+
+def test_a_repository_of_two_kinds_is_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read twice, it would hold every backup id twice, and no command that takes an id would accept one."""
+    dumps, snapshots = backup_kinds.DUMPS, replace(backup_kinds.SNAPSHOTS, repository=Stack.database_repository)
+    monkeypatch.setattr(backup_kinds, "KINDS", (dumps, snapshots))
+    monkeypatch.setenv("TEST_STORE_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("TEST_STORE_SECRET_ACCESS_KEY", "secret")
+    spec = tmp_path / "infrastructure.yaml"
+    spec.write_text(
+        "object_store: {credentials: 'env:TEST_STORE'}\nbackup: {database: {destination: 's3://one/all/'}}\n"
+    )
+
+    sources = Place(spec, tmp_path / "state").sources()
+
+    assert [source.repository.url for source in sources] == ["s3://one/all/"]
 
 
 def test_kinds_that_share_a_repository_expire_each_by_its_own_retention(shared: TwoKinds) -> None:

@@ -79,10 +79,10 @@ class AssetKind:
         return f"{self.prefix}_{verb}"
 
     def catalog(self, stack: "Stack") -> "Catalog":
-        """Read the repository of this kind."""
+        """Read what lies in its repository of this kind."""
         from synapse_ops.operations.backup.catalog import read_catalog
 
-        return read_catalog(self.kind.repository(stack))
+        return read_catalog(self.kind.repository(stack)).of_kind(self.kind.name)
 
     def proof_max_age(self, stack: "Stack") -> timedelta:
         return stack.spec.retention.proof_max_age

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -70,6 +70,14 @@ class Catalog:
     foreign_count: int
     object_count: int
     read_at: datetime
+
+    def of_kind(self, kind: str) -> Catalog:
+        """Return the same with the backups and left-overs of one kind: two kinds may share a repository."""
+        return replace(
+            self,
+            backups=tuple(entry for entry in self.backups if entry.place.kind == kind),
+            left_overs=tuple(row for row in self.left_overs if row.place.kind == kind),
+        )
 
     def of_subject(self, subject: str) -> tuple[CatalogEntry, ...]:
         return tuple(entry for entry in self.backups if entry.place.subject == subject)

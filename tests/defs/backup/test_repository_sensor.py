@@ -23,7 +23,7 @@ from synapse_ops.operations.backup import catalog
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.systems.dagster_storage import last_evaluation
 from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
-from tests.stored_backups import store_backup, store_proof
+from tests.stored_backups import store_backup, store_proof, store_snapshot
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 DUMP_KEY, PROOF_KEY = DATABASES.backup_key, DATABASES.proof_key
@@ -75,6 +75,16 @@ def repository(
     stack = open_stack(spec, tmp_path)
     with dg.DagsterInstance.ephemeral() as instance:
         yield Repository(ObjectStore(bucket_url, object_store_access), stack, instance)
+
+
+def test_a_backup_of_another_kind_in_the_same_repository_is_not_a_dump(repository: Repository) -> None:
+    """A collection may have the name of a database; its snapshot neither stands for a dump nor is proven as one."""
+    store_snapshot(repository.store, NOW - timedelta(hours=1), collection="synapse")
+
+    result = repository.tick()
+
+    assert repository.reported() == []
+    assert not result.run_requests
 
 
 def test_backup_of_another_host_is_reported_once_and_proven(repository: Repository) -> None:
