@@ -11,11 +11,12 @@ is removed and its hold lifted, so that nothing that fails later contradicts a v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from synapse_ops.domain.backup.catalog import CatalogEntry
 from synapse_ops.domain.backup.layout import BACKUP, BackupPlace, attempt_name, proof_name
@@ -27,8 +28,8 @@ from synapse_ops.errors import IntegrityError, KeyMissing, ObjectMissing, Synaps
 from synapse_ops.operations.backup.catalog import only_one, read_catalog
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.backup.measured import Measured
-from synapse_ops.operations.backup.reading import ReadLog, read_backup_document
-from synapse_ops.operations.backup.throwaway_directory import sweep_throwaways
+from synapse_ops.operations.backup.reading import ReadLog, hold_for_reading, read_backup_document
+from synapse_ops.operations.backup.throwaway_directory import ThrowawayDir, sweep_throwaways, throwaway_directory
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.log_output import current_correlation_id
 
@@ -88,6 +89,30 @@ class Proof(Measured):
     def read_record(self, model: type[Record]) -> Record:
         """Return `backup.json`; raises what `read_backup_document` raises."""
         return read_backup_document(self.repository, self.place, self.log, model)
+
+    @contextmanager
+    def throwaway(self, *, database_size_bytes: int, scratch_bytes: int) -> Iterator[ThrowawayDir]:
+        """Hold the backup, and a directory for its copy, while the block lasts; sizes as in `throwaway_directory`.
+
+        The proof has begun inside the block: a failure there counts against the backup.
+        """
+        with (
+            hold_for_reading(self.repository, self.place, "proof"),
+            throwaway_directory(
+                self.work_dir, database_size_bytes=database_size_bytes, scratch_bytes=scratch_bytes
+            ) as directory,
+        ):
+            self.has_begun = True
+            yield directory
+
+    def limits(self) -> dict[str, Any]:
+        """Return what a `BackupReader` is given: keys, deadline, the log of what was read, and progress."""
+        return {
+            "identities": self.identities,
+            "deadline": self.deadline,
+            "log": self.log,
+            "progress": self.progress,
+        }
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from synapse_ops.domain.database import fingerprint as fingerprints
 from synapse_ops.domain.database import structure as structures
 from synapse_ops.domain.progress import Progress
 from synapse_ops.operations.backup.proving import Proof
-from synapse_ops.operations.backup.reading import BackupReader, hold_for_reading
-from synapse_ops.operations.backup.throwaway_directory import throwaway_directory
+from synapse_ops.operations.backup.reading import BackupReader
 from synapse_ops.operations.database.restore_into_throwaway import restore_into_throwaway
 from synapse_ops.operations.database.staged_dump import OBJECTS, StagedBackup, stage_backup
 from synapse_ops.operations.database.throwaway_server import Throwaway, throwaway_server
@@ -30,23 +29,8 @@ def prove_dump(proof: Proof) -> None:
     record = proof.read_record(DumpRecord)
     tools = find_pg_tools(record.source.server_version_num // 10000)
     size_bytes = record.source.database_size_bytes
-    with (
-        hold_for_reading(proof.repository, proof.place, "proof"),
-        throwaway_directory(
-            proof.work_dir, database_size_bytes=size_bytes, scratch_bytes=record.stored_bytes
-        ) as directory,
-    ):
-        proof.has_begun = True
-        reader = BackupReader(
-            proof.repository,
-            proof.place,
-            record,
-            OBJECTS,
-            identities=proof.identities,
-            deadline=deadline,
-            log=proof.log,
-            progress=proof.progress,
-        )
+    with proof.throwaway(database_size_bytes=size_bytes, scratch_bytes=record.stored_bytes) as directory:
+        reader = BackupReader(proof.repository, proof.place, record, OBJECTS, **proof.limits())
         with proof.phase("read"):
             staged = deadline.run(lambda: stage_backup(reader, proof.place, record, directory.scratch_dir))
         superuser = staged.globals_script.bootstrap_role

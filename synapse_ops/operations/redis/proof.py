@@ -19,8 +19,8 @@ from synapse_ops.domain.redis.fingerprint import KeyFingerprint, compare_keys
 from synapse_ops.errors import SynapseOpsError, Unproven
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.backup.proving import Proof
-from synapse_ops.operations.backup.reading import BackupReader, hold_for_reading
-from synapse_ops.operations.backup.throwaway_directory import ThrowawayDir, throwaway_directory
+from synapse_ops.operations.backup.reading import BackupReader
+from synapse_ops.operations.backup.throwaway_directory import ThrowawayDir
 from synapse_ops.operations.redis.snapshot import FINGERPRINT, RDB
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.host.processes import available_memory_bytes, give_to, make_private_dir
@@ -46,21 +46,9 @@ def prove_rdb(proof: Proof) -> None:
     record = proof.read_record(RdbRecord)
     find_redis()
     check_memory(record)
-    with (
-        hold_for_reading(proof.repository, proof.place, "proof"),
-        throwaway_directory(proof.work_dir, database_size_bytes=0, scratch_bytes=record.dumped_bytes) as directory,
-    ):
-        proof.has_begun = True
+    with proof.throwaway(database_size_bytes=0, scratch_bytes=record.dumped_bytes) as directory:
         begun = time.monotonic()
-        reader = rdb_reader(
-            proof.repository,
-            proof.place,
-            record,
-            identities=proof.identities,
-            deadline=proof.deadline,
-            log=proof.log,
-            progress=proof.progress,
-        )
+        reader = rdb_reader(proof.repository, proof.place, record, **proof.limits())
         data_dir = make_private_dir(directory.path / "data", directory.identity)
         with proof.phase("read"):
             expected = proof.deadline.run(lambda: stage_rdb(reader, record, data_dir / RDB_FILE))

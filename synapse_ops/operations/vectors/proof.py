@@ -15,8 +15,6 @@ from synapse_ops.domain.vectors.config import compare_config
 from synapse_ops.domain.vectors.fingerprint import compare_points
 from synapse_ops.errors import Unproven
 from synapse_ops.operations.backup.proving import Proof
-from synapse_ops.operations.backup.reading import hold_for_reading
-from synapse_ops.operations.backup.throwaway_directory import throwaway_directory
 from synapse_ops.operations.vectors.staged_snapshot import snapshot_reader, stage_snapshot
 from synapse_ops.systems.qdrant.edge import find_engine, inspect_copy
 
@@ -26,21 +24,9 @@ def prove_snapshot(proof: Proof) -> None:
     record = proof.read_record(SnapshotRecord)
     find_engine()
     size_bytes = record.dumped_bytes
-    with (
-        hold_for_reading(proof.repository, proof.place, "proof"),
-        throwaway_directory(proof.work_dir, database_size_bytes=size_bytes, scratch_bytes=size_bytes) as directory,
-    ):
-        proof.has_begun = True
+    with proof.throwaway(database_size_bytes=size_bytes, scratch_bytes=size_bytes) as directory:
         begun = time.monotonic()
-        reader = snapshot_reader(
-            proof.repository,
-            proof.place,
-            record,
-            identities=proof.identities,
-            deadline=proof.deadline,
-            log=proof.log,
-            progress=proof.progress,
-        )
+        reader = snapshot_reader(proof.repository, proof.place, record, **proof.limits())
         with proof.phase("read"):
             staged = proof.deadline.run(lambda: stage_snapshot(reader, proof.place, record, directory.scratch_dir))
         read_s = time.monotonic() - begun
