@@ -64,7 +64,7 @@ def now(subjects: tuple[str, ...], place: Place, *, as_json: bool) -> None:
     taken: list[BackupReport] = []
     for kind, name in chosen:
         with failures.of(f"{kind.word}/{name}"), progress_bar() as progress:
-            taken.append(kind.take(stack, name, set_id=set_id, progress=progress))
+            taken.append(kind.verbs().take(stack, name, set_id=set_id, progress=progress))
     if as_json:
         failures.end({"set_id": set_id, "backups": [report.as_json() for report in taken]})
     for report in taken:

@@ -30,12 +30,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Verbs:
+    """What is done with the backups of one kind."""
+
+    take: Callable[..., BackupReport]
+    prove: Callable[[Proof], None]
+    plan_restore: Callable[[RestoreRequest], RestorePlan]
+    apply_restore: Callable[[RestoreRequest, Any], RestoreReport]
+
+
+@dataclass(frozen=True)
 class BackupKind:
     """One kind of backup.
 
     kind: its words and record. is_on: whether the spec has it backed up. retention: window of the spec.
     repository: of the spec's destination. subjects: names to back up now, asked of the server where the spec does not
-    say. take, prover, plan_restore, apply_restore: the verbs.
+    say. verbs: imports the subject and its clients, so only when one is used. takes_server: a restore may name one.
     """
 
     kind: Kind
@@ -43,10 +53,8 @@ class BackupKind:
     retention: Callable[[Any], timedelta]
     repository: Callable[[Stack], Repository]
     subjects: Callable[[Stack], tuple[str, ...]]
-    take: Callable[..., BackupReport]
-    prover: Callable[[Proof], None]
-    plan_restore: Callable[[RestoreRequest], RestorePlan]
-    apply_restore: Callable[[RestoreRequest, Any], RestoreReport]
+    verbs: Callable[[], Verbs]
+    takes_server: bool = False
 
     @property
     def name(self) -> str:
@@ -66,6 +74,12 @@ class BackupKind:
 
         return RetentionPolicy.of(spec, self.retention(spec))
 
+    def plan_restore(self, request: RestoreRequest) -> RestorePlan:
+        """Return what a restore would do; raises ConfigError for a server that this kind takes none of."""
+        if request.server is not None and not self.takes_server:
+            raise ConfigError(f"--server names the server of a new database, and this is a backup of a {self.noun}")
+        return self.verbs().plan_restore(request)
+
     def prove(
         self,
         repository: Repository,
@@ -83,7 +97,7 @@ class BackupKind:
         return carry_out_proof(
             repository,
             self.name,
-            self.prover,
+            self.verbs().prove,
             place=place,
             backup_id=backup_id,
             subject=subject,
@@ -93,18 +107,6 @@ class BackupKind:
             timeout_s=timeout_s,
             progress=progress,
         )
-
-
-def _take_dump(stack: Stack, subject: str, **more: Any) -> BackupReport:
-    from synapse_ops.operations.database.dump import dump_database
-
-    return dump_database(stack, subject, **more)
-
-
-def _prove_dump(proof: Proof) -> None:
-    from synapse_ops.operations.database.proof import prove_dump
-
-    prove_dump(proof)
 
 
 def _plan_dump_restore(request: RestoreRequest) -> RestorePlan:
@@ -128,24 +130,19 @@ def _apply_dump_restore(request: RestoreRequest, plan: Any) -> RestoreReport:
     )
 
 
+def _dump_verbs() -> Verbs:
+    from synapse_ops.operations.database.dump import dump_database
+    from synapse_ops.operations.database.proof import prove_dump
+
+    return Verbs(dump_database, prove_dump, _plan_dump_restore, _apply_dump_restore)
+
+
 def _collections(stack: Stack) -> tuple[str, ...]:
     from synapse_ops.systems.qdrant.server import qdrant_nodes
 
     first, *_ = qdrant_nodes(stack.spec.qdrant)
     with first:
         return first.collections()
-
-
-def _take_snapshot(stack: Stack, subject: str, **more: Any) -> BackupReport:
-    from synapse_ops.operations.vectors.snapshot import snapshot_collection
-
-    return snapshot_collection(stack, subject, **more)
-
-
-def _prove_snapshot(proof: Proof) -> None:
-    from synapse_ops.operations.vectors.proof import prove_snapshot
-
-    prove_snapshot(proof)
 
 
 @contextmanager
@@ -164,7 +161,6 @@ def qdrant_servers(request: RestoreRequest) -> Iterator[tuple[QdrantServer, ...]
 def _plan_snapshot_restore(request: RestoreRequest) -> RestorePlan:
     from synapse_ops.operations.vectors.restore_plan import plan_vector_restore
 
-    _refuse_server(request)
     with qdrant_servers(request) as servers:
         return plan_vector_restore(request.repository, request.place, servers, request.target)
 
@@ -184,10 +180,11 @@ def _apply_snapshot_restore(request: RestoreRequest, plan: Any) -> RestoreReport
         )
 
 
-def _refuse_server(request: RestoreRequest) -> None:
-    if request.server is not None:
-        kind = kind_named(request.place.kind)
-        raise ConfigError(f"--server names the server of a new database, and this is a backup of a {kind.noun}")
+def _snapshot_verbs() -> Verbs:
+    from synapse_ops.operations.vectors.proof import prove_snapshot
+    from synapse_ops.operations.vectors.snapshot import snapshot_collection
+
+    return Verbs(snapshot_collection, prove_snapshot, _plan_snapshot_restore, _apply_snapshot_restore)
 
 
 def _redis_address(stack: Stack) -> tuple[str, ...]:
@@ -206,23 +203,11 @@ def _take_rdb(stack: Stack, subject: str, **more: Any) -> BackupReport:
     return snapshot_redis(stack, **more)
 
 
-def _prove_rdb(proof: Proof) -> None:
+def _rdb_verbs() -> Verbs:
     from synapse_ops.operations.redis.proof import prove_rdb
+    from synapse_ops.operations.redis.restore import apply_rdb_restore, plan_rdb_restore
 
-    prove_rdb(proof)
-
-
-def _plan_rdb_restore(request: RestoreRequest) -> RestorePlan:
-    from synapse_ops.operations.redis.restore import plan_rdb_restore
-
-    _refuse_server(request)
-    return plan_rdb_restore(request)
-
-
-def _apply_rdb_restore(request: RestoreRequest, plan: Any) -> RestoreReport:
-    from synapse_ops.operations.redis.restore import apply_rdb_restore
-
-    return apply_rdb_restore(request, plan)
+    return Verbs(_take_rdb, prove_rdb, plan_rdb_restore, apply_rdb_restore)
 
 
 DUMPS = BackupKind(
@@ -231,10 +216,8 @@ DUMPS = BackupKind(
     retention=lambda spec: spec.backup.database.retention,
     repository=Stack.database_repository,
     subjects=lambda stack: stack.spec.database.databases,
-    take=_take_dump,
-    prover=_prove_dump,
-    plan_restore=_plan_dump_restore,
-    apply_restore=_apply_dump_restore,
+    verbs=_dump_verbs,
+    takes_server=True,
 )
 SNAPSHOTS = BackupKind(
     kind=SNAPSHOT,
@@ -242,10 +225,7 @@ SNAPSHOTS = BackupKind(
     retention=lambda spec: spec.backup.vectors.retention,
     repository=Stack.vector_repository,
     subjects=_collections,
-    take=_take_snapshot,
-    prover=_prove_snapshot,
-    plan_restore=_plan_snapshot_restore,
-    apply_restore=_apply_snapshot_restore,
+    verbs=_snapshot_verbs,
 )
 RDBS = BackupKind(
     kind=RDB,
@@ -253,10 +233,7 @@ RDBS = BackupKind(
     retention=lambda spec: spec.backup.redis.retention,
     repository=Stack.redis_repository,
     subjects=_redis_address,
-    take=_take_rdb,
-    prover=_prove_rdb,
-    plan_restore=_plan_rdb_restore,
-    apply_restore=_apply_rdb_restore,
+    verbs=_rdb_verbs,
 )
 KINDS = (DUMPS, SNAPSHOTS, RDBS)
 

@@ -27,7 +27,7 @@ def back_up(
     """Take a backup of one subject; return its id and what the asset page shows of it."""
     with operation_of(context.run.run_id, context.instance):
         set_id = set_id or context.run.tags.get(TAG_SET_ID)
-        report = kind.kind.take(stack.open(), subject, set_id=set_id, progress=progress_into(context.log))
+        report = kind.kind.verbs().take(stack.open(), subject, set_id=set_id, progress=progress_into(context.log))
     tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: report.record.backup_id})
     for warning in report.warnings:
         context.log.warning(warning)
@@ -161,7 +161,7 @@ def restore_backup(
             identities=opened.age_identities(),
             progress=progress_into(context.log),
         )
-        report = kind.kind.apply_restore(request, kind.kind.plan_restore(request))
+        report = kind.kind.verbs().apply_restore(request, kind.kind.plan_restore(request))
     tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: backup_id})
     return request.place.subject, {
         BACKUP_ID: backup_id,
