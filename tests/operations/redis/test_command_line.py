@@ -14,7 +14,7 @@ from synapse_ops.cli.main import cli
 from synapse_ops.operations.stack import Stack
 from tests.redis_servers import RealRedis
 
-SCHEMAS = Path(__file__).parents[2] / "docs" / "json"
+SCHEMAS = Path(__file__).parents[3] / "docs" / "json"
 
 
 def call(stack: Stack, schema: str, *arguments: str) -> Any:
