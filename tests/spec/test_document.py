@@ -34,7 +34,6 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "synapse" / "infrastructure.yaml"
 REFERENCE_BLOCKS = Path(__file__).with_name("reference_blocks.yaml")
 FILE = Path("f")
-SLOWEST_LOAD_S = 0.5  # of processor time; measured 0.13 s import and 0.03 s load on a quiet machine
 
 
 def _fields(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -193,20 +192,18 @@ def test_durations_of_the_dump_are_as_an_operator_writes_them() -> None:
     assert default_spec().model_dump(mode="json")["server"]["timeout"] == format_duration(timedelta(minutes=1)) == "1m"
 
 
-def test_loading_is_quick_and_imports_no_client() -> None:
-    """`spec check` does not pay for Dagster, boto3 or a database driver."""
+def test_loading_imports_no_client() -> None:
+    """`spec check` does not pay for Dagster, boto3 or a database driver; benchmarks/render.py says how long it takes."""
     script = (
-        "import sys, time; began = time.process_time()\n"
-        "from pathlib import Path; from synapse_ops.spec import load_spec\n"
-        f"load_spec(Path({str(EXAMPLE)!r})); took = time.process_time() - began\n"
+        "import sys\n"
+        f"from pathlib import Path; from synapse_ops.spec import load_spec; load_spec(Path({str(EXAMPLE)!r}))\n"
         "heavy = {'dagster', 'boto3', 'botocore', 'psycopg', 'redis', 'httpx', 'pyrage', 'rich'} & set(sys.modules)\n"
-        "print(took, *heavy)"
+        "print(*heavy)"
     )
 
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
 
-    assert output[1:] == []
-    assert float(output[0]) < SLOWEST_LOAD_S
+    assert output == []
 
 
 def test_the_configuration_page_is_up_to_date() -> None:
