@@ -193,7 +193,7 @@ def test_durations_of_the_dump_are_as_an_operator_writes_them() -> None:
 
 
 def test_loading_imports_no_client() -> None:
-    """`spec check` does not pay for Dagster, boto3 or a database driver; benchmarks/render.py says how long it takes."""
+    """`spec check` does not pay for Dagster, boto3 or a database driver; benchmarks/render.py measures its time."""
     script = (
         "import sys\n"
         f"from pathlib import Path; from synapse_ops.spec import load_spec; load_spec(Path({str(EXAMPLE)!r}))\n"
