@@ -239,10 +239,6 @@ def _qdrant_access(spec: Spec, place: Place) -> dict[str, object]:
     return access
 
 
-def _health_jobs(spec: Spec, place: Place) -> list[dict[str, object]]:
-    return [_health_job(spec, check, place) for check in spec.health if scraped_addresses(spec, "blackbox", place)]
-
-
 def _health_job(spec: Spec, check: HealthCheck, place: Place) -> dict[str, object]:
     """Return the job that has the blackbox exporter ask one `health` entry, at its own interval and time limit."""
     base = _base(spec) if place == "hosts" else f"http://{address_of(spec, parts.API, place)}"
