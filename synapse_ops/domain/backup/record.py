@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from datetime import datetime
 from typing import Any
 
@@ -73,28 +74,28 @@ class BackupRecord(Document):
         return Identity(self.source.system_identifier, self.source.generation)
 
     @property
+    @abstractmethod
     def subject(self) -> str:
         """What is backed up, by its own name."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def source_size_bytes(self) -> int:
         """How large the source was: what restore times are predicted by."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def item_count(self) -> int:
         """How many rows, points or keys it holds."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def data_time(self) -> datetime:
         """The moment whose state it holds, as exactly as it is known (aware UTC)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def own_facts(self) -> dict[str, Fact]:
         """Return what only this kind has to say, as `facts` does."""
-        raise NotImplementedError
 
     def facts(self) -> dict[str, Fact]:
         """Return what the command line and the asset page show of it, the kind's own facts first.
