@@ -106,7 +106,7 @@ def _chosen(stack: Stack, subjects: tuple[str, ...], failures: Failures) -> list
 def _render_taken(report: BackupReport) -> str:
     from synapse_ops.operations.backup_kinds import kind_named
 
-    record, kind = report.record, kind_named(report.place.kind).kind
+    record, kind = report.record, kind_named(report.place.kind)
     size = f"{format_bytes(record.source_size_bytes)} -> {format_bytes(record.stored_bytes)} stored"
     return "\n".join(
         [

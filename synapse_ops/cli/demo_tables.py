@@ -46,7 +46,7 @@ def read_protected(kind: BackupKind, stack: Stack, subjects: tuple[str, ...], no
     from synapse_ops.operations.backup.expire import make_expiry_plan
 
     repository = kind.repository(stack)
-    catalog = read_catalog(repository).of_kind(kind.name)
+    catalog = read_catalog(repository).only(kind.name)
     plan = make_expiry_plan(repository, kind.policy(stack.spec), now, kind=kind.name)
     reasons = {row.place: row.reason for row in plan.entries}
     rows: list[tuple[str, ...]] = []
@@ -66,7 +66,7 @@ def read_protected(kind: BackupKind, stack: Stack, subjects: tuple[str, ...], no
 def _cells(kind: BackupKind, url: str, entry: CatalogEntry, reason: str, now: datetime) -> tuple[str, ...]:
     taken_at = entry.database_time or entry.started_at
     return (
-        f"{kind.noun} {entry.place.subject}\n{entry.item_count:,} {kind.kind.items}",
+        f"{kind.noun} {entry.place.subject}\n{entry.item_count:,} {kind.items}",
         url,
         f"{format_bytes(entry.source_size_bytes)}\n-> {format_bytes(entry.size_bytes)} stored",
         f"{(now - taken_at).total_seconds():.0f} s",

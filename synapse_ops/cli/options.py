@@ -88,24 +88,19 @@ class Source:
     kind: BackupKind | None = None
     name: str | None = None
 
-    def holds(self, place: BackupPlace) -> bool:
-        """Whether a backup that lies in the repository is meant."""
-        return (self.kind is None or place.kind == self.kind.name) and self.name in {None, place.subject}
-
     def catalog(self) -> Catalog:
         """Read what is meant. Raises ConfigError that lists the subjects when the one named has nothing there."""
         from synapse_ops.operations.backup.catalog import read_catalog
 
         catalog = read_catalog(self.repository)
-        backups = tuple(row for row in catalog.backups if self.holds(row.place))
-        left_overs = tuple(row for row in catalog.left_overs if self.holds(row.place))
-        if self.name is not None and not backups and not left_overs:
+        meant = catalog.only(self.kind.name if self.kind is not None else None, self.name)
+        if self.name is not None and not meant.backups and not meant.left_overs:
             places = {row.place for row in catalog.backups} | {row.place for row in catalog.left_overs}
             raise ConfigError(
                 f"there is no backup of {self.label} in {self.repository.url}",
                 detail="subjects there: " + (", ".join(sorted(set(map(subject_of, places)))) or "none"),
             )
-        return replace(catalog, backups=backups, left_overs=left_overs)
+        return meant
 
 
 def subject_of(place: BackupPlace) -> str:

@@ -68,6 +68,10 @@ class BackupKind:
     def noun(self) -> str:
         return self.kind.noun
 
+    @property
+    def items(self) -> str:
+        return self.kind.items
+
     def policy(self, spec: Spec) -> RetentionPolicy:
         """Return the retention policy of the spec for this kind."""
         from synapse_ops.domain.backup.retention import RetentionPolicy
@@ -187,17 +191,17 @@ def _snapshot_verbs() -> Verbs:
     return Verbs(snapshot_collection, prove_snapshot, _plan_snapshot_restore, _apply_snapshot_restore)
 
 
-def _redis_address(stack: Stack) -> tuple[str, ...]:
+def redis_address(spec: Spec) -> str:
+    """Return the subject of Redis's backups: host:port, or the path of its socket."""
     from synapse_ops.systems.redis.server import location_of
 
-    redis = stack.spec.redis
-    return (location_of(redis.host, redis.port),)
+    return location_of(spec.redis.host, spec.redis.port)
 
 
 def _take_rdb(stack: Stack, subject: str, **more: Any) -> BackupReport:
     from synapse_ops.operations.redis.snapshot import snapshot_redis
 
-    (address,) = _redis_address(stack)
+    address = redis_address(stack.spec)
     if subject != address:
         raise ConfigError(f'the spec has no Redis at "{subject}": redis.host and redis.port are {address}')
     return snapshot_redis(stack, **more)
@@ -232,7 +236,7 @@ RDBS = BackupKind(
     is_on=lambda spec: spec.backup.redis is not None,
     retention=lambda spec: spec.backup.redis.retention,
     repository=Stack.redis_repository,
-    subjects=_redis_address,
+    subjects=lambda stack: (redis_address(stack.spec),),
     verbs=_rdb_verbs,
 )
 KINDS = (DUMPS, SNAPSHOTS, RDBS)

@@ -18,7 +18,7 @@ from synapse_ops.defs.policies import (
     POOL_QDRANT_IO,
     POOL_REDIS_IO,
 )
-from synapse_ops.operations.backup_kinds import DUMPS, RDBS, SNAPSHOTS, BackupKind
+from synapse_ops.operations.backup_kinds import DUMPS, RDBS, SNAPSHOTS, BackupKind, redis_address
 
 if TYPE_CHECKING:
     from synapse_ops.operations.backup.catalog import Catalog
@@ -82,7 +82,7 @@ class AssetKind:
         """Read what lies in its repository of this kind."""
         from synapse_ops.operations.backup.catalog import read_catalog
 
-        return read_catalog(self.kind.repository(stack)).of_kind(self.kind.name)
+        return read_catalog(self.kind.repository(stack)).only(self.kind.name)
 
     def proof_max_age(self, stack: "Stack") -> timedelta:
         return stack.spec.retention.proof_max_age
@@ -94,12 +94,6 @@ def _discovered_collections(stack: "Stack", instance: dg.DagsterInstance) -> Seq
     return sorted(instance.get_dynamic_partitions(COLLECTIONS_PARTITION))
 
 
-def _redis_address(spec: "Spec") -> str:
-    from synapse_ops.systems.redis.server import location_of
-
-    return location_of(spec.redis.host, spec.redis.port)
-
-
 DATABASES = AssetKind(
     kind=DUMPS,
     prefix="database",
@@ -109,7 +103,7 @@ DATABASES = AssetKind(
     technology="postgres",
     blocks=("database", "backup", "encryption", "object_store"),
     partitions=lambda spec: dg.StaticPartitionsDefinition(list(spec.database.databases)),
-    expected=lambda stack, _: stack.spec.database.databases,
+    expected=lambda stack, _: DUMPS.subjects(stack),
     schedule=lambda spec: spec.backup.database.schedule,
     versioned=(
         ("synapse_ops.operations.database.dump", "synapse_ops.operations.backup.writer"),
@@ -152,8 +146,8 @@ REDIS = AssetKind(
     pool=POOL_REDIS_IO,
     technology="redis",
     blocks=("redis", "backup", "encryption", "object_store"),
-    partitions=lambda spec: dg.StaticPartitionsDefinition([_redis_address(spec)]),
-    expected=lambda stack, _: (_redis_address(stack.spec),),
+    partitions=lambda spec: dg.StaticPartitionsDefinition([redis_address(spec)]),
+    expected=lambda stack, _: RDBS.subjects(stack),
     schedule=lambda spec: spec.backup.redis.schedule,  # type: ignore[union-attr]
     versioned=(
         ("synapse_ops.operations.redis.snapshot",),

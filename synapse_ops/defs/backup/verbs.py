@@ -167,7 +167,7 @@ def restore_backup(
         BACKUP_ID: backup_id,
         "restored_to": report.plan.where,
         "restore_s": report.restore_s,
-        kind.kind.kind.items: report.item_count,
+        kind.kind.items: report.item_count,
         **{f"{name}_phase_s": value for name, value in report.phase_s.items()},
         **({"notes": _md(report.notes)} if report.notes else {}),
     }

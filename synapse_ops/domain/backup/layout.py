@@ -133,6 +133,10 @@ class BackupPlace:
     def key(self, name: str) -> str:
         return self.prefix + name
 
+    def is_of(self, kind: str | None, subject: str | None = None) -> bool:
+        """Whether it is of this kind and subject; None means any."""
+        return kind in {None, self.kind} and subject in {None, self.subject}
+
 
 @dataclass(frozen=True, slots=True)
 class BackupKey:

@@ -6,9 +6,11 @@ raised eyebrow, one that is too short costs the objective.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from statistics import median
+
+from synapse_ops.domain.backup.catalog import CatalogEntry
 
 HISTORY_LIMIT = 20  # the machine of a year ago says little about today's; 20 daily proofs are three weeks
 DISTINCT_RATIO = 1.1  # two sizes closer than 10 % say more about noise than about the slope
@@ -40,6 +42,12 @@ def predict_restore_s(history: Sequence[tuple[int, float]], size_bytes: int) -> 
     slope = max(0.0, median(slopes))
     intercept = max(0.0, median(seconds - slope * size for size, seconds in points))
     return intercept + slope * size_bytes
+
+
+def predict_from(entries: Iterable[CatalogEntry], size_bytes: int) -> float | None:
+    """Return what `predict_restore_s` does, by the proofs of `entries`: backups of one kind, newest first."""
+    history = [(entry.source_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
+    return predict_restore_s(history, size_bytes)
 
 
 def disk_needed_bytes(database_size_bytes: int, *, wal_limit_bytes: int) -> int:

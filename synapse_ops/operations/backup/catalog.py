@@ -71,12 +71,12 @@ class Catalog:
     object_count: int
     read_at: datetime
 
-    def of_kind(self, kind: str) -> Catalog:
-        """Return the same with the backups and left-overs of one kind: two kinds may share a repository."""
+    def only(self, kind: str | None, subject: str | None = None) -> Catalog:
+        """Return the same with the backups and left-overs of one kind and subject; None means any."""
         return replace(
             self,
-            backups=tuple(entry for entry in self.backups if entry.place.kind == kind),
-            left_overs=tuple(row for row in self.left_overs if row.place.kind == kind),
+            backups=tuple(entry for entry in self.backups if entry.place.is_of(kind, subject)),
+            left_overs=tuple(row for row in self.left_overs if row.place.is_of(kind, subject)),
         )
 
     def of_subject(self, subject: str) -> tuple[CatalogEntry, ...]:

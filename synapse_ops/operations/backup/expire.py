@@ -164,16 +164,13 @@ def _decide(
     kind: str | None = None,
     subject: str | None = None,
 ) -> ExpiryPlan:
-    def is_meant(place: BackupPlace) -> bool:
-        return (kind is None or place.kind == kind) and (subject is None or place.subject == subject)
-
-    catalog = read_catalog(repository)
+    catalog = read_catalog(repository).only(kind, subject)
     clocks = Clocks(now, catalog.read_at)
     entries = entries_of(
-        plan_retention([row for row in catalog.backups if is_meant(row.place)], policy, clocks),
+        plan_retention(catalog.backups, policy, clocks),
         plan_left_overs(
-            [row for row in catalog.left_overs if is_meant(row.place)],
-            [row for row in _dangling_uploads(repository) if is_meant(row.place)],
+            catalog.left_overs,
+            [row for row in _dangling_uploads(repository) if row.place.is_of(kind, subject)],
             policy,
             clocks,
         ),

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from synapse_ops.domain.backup.catalog import CatalogEntry
 from synapse_ops.domain.backup.layout import Identity
-from synapse_ops.domain.backup.restore_estimate import predict_restore_s
+from synapse_ops.domain.backup.restore_estimate import predict_from
 from synapse_ops.domain.backup.retention import counts_as_proven
 from synapse_ops.errors import ConfigError
 from synapse_ops.operations.backup.catalog import Catalog
@@ -80,7 +80,6 @@ def _overview(entries: list[CatalogEntry], now: datetime) -> SubjectOverview:
     """entries: of one subject and identity, newest first, at least one."""
     newest = entries[0]
     proven = [entry for entry in entries if counts_as_proven(entry, now)]
-    history = [(entry.source_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
     last = proven[0] if proven else None
     return SubjectOverview(
         identity=newest.place.identity,
@@ -91,6 +90,6 @@ def _overview(entries: list[CatalogEntry], now: datetime) -> SubjectOverview:
         stored_bytes=sum(entry.size_bytes for entry in entries),
         newest=newest,
         newest_proven=last,
-        predicted_restore_s=predict_restore_s(history, newest.source_size_bytes),
+        predicted_restore_s=predict_from(entries, newest.source_size_bytes),
         rpo_now=now - (last.database_time or last.started_at) if last is not None else None,
     )

@@ -22,7 +22,7 @@ from synapse_ops.domain.backup.catalog import CatalogEntry
 from synapse_ops.domain.backup.layout import BACKUP, BackupPlace, attempt_name, proof_name
 from synapse_ops.domain.backup.proof_record import ProofRecord, RdbFindings, SnapshotFindings, Verdict
 from synapse_ops.domain.backup.record import BackupRecord
-from synapse_ops.domain.backup.restore_estimate import predict_restore_s
+from synapse_ops.domain.backup.restore_estimate import predict_from
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
 from synapse_ops.errors import IntegrityError, KeyMissing, ObjectMissing, SynapseOpsError, Unproven
 from synapse_ops.operations.backup.catalog import only_one, read_catalog
@@ -146,8 +146,7 @@ def carry_out_proof(
     """
     deadline = Deadline(timeout_s, "proof of restore")
     sweep_throwaways(work_dir)
-    found = read_catalog(repository, subject=place.subject if place else subject).backups
-    entries = tuple(entry for entry in found if entry.place.kind == kind)
+    entries = read_catalog(repository, subject=place.subject if place else subject).only(kind).backups
     if backup_id is not None:
         place = _named(entries, backup_id, repository)
     place = place or newest_unproven(entries)
@@ -188,9 +187,8 @@ def newest_unproven(entries: Sequence[CatalogEntry]) -> BackupPlace | None:
 
 
 def _predict(entries: Sequence[CatalogEntry], place: BackupPlace) -> float | None:
-    history = [(entry.source_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
     size_bytes = next((entry.source_size_bytes for entry in entries if entry.place == place), 0)
-    predicted = predict_restore_s(history, size_bytes)
+    predicted = predict_from(entries, size_bytes)
     return round(predicted, 3) if predicted is not None else None
 
 

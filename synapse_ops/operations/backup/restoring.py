@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.domain.backup.record import BackupRecord
-from synapse_ops.domain.backup.restore_estimate import predict_restore_s
+from synapse_ops.domain.backup.restore_estimate import predict_from
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.errors import TargetNotEmpty
+from synapse_ops.errors import ConfigError, TargetNotEmpty
 from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.repository import Repository
 
@@ -111,9 +111,21 @@ class RestoreReport:
 
 def predict_from_repository(repository: Repository, place: BackupPlace, size_bytes: int) -> float | None:
     """Return how long a restore of `size_bytes` takes by the proofs of the same subject; None without any."""
-    entries = [row for row in read_catalog(repository, subject=place.subject).backups if row.place.kind == place.kind]
-    history = [(entry.source_size_bytes, entry.restore_s) for entry in entries if entry.restore_s is not None]
-    return predict_restore_s(history, size_bytes)
+    return predict_from(read_catalog(repository, subject=place.subject).only(place.kind).backups, size_bytes)
+
+
+def require_new_directory(directory: Path) -> None:
+    """Raise TargetNotEmpty unless the directory is absent or empty, ConfigError when it has no parent to lie in."""
+    refuse_if_not_empty(directory)
+    if not directory.parent.is_dir():
+        raise ConfigError(f"{directory.parent} does not exist", hint=f"Make it first: mkdir -p {directory.parent}")
+
+
+def move_into_place(made: Path, directory: Path) -> None:
+    """Rename what was made beside `directory`, on the same file system, to it. Replaces an empty directory at most."""
+    refuse_if_not_empty(directory)
+    made.rename(directory)
+    flush_directory(directory.parent)  # else a power failure may undo the rename
 
 
 def refuse_if_not_empty(directory: Path) -> None:

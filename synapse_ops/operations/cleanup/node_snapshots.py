@@ -43,7 +43,7 @@ def make_snapshots_plan(
     catalog = read_catalog(repository)
     clocks = Clocks(now, catalog.read_at)
     _refuse_wrong_clocks(clocks)
-    runs = [row for row in catalog.left_overs if row.place.kind == KIND_SNAPSHOT]
+    runs = [row for row in catalog.left_overs if row.place.is_of(KIND_SNAPSHOT)]
     deleted = kept = size_bytes = 0
     with _servers(stack) as by_url, write_plan(state_dir, KIND, _policy(stack, by_url), now) as draft:
         for number, run in enumerate(runs):

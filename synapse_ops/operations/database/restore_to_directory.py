@@ -16,7 +16,7 @@ from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.domain.database.globals_script import GlobalsScript
 from synapse_ops.errors import ConfigError
 from synapse_ops.operations.backup.reading import hold_for_reading
-from synapse_ops.operations.backup.restoring import RestoreReport, flush_directory, refuse_if_not_empty
+from synapse_ops.operations.backup.restoring import RestoreReport, move_into_place, require_new_directory
 from synapse_ops.operations.backup.throwaway_directory import sweep_throwaways, throwaway_base, throwaway_directory
 from synapse_ops.operations.database.restore_into_throwaway import restore_into_throwaway
 from synapse_ops.operations.database.restore_run import RestoreRun
@@ -47,9 +47,7 @@ def plan(
 ) -> DumpRestorePlan:
     """Return what restoring to `target` would do; raises TargetNotEmpty unless it is absent or empty."""
     directory = target.directory.absolute()
-    refuse_if_not_empty(directory)
-    if not directory.parent.is_dir():
-        raise ConfigError(f"{directory.parent} does not exist", hint=f"Make it first: mkdir -p {directory.parent}")
+    require_new_directory(directory)
     identity = server_identity()
     if not reachable_by(identity, directory.parent):
         raise ConfigError(
@@ -115,9 +113,7 @@ def apply(run: RestoreRun, target: DirectoryTarget, work_dir: Path) -> RestoreRe
             run.compare(staged, throwaway.conninfo(record.source.database))
             throwaway.server.stop("fast")
         _make_permanent(throwaway.server.data_dir, throwaway.server.tools, superuser, throwaway_dir.identity)
-        refuse_if_not_empty(directory)
-        throwaway.server.data_dir.rename(directory)  # replaces an empty directory, and nothing else
-        flush_directory(directory.parent)  # else a power failure may undo the rename
+        move_into_place(throwaway.server.data_dir, directory)
     return run.report(planned)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synapse_ops.domain.backup.rdb_record import RdbRecord
-from synapse_ops.errors import ConfigError, IntegrityError
+from synapse_ops.errors import IntegrityError
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.backup.reading import ReadLog, hold_for_reading, read_backup_document
 from synapse_ops.operations.backup.restoring import (
@@ -21,8 +21,9 @@ from synapse_ops.operations.backup.restoring import (
     RestoreReport,
     RestoreRequest,
     flush_directory,
+    move_into_place,
     predict_from_repository,
-    refuse_if_not_empty,
+    require_new_directory,
 )
 from synapse_ops.operations.backup.throwaway_directory import (
     sweep_throwaways,
@@ -63,9 +64,7 @@ def plan_rdb_restore(request: RestoreRequest) -> RdbRestorePlan:
     """
     directory = Path(request.target).absolute()
     record = read_backup_document(request.repository, request.place, ReadLog(), RdbRecord)
-    refuse_if_not_empty(directory)
-    if not directory.parent.is_dir():
-        raise ConfigError(f"{directory.parent} does not exist", hint=f"Make it first: mkdir -p {directory.parent}")
+    require_new_directory(directory)
     find_redis()
     identity = server_identity()
     owner = [f'the directory will belong to user "{identity.name}"'] if identity is not None else []
@@ -120,9 +119,7 @@ def apply_rdb_restore(request: RestoreRequest, plan: RdbRestorePlan) -> RdbResto
             os.fsync(staged.fileno())
         (data_dir / RDB_FILE).rename(restored / RDB_FILE)
         flush_directory(restored)
-        refuse_if_not_empty(directory)
-        restored.rename(directory)  # replaces an empty directory, and nothing else
-        flush_directory(directory.parent)
+        move_into_place(restored, directory)
     restore_s = round(time.monotonic() - begun, 3)
     phases = {"read": read_s, "load_and_compare": round(restore_s - read_s, 3)}
     return RdbRestoreReport(plan, restore_s, phases, sum(copy.findings.keys.values()), plan.notes)

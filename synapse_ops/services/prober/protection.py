@@ -66,7 +66,7 @@ def _moments(kind: BackupKind, stack: Stack) -> dict[str, Any]:
     from synapse_ops.operations.backup.catalog import read_catalog
 
     try:
-        catalog = read_catalog(kind.repository(stack)).of_kind(kind.name)
+        catalog = read_catalog(kind.repository(stack)).only(kind.name)
     except SynapseOpsError as fault:
         return {"error": fault.message}
     subjects: dict[str, dict[str, str | None]] = {}
