@@ -26,6 +26,7 @@ from synapse_ops.errors import ToolFailed, Unproven, WrongIdentity
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.systems.host.processes import run_as, spawn
 from synapse_ops.systems.postgres.connection import connect, postgres_errors, unlimited_parts
+from synapse_ops.systems.postgres.errors import program_error
 from synapse_ops.systems.postgres.programs import PgTools
 
 POLL_S = 0.02
@@ -127,7 +128,8 @@ def run_pg_restore(
     """Restore everything but the database itself; `report` is called about twice a second meanwhile.
 
     conninfo: of the new empty database; its password travels in the environment, never in argv.
-    Raises ToolFailed with pg_restore's own messages, Unproven for a warning, DeadlineExceeded (it is killed then).
+    Raises ToolFailed with pg_restore's own messages, or what `program_error` makes of them, Unproven for a warning,
+    DeadlineExceeded (it is killed then).
     """
     log_path = scratch_dir / "pg_restore.log"
     program: list[str | Path] = [tools.path("pg_restore"), "--exit-on-error", *options]
@@ -203,7 +205,8 @@ def _judge(command: Sequence[str | Path], status: int, stderr: str) -> None:
     quoted = [found[0].strip() for line in lines if (found := _QUOTABLE.match(line) or _COMMAND.match(line))]
     shown = "\n".join(quoted[:SHOWN_LINES])
     if status != 0:
-        raise ToolFailed([str(command[0])], status=status, stderr_tail=shown or "it printed no cause")
+        failed = ToolFailed([str(command[0])], status=status, stderr_tail=shown or "it printed no cause")
+        raise program_error(shown, "pg_restore") or failed
     if complaints:
         raise Unproven(f"pg_restore exited 0 but printed {len(complaints)} warnings", detail=shown)
 

@@ -1,4 +1,4 @@
-"""PostgreSQL through psycopg 3: connections, and the place where its errors become ours.
+"""PostgreSQL through psycopg 3: connections, their settings, and the block in which its errors become ours.
 
 Invariant: a connection string never reaches a message, a log line or a repr; what is shown of a server is
 `host:port/database` (`describe`). Every connection has a time limit to open and a name in pg_stat_activity.
@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops.errors import ConfigError, DeadlineExceeded, SynapseOpsError, Unreachable
+from synapse_ops.errors import ConfigError
+from synapse_ops.systems.postgres.errors import CONNINFO_HINT, postgres_error
 
 if TYPE_CHECKING:
     import psycopg
@@ -57,53 +58,11 @@ TRANSACTION_TIMEOUT_SINCE = 170000  # an older server refuses a connection that 
 def postgres_errors(what: str) -> Iterator[None]:
     """Turn every psycopg error inside into one of ours that names `what`; secrets are never part of the message."""
     import psycopg
-    from psycopg import errors
 
     try:
         yield
-    except (errors.InvalidPassword, errors.InvalidAuthorizationSpecification, errors.InvalidCatalogName) as error:
-        raise ConfigError(
-            f"PostgreSQL refused {what}", detail=_facts(error), hint="Check user, password and database of the spec."
-        ) from None
-    except errors.InsufficientPrivilege as error:
-        raise ConfigError(
-            f"PostgreSQL refused {what}: the role lacks the privilege",
-            detail=_facts(error),
-            hint="database.admin in the spec must name a superuser.",
-        ) from None
-    except (errors.QueryCanceled, errors.LockNotAvailable) as error:
-        raise DeadlineExceeded(f"could not finish {what} in time", detail=_facts(error)) from None
-    except psycopg.OperationalError as error:
-        if "password authentication failed" in str(error) or "no password supplied" in str(error):
-            raise ConfigError(
-                f"PostgreSQL refused {what}",
-                detail=_facts(error),
-                hint="Check user and password of database.admin in the spec.",
-            ) from None
-        raise Unreachable(
-            f"could not reach PostgreSQL for {what}", detail=_facts(error), hint="Is the server up and reachable?"
-        ) from None
-    except psycopg.InterfaceError as error:
-        raise Unreachable(f"could not reach PostgreSQL for {what}", detail=_facts(error)) from None
-    except psycopg.ProgrammingError as error:
-        if error.sqlstate is None:  # raised by the client: a connection string that cannot be parsed
-            raise ConfigError(f"cannot use the connection string for {what}", hint=_CONNINFO_HINT) from None
-        raise SynapseOpsError(f"PostgreSQL refused {what}", detail=_facts(error)) from None
     except psycopg.Error as error:
-        raise SynapseOpsError(f"PostgreSQL refused {what}", detail=_facts(error)) from None
-
-
-_CONNINFO_HINT = "A libpq URL has the form postgresql://user:password@host:5432/database; encode special characters."
-
-
-def _facts(error: psycopg.Error) -> str:
-    """Return the server's message with its SQLSTATE; libpq's own messages hold no password."""
-    primary = error.diag.message_primary
-    if primary is None:
-        return str(error).strip()
-    lines = [f"{error.sqlstate} {primary}"]
-    lines += [extra for extra in (error.diag.message_detail, error.diag.message_hint, error.diag.context) if extra]
-    return "\n".join(lines)
+        raise postgres_error(error, what) from None
 
 
 def connect(
@@ -159,7 +118,7 @@ def conninfo_parts(conninfo: str) -> dict[str, str]:
     try:
         return {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
     except psycopg.ProgrammingError:
-        raise ConfigError("cannot read a PostgreSQL connection string", hint=_CONNINFO_HINT) from None
+        raise ConfigError("cannot read a PostgreSQL connection string", hint=CONNINFO_HINT) from None
 
 
 def set_session(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> None:

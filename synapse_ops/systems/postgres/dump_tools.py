@@ -15,12 +15,13 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING
 
 from synapse_ops.errors import ConfigError, ToolFailed
 from synapse_ops.systems.host.processes import dying_with_us
 from synapse_ops.systems.postgres.connection import unlimited_parts
+from synapse_ops.systems.postgres.errors import program_error
 
 if TYPE_CHECKING:
     from synapse_ops.systems.postgres.programs import PgTools
@@ -57,14 +58,16 @@ class ToolStream:
         return self.stdout.read(size)
 
     def finish(self) -> tuple[str, ...]:
-        """Wait for the end and return the warnings it printed. Raises ToolFailed when it failed."""
+        """Wait for the end and return the warnings it printed. Raises ToolFailed, or what `program_error` knows."""
         status = self._process.wait()
         self._listener.join()
         text = self._stderr.decode(errors="replace")
         for secret in self._secrets:
             text = text.replace(secret, "********")
         if status != 0:
-            raise ToolFailed(self._argv, status=status, stderr_tail=text[-2000:], hint=_hint(text))
+            tail = text[-2000:]
+            found = program_error(tail.strip(), PurePath(self._argv[0]).name)
+            raise found or ToolFailed(self._argv, status=status, stderr_tail=tail, hint=_hint(text))
         return tuple(line.strip() for line in text.splitlines() if line.strip())
 
     def kill(self) -> None:
