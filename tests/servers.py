@@ -148,8 +148,24 @@ def object_store_access(request: pytest.FixtureRequest) -> StoreAccess:
 
 
 @pytest.fixture(scope="session")
-def seaweedfs_access(tmp_path_factory: pytest.TempPathFactory) -> StoreAccess:
-    """The one SeaweedFS of this test run, all workers included; it ends with the run, even when that is killed."""
+def seaweedfs_access(seaweedfs_accesses: tuple[StoreAccess, StoreAccess]) -> StoreAccess:
+    return seaweedfs_accesses[0]
+
+
+@pytest.fixture(scope="session")
+def reader_access(object_store_access: StoreAccess, seaweedfs_accesses: tuple[StoreAccess, StoreAccess]) -> StoreAccess:
+    """Keys of the same store that may only read."""
+    if object_store_access != seaweedfs_accesses[0]:
+        pytest.skip("only the tests' SeaweedFS has a second identity")
+    return seaweedfs_accesses[1]
+
+
+@pytest.fixture(scope="session")
+def seaweedfs_accesses(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoreAccess, StoreAccess]:
+    """The one SeaweedFS of this test run, all workers included; it ends with the run, even when that is killed.
+
+    Its administrator's keys, and keys that may only read.
+    """
     in_worker = "PYTEST_XDIST_WORKER" in os.environ
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if in_worker else base
@@ -159,7 +175,8 @@ def seaweedfs_access(tmp_path_factory: pytest.TempPathFactory) -> StoreAccess:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not description.exists():
             _start_store(description, controller)
-    return StoreAccess(**json.loads(description.read_text()))
+    admin, reader = (StoreAccess(**keys) for keys in json.loads(description.read_text()))
+    return admin, reader
 
 
 def _start_store(description: Path, controller: int) -> None:

@@ -23,13 +23,27 @@ from synapse_ops.systems.postgres.server import make_socket_dir
 from tests.servers import servers_dir
 
 
+class StoreOfTests(SeaweedServer):
+    """The store, and a second identity whose keys may only read."""
+
+    reader_secret = secrets.token_hex(16)
+
+    def _write_configuration(self) -> Path:
+        config = super()._write_configuration()
+        known = json.loads((config / "s3.json").read_text())
+        credentials = {"accessKey": "test-reader", "secretKey": self.reader_secret}
+        reader = {"name": "reader", "credentials": [credentials], "actions": ["Read", "List"]}
+        self._write_secret(config / "s3.json", json.dumps({"identities": [*known["identities"], reader]}))
+        return config
+
+
 def main(description: Path, controller: int) -> None:
     identity = server_identity()
     weed = find_weed()
     if not reachable_by(identity, weed):
         identity = None
     folder = servers_dir("s3")
-    store = SeaweedServer(
+    store = StoreOfTests(
         weed=weed,
         identity=identity,
         data_dir=folder / "s3",
@@ -43,7 +57,8 @@ def main(description: Path, controller: int) -> None:
     try:
         store.begin_start()
         store.wait_ready()
-        access = {"endpoint": store.access.endpoint, "access_key": store.access_key, "secret_key": store.secret_key}
+        keys = {store.access_key: store.secret_key, "test-reader": store.reader_secret}
+        access = [{"endpoint": store.access.endpoint, "access_key": key, "secret_key": keys[key]} for key in keys]
         making = description.with_suffix(".making")
         making.write_text(json.dumps(access))
         making.replace(description)

@@ -85,7 +85,7 @@ def command(
     if not as_json:
         click.echo(_render_plan(plan), err=True)
     with progress_bar() as progress:
-        report = kind.verbs().apply_restore(replace(request, progress=progress), plan)
+        report = kind.apply_restore(replace(request, progress=progress), plan)
     print_json(report.as_json()) if as_json else click.echo(_render_report(report))
 
 

@@ -116,12 +116,13 @@ def _unproven(source: Source, *, all_unproven: bool) -> Iterator[BackupPlace]:
 
 
 def _as_json(report: ProofReport) -> dict[str, Any]:
-    """Return a report as its stable JSON form: the proof's own document, of what, and where it was written."""
+    """Return a report as its stable JSON form: the proof's own document, of what, and where it was to be written."""
     return {
         "kind": report.place.kind,
         "subject": report.place.subject,
         "identity": str(report.place.identity),
         "url": report.url,
+        "not_recorded": None if report.not_recorded is None else report.not_recorded.message,
         **report.record.body(),
     }
 
@@ -135,9 +136,13 @@ def _render(report: ProofReport) -> str:
     lines += [f"  {difference}" for difference in record.differences]
     if report.error is not None and report.error.hint:
         lines.append(f"  hint: {report.error.hint}")
+    if report.not_recorded is not None:
+        lines.append(f"  not recorded: {report.not_recorded.message}; other hosts still count this backup as before")
     facts: dict[str, Fact] = dict(record.compared())
     for name in ("restore_s", "predicted_restore_s"):
         value = getattr(record, name)
         if value is not None:
             facts[name] = value
-    return "\n".join([*lines, *fact_lines({**facts, "proof": report.url})])
+    if report.not_recorded is None:
+        facts["proof"] = report.url
+    return "\n".join([*lines, *fact_lines(facts)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from synapse_ops.domain.backup.kinds import DUMP, RDB, SNAPSHOT, Kind
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
 from synapse_ops.errors import ConfigError
 from synapse_ops.operations.backup.proving import DEFAULT_TIMEOUT_S, Proof, ProofReport, carry_out_proof
+from synapse_ops.operations.backup.reading import foresee_hold, hold_for_reading
 from synapse_ops.operations.stack import Stack
 
 if TYPE_CHECKING:
@@ -82,7 +83,14 @@ class BackupKind:
         """Return what a restore would do; raises ConfigError for a server that this kind takes none of."""
         if request.server is not None and not self.takes_server:
             raise ConfigError(f"--server names the server of a new database, and this is a backup of a {self.noun}")
-        return self.verbs().plan_restore(request)
+        plan = self.verbs().plan_restore(request)
+        return replace(plan, notes=(*plan.notes, *foresee_hold(request.repository, request.place)))
+
+    def apply_restore(self, request: RestoreRequest, plan: RestorePlan) -> RestoreReport:
+        """Carry out a plan while the backup is held against expiry, where the keys can write."""
+        with hold_for_reading(request.repository, request.place, "restore") as notes:
+            report = self.verbs().apply_restore(request, plan)
+        return replace(report, notes=(*report.notes, *notes))
 
     def prove(
         self,

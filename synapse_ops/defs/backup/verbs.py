@@ -75,6 +75,8 @@ def prove(
         if report is None:
             context.log.info("there is nothing to prove: every backup is proven, or was tried")
             return None
+        if report.not_recorded is not None:
+            raise report.not_recorded
         tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: report.record.backup_id})
         judgement = judge_now(kind, opened, context.instance)
         if not judgement.is_empty:
@@ -161,7 +163,7 @@ def restore_backup(
             identities=opened.age_identities(),
             progress=progress_into(context.log),
         )
-        report = kind.kind.verbs().apply_restore(request, kind.kind.plan_restore(request))
+        report = kind.kind.apply_restore(request, kind.kind.plan_restore(request))
     tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: backup_id})
     return request.place.subject, {
         BACKUP_ID: backup_id,

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ LOST_AFTER_S = 600.0  # far under the least grace for left-overs, far over a res
 class Heartbeat:
     """One beating object. `raise_if_lost` belongs before every step that must not happen unprotected.
 
+    first_failure: of a hold whose first write failed.
+
     Safe to use from several threads: one writes at a time, so an older body never lands over a newer one.
     clock: in seconds, of this process alone.
     """
@@ -42,6 +44,7 @@ class Heartbeat:
         self._writing = threading.Lock()
         self._last_success = clock()
         self._last_error = ""
+        self.first_failure: SynapseOpsError | None = None
 
     def beat(self) -> None:
         """Write the object once; raises what the store raises."""
@@ -81,14 +84,20 @@ def keep_heartbeat(
     *,
     body: Mapping[str, Any],
     interval_s: float = INTERVAL_S,
-    remove_at_end: bool = False,
+    is_hold: bool = False,
 ) -> Iterator[Heartbeat]:
     """Write `key` now and every `interval_s` seconds until the block ends; the first write must succeed.
 
-    remove_at_end: for holds, whose presence means "in use"; a holder that dies leaves it, and its age frees it.
+    is_hold: its presence means "in use", so it is removed at the end; a holder that dies leaves it, and its age frees
+    it. What only reads must not need keys that write: every write may fail, the first one too, and so may the removal.
     """
     heartbeat = Heartbeat(store, key, body)
-    heartbeat.beat()
+    try:
+        heartbeat.beat()
+    except SynapseOpsError as error:
+        if not is_hold:
+            raise
+        heartbeat.first_failure = error
     stop = threading.Event()
     thread = threading.Thread(target=heartbeat.keep_beating, args=(stop, interval_s), name="heartbeat", daemon=True)
     thread.start()
@@ -97,5 +106,6 @@ def keep_heartbeat(
     finally:
         stop.set()
         thread.join()
-        if remove_at_end:
-            store.delete([key])
+        if is_hold:
+            with suppress(SynapseOpsError):
+                store.delete([key])

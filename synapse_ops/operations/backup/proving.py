@@ -32,6 +32,7 @@ from synapse_ops.operations.backup.reading import ReadLog, hold_for_reading, rea
 from synapse_ops.operations.backup.throwaway_directory import ThrowawayDir, sweep_throwaways, throwaway_directory
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.log_output import current_correlation_id
+from synapse_ops.systems.s3.errors import AccessRefused
 
 DEFAULT_TIMEOUT_S = 3600.0
 DIFFERENCES_LIMIT = 50  # of a proof; a wholly different database has as many as it has objects
@@ -41,12 +42,16 @@ Record = TypeVar("Record", bound=BackupRecord)
 
 @dataclass(frozen=True)
 class ProofReport:
-    """What a proof found. error: why it is unproven, None otherwise. url: of the proof's own object."""
+    """What a proof found. error: why it is unproven, None otherwise. url: of the proof's own object.
+
+    not_recorded: why that object could not be written: with keys that may only read, nobody else learns the verdict.
+    """
 
     record: ProofRecord
     place: BackupPlace
     url: str
     error: SynapseOpsError | None = None
+    not_recorded: SynapseOpsError | None = None
 
     @property
     def is_proven(self) -> bool:
@@ -54,9 +59,13 @@ class ProofReport:
 
     @property
     def exit_code(self) -> int:
-        """0 when proven; 13 when the stored bytes or the restored copy are not what they claim; 14 otherwise."""
+        """0 when proven; 13 when the stored bytes or the restored copy are not what they claim; 14 otherwise.
+
+        Proven, and not recorded for another reason than keys that may only read: the code of that reason.
+        """
         if self.is_proven:
-            return 0
+            failed = self.not_recorded
+            return 0 if failed is None or isinstance(failed, AccessRefused) else failed.exit_code
         if self.record.verdict is Verdict.DIFFERS or isinstance(self.error, IntegrityError):
             return IntegrityError.exit_code
         return Unproven.exit_code
@@ -141,8 +150,8 @@ def carry_out_proof(
     place, backup_id: the backup; without either the newest of `kind` that no proof has judged yet, else the newest that
     is not proven, of `subject` or of any. only_untried: a backup that was tried counts as nothing to prove.
     work_dir: left-overs of killed proofs are removed from it first. timeout_s: bounds everything but writing the proof.
-    Raises ConfigError or ObjectMissing when there is no such backup, and what the store raises when the proof cannot be
-    written. Lists the repository once.
+    Raises ConfigError or ObjectMissing when there is no such backup. A proof that cannot be written is in the report.
+    Lists the repository once.
     """
     deadline = Deadline(timeout_s, "proof of restore")
     sweep_throwaways(work_dir)
@@ -235,5 +244,9 @@ def _write(proof: Proof, conclusion: _Conclusion, started_at: datetime, predicte
         differences=tuple(proof.differences[:DIFFERENCES_LIMIT]),
         correlation_id=current_correlation_id(),
     )
-    written = store.put_bytes(place.key(name_of(finished_at)), record.to_json())
-    return ProofReport(record, place, store.full_url(written.key), conclusion.error)
+    key, not_recorded = place.key(name_of(finished_at)), None
+    try:
+        store.put_bytes(key, record.to_json())
+    except SynapseOpsError as error:
+        not_recorded = error
+    return ProofReport(record, place, store.full_url(key), conclusion.error, not_recorded)

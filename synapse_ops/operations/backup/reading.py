@@ -33,6 +33,7 @@ from synapse_ops.operations.backup.heartbeat import keep_heartbeat
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.encryption import SUFFIX, decrypt_stream
 from synapse_ops.systems.log_output import current_correlation_id
+from synapse_ops.systems.s3.errors import AccessRefused, ConditionFailed
 
 if TYPE_CHECKING:
     from synapse_ops.systems.s3.streams import ObjectReader
@@ -198,9 +199,32 @@ def _copy(source: _Counted, sink: IO[bytes] | None) -> None:
 
 
 @contextmanager
-def hold_for_reading(repository: Repository, place: BackupPlace, purpose: str) -> Iterator[None]:
-    """Keep a backup from expiring while the block reads it."""
+def hold_for_reading(repository: Repository, place: BackupPlace, purpose: str) -> Iterator[tuple[str, ...]]:
+    """Keep a backup from expiring while the block reads it, where the keys can write; yield what is to be said if not.
+
+    A store or keys that take no writes do not stop it: the day of the disaster must not need them.
+    """
     reader = f"{purpose}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     body = {"reader": reader, "correlation_id": current_correlation_id()}
-    with keep_heartbeat(repository.store, place.key(reading_name(reader)), body=body, remove_at_end=True):
-        yield
+    with keep_heartbeat(repository.store, place.key(reading_name(reader)), body=body, is_hold=True) as heartbeat:
+        yield () if heartbeat.first_failure is None else (_not_held("was", heartbeat.first_failure),)
+
+
+def foresee_hold(repository: Repository, place: BackupPlace) -> tuple[str, ...]:
+    """Return what a plan says about the hold; the write that it tries rests on a condition that is never true."""
+    key = place.key(reading_name(f"plan-{secrets.token_hex(6)}"))
+    try:
+        repository.store.put_bytes(key, b"{}", if_match="0" * 32)
+        repository.store.delete([key])  # written by a store without conditional writes
+    except ConditionFailed:
+        return ()
+    except SynapseOpsError as error:
+        return (_not_held("would be", error),)
+    return ()
+
+
+def _not_held(when: str, error: SynapseOpsError) -> str:
+    why = (
+        "these keys may not write" if isinstance(error, AccessRefused) else f"the store takes no write: {error.message}"
+    )
+    return f"the backup {when} read without a hold, since {why}: let no expiry remove it meanwhile"

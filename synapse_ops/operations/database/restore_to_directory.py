@@ -15,7 +15,6 @@ from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.domain.database.globals_script import GlobalsScript
 from synapse_ops.errors import ConfigError
-from synapse_ops.operations.backup.reading import hold_for_reading
 from synapse_ops.operations.backup.restoring import RestoreReport, move_into_place, require_new_directory
 from synapse_ops.operations.backup.throwaway_directory import sweep_throwaways, throwaway_base, throwaway_directory
 from synapse_ops.operations.database.restore_into_throwaway import restore_into_throwaway
@@ -85,7 +84,6 @@ def apply(run: RestoreRun, target: DirectoryTarget, work_dir: Path) -> RestoreRe
     record = planned.record
     sweep_throwaways(directory.parent)
     with (
-        hold_for_reading(run.repository, planned.place, "restore"),
         throwaway_directory(
             directory.parent,
             database_size_bytes=planned.size_bytes,

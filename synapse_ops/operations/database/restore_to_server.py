@@ -22,7 +22,6 @@ from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.domain.database.globals_script import GlobalsScript, statements_for_missing_roles, without_tablespace
 from synapse_ops.domain.database.structure import SHARED_KINDS
 from synapse_ops.errors import ConfigError, IntegrityError, Refused, SynapseOpsError, TargetNotEmpty
-from synapse_ops.operations.backup.reading import hold_for_reading
 from synapse_ops.operations.backup.restoring import RestoreReport
 from synapse_ops.operations.backup.throwaway_directory import sweep_throwaways, throwaway_directory
 from synapse_ops.operations.database.archive_restore import (
@@ -145,7 +144,6 @@ def apply(run: RestoreRun, target: ServerTarget, work_dir: Path) -> RestoreRepor
     place, record = planned.place, planned.record
     sweep_throwaways(work_dir)
     with (
-        hold_for_reading(run.repository, place, "restore"),
         throwaway_directory(work_dir, database_size_bytes=0, scratch_bytes=record.stored_bytes) as scratch,
     ):
         staged = run.stage(scratch.scratch_dir)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from synapse_ops.domain.backup.rdb_record import RdbRecord
 from synapse_ops.errors import IntegrityError
 from synapse_ops.operations.backup.deadline import Deadline
-from synapse_ops.operations.backup.reading import ReadLog, hold_for_reading, read_backup_document
+from synapse_ops.operations.backup.reading import ReadLog, read_backup_document
 from synapse_ops.operations.backup.restoring import (
     RestorePlan,
     RestoreReport,
@@ -88,7 +88,6 @@ def apply_rdb_restore(request: RestoreRequest, plan: RdbRestorePlan) -> RdbResto
     check_memory(record)
     sweep_throwaways(directory.parent)
     with (
-        hold_for_reading(request.repository, plan.place, "restore"),
         throwaway_directory(
             directory.parent,
             database_size_bytes=0,

@@ -36,7 +36,6 @@ from synapse_ops.domain.vectors.fingerprint import CopyFacts, compare_points
 from synapse_ops.errors import IntegrityError, Refused, SynapseOpsError
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.backup.measured import Measured
-from synapse_ops.operations.backup.reading import hold_for_reading
 from synapse_ops.operations.backup.restoring import DEFAULT_TIMEOUT_S, RestoreReport
 from synapse_ops.operations.backup.throwaway_directory import sweep_throwaways, throwaway_directory
 from synapse_ops.operations.repository import Repository
@@ -105,7 +104,6 @@ def apply_vector_restore(
     restore = _Restore(plan, look_at_cluster(servers), deadline, progress)
     size_bytes = plan.record.dumped_bytes
     with (
-        hold_for_reading(repository, plan.place, "restore"),
         throwaway_directory(work_dir, database_size_bytes=size_bytes, scratch_bytes=size_bytes) as directory,
     ):
         reader = snapshot_reader(

@@ -39,6 +39,10 @@ _DENIED = {
 }
 
 
+class AccessRefused(ConfigError):
+    """The keys are not taken, or may not do this."""
+
+
 class ConditionFailed(Refused):
     """A conditional write lost: another process wrote the key first."""
 
@@ -90,7 +94,7 @@ def _mapped_reply(what: str, code: str, status: str, message: str) -> SynapseOps
     if code == "NoSuchBucket":
         return ConfigError(f"cannot find the bucket of {what}", detail=message, hint="Create the bucket first.")
     if both & _DENIED:  # before 404: versitygw answers an unknown key so
-        return ConfigError(
+        return AccessRefused(
             f"the object store refused access to {what}",
             detail=f"{code} {message}",
             hint="Check the access key, its secret, and the rights of that identity on the bucket.",

@@ -37,7 +37,7 @@ def test_a_hold_is_removed_at_the_end_also_after_a_failure(store: ObjectStore) -
     """A reader's hold blocks expiry only while it reads."""
 
     def read_and_fail() -> None:
-        with keep_heartbeat(store, "reading-x.json", body={}, remove_at_end=True):
+        with keep_heartbeat(store, "reading-x.json", body={}, is_hold=True):
             assert store.head("reading-x.json") is not None
             raise Unproven("a proof that cannot be completed")
 

@@ -80,6 +80,25 @@ def test_a_comparison_that_ends_after_the_deadline_is_unproven(store: ListingSto
     assert report.exit_code == 14
 
 
+@pytest.mark.usefixtures("backup")
+def test_a_proof_that_the_store_did_not_take_is_no_success(
+    store: ListingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The verdict is shown; with keys that write, one that nobody else can read is the store's failure."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise Unreachable("the store is full")
+
+    monkeypatch.setattr(store, "put_bytes", refuse)
+
+    report = prove(store, tmp_path, lambda proof: None)
+
+    assert report is not None
+    assert report.is_proven
+    assert report.not_recorded is not None
+    assert report.exit_code == Unreachable.exit_code
+
+
 @pytest.mark.parametrize("error", [Unreachable("the hold could not be lifted"), OSError("the copy was not removed")])
 @pytest.mark.usefixtures("backup")
 def test_what_fails_after_the_comparison_leaves_no_pass(store: ListingStore, tmp_path: Path, error: Exception) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,39 @@ def test_verify_exits_0_only_for_what_is_proven(
     assert proof["url"].startswith(repository.url)
     assert run("verify", f"database/{place.subject}", "--work-dir", str(work_dir)) == 0
     assert "nothing to prove" in capsys.readouterr().out
+
+
+def test_the_day_of_the_disaster_needs_no_key_that_writes(
+    backup: KeptBackup,
+    repository: Repository,
+    reader_access: StoreAccess,
+    work_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Neither a hold nor a proof can be written with keys that may only read; plan, report and verdict say so."""
+    place = backup.put(repository)
+    before = list(repository.store.list_objects())
+    restore = ("restore", place.backup_id, "--to", str(work_dir / "new"), "--work-dir", str(work_dir))
+    assert run(*restore) == 0
+    assert "without a hold" not in capsys.readouterr().out  # with keys that write
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", reader_access.access_key or "")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", reader_access.secret_key or "")
+    assert run("verify", place.backup_id, "--work-dir", str(work_dir)) == 0
+    verdict = capsys.readouterr().out
+    assert run(*restore, "--plan") == 0
+    plan = capsys.readouterr().out
+    assert run(*restore, "--apply") == 0
+    report = capsys.readouterr().out
+
+    assert "PROVEN" in verdict
+    assert "not recorded: the object store refused access" in verdict
+    assert "would be read without a hold, since these keys may not write" in plan
+    assert "was read without a hold, since these keys may not write" in report
+    assert (work_dir / "new" / "PG_VERSION").is_file()
+    shutil.rmtree(work_dir / "new")
+    assert list(repository.store.list_objects()) == before
 
 
 def test_verify_exits_13_for_damage_and_names_the_object(
