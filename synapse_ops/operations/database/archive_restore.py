@@ -25,7 +25,7 @@ from synapse_ops.domain.progress import Progress, ReportProgress
 from synapse_ops.errors import ToolFailed, Unproven, WrongIdentity
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.systems.host.processes import run_as, spawn
-from synapse_ops.systems.postgres.connection import connect, postgres_errors, unlimited_parts
+from synapse_ops.systems.postgres.connection import connect, postgres_errors, program_parts
 from synapse_ops.systems.postgres.errors import program_error
 from synapse_ops.systems.postgres.programs import PgTools
 
@@ -148,7 +148,7 @@ def _run_pass(
     report: Callable[[], None],
 ) -> None:
     log_path.unlink(missing_ok=True)
-    parts = unlimited_parts(conninfo)
+    parts = program_parts(conninfo)
     command = [*command, f"--dbname=dbname={_conninfo_quoted(parts.pop('dbname'))}", archive]
     process = spawn(
         None,

@@ -30,14 +30,7 @@ from synapse_ops.operations.backup.measured import Measured
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, taking_backup
 from synapse_ops.operations.backup.writer import BackupWriter
 from synapse_ops.operations.database.staged_dump import DUMP, FINGERPRINT, GLOBALS, STRUCTURE
-from synapse_ops.systems.postgres.connection import (
-    UNLIMITED,
-    connect,
-    describe,
-    postgres_errors,
-    set_session,
-    unlimited_parts,
-)
+from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
 from synapse_ops.systems.postgres.dump_progress import reported_dump
 from synapse_ops.systems.postgres.dump_tools import ToolStream, application_name, open_tool
 from synapse_ops.systems.postgres.fingerprint import read_fingerprint, read_sequences
@@ -123,8 +116,6 @@ def dump_database(
 
 def _open_source(conninfo: str, database: str) -> _Source:
     """Look at the server, refuse what cannot be dumped, and give it an identity the first time."""
-    from psycopg.conninfo import make_conninfo
-
     with connect(conninfo) as connection:
         facts = read_facts(connection)
         if facts.major < OLDEST_MAJOR:
@@ -137,7 +128,6 @@ def _open_source(conninfo: str, database: str) -> _Source:
                 hint="database.admin in the spec must name a superuser: other roles miss rows and large objects.",
             )
         tools = _fitting_tools(facts)
-        conninfo = make_conninfo("", **unlimited_parts(conninfo, server_version_num=facts.version_num))
         return _Source(conninfo, database, facts, ensure_identity(connection), tools)
 
 
@@ -214,7 +204,6 @@ def _write_contents(
 def _held_snapshot(source: _Source) -> Iterator[tuple[str, Any, ServerMoment]]:
     """Yield the name of an exported snapshot that lives as long as the block, its connection, and its moment."""
     with connect(source.conninfo, application_name="synapse-ops snapshot") as control:
-        set_session(control, UNLIMITED)
         with postgres_errors(f"the snapshot of {describe(source.conninfo)}"):
             control.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             row = control.execute("SELECT pg_export_snapshot()").fetchone()
@@ -244,6 +233,7 @@ def _dump(
         f"--compress={_compression(source.tools).removeprefix('gzip:')}",
         f"--snapshot={snapshot}",
         f"--lock-wait-timeout={LOCK_WAIT_MS}",
+        f"--encoding={source.facts.encoding}",
     ]
     warnings: list[str] = []
     stage = f"dumping {source.database}"
@@ -283,7 +273,13 @@ def _describe(
     """Write the globals between two equal readings of the roles, and return them with the structure."""
     with measured.phase("structure"):
         structure = read_structure(source.conninfo, snapshot=snapshot)
-    arguments = ["--globals-only", *(() if with_passwords else ("--no-role-passwords",))]
+    # from the database itself: others may be missing, or let nobody in
+    arguments = [
+        "--globals-only",
+        f"--database={source.database}",
+        "--encoding=UTF8",
+        *(() if with_passwords else ("--no-role-passwords",)),
+    ]
     with measured.phase("globals"):
         for _ in range(ROLE_READINGS):
             before = read_shared(source.conninfo)

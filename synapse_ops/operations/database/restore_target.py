@@ -15,7 +15,7 @@ from synapse_ops.operations.backup.restoring import RestorePlan
 from synapse_ops.operations.database.staged_dump import StagedBackup
 from synapse_ops.spec import SecretRef
 from synapse_ops.spec.secrets import holds_literal_secret
-from synapse_ops.systems.postgres.connection import UNLIMITED, connect, conninfo_parts, postgres_errors, set_session
+from synapse_ops.systems.postgres.connection import connect, conninfo_parts, postgres_errors
 from synapse_ops.systems.postgres.fingerprint import read_fingerprint
 from synapse_ops.systems.postgres.programs import PgTools
 from synapse_ops.systems.postgres.structure import read_structure
@@ -161,7 +161,6 @@ def _count_differences(expected: fingerprints.Fingerprint, actual: fingerprints.
 
 
 def analyze(conninfo: str) -> None:
-    """Gather planner statistics, so that the first queries are as quick as they were; its own settings do not apply."""
+    """Gather planner statistics, so that the first queries are as quick as they were."""
     with connect(conninfo) as connection, postgres_errors("ANALYZE of the restored database"):
-        set_session(connection, {**UNLIMITED, "default_transaction_read_only": "off"})
         connection.execute("ANALYZE")

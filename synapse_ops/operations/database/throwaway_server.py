@@ -41,28 +41,8 @@ class Throwaway:
     is_isolated: bool
 
     def conninfo(self, database: str) -> str:
-        """Return the superuser's conninfo; it holds no secret. Restored settings do not reach its sessions."""
-        from psycopg.conninfo import make_conninfo
-
-        options = " ".join(f"-c {name}={value}" for name, value in _session_settings(self.server.tools.major).items())
-        return make_conninfo(self.server.conninfo(database, self.superuser), options=options)
-
-
-def _session_settings(major: int) -> dict[str, str]:
-    """Return what overrides ALTER ROLE SET and ALTER DATABASE SET of the source in our own sessions."""
-    settings = {
-        "session_preload_libraries": "",
-        "local_preload_libraries": "",
-        "default_transaction_read_only": "off",
-        "statement_timeout": "0",
-        "lock_timeout": "0",
-        "role": "none",
-    }
-    if major >= 14:
-        settings["idle_session_timeout"] = "0"
-    if major >= 17:
-        settings |= {"event_triggers": "off", "transaction_timeout": "0"}
-    return settings
+        """Return the superuser's conninfo; it holds no secret."""
+        return self.server.conninfo(database, self.superuser)
 
 
 def _inert_settings(major: int, *, database_size_bytes: int) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """PostgreSQL through psycopg 3: connections, their settings, and the block in which its errors become ours.
 
 Invariant: a connection string never reaches a message, a log line or a repr; what is shown of a server is
-`host:port/database` (`describe`). Every connection has a time limit to open and a name in pg_stat_activity.
+`host:port/database` (`describe`). Every connection has a time limit to open, a name in pg_stat_activity, and the
+settings of `session.py`.
 """
 
 from __future__ import annotations
@@ -13,45 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_ops.errors import ConfigError
 from synapse_ops.systems.postgres.errors import CONNINFO_HINT, postgres_error
+from synapse_ops.systems.postgres.session import OWN_ENCODING, SessionStart, set_aside_by_environment
 
 if TYPE_CHECKING:
     import psycopg
+    from psycopg import sql
 
 APPLICATION_NAME = "synapse-ops"
 CONNECT_TIMEOUT_S = 10.0
 
-# Text output that does not depend on the client's settings: comparisons between two servers rest on it.
-STABLE_OUTPUT = {
-    "search_path": "",
-    "DateStyle": "ISO, YMD",
-    "IntervalStyle": "postgres",
-    "TimeZone": "UTC",
-    "extra_float_digits": "1",
-    "bytea_output": "hex",
-    "xmlbinary": "base64",
-    "xmloption": "content",
-    "lc_monetary": "C",
-    "lc_numeric": "C",
-    "lc_messages": "C",
-    "quote_all_identifiers": "off",
-    "standard_conforming_strings": "on",
-    "client_encoding": "UTF8",
-}
-# A long read must not be ended by limits meant for the application's own sessions.
-UNLIMITED = {
-    "statement_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "transaction_timeout": "0",
-    "row_security": "off",
-    "jit": "off",
-}
-# Given with the connection itself, these outrank ALTER DATABASE SET and ALTER ROLE SET from the first statement on: a
-# statement_timeout of some milliseconds would end the very statement that lifts it.
-OUTRANKING_OPTIONS = (
-    "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c idle_session_timeout=0"
-    " -c default_transaction_read_only=off -c default_transaction_deferrable=off"
-)
-TRANSACTION_TIMEOUT_SINCE = 170000  # an older server refuses a connection that names the setting
+TRIES_TO_CONNECT = 6  # each leaves out what the server has refused; a server that keeps changing gets no more
 
 
 @contextmanager
@@ -72,35 +44,75 @@ def connect(
     autocommit: bool = True,
     application_name: str = APPLICATION_NAME,
 ) -> psycopg.Connection[Any]:
-    """Return an open connection without time limits of its database or role; `autocommit=False` as psycopg has it.
+    """Return an open connection that no setting of its database or role reaches; `autocommit=False` as psycopg has it.
 
     timeout_s: of connecting, at least 2 (libpq's own least). Raises Unreachable, or ConfigError when it is refused.
     """
     import psycopg
 
-    options = unlimited_parts(conninfo)["options"]
+    parts = conninfo_parts(conninfo)
+    start = SessionStart(parts)
     with postgres_errors(f"a connection to {describe(conninfo)}"):
-        connection = psycopg.connect(
-            conninfo,
-            autocommit=True,
-            connect_timeout=max(2, round(timeout_s)),
-            application_name=application_name,
-            options=options,
-        )
-        if connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE:
-            connection.execute("SET transaction_timeout = 0")
+        for tries_left in reversed(range(TRIES_TO_CONNECT)):
+            try:
+                connection = psycopg.connect(
+                    conninfo,
+                    autocommit=True,
+                    connect_timeout=max(2, round(timeout_s)),
+                    application_name=application_name,
+                    options=start.own_options(),
+                    client_encoding=OWN_ENCODING,
+                )
+            except psycopg.OperationalError as error:
+                if tries_left and start.has_learned(str(error)):
+                    continue
+                raise
+            if tries_left and lacks_settings(start, connection):
+                connection.close()
+                continue
+            break
+        for statement in finishing_statements(connection):
+            connection.execute(statement)
         connection.autocommit = autocommit
         return connection
 
 
-def unlimited_parts(conninfo: str, *, server_version_num: int = 0) -> dict[str, str]:
-    """Return libpq's keywords of a connection string, its options followed by those that lift every time limit.
+def lacks_settings(start: SessionStart, connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    """Say whether an open session should have begun with more settings than it did."""
+    is_superuser = connection.info.parameter_status("is_superuser") == "on"
+    return start.lacks_settings(connection.info.server_version, is_superuser=is_superuser)
 
-    server_version_num: such as 170004, where it is known; the limits that only newer servers have are lifted too.
+
+def finishing_statements(
+    connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any],
+) -> list[sql.Composed | sql.SQL]:
+    """Return what an open session executes before all else; prepares how its answers are read.
+
+    A database of encoding SQL_ASCII holds any bytes: LATIN1 gives each a letter of its own, and the same byte back.
     """
+    from psycopg import sql
+    from psycopg.types.json import set_json_loads
+
+    statements: list[sql.Composed | sql.SQL] = [
+        sql.SQL("SET {} = {}").format(sql.Identifier(name), sql.Literal(value))
+        for name, value in set_aside_by_environment().items()
+    ]
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+        statements.append(sql.SQL("SET client_encoding = LATIN1"))
+        set_json_loads(_loads_latin1, connection)
+    return statements
+
+
+def _loads_latin1(data: str | bytes) -> Any:
+    return json.loads(data.decode("latin-1") if isinstance(data, bytes) else data)
+
+
+def program_parts(conninfo: str) -> dict[str, str]:
+    """Return libpq's keywords for a program of PostgreSQL; a server that was not met before is met first."""
     parts = conninfo_parts(conninfo)
-    newer = " -c transaction_timeout=0" if server_version_num >= TRANSACTION_TIMEOUT_SINCE else ""
-    return {**parts, "options": f"{parts.get('options', '')} {OUTRANKING_OPTIONS}{newer}".strip()}
+    if not SessionStart(parts).is_known:
+        connect(conninfo).close()
+    return {**parts, "options": SessionStart(parts).program_options()}
 
 
 def describe(conninfo: str) -> str:
@@ -139,12 +151,13 @@ def reading(
     settings: Mapping[str, str] | None = None,
     application_name: str = APPLICATION_NAME,
 ) -> Iterator[psycopg.Connection[Any]]:
-    """Yield a connection inside one read-only transaction with stable output and no time limits.
+    """Yield a connection inside one read-only transaction.
 
     snapshot: as pg_export_snapshot named it, in a transaction that stays open; None takes a new one.
     """
     with connect(conninfo, application_name=application_name) as connection:
-        set_session(connection, {**STABLE_OUTPUT, **UNLIMITED, **(settings or {})})
+        if settings:
+            set_session(connection, settings)
         with postgres_errors(f"a snapshot of {describe(conninfo)}"):
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             if snapshot is not None:

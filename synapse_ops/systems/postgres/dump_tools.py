@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 from synapse_ops.errors import ConfigError, ToolFailed
 from synapse_ops.systems.host.processes import dying_with_us
-from synapse_ops.systems.postgres.connection import unlimited_parts
+from synapse_ops.systems.postgres.connection import program_parts
 from synapse_ops.systems.postgres.errors import program_error
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ def open_tool(tools: PgTools, program: str, arguments: Sequence[str], conninfo: 
     The kernel kills it when the calling *thread* ends: use the stream within the thread that opened it.
     """
     argv = [str(tools.path(program)), *arguments, f"--dbname=service={SERVICE}", "--no-password"]
-    parts = unlimited_parts(conninfo)
+    parts = program_parts(conninfo)
+    # no secret; and an old libpq reads lines of up to 255 bytes from a service file
+    environment = tools.environment() | {"PGOPTIONS": parts.pop("options"), "PGAPPNAME": application_name(program)}
     secrets = [value for name, value in parts.items() if name in {"password", "sslpassword"} and value]
     with _service_file(parts) as (path, descriptors):
         process = subprocess.Popen(
@@ -107,7 +109,7 @@ def open_tool(tools: PgTools, program: str, arguments: Sequence[str], conninfo: 
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**tools.environment(), "PGSERVICEFILE": path, "PGAPPNAME": application_name(program)},
+            env=environment | {"PGSERVICEFILE": path},
             pass_fds=descriptors,
             preexec_fn=dying_with_us(signal.SIGKILL),
         )

@@ -2,7 +2,7 @@
 
 Two servers can share a system identifier (a standby promoted, a clone gone live); the generation distinguishes them. It
 is kept in the server itself, where a physical copy carries it along and a logical one does not, as a setting of the
-database `postgres` (of `template1` where there is none): visible to an operator, without a table of ours.
+database `postgres` (of a template where there is none): visible to an operator, without a table of ours.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 SETTING = "synapse_ops.generation"
 _TOKEN = re.compile(rf"{re.escape(SETTING)}=([0-9a-f]{{8}})")
 
-_HOLDER = "SELECT quote_ident(datname) FROM pg_database WHERE datname IN ('postgres', 'template1') ORDER BY 1 LIMIT 1"
-_STORED = """
+_HOLDERS = "('postgres', 'template0', 'template1')"  # any of them may have been dropped; no restore makes one
+_HOLDER = f"SELECT quote_ident(datname) FROM pg_database WHERE datname IN {_HOLDERS} ORDER BY datname LIMIT 1"
+_STORED = f"""
 SELECT unnest(s.setconfig) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
- WHERE s.setrole = 0 AND d.datname IN ('postgres', 'template1') ORDER BY d.datname"""
+ WHERE s.setrole = 0 AND d.datname IN {_HOLDERS} ORDER BY d.datname"""
 
 _FACTS = """
 SELECT current_setting('server_version'), current_setting('server_version_num')::int, pg_is_in_recovery(),
@@ -126,5 +127,5 @@ def write_generation(connection: psycopg.Connection[Any], generation: str) -> No
     with postgres_errors("the generation token of the server"):
         holder = connection.execute(_HOLDER).fetchone()
         if holder is None:
-            raise Refused('neither database "postgres" nor "template1" exists to keep the generation token')
+            raise Refused(f"none of the databases {_HOLDERS} exists to keep the generation token")
         connection.execute(f"ALTER DATABASE {holder[0]} SET \"{SETTING}\" = '{generation}'")

@@ -10,11 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.health.servers import ServerFacts, Slot, WalPosition
-from synapse_ops.systems.postgres.connection import postgres_errors
+from synapse_ops.systems.postgres.connection import (
+    TRIES_TO_CONNECT,
+    conninfo_parts,
+    finishing_statements,
+    lacks_settings,
+    postgres_errors,
+)
+from synapse_ops.systems.postgres.session import OWN_ENCODING, SessionStart
 from synapse_ops.systems.probe_stage import Stage
+
+if TYPE_CHECKING:
+    import psycopg
 
 APPLICATION_NAME = "synapse-ops-watch"
 
@@ -79,12 +89,12 @@ async def _ask(conninfo: str, stage: Stage, *statements: str) -> list[list[dict[
 
     stage.words = "connecting"
     with postgres_errors("a probe"):
-        connection = await psycopg.AsyncConnection.connect(
-            conninfo, autocommit=True, application_name=APPLICATION_NAME, prepare_threshold=None
-        )
+        connection = await _connect(conninfo)
 
         async def ask() -> list[list[dict[str, Any]]]:
             answers: list[list[dict[str, Any]]] = []
+            for finishing in finishing_statements(connection):
+                await connection.execute(finishing)
             async with connection.cursor(row_factory=dict_row) as cursor:
                 for statement in statements:
                     await cursor.execute(statement)
@@ -102,6 +112,30 @@ async def _ask(conninfo: str, stage: Stage, *statements: str) -> list[list[dict[
             raise
         finally:
             await connection.close()
+
+
+async def _connect(conninfo: str) -> psycopg.AsyncConnection[Any]:
+    import psycopg
+
+    start = SessionStart(conninfo_parts(conninfo))
+    for tries_left in reversed(range(TRIES_TO_CONNECT)):
+        try:
+            connection = await psycopg.AsyncConnection.connect(
+                conninfo,
+                autocommit=True,
+                application_name=APPLICATION_NAME,
+                prepare_threshold=None,
+                options=start.own_options(),
+                client_encoding=OWN_ENCODING,
+            )
+        except psycopg.OperationalError as error:
+            if not (tries_left and start.has_learned(str(error))):
+                raise
+            continue
+        if not (tries_left and lacks_settings(start, connection)):
+            break
+        await connection.close()
+    return connection
 
 
 def _shut_down(descriptor: int) -> None:

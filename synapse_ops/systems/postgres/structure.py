@@ -41,7 +41,7 @@ def read_structure(conninfo: str, *, snapshot: str | None = None) -> Structure:
 
 
 def structure_seen_by(connection: psycopg.Connection[Any]) -> Structure:
-    """Return the structure as an open transaction sees it; its session must have STABLE_OUTPUT."""
+    """Return the structure as an open transaction sees it; on a session of `connect`."""
     queries = {**RELATION_QUERIES, **CODE_QUERIES, **DATABASE_QUERIES, **SHARED_QUERIES}
     row = connection.execute("SHOW server_version_num").fetchone()
     return Structure(int(row[0]) // 10000 if row else 0, _entries(connection, queries))

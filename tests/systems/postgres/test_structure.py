@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from synapse_ops.domain.database.structure import Structure, compare
-from synapse_ops.systems.postgres.connection import STABLE_OUTPUT, connect, set_session
+from synapse_ops.systems.postgres.connection import connect
 from synapse_ops.systems.postgres.structure import read_structure, structure_seen_by
 from tests.rich_database import STRUCTURE_LOSSES
 from tests.servers import PostgresServer
@@ -18,7 +18,6 @@ from tests.servers import PostgresServer
 @pytest.fixture(scope="module")
 def session(postgres_server: PostgresServer, rich_name: str) -> Iterator[psycopg.Connection[Any]]:
     with connect(postgres_server.conninfo(rich_name), autocommit=True) as connection:
-        set_session(connection, STABLE_OUTPUT)
         yield connection
 
 
