@@ -12,7 +12,10 @@ from synapse_ops.domain.backup.record import BackupRecord, Fact, Source
 
 
 class DumpSource(Source):
-    """The server and database. node: host:port as connected, never a password. server_version_num: as 170010."""
+    """The server and database. node: host:port as connected, never a password. server_version_num: as 170010.
+
+    bootstrap_role: the superuser that initdb made; None in backups from before it was recorded.
+    """
 
     database: str
     server_version: str
@@ -23,6 +26,7 @@ class DumpSource(Source):
     encoding: str
     collation: str
     collation_version: str | None
+    bootstrap_role: str | None = None
 
 
 class DumpRecord(BackupRecord):

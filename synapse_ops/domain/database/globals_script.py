@@ -155,8 +155,10 @@ class GlobalsScript:
 
     @cached_property
     def bootstrap_role(self) -> str:
-        """Name of the superuser that the source cluster was made with, as the script shows; otherwise `postgres`.
+        """Name of the superuser that the source cluster was made with, as far as the script shows it.
 
+        A guess, for backups that do not record the name: a role that became a superuser after it granted memberships
+        misleads it.
         From PostgreSQL 16 on, memberships granted by any superuser are recorded as granted by this role, so the
         superuser named most often as a grantor is it. Otherwise `postgres` where it is a superuser, or the first one.
         """

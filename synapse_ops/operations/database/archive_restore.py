@@ -1,8 +1,8 @@
-"""A verified archive put into a server: CREATE DATABASE, pg_restore, and the database's own settings, in that order.
+"""A verified archive put into a server: CREATE DATABASE with its settings, pg_restore, and the database's privileges.
 
-The statements of the database itself are taken from the archive's table of contents and executed here, for two reasons:
-a copy may need another name, and its settings (`ALTER DATABASE ... SET default_transaction_read_only`, a search_path, a
-statement_timeout) are applied only when the data is in.
+The statements of the database itself are taken from the archive's table of contents and executed here, because a copy
+may need another name. Its settings come before the data, as `pg_restore --create` has it: a CHECK may depend on them.
+Those that would get in our way do not reach our sessions (systems/postgres/session.py).
 Any line of error or warning from pg_restore makes the restore fail, whatever its exit status; the two warnings of
 `EXPECTED_WARNINGS` alone say what is known and wanted in a server without replication.
 Messages quote pg_restore's own lines about errors, of the statement that met them only the words before its first
@@ -18,15 +18,17 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from synapse_ops.domain.database.globals_script import Statement, quote_name, split_statements, with_database_name
+from synapse_ops.domain.database.structure import Structure
 from synapse_ops.domain.progress import Progress, ReportProgress
-from synapse_ops.errors import ToolFailed, Unproven, WrongIdentity
+from synapse_ops.errors import SynapseOpsError, ToolFailed, Unproven, WrongIdentity
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.systems.host.processes import run_as, spawn
 from synapse_ops.systems.postgres.connection import connect, postgres_errors, program_parts
-from synapse_ops.systems.postgres.errors import program_error
+from synapse_ops.systems.postgres.errors import PostgresRefused, program_error
 from synapse_ops.systems.postgres.programs import PgTools
 
 POLL_S = 0.02
@@ -52,7 +54,7 @@ _DATABASE_ENTRY = re.compile(r"^\d+; \d+ \d+ (DATABASE( PROPERTIES)?|(ACL|COMMEN
 
 @dataclass(frozen=True)
 class DatabaseStatements:
-    """SQL of the database itself. creating: before the data; properties: after it (settings, privileges, comment)."""
+    """SQL of the database itself. creating: with its settings, before the data; properties: after it (privileges)."""
 
     creating: tuple[Statement, ...]
     properties: tuple[Statement, ...]
@@ -81,15 +83,18 @@ def read_database_statements(
     command: list[str | Path] = [program, "--create", "--use-list", chosen, "--file", "-", archive]
     script = run_as(None, command, timeout_s=deadline.remaining_s(), env=environment).stdout
     statements = [s for s in split_statements(script) if not s.starts("set") and not s.starts("select")]
-    creating = [s for s in statements if s.starts("create", "database") or _sets_owner(s)]
+    creating = [s for s in statements if s.starts("create", "database") or _sets_up(s)]
     names = [s.name(2) for s in creating if s.starts("create", "database")]
     if names != [database]:
         raise WrongIdentity(f'the archive holds the database {names}, not "{database}"')
     return DatabaseStatements(tuple(creating), tuple(s for s in statements if s not in creating))
 
 
-def _sets_owner(statement: Statement) -> bool:
-    return statement.starts("alter", "database") and statement.name(3) == "owner"
+def _sets_up(statement: Statement) -> bool:
+    """Say whether this sets the owner of the database, or a setting of it or of a role in it."""
+    return statement.starts("alter", "role") or (
+        statement.starts("alter", "database") and statement.name(3) in {"owner", "set"}
+    )
 
 
 def execute_statements(conninfo: str, statements: Sequence[str], *, what: str) -> None:
@@ -100,14 +105,28 @@ def execute_statements(conninfo: str, statements: Sequence[str], *, what: str) -
 
 
 def create_database(conninfo: str, statements: DatabaseStatements, name: str) -> None:
-    """Create the empty database `name` with the source's encoding, locale and owner; conninfo: of another database."""
-    execute_statements(conninfo, [s.text for s in statements.creating], what=f"CREATE DATABASE {quote_name(name)}")
+    """Create the empty database `name` with the source's encoding, locale, owner and settings.
+
+    conninfo: of another database. One that a first try left under that name, or initdb, is dropped.
+    """
+    untied = ["ALTER DATABASE template1 IS_TEMPLATE false"] if name == "template1" else []
+    drop = f"DROP DATABASE IF EXISTS {quote_name(name)} WITH (FORCE)"
+    statement_texts = [*untied, drop, *(s.text for s in statements.creating)]
+    execute_statements(conninfo, statement_texts, what=f"CREATE DATABASE {quote_name(name)}")
+
+
+def drop_what_the_source_lacks(conninfo: str, structure: Structure) -> None:
+    """Drop what every new database has, when its source had dropped it. conninfo: of the new database."""
+    usual = {"schema: public": "DROP SCHEMA public", "extension: plpgsql": "DROP EXTENSION plpgsql"}
+    lacking = [statement for name, statement in usual.items() if name not in structure.entries]
+    if lacking:
+        execute_statements(conninfo, lacking, what="the removal of what the source lacks")
 
 
 def apply_properties(conninfo: str, statements: DatabaseStatements, name: str) -> None:
-    """Apply the database's own settings, privileges and comment; conninfo: of another database."""
+    """Apply the database's own privileges, limits and comment; conninfo: of another database."""
     execute_statements(
-        conninfo, [s.text for s in statements.properties], what=f"settings of database {quote_name(name)}"
+        conninfo, [s.text for s in statements.properties], what=f"privileges of database {quote_name(name)}"
     )
 
 
@@ -120,6 +139,7 @@ def run_pg_restore(
     archive: Path,
     conninfo: str,
     *,
+    create: Callable[[], None],
     options: Sequence[str] = (),
     scratch_dir: Path,
     deadline: Deadline,
@@ -127,10 +147,37 @@ def run_pg_restore(
 ) -> None:
     """Restore everything but the database itself; `report` is called about twice a second meanwhile.
 
-    conninfo: of the new empty database; its password travels in the environment, never in argv.
+    create: makes the empty database, again when the first try has filled it. conninfo: of that database; its password
+    travels in the environment, never in argv. Where parallel jobs fail, a single one tries once more: its rows come in
+    the order of the archive, on which a CHECK that looks into another table may depend.
     Raises ToolFailed with pg_restore's own messages, or what `program_error` makes of them, Unproven for a warning,
     DeadlineExceeded (it is killed then).
     """
+    jobs = jobs_for_this_host()
+    run = partial(_run_passes, tools, archive, conninfo, scratch_dir=scratch_dir, deadline=deadline, report=report)
+    create()
+    try:
+        run([*options, f"--jobs={jobs}"])
+    except (ToolFailed, Unproven) as fault:
+        if jobs == 1 or isinstance(fault, PostgresRefused):
+            raise
+        try:
+            create()
+        except SynapseOpsError:
+            raise fault from None
+        run([*options, "--jobs=1"])
+
+
+def _run_passes(
+    tools: PgTools,
+    archive: Path,
+    conninfo: str,
+    options: Sequence[str],
+    *,
+    scratch_dir: Path,
+    deadline: Deadline,
+    report: Callable[[], None],
+) -> None:
     log_path = scratch_dir / "pg_restore.log"
     program: list[str | Path] = [tools.path("pg_restore"), "--exit-on-error", *options]
     for sections in _PASSES:

@@ -307,6 +307,7 @@ def _source_record(source: _Source) -> DumpSource:
         encoding=facts.encoding,
         collation=facts.collation,
         collation_version=facts.collation_version,
+        bootstrap_role=facts.bootstrap_role,
     )
 
 

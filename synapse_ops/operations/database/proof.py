@@ -33,9 +33,8 @@ def prove_dump(proof: Proof) -> None:
         reader = BackupReader(proof.repository, proof.place, record, OBJECTS, **proof.limits())
         with proof.phase("read"):
             staged = deadline.run(lambda: stage_backup(reader, proof.place, record, directory.scratch_dir))
-        superuser = staged.globals_script.bootstrap_role
         with throwaway_server(
-            directory, tools=tools, superuser=superuser, database_size_bytes=size_bytes, deadline=deadline
+            directory, tools=tools, superuser=staged.superuser, database_size_bytes=size_bytes, deadline=deadline
         ) as throwaway:
             with proof.phase("restore"):
                 restore_into_throwaway(

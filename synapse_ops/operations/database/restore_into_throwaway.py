@@ -11,8 +11,8 @@ from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.database.archive_restore import (
     apply_properties,
     create_database,
+    drop_what_the_source_lacks,
     execute_statements,
-    jobs_for_this_host,
     read_database_statements,
     run_pg_restore,
     size_reporter,
@@ -37,15 +37,17 @@ def restore_into_throwaway(
     in_place = ["SET allow_in_place_tablespaces = on"] if staged.globals_script.tablespaces else []
     execute_statements(elsewhere, [*in_place, *roles], what="the roles of the backup")
     statements = read_database_statements(tools, staged.archive, name, scratch_dir=scratch_dir, deadline=deadline)
-    if name == "postgres":
-        execute_statements(elsewhere, ["DROP DATABASE postgres"], what="DROP DATABASE postgres in a throwaway")
-    create_database(elsewhere, statements, name)
+
+    def create() -> None:
+        create_database(elsewhere, statements, name)
+        drop_what_the_source_lacks(throwaway.conninfo(name), staged.structure)
+
     report = size_reporter(elsewhere, name, record.source.database_size_bytes, progress)
     run_pg_restore(
         tools,
         staged.archive,
         throwaway.conninfo(name),
-        options=[f"--jobs={jobs_for_this_host()}"],
+        create=create,
         scratch_dir=scratch_dir,
         deadline=deadline,
         report=report,

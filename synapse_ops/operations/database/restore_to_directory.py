@@ -92,7 +92,7 @@ def apply(run: RestoreRun, target: DirectoryTarget, work_dir: Path) -> RestoreRe
         ) as throwaway_dir,
     ):
         staged = run.stage(throwaway_dir.scratch_dir)
-        superuser = staged.globals_script.bootstrap_role
+        superuser = staged.superuser
         with throwaway_server(
             throwaway_dir,
             tools=planned.tools,

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from psycopg import sql
@@ -21,20 +23,22 @@ from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.domain.database.globals_script import GlobalsScript, statements_for_missing_roles, without_tablespace
 from synapse_ops.domain.database.structure import SHARED_KINDS
-from synapse_ops.errors import ConfigError, IntegrityError, Refused, SynapseOpsError, TargetNotEmpty
+from synapse_ops.errors import ConfigError, IntegrityError, Refused, SynapseOpsError, TargetNotEmpty, Unreachable
 from synapse_ops.operations.backup.restoring import RestoreReport
 from synapse_ops.operations.backup.throwaway_directory import sweep_throwaways, throwaway_directory
 from synapse_ops.operations.database.archive_restore import (
+    DatabaseStatements,
     apply_properties,
     create_database,
+    drop_what_the_source_lacks,
     execute_statements,
-    jobs_for_this_host,
     read_database_statements,
     run_pg_restore,
     size_reporter,
 )
 from synapse_ops.operations.database.restore_run import RestoreRun
 from synapse_ops.operations.database.restore_target import DumpRestorePlan, ServerTarget
+from synapse_ops.operations.database.staged_dump import StagedBackup
 from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
 from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools
 
@@ -57,6 +61,7 @@ def plan(
         raise ConfigError(
             f'database name "{target.database}" is not valid: it must be 1 to {NAME_LIMIT_BYTES} bytes long'
         )
+    target = _with_a_database_that_exists(target, "template1", place.subject)
     with connect(target.conninfo) as connection, postgres_errors(f"the catalogs of {describe(target.conninfo)}"):
         row = connection.execute(_FACTS).fetchone()
     if row is None:
@@ -81,6 +86,20 @@ def plan(
         tablespaces_missing=lacking,
         notes=tuple(_notes(record, script, missing, lacking, databases)),
     )
+
+
+def _with_a_database_that_exists(target: ServerTarget, *others: str) -> ServerTarget:
+    """Return the target connected through its own maintenance database, or through another where that was dropped."""
+    try:
+        connect(target.conninfo).close()
+    except (ConfigError, Unreachable) as refused:
+        for name in others:
+            candidate = make_conninfo(target.conninfo, dbname=name)
+            with contextlib.suppress(ConfigError, Unreachable):
+                connect(candidate).close()
+                return replace(target, conninfo=candidate)
+        raise refused from None
+    return target
 
 
 def _refuse(
@@ -161,15 +180,14 @@ def apply(run: RestoreRun, target: ServerTarget, work_dir: Path) -> RestoreRepor
             lacking = bool(current.tablespaces_missing)
             if lacking:
                 renamed = renamed.changed(without_tablespace)
-            create_database(target.conninfo, renamed, name)
-            _say_incomplete(target, name, place)
-            options = [f"--jobs={jobs_for_this_host()}", *(["--no-tablespaces"] if lacking else [])]
+            create = partial(_create, target, place, name, conninfo, renamed, staged)
             report = size_reporter(target.conninfo, name, planned.size_bytes, run.progress)
             run_pg_restore(
                 current.tools,
                 staged.archive,
                 conninfo,
-                options=options,
+                create=create,
+                options=["--no-tablespaces"] if lacking else [],
                 scratch_dir=scratch.scratch_dir,
                 deadline=deadline,
                 report=report,
@@ -179,6 +197,19 @@ def apply(run: RestoreRun, target: ServerTarget, work_dir: Path) -> RestoreRepor
             run.compare(staged, conninfo, without_kinds=tuple(SHARED_KINDS), without_tablespaces=lacking)
             _rename(target, name)
     return run.report(current)
+
+
+def _create(
+    target: ServerTarget,
+    place: BackupPlace,
+    name: str,
+    conninfo: str,
+    statements: DatabaseStatements,
+    staged: StagedBackup,
+) -> None:
+    create_database(target.conninfo, statements, name)
+    _say_incomplete(target, name, place)
+    drop_what_the_source_lacks(conninfo, staged.structure)
 
 
 @contextlib.contextmanager

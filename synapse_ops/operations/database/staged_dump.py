@@ -26,12 +26,16 @@ OBJECTS = (DUMP, GLOBALS, FINGERPRINT, STRUCTURE)
 
 @dataclass(frozen=True)
 class StagedBackup:
-    """A dump whose every byte has been verified. archive: pg_dump's custom format, decrypted, in scratch space."""
+    """A dump whose every byte has been verified. archive: pg_dump's custom format, decrypted, in scratch space.
+
+    superuser: the one that initdb makes, in the source as in a new cluster.
+    """
 
     archive: Path
     globals_script: GlobalsScript
     fingerprint: Fingerprint
     structure: Structure
+    superuser: str
 
 
 def stage_backup(reader: BackupReader, place: BackupPlace, record: DumpRecord, scratch_dir: Path) -> StagedBackup:
@@ -46,7 +50,8 @@ def stage_backup(reader: BackupReader, place: BackupPlace, record: DumpRecord, s
     archive = scratch_dir / DUMP
     with archive.open("wb") as sink:
         reader.read(DUMP, sink)
-    return StagedBackup(archive, script, fingerprint, structure)
+    superuser = record.source.bootstrap_role or script.bootstrap_role
+    return StagedBackup(archive, script, fingerprint, structure, superuser)
 
 
 def _check_counts(place: BackupPlace, record: DumpRecord, fingerprint: Fingerprint) -> None:

@@ -33,7 +33,8 @@ SELECT unnest(s.setconfig) FROM pg_db_role_setting s JOIN pg_database d ON d.oid
 _FACTS = """
 SELECT current_setting('server_version'), current_setting('server_version_num')::int, pg_is_in_recovery(),
        pg_database_size(d.oid), pg_encoding_to_char(d.encoding), d.datcollate,
-       pg_database_collation_actual_version(d.oid), (SELECT timeline_id FROM pg_control_checkpoint())
+       pg_database_collation_actual_version(d.oid), (SELECT timeline_id FROM pg_control_checkpoint()),
+       pg_get_userbyid(10)
   FROM pg_database d WHERE d.datname = current_database()"""
 
 _POSITION = """
@@ -44,7 +45,10 @@ SELECT clock_timestamp(),
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """Facts of the server and the connected database. timeline: of its last checkpoint."""
+    """Facts of the server and the connected database. timeline: of its last checkpoint.
+
+    bootstrap_role: the superuser that initdb made, whatever its name is by now.
+    """
 
     version: str
     version_num: int
@@ -54,6 +58,7 @@ class ServerFacts:
     collation: str
     collation_version: str | None
     timeline: int
+    bootstrap_role: str
 
     @property
     def major(self) -> int:

@@ -103,7 +103,7 @@ SELECT format('%I %s %s', pg_get_userbyid(d.defaclrole),
        {attributes(privileges=sorted_texts("d.defaclacl"))}
   FROM pg_default_acl d"""
 
-_INFORMATION = "'information_schema'::regnamespace"  # pg_dump never looks into it
+_INFORMATION = "coalesce(to_regnamespace('information_schema'), 0::oid)"  # pg_dump never looks into it
 
 # Objects of initdb and of extensions whose privileges were changed afterwards: pg_dump carries the change.
 _CHANGED_PRIVILEGES = "\nUNION ALL".join(
@@ -127,7 +127,7 @@ SELECT format('%s %s', i.type, i.identity), {attributes(privileges=privileges(f"
 _COMMENTS = f"""
 SELECT format('%s %s', i.type, i.identity), {attributes(text="d.description")}
   FROM pg_description d, pg_identify_object(d.classoid, d.objoid, d.objsubid) i
- WHERE (d.objoid >= 16384 OR (d.classoid = 'pg_namespace'::regclass AND d.objoid = 'public'::regnamespace))
+ WHERE (d.objoid >= 16384 OR (d.classoid = 'pg_namespace'::regclass AND d.objoid = to_regnamespace('public')))
    AND i.identity IS NOT NULL  -- a subscription's comment survives it
    AND NOT EXISTS (SELECT FROM pg_depend m WHERE m.deptype = 'e' AND m.classid = d.classoid AND m.objid = d.objoid)"""
 

@@ -292,7 +292,7 @@ def test_no_program_has_the_password_in_argv_or_environment_or_message(rich: str
 
 def test_a_pg_dump_older_than_the_server_is_refused_with_both_versions() -> None:
     """An older pg_dump can lose what it does not know: refused before anything is written."""
-    future = ServerFacts("99.1", 990001, False, 0, "UTF8", "C", None, 1)
+    future = ServerFacts("99.1", 990001, False, 0, "UTF8", "C", None, 1, "postgres")
 
     with pytest.raises(Refused) as raised:
         _fitting_tools(future)
