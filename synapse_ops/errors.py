@@ -18,6 +18,7 @@
     |-- Unproven                        exit 14   a check could not be completed; never a pass
     |   |-- KeyMissing                            no available key opens an encrypted object
     |-- ToolFailed                      exit 15   an external program failed; secrets are masked
+    |-- HostFailed                      exit 15   this host lacks what the work needs: disk space, memory, open files
     |-- DriftFound                      exit 16   live differs from rendered
     |-- Unhealthy                       exit 17   a probed endpoint or server is degraded or failed
 
@@ -178,6 +179,12 @@ class ToolFailed(SynapseOpsError):
         self.argv = tuple(argv)
         self.status = status
         self.stderr_tail = stderr_tail
+
+
+class HostFailed(SynapseOpsError):
+    """This host lacks what the work needs: disk space, memory, open files."""
+
+    exit_code = 15
 
 
 class DriftFound(SynapseOpsError):

@@ -13,6 +13,7 @@ import click
 from synapse_ops.cli.options import Place, stack_options
 from synapse_ops.cli.tables import format_bytes, show_table
 from synapse_ops.errors import SynapseOpsError
+from synapse_ops.systems.host.errors import host_errors
 
 if TYPE_CHECKING:
     from synapse_ops.domain.progress import ReportProgress
@@ -63,7 +64,7 @@ def _plan(place: Place, kinds: tuple[str, ...], *, as_json: bool) -> None:
     first_error: SynapseOpsError | None = None
     for kind in kinds:
         try:
-            with progress_bar() as progress, _verbs(place, kind) as (make, _):
+            with host_errors(place.state_dir), progress_bar() as progress, _verbs(place, kind) as (make, _):
                 plan = make(progress)
         except SynapseOpsError as error:
             first_error = first_error or error

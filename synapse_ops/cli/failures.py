@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from synapse_ops.errors import SynapseOpsError, worst_exit_code
+from synapse_ops.systems.host.errors import host_error
 
 
 def show_error(error: SynapseOpsError, *, as_json: bool) -> None:
@@ -30,13 +31,23 @@ def show_error(error: SynapseOpsError, *, as_json: bool) -> None:
 
 
 def error_of_bug(bug: Exception) -> SynapseOpsError:
-    """Return an exception that nothing expected as an error that names the log file with its traceback."""
-    handle, name = tempfile.mkstemp(prefix="synapse-ops-", suffix=".log")
-    with os.fdopen(handle, "w", encoding="utf-8") as log:
-        traceback.print_exception(bug, file=log)
+    """Return an exception that nothing expected as an error that names the log file with its traceback.
+
+    What the kernel says of a file or a limit, such as a full disk, is no bug.
+    """
+    known = host_error(bug) if isinstance(bug, OSError) else None
+    if known is not None:
+        return known
+    try:
+        handle, name = tempfile.mkstemp(prefix="synapse-ops-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8") as log:
+            traceback.print_exception(bug, file=log)
+        where = f"the traceback is in {name}"
+    except OSError as full:
+        where = f"its traceback could not be written: {full.strerror}"
     return SynapseOpsError(
         f"internal error: {type(bug).__name__}",
-        detail=f"the traceback is in {name}",
+        detail=where,
         hint="This is a bug. Please report it with that log file.",
     )
 

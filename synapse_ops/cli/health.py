@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import click
 
 from synapse_ops.cli.options import Place, stack_options
 from synapse_ops.cli.tables import console, format_age, table_of
-from synapse_ops.errors import SynapseOpsError, Unhealthy, Unproven
+from synapse_ops.errors import Refused, SynapseOpsError, Unhealthy, Unproven, Unreachable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,12 +57,17 @@ def command(place: Place, *, watch: bool, as_json: bool) -> None:
 def _read(place: Place) -> HealthReport:
     from synapse_ops.operations.health.report import ask_once, is_watched, read_health
 
-    state_dir = place.state_dir.absolute()
+    state_dir, fault = place.state_dir.absolute(), ""
     if is_watched(state_dir):
-        report = read_health(state_dir, datetime.now(UTC))
-        if report.rows:
-            return report
-    return ask_once(place.stack())
+        try:
+            report = read_health(state_dir, datetime.now(UTC))
+        except (Refused, Unreachable) as unread:
+            fault = unread.message
+        else:
+            if report.rows and not report.is_overdue:
+                return report
+            fault = "it has stored nothing for longer than was due" if report.rows else ""
+    return replace(ask_once(place.stack()), prober_fault=fault)
 
 
 def _watch(place: Place) -> None:
@@ -115,7 +121,12 @@ def _uptime(row: HealthRow) -> str:
 
 def _footer(report: HealthReport) -> list[str]:
     lines = []
-    if not report.is_watched:
+    if report.prober_fault:
+        lines.append(
+            f"a prober runs, but {report.prober_fault}: each check ran once, just now. Is the disk of the state"
+            " directory full?"
+        )
+    elif not report.is_watched:
         lines.append("no prober is running: each check ran once, just now; `synapse-ops local up` or `ui` starts one")
     for repository, found in (report.protection or {}).items():
         for subject, moments in found.get("subjects", {}).items():
@@ -143,6 +154,10 @@ def error_of(report: HealthReport) -> SynapseOpsError | None:
     hint = "docs/health.md describes each state and its limits."
     if bad:
         return Unhealthy(f"{len(bad)} of {len(report.rows)} checks are not healthy", detail=detail, hint=hint)
+    if report.prober_fault and not unknown:
+        return Unproven(
+            f"a prober runs, but {report.prober_fault}", hint="See its log, and the state directory's disk."
+        )
     if unknown or not report.rows:
         return Unproven(f"the state of {len(unknown)} of {len(report.rows)} checks is unknown", detail=detail)
     return None

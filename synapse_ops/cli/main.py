@@ -100,8 +100,9 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; say nothing more
         sys.exit(0)
     except Exception as bug:  # noqa: BLE001 - the last resort: an operator never sees a traceback
-        show_error(error_of_bug(bug), as_json=wants_json)
-        sys.exit(1)
+        last = error_of_bug(bug)
+        show_error(last, as_json=wants_json)
+        sys.exit(last.exit_code)
 
 
 def _help_hint(usage: click.ClickException) -> str:

@@ -44,8 +44,19 @@ def state_dir_option(meaning: str) -> Callable[[Any], Any]:
         envvar="SYNAPSE_STATE_DIR",
         default=Path(".synapse"),
         show_default=True,
+        callback=_refuse_circle,
         help=meaning,
     )
+
+
+def _refuse_circle(_: click.Context, __: click.Parameter, path: Path) -> Path:
+    try:
+        path.resolve()
+    except (RuntimeError, OSError):  # which of the two depends on Python's version
+        raise ConfigError(
+            f'state directory "{path}" is a circle of symbolic links', hint="Name another one with --state-dir."
+        ) from None
+    return path
 
 
 def timeout_option(meaning: str) -> Callable[[Any], Any]:

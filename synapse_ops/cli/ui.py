@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import click
 
 from synapse_ops.cli.options import Place, stack_options
+from synapse_ops.systems.host.errors import host_errors
 
 
 @click.command(name="ui")
@@ -33,7 +34,7 @@ def command(port: int | None, new_url: bool, place: Place) -> None:
         click.echo(dagster.url_of_running(place.state_dir.absolute()))
         return
     state_dir = place.state_dir.absolute()
-    with running_stack(state_dir) if has_embedded_stack(state_dir) else nullcontext():
+    with host_errors(state_dir), running_stack(state_dir) if has_embedded_stack(state_dir) else nullcontext():
         service = dagster.DagsterService(state_dir, place.found_spec(), port=port)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: service.supervisor.stop())

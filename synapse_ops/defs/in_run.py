@@ -22,6 +22,7 @@ def operation_of(run_id: str, instance: dg.DagsterInstance) -> Iterator[None]:
 
     Our own errors become failures that say message, detail and hint, and that the framework never retries.
     """
+    from synapse_ops.systems.host.errors import host_error
     from synapse_ops.systems.log_output import bind_correlation_id, configure_logging
 
     configure_logging()
@@ -31,6 +32,11 @@ def operation_of(run_id: str, instance: dg.DagsterInstance) -> Iterator[None]:
         yield
     except SynapseOpsError as error:
         raise failure_of(error) from error
+    except OSError as error:
+        known = host_error(error)
+        if known is None:
+            raise
+        raise failure_of(known) from error
 
 
 def failure_of(error: SynapseOpsError) -> dg.Failure:

@@ -25,6 +25,7 @@ from synapse_ops.local.layout import StackLayout, find_layout, make_layout
 from synapse_ops.local.stack import SERVER_NAMES, StackServers, make_stack
 from synapse_ops.local.stack_spec import write_spec
 from synapse_ops.local.state import ServerState, StackState, read_state, write_state
+from synapse_ops.systems.host.errors import host_errors
 from synapse_ops.systems.host.processes import ProcessMark, end_process, processes_in
 from synapse_ops.systems.postgres.server import FENCE_MARKER, make_socket_dir, remove_socket_dir
 
@@ -68,7 +69,7 @@ def start_stack(
         ready.append(stage)
         progress(Progress(f"{stage} is ready", len(ready), len(SERVER_NAMES), "servers"))
 
-    with _locked(layout), _disk_faults(), _without_libpq_defaults():
+    with _locked(layout), host_errors(layout.root), _without_libpq_defaults():
         state = read_state(layout.state_file)
         stack = make_stack(layout, state.ports)
         if state.owner is not None and not state.owner.is_alive():
@@ -133,16 +134,6 @@ def _without_libpq_defaults() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-@contextmanager
-def _disk_faults() -> Iterator[None]:
-    """Give a full disk, or a folder that was taken away, a message of ours."""
-    try:
-        yield
-    except OSError as error:
-        what = error.strerror or type(error).__name__
-        raise SynapseOpsError(f"could not run the embedded stack: {what}", detail=str(error.filename or "")) from error
 
 
 def _describe(stack: StackServers) -> dict[str, ServerState]:

@@ -12,6 +12,7 @@ import pytest
 
 from synapse_ops.cli.main import main
 from synapse_ops.domain.health.states import State
+from synapse_ops.operations.health.history import history_file
 from tests.health_history import WrittenHistory, watched
 from tests.misbehaving import MisbehavingServer, misbehaving
 
@@ -89,11 +90,31 @@ def test_with_a_prober_its_history_is_shown(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_what_nobody_knows_is_exit_code_14(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A prober that hangs leaves verdicts overdue: unknown is never a pass."""
-    write_spec(tmp_path, api="http://127.0.0.1:9/")
-    history = WrittenHistory(tmp_path, ["api"], datetime.now(UTC) - timedelta(hours=1))
+    """One probe whose verdict is overdue: unknown is never a pass."""
+    write_spec(tmp_path, api="http://127.0.0.1:9/", other="http://127.0.0.1:9/")
+    now = datetime.now(UTC)
+    history = WrittenHistory(tmp_path, ["api", "other"], now - timedelta(hours=1))
     history.add("api", H, H)
+    history.add("other", *[H] * 120)
 
     with watched(tmp_path):
         assert health(tmp_path) == 14
     assert "no verdict since" in capsys.readouterr().out
+
+
+def test_a_prober_that_stores_nothing_is_not_believed_and_everything_is_asked_once(
+    server: MisbehavingServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It hangs, or its disk is full: then it knows more than its history. What fails now is told; and it is no pass."""
+    history = WrittenHistory(tmp_path, ["api"], datetime.now(UTC) - timedelta(hours=1))
+    history.add("api", H, H)
+
+    with watched(tmp_path):
+        write_spec(tmp_path, api=server.url("/error-body"))
+        assert health(tmp_path) == 17
+        assert 'answered 200 with "error" in the body' in capsys.readouterr().out
+        write_spec(tmp_path, api=server.url("/ok"))
+        assert health(tmp_path) == 14
+        assert "a prober runs, but it has stored nothing for longer than was due" in capsys.readouterr().out
+        history_file(tmp_path).unlink()
+        assert health(tmp_path) == 14

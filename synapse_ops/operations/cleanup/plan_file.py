@@ -4,12 +4,16 @@
     <state_dir>/plans/<kind>-<digest>.applied.jsonl   what an apply left out and why; its trailer says that it is done
     <state_dir>/locks/cleanup-<kind>.lock             held (flock) while a plan of that kind is applied
 
+A cleanup is for full disks: where the state directory's has no room, these are written to a folder of this user's in
+memory or in the temporary directory instead, whose name is derived from the state directory's. Both are read.
+
 The digest covers the policy and every entry, and no reading of a clock: planning twice without a change gives one
 digest. The time it was made is in the header only. A plan older than MAX_AGE, or applied since it was made, is refused.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -17,13 +21,14 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from synapse_ops.errors import ConfigError, DocumentUnreadable, LeaseHeld, PlanChanged, SynapseOpsError
+from synapse_ops.systems.host.spare_folder import known_folders, make_folder
 
 FORMAT_VERSION = 1
 MAX_AGE = timedelta(hours=24)  # an approval is for what lies there today
@@ -110,8 +115,7 @@ class Draft:
 @contextmanager
 def write_plan(state_dir: Path, kind: str, policy: Mapping[str, Any], now: datetime) -> Iterator[Draft]:
     """Make a plan: the block adds entries and totals; the document appears whole under its digest, or not at all."""
-    folder = state_dir / "plans"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = make_folder(state_dir, "plans")
     _remove_superseded(folder, kind, now)
     making = folder / f".{kind}-{secrets.token_hex(8)}.making"
     header = {"format_version": FORMAT_VERSION, "kind": kind, "made_at": now.isoformat(), "policy": dict(policy)}
@@ -199,9 +203,15 @@ def find_kind(state_dir: Path, digest: str) -> str:
     """Return the kind of the plan with a digest. Raises ConfigError for no digest, PlanChanged for no such plan."""
     _check_digest(digest)
     for kind in KINDS:
-        if (state_dir / "plans" / f"{kind}-{digest}.jsonl").is_file():
+        if _find(state_dir, f"{kind}-{digest}.jsonl") is not None:
             return kind
     raise _no_plan(digest)
+
+
+def _find(state_dir: Path, name: str) -> Path | None:
+    """Return the newest file of this name in the folders of plans; None where there is none."""
+    there = [path for folder in known_folders(state_dir, "plans") if (path := folder / name).is_file()]
+    return max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 @contextmanager
@@ -213,11 +223,15 @@ def apply_plan(state_dir: Path, kind: str, digest: str, now: datetime) -> Iterat
     Raises PlanChanged (no such plan, edited, too old, used), LeaseHeld, ConfigError (no digest).
     """
     _check_digest(digest)
-    folder = state_dir / "plans"
-    with _lock(state_dir, kind, now), _open(folder / f"{kind}-{digest}.jsonl", kind, digest) as plan:
-        applied = folder / f"{kind}-{digest}.applied.jsonl"
-        _refuse_used(applied, plan, digest)
+    path, name = _find(state_dir, f"{kind}-{digest}.jsonl"), f"{kind}-{digest}.applied.jsonl"
+    if path is None:
+        raise _no_plan(digest)
+    with _lock(state_dir, kind, now), _open(path, kind, digest) as plan:
+        used = _find(state_dir, name)
+        if used is not None:
+            _refuse_used(used, plan, digest)
         _refuse_old(plan, kind, digest, now)
+        applied = make_folder(state_dir, "plans") / name
         with applied.open("wb") as file:
             outcome = Outcome(path=applied, _file=file)
             try:
@@ -242,19 +256,29 @@ def apply_plan(state_dir: Path, kind: str, digest: str, now: datetime) -> Iterat
 
 @contextmanager
 def _lock(state_dir: Path, kind: str, now: datetime) -> Iterator[None]:
-    folder = state_dir / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"cleanup-{kind}.lock").open("a+", encoding="utf-8") as lock:
+    with _lock_file(state_dir, f"cleanup-{kind}.lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            owner = lock.read().strip() or "another process of this host"
+            owner = lock.read().decode(errors="replace").strip() or "another process of this host"
             raise LeaseHeld(f"cleanup-{kind}", owner=owner, expires_at=now + timedelta(minutes=1)) from None
-        lock.truncate(0)
-        lock.write(f"cleanup, pid {os.getpid()}")
-        lock.flush()
+        with suppress(OSError):  # a full disk: the lock is what counts
+            lock.truncate(0)
+            lock.write(f"cleanup, pid {os.getpid()}".encode())
         yield
+
+
+def _lock_file(state_dir: Path, name: str) -> BinaryIO:
+    """Open the lock, unbuffered, in the state directory where an empty file can still be made there."""
+    try:
+        folder = state_dir / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / name).open("ab+", buffering=0)
+    except OSError as full:
+        if full.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        return (make_folder(state_dir, "locks") / name).open("ab+", buffering=0)
 
 
 @contextmanager

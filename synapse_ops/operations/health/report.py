@@ -54,6 +54,7 @@ class HealthReport:
     """All probed things at one moment. is_watched: a prober runs; otherwise the verdicts are single ones, asked now.
 
     changes: of the last day, the newest first. protection: what the prober read of the repository; None: not yet.
+    prober_fault: why a prober that runs was not believed; "" for none.
     """
 
     rows: tuple[HealthRow, ...]
@@ -61,6 +62,12 @@ class HealthReport:
     is_watched: bool
     changes: tuple[Change, ...] = ()
     protection: Mapping[str, Any] | None = None
+    prober_fault: str = ""
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether a prober has stored nothing of any probe for longer than was due."""
+        return bool(self.rows) and all(row.condition is not row.probe.condition for row in self.rows)
 
     def of(self, state: State) -> tuple[HealthRow, ...]:
         return tuple(row for row in self.rows if row.condition.state is state)
