@@ -64,9 +64,9 @@ class MemoryStore:
     def read_listed(self, key: str, size_bytes: int, etag: str, *, max_bytes: int) -> bytes:
         return self.read_bytes(key, etag=etag, max_bytes=max(max_bytes, size_bytes))
 
-    def read_with_etag(self, key: str) -> tuple[bytes, str] | None:
+    def read_with_etag(self, key: str, *, max_bytes: int = 1 << 16) -> tuple[bytes, str] | None:
         found = self.objects.get(key)
-        return None if found is None else (found[0], _etag(found[0]))
+        return None if found is None else (found[0][:max_bytes], _etag(found[0]))
 
     def head(self, key: str) -> ObjectInfo | None:
         found = self.objects.get(key)

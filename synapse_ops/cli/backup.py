@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from synapse_ops.cli.failures import Failures, print_json
+from synapse_ops.cli.failures import Failures
 from synapse_ops.cli.options import Place, repository_options, stack_options, subject_of
 from synapse_ops.cli.tables import fact_rows, format_age, format_bytes, format_fact, format_moment, show_table
+from synapse_ops.cli.terminal import echo, print_json
 from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ def now(subjects: tuple[str, ...], place: Place, *, as_json: bool) -> None:
     if as_json:
         failures.end({"set_id": set_id, "backups": [report.as_json() for report in taken]})
     for report in taken:
-        click.echo(_render_taken(report))
+        echo(_render_taken(report))
     if not taken and not failures.rows:
-        click.echo("nothing to back up: the servers hold no subject of this kind")
+        echo("nothing to back up: the servers hold no subject of this kind")
     failures.end()
 
 
@@ -184,12 +185,12 @@ def _show_catalog(url: str, catalog: Catalog) -> None:
         title=f"{len(catalog.backups)} backups in {url}",
     )
     for row in catalog.left_overs:
-        click.echo(
+        echo(
             f"left-over: {row.place.prefix} has no backup.json; {row.object_count} objects, "
             f"{format_bytes(row.size_bytes)}, touched {format_age(catalog.read_at - row.touched_at)} ago"
         )
     if catalog.foreign_count:
-        click.echo(f"foreign: {catalog.foreign_count} objects that this tool did not write, and leaves alone")
+        echo(f"foreign: {catalog.foreign_count} objects that this tool did not write, and leaves alone")
 
 
 @command.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ import click
 
 from synapse_ops.cli.options import Place, stack_options
 from synapse_ops.cli.tables import format_bytes, show_table
+from synapse_ops.cli.terminal import echo, print_json
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.systems.host.errors import host_errors
 
@@ -70,13 +70,13 @@ def _plan(place: Place, kinds: tuple[str, ...], *, as_json: bool) -> None:
             first_error = first_error or error
             bodies.append({"kind": kind, "error": {"code": error.code, "message": error.message, "hint": error.hint}})
             if not as_json and error is not first_error:
-                click.echo(error.render(), err=True)
+                echo(error.render(), err=True)
             continue
         bodies.append(_plan_data(plan))
         if not as_json:
             _show_plan(plan)
     if as_json:
-        click.echo(json.dumps({"plans": bodies}, indent=2))
+        print_json({"plans": bodies})
     if first_error is not None:
         raise first_error
 
@@ -94,7 +94,7 @@ def _apply(place: Place, digests: tuple[str, ...], *, as_json: bool) -> None:
         if not as_json:
             _show_outcome(kind, digest, outcome)
     if as_json:
-        click.echo(json.dumps({"applied": bodies}, indent=2))
+        print_json({"applied": bodies})
 
 
 Verbs = tuple[Callable[["ReportProgress"], "StoredPlan"], Callable[[str, "ReportProgress"], "Outcome"]]
@@ -158,12 +158,12 @@ def _show_plan(plan: StoredPlan) -> None:
     rows = [(row["action"], subject_of(row, plan.policy), _size(row), row["reason"]) for row in plan.first_rows]
     if rows:
         show_table(("action", "what", ">size", "because"), rows, title=plan.kind)
-    click.echo(f"{plan.kind}: " + ", ".join(_words(plan.totals)))
+    echo(f"{plan.kind}: " + ", ".join(_words(plan.totals)))
     for warning in plan.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(f"  plan {plan.digest}, whole in {plan.path}")
+        echo(f"warning: {warning}", err=True)
+    echo(f"  plan {plan.digest}, whole in {plan.path}")
     acts = any(row["action"] != "keep" for row in plan.first_rows)  # what a plan does stands before what it keeps
-    click.echo(f"  apply it with: synapse-ops cleanup --apply {plan.digest}\n" if acts else "  nothing to apply\n")
+    echo(f"  apply it with: synapse-ops cleanup --apply {plan.digest}\n" if acts else "  nothing to apply\n")
 
 
 def _show_outcome(kind: str, digest: str, outcome: Outcome) -> None:
@@ -173,7 +173,7 @@ def _show_outcome(kind: str, digest: str, outcome: Outcome) -> None:
     if rows:
         show_table(("action", "left alone", "because"), rows, title=f"{kind}: changed since the plan")
     done = ", ".join(f"{action} {count:,}" for action, count in sorted(outcome.done.items())) or "nothing"
-    click.echo(
+    echo(
         f"{kind}: plan {digest} applied: {done}; freed {format_bytes(outcome.freed_bytes)}; "
         f"left alone {outcome.skipped:,}"
     )

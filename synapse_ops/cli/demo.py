@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from synapse_ops.cli.options import Place, state_dir_option
+from synapse_ops.cli.terminal import echo
 from synapse_ops.errors import ConfigError, SynapseOpsError, Unproven
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def command(size: str, state_dir: Path) -> None:
         _show(stack, cleaned, began)
         with _step("stopping what was started; the data stays in " + str(_short(state_dir))):
             started.close()
-    click.echo("\nOpen the same Dagster instance, its runs and its lineage:  make ui")
+    echo("\nOpen the same Dagster instance, its runs and its lineage:  make ui")
 
 
 def _parsed_size(text: str) -> int:
@@ -87,9 +88,9 @@ def _step(what: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        click.echo(f"  failed after {time.monotonic() - began:.1f} s: {what}", err=True)
+        echo(f"  failed after {time.monotonic() - began:.1f} s: {what}", err=True)
         raise
-    click.echo(f"  {time.monotonic() - began:5.1f} s  {what}", err=True)
+    echo(f"  {time.monotonic() - began:5.1f} s  {what}", err=True)
 
 
 def _short(path: Path) -> Path:
@@ -190,8 +191,8 @@ def _show(stack: Stack, cleaned: Mapping[str, Mapping[str, Any]], began: float) 
     terminal = Terminal(width=140)
     for table in (protected_table((databases, vectors)), health_table(health), cleanup_table(cleaned)):
         terminal.print(table)
-    click.echo(f"databases: {databases.totals}\nvectors:   {vectors.totals}")
-    click.echo(f"Finished in {time.monotonic() - began:.0f} s.")
+    echo(f"databases: {databases.totals}\nvectors:   {vectors.totals}")
+    echo(f"Finished in {time.monotonic() - began:.0f} s.")
     unproven = (*databases.unproven, *vectors.unproven)
     if unproven:
         raise Unproven("the newest backup is not proven", detail="\n".join(unproven))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from synapse_ops.cli.failures import Failures, print_json
+from synapse_ops.cli.failures import Failures
 from synapse_ops.cli.options import Place, Source, repository_options, subject_of
 from synapse_ops.cli.tables import format_bytes, format_moment, show_table
+from synapse_ops.cli.terminal import echo, print_json
 from synapse_ops.errors import ConfigError, PlanChanged, SynapseOpsError
 
 if TYPE_CHECKING:
@@ -189,21 +190,21 @@ def _show_plan(source: Source, plan: ExpiryPlan) -> None:
         title=f"Expiry plan of {source.label} in {source.repository.url}",
     )
     totals = plan.totals
-    click.echo(
+    echo(
         f"keeps {totals.kept}, would remove {totals.expired} backups, {totals.left_overs} left-overs and "
         f"{totals.uploads} uploads: {format_bytes(totals.removed_bytes)}"
     )
     for warning in plan.warnings:
-        click.echo(f"warning: {warning}")
+        echo(f"warning: {warning}")
     if any(entry.removes for entry in plan.entries):
-        click.echo(f"apply it within 24 hours:  synapse-ops expire --apply {plan.digest}")
+        echo(f"apply it within 24 hours:  synapse-ops expire --apply {plan.digest}")
     else:
-        click.echo(f"nothing to remove; digest {plan.digest}")
+        echo(f"nothing to remove; digest {plan.digest}")
 
 
 def _show_report(report: ExpiryReport, url: str, *, as_json: bool) -> None:
     for warning in report.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        echo(f"warning: {warning}", err=True)
     if as_json:
         print_json({"repository": url, **report.as_json()})
         return
@@ -212,5 +213,5 @@ def _show_report(report: ExpiryReport, url: str, *, as_json: bool) -> None:
     if rows:
         show_table(("done", "backup", "of", "because"), rows)
     for key in report.old_plans_removed:
-        click.echo(f"removed {key}: it could no longer be applied")
-    click.echo(f"{report}; {format_bytes(report.freed_bytes)} freed")
+        echo(f"removed {key}: it could no longer be applied")
+    echo(f"{report}; {format_bytes(report.freed_bytes)} freed")

@@ -6,7 +6,6 @@ it under `failures` with --json, and exits with the code of the worst (`errors.W
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import traceback
@@ -15,8 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-import click
-
+from synapse_ops.cli.terminal import echo, print_json
 from synapse_ops.errors import SynapseOpsError, worst_exit_code
 from synapse_ops.systems.host.errors import host_error
 
@@ -25,9 +23,9 @@ def show_error(error: SynapseOpsError, *, as_json: bool) -> None:
     """Print an error on stderr."""
     if as_json:
         body = {"error": _fields(error), "exit_code": error.exit_code}
-        click.echo(json.dumps(body, ensure_ascii=False), err=True)
+        print_json(body, err=True, indent=None)
     else:
-        click.echo(error.render(), err=True)
+        echo(error.render(), err=True)
 
 
 def error_of_bug(bug: Exception) -> SynapseOpsError:
@@ -40,7 +38,7 @@ def error_of_bug(bug: Exception) -> SynapseOpsError:
         return known
     try:
         handle, name = tempfile.mkstemp(prefix="synapse-ops-", suffix=".log")
-        with os.fdopen(handle, "w", encoding="utf-8") as log:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as log:
             traceback.print_exception(bug, file=log)
         where = f"the traceback is in {name}"
     except OSError as full:
@@ -82,13 +80,8 @@ class Failures:
         if body is not None:
             print_json({**body, "failures": self.as_json()})
         for name, backup_id, error in self.rows if body is None else ():
-            click.echo(f"{name}{f', backup {backup_id}' if backup_id else ''}:\n{error.render()}", err=True)
+            echo(f"{name}{f', backup {backup_id}' if backup_id else ''}:\n{error.render()}", err=True)
         raise SystemExit(worst_exit_code([*codes, *(error.exit_code for *_, error in self.rows)]))
-
-
-def print_json(body: dict[str, Any]) -> None:
-    """Print one JSON document on stdout."""
-    click.echo(json.dumps(body, ensure_ascii=False, indent=2))
 
 
 def _fields(error: SynapseOpsError) -> dict[str, str]:

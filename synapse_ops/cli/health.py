@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,8 @@ import click
 
 from synapse_ops.cli.options import Place, stack_options
 from synapse_ops.cli.tables import console, format_age, table_of
+from synapse_ops.cli.terminal import echo, print_json
+from synapse_ops.domain.printable_text import printable
 from synapse_ops.errors import Refused, SynapseOpsError, Unhealthy, Unproven, Unreachable
 
 if TYPE_CHECKING:
@@ -44,11 +45,11 @@ def command(place: Place, *, watch: bool, as_json: bool) -> None:
         _watch(place)
     report = _read(place)
     if as_json:
-        click.echo(json.dumps(as_data(report), ensure_ascii=False, indent=2))
+        print_json(as_data(report))
     else:
         console().print(_table(report))
         for line in _footer(report):
-            click.echo(line)
+            echo(line)
     error = error_of(report)
     if error is not None:
         raise error
@@ -79,7 +80,7 @@ def _watch(place: Place) -> None:
     with Live(console=console(), auto_refresh=False, screen=console().is_terminal) as live:
         while True:
             report = _read(place)
-            live.update(Group(_table(report), *(Text(line) for line in _footer(report))), refresh=True)
+            live.update(Group(_table(report), *(Text(printable(line)) for line in _footer(report))), refresh=True)
             time.sleep(REFRESH_S if report.is_watched else 5 * REFRESH_S)
 
 

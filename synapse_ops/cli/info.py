@@ -10,6 +10,7 @@ import click
 from synapse_ops.cli.failures import Failures
 from synapse_ops.cli.options import Place, repository_options, subject_of
 from synapse_ops.cli.tables import format_age, format_bytes, format_moment, show_table
+from synapse_ops.cli.terminal import echo
 
 if TYPE_CHECKING:
     from synapse_ops.operations.backup.overview import RepositoryOverview, SubjectOverview
@@ -110,13 +111,13 @@ def _show(overview: RepositoryOverview, now: datetime) -> None:
     )
     if overview.left_over_count:
         size = format_bytes(overview.left_over_bytes)
-        click.echo(f"left-overs: {overview.left_over_count} prefixes, {size}; `synapse-ops expire --plan` names them")
+        echo(f"left-overs: {overview.left_over_count} prefixes, {size}; `synapse-ops expire --plan` names them")
     if overview.foreign_count:
-        click.echo(f"foreign: {overview.foreign_count} objects that this tool did not write, and leaves alone")
+        echo(f"foreign: {overview.foreign_count} objects that this tool did not write, and leaves alone")
     if overview.missing_features is None:
-        click.echo("store features: not tested, because these keys may not write")
+        echo("store features: not tested, because these keys may not write")
     for words in overview.missing_features or ():
-        click.echo(f"the store lacks {words}")
+        echo(f"the store lacks {words}")
 
 
 def _proven(row: SubjectOverview) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import deque
@@ -12,6 +11,7 @@ from pathlib import Path
 import click
 
 from synapse_ops.cli.options import state_dir_option
+from synapse_ops.cli.terminal import echo, print_json
 from synapse_ops.domain.progress import Progress
 from synapse_ops.errors import ConfigError, Refused, Unreachable
 
@@ -37,7 +37,7 @@ def command() -> None:
 
 
 def _show(step: Progress) -> None:
-    click.echo(step.stage, err=True)
+    echo(step.stage, err=True)
 
 
 @command.command()
@@ -48,8 +48,8 @@ def up(state_dir: Path) -> None:
 
     began = time.monotonic()
     stack = start_stack(state_dir, progress=_show)
-    click.echo(f"the embedded stack is up after {time.monotonic() - began:.1f} s", err=True)
-    click.echo(f"spec: {_short(stack.spec_path)}", err=True)
+    echo(f"the embedded stack is up after {time.monotonic() - began:.1f} s", err=True)
+    echo(f"spec: {_short(stack.spec_path)}", err=True)
 
 
 @command.command()
@@ -59,7 +59,7 @@ def down(state_dir: Path) -> None:
     from synapse_ops.local.embedded_stack import stop_stack
 
     stopped = stop_stack(state_dir, progress=_show)
-    click.echo("the embedded stack is down" if stopped else "nothing was running", err=True)
+    echo("the embedded stack is down" if stopped else "nothing was running", err=True)
 
 
 @command.command()
@@ -71,13 +71,13 @@ def status(state_dir: Path, *, as_json: bool) -> None:
 
     state = stack_status(state_dir)
     if as_json:
-        click.echo(json.dumps({"format": 1, **asdict(state)}, indent=2, ensure_ascii=False))
+        print_json({"format": 1, **asdict(state)})
     elif not state.servers:
-        click.echo("the embedded stack was never started here; start it with: synapse-ops local up")
+        echo("the embedded stack was never started here; start it with: synapse-ops local up")
     else:
         for server in state.servers.values():
             pid = f"pid {server.pid}" if server.pid is not None else ""
-            click.echo(f"{server.name:12} {server.state:8} {server.address:32} {pid} {server.detail}".rstrip())
+            echo(f"{server.name:12} {server.state:8} {server.address:32} {pid} {server.detail}".rstrip())
     ended = [server.name for server in state.servers.values() if server.state == "ended"]
     if ended:
         raise Unreachable(
@@ -95,14 +95,14 @@ def reset(state_dir: Path, *, yes: bool) -> None:
 
     there = [path for path in resettable(find_layout(state_dir)) if path.exists()]
     if not there:
-        click.echo("nothing to remove", err=True)
+        echo("nothing to remove", err=True)
         return
     if not yes:
         for path in there:
-            click.echo(f"  {_short(path)}", err=True)
+            echo(f"  {_short(path)}", err=True)
         _confirm("Remove these, with every backup in the embedded store?")
     for path in reset_stack(state_dir, progress=_show):
-        click.echo(f"removed {_short(path)}", err=True)
+        echo(f"removed {_short(path)}", err=True)
 
 
 def _confirm(question: str) -> None:
@@ -112,7 +112,7 @@ def _confirm(question: str) -> None:
     except click.Abort:
         if sys.stdin.isatty():
             raise  # Ctrl-C
-        click.echo(err=True)  # the question ended without a line feed
+        echo(err=True)  # the question ended without a line feed
         raise ConfigError("cannot ask for confirmation: there is no terminal", hint="Confirm with --yes.") from None
     if not agreed:
         raise Refused("nothing was removed: the answer was no")
@@ -139,7 +139,7 @@ def logs(server: str | None, state_dir: Path, lines: int, *, follow: bool) -> No
     for name, path in chosen.items():
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in deque(file, maxlen=lines):
-                click.echo(_labelled(name, line, alone=server is not None))
+                echo(_labelled(name, line, alone=server is not None))
             offsets[name] = file.tell()
     while follow:
         time.sleep(FOLLOW_POLL_S)
@@ -147,12 +147,13 @@ def logs(server: str | None, state_dir: Path, lines: int, *, follow: bool) -> No
             with path.open(encoding="utf-8", errors="replace") as file:
                 file.seek(offsets[name] if path.stat().st_size >= offsets[name] else 0)
                 for line in file:
-                    click.echo(_labelled(name, line, alone=server is not None))
+                    echo(_labelled(name, line, alone=server is not None))
                 offsets[name] = file.tell()
 
 
 def _labelled(name: str, line: str, *, alone: bool) -> str:
-    return line.rstrip("\n") if alone else f"{name:12} {line.rstrip()}"
+    line = click.unstyle(line.rstrip())  # a log may be coloured
+    return line if alone else f"{name:12} {line}"
 
 
 def _short(path: Path) -> Path:

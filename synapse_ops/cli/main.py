@@ -15,6 +15,7 @@ import click
 
 from synapse_ops import __version__
 from synapse_ops.cli.failures import error_of_bug, show_error
+from synapse_ops.cli.terminal import echo
 from synapse_ops.errors import ConfigError, SynapseOpsError
 
 # command -> (module below synapse_ops.cli, one line of help); the attribute is `command`, or what follows a colon
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as usage:
         if wants_json:

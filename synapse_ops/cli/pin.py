@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import click
 
-from synapse_ops.cli.failures import print_json
 from synapse_ops.cli.options import Place, repository_options
+from synapse_ops.cli.terminal import echo, print_json
 
 
 @click.command(epilog="Example:  synapse-ops pin 20261123T201726Z-3f9a1c audit-2026 --reason 'annual audit'")
@@ -25,7 +25,7 @@ def command(backup_id: str, label: str, reason: str, place: Place, *, as_json: b
     if as_json:
         print_json(report.as_json())
     else:
-        click.echo(f'backup {backup_id} {"is now" if report.changed else "was already"} pinned as "{label}"')
+        echo(f'backup {backup_id} {"is now" if report.changed else "was already"} pinned as "{label}"')
 
 
 @click.command("unpin", epilog="Example:  synapse-ops unpin 20261123T201726Z-3f9a1c audit-2026")
@@ -45,4 +45,4 @@ def unpin(backup_id: str, label: str | None, place: Place, *, wants_all: bool, a
     if as_json:
         print_json(report.as_json())
     else:
-        click.echo(f"backup {backup_id} has now {len(report.labels)} pins: {', '.join(report.labels) or 'none'}")
+        echo(f"backup {backup_id} has now {len(report.labels)} pins: {', '.join(report.labels) or 'none'}")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import structlog
 
+from synapse_ops.domain.printable_text import printable
 from synapse_ops.domain.progress import Progress, ReportProgress
 
 
@@ -36,13 +37,19 @@ def _rich_bar() -> Iterator[ReportProgress]:
     from rich.progress import Progress as Bar
 
     in_bytes = [DownloadColumn(), TransferSpeedColumn()]
-    columns = [TextColumn("{task.description}"), BarColumn(), *in_bytes, TimeElapsedColumn(), TimeRemainingColumn()]
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        *in_bytes,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
         def report(step: Progress) -> None:
             if step.stage not in tasks:
-                tasks[step.stage] = bar.add_task(step.stage, total=step.total)
+                tasks[step.stage] = bar.add_task(printable(step.stage), total=step.total)
             total = max(step.total, step.done) if step.total is not None else None  # an estimate may be passed
             bar.update(tasks[step.stage], completed=step.done, total=total)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from synapse_ops.cli.options import Place, stack_options
+from synapse_ops.cli.terminal import echo, print_json
 from synapse_ops.errors import ConfigError
 
 
@@ -47,11 +47,11 @@ def command(place: Place, out: Path | None, only_check: bool, to_store: bool, as
     if as_json:
         record = release_record(bundle, stack.loaded)
         notes = [{"rule": note.rule, "path": note.path, "message": note.message} for note in rendered.notes]
-        click.echo(json.dumps(record | {"notes": notes}, ensure_ascii=False, indent=2))
+        print_json(record | {"notes": notes})
         return
     for document in bundle.documents if out is None else ():
-        click.echo(f"{document.digest[:12]}  {len(document.data):>8,}  {document.path}")
+        echo(f"{document.digest[:12]}  {len(document.data):>8,}  {document.path}")
     for note in rendered.notes:
-        click.echo(f"note: {note.path}: {note.message}", err=True)
+        echo(f"note: {note.path}: {note.message}", err=True)
     done = "equal" if only_check else "written" if out is not None else "rendered"
-    click.echo(f"{len(bundle.documents)} documents {done}, release {bundle.digest}")
+    echo(f"{len(bundle.documents)} documents {done}, release {bundle.digest}")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from synapse_ops.cli.failures import print_json
 from synapse_ops.cli.options import Place, repository_options, subject_of, timeout_option, work_dir_option
 from synapse_ops.cli.tables import fact_lines
+from synapse_ops.cli.terminal import echo, print_json
 from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,13 +80,13 @@ def command(
     )
     plan = kind.plan_restore(request)
     if not apply:
-        print_json(plan.as_json()) if as_json else click.echo(_render_plan(plan))
+        print_json(plan.as_json()) if as_json else echo(_render_plan(plan))
         return
     if not as_json:
-        click.echo(_render_plan(plan), err=True)
+        echo(_render_plan(plan), err=True)
     with progress_bar() as progress:
         report = kind.apply_restore(replace(request, progress=progress), plan)
-    print_json(report.as_json()) if as_json else click.echo(_render_report(report))
+    print_json(report.as_json()) if as_json else echo(_render_report(report))
 
 
 def _render_plan(plan: RestorePlan) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from synapse_ops.cli.options import Place, stack_options
+from synapse_ops.cli.terminal import echo, print_json
 from synapse_ops.errors import ConfigError
 
 _file = click.argument("file", type=click.Path(path_type=Path), required=False)
@@ -56,12 +56,12 @@ def check(file: Path | None, as_json: bool, place: Place) -> None:
         facts = {"digest": loaded.digest, "notes": loaded.notes, "ignored": loaded.ignored}
         _print({"path": str(path), "valid": True, "faults": [], **facts})
         return
-    click.echo(f"{path} is valid, sha256 {loaded.digest}")
+    echo(f"{path} is valid, sha256 {loaded.digest}")
     for note in loaded.notes:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     for field, reason in loaded.ignored.items():
         if field in loaded.origins:
-            click.echo(f"note: {field} ({loaded.origins[field]}) is ignored because {reason}")
+            echo(f"note: {field} ({loaded.origins[field]}) is ignored because {reason}")
 
 
 @command.command()
@@ -78,7 +78,7 @@ def show(file: Path | None, as_json: bool, place: Place) -> None:
 
     loaded = load_spec(file or place.found_spec())
     if not as_json:
-        click.echo(format_spec(loaded), nl=False)
+        echo(format_spec(loaded), nl=False)
         return
     digests = {"digest": loaded.digest, "block_digests": loaded.block_digests}
     _print({"path": str(loaded.path), **digests, "notes": loaded.notes, "values": values_of(loaded)})
@@ -103,4 +103,4 @@ def _unreadable(path: Path, error: ConfigError) -> dict[str, Any]:
 
 
 def _print(document: object) -> None:
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    print_json(document)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from synapse_ops.domain.printable_text import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -26,11 +28,13 @@ def table_of(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, ti
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(
+        title=Text(printable(title), style="table.title") if title else None, title_justify="left", header_style="bold"
+    )
     for column in columns:
         table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     for row in rows:  # Text: a name with [brackets] is not markup
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell, keep="\n")) for cell in row))
     return table
 
 

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import click
 
 from synapse_ops.cli.options import Place, stack_options
+from synapse_ops.cli.terminal import echo
 from synapse_ops.systems.host.errors import host_errors
 
 
@@ -31,7 +32,7 @@ def command(port: int | None, new_url: bool, place: Place) -> None:
     from synapse_ops.services.dagster.home import has_embedded_stack
 
     if new_url:
-        click.echo(dagster.url_of_running(place.state_dir.absolute()))
+        echo(dagster.url_of_running(place.state_dir.absolute()))
         return
     state_dir = place.state_dir.absolute()
     with host_errors(state_dir), running_stack(state_dir) if has_embedded_stack(state_dir) else nullcontext():
@@ -39,6 +40,6 @@ def command(port: int | None, new_url: bool, place: Place) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: service.supervisor.stop())
         with dagster.running(service):
-            click.echo(f"Dagster of {place.state_dir}: {service.new_url()}")
-            click.echo("This URL works once; `synapse-ops ui --new-url` prints another. Ctrl-C stops the UI.", err=True)
+            echo(f"Dagster of {place.state_dir}: {service.new_url()}")
+            echo("This URL works once; `synapse-ops ui --new-url` prints another. Ctrl-C stops the UI.", err=True)
             service.supervisor.wait_until_ended(timeout_s=None)

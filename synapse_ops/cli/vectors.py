@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import click
 
 from synapse_ops.cli.options import Place, stack_options
+from synapse_ops.cli.terminal import echo
 
 
 @click.group()
@@ -33,6 +34,6 @@ def switch(alias: str, collection: str, place: Place) -> None:
     with ExitStack() as opened:
         servers = tuple(opened.enter_context(server) for server in qdrant_nodes(place.stack().spec.qdrant))
         before = switch_alias(servers, alias, collection)
-    click.echo(f"{alias} stands for {collection} now" + (f"; before: {before}" if before else "; it is new"))
+    echo(f"{alias} stands for {collection} now" + (f"; before: {before}" if before else "; it is new"))
     if before:
-        click.echo(f"back again:  synapse-ops vectors switch-alias {alias} {before}")
+        echo(f"back again:  synapse-ops vectors switch-alias {alias} {before}")

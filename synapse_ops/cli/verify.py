@@ -12,6 +12,7 @@ import click
 from synapse_ops.cli.failures import Failures
 from synapse_ops.cli.options import Place, Source, repository_options, subject_of, timeout_option, work_dir_option
 from synapse_ops.cli.tables import fact_lines
+from synapse_ops.cli.terminal import echo
 from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,12 +72,12 @@ def command(
         if report is not None:
             reports.append(report)
             if not as_json:
-                click.echo(_render(report))
+                echo(_render(report))
     codes = [report.exit_code for report in reports]
     if as_json:
         failures.end({"proofs": [_as_json(report) for report in reports]}, codes=codes)
     if not reports and not failures.rows:
-        click.echo("nothing to prove: every backup is proven")
+        echo("nothing to prove: every backup is proven")
     failures.end(codes=codes)
 
 

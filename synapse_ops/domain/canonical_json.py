@@ -7,7 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from synapse_ops.domain.bounded_json import read_json
 from synapse_ops.errors import DocumentUnreadable
+
+MAX_BYTES = 512 * 1024 * 1024  # the structure of a database of some hundred thousand objects
 
 
 def canonical_json(version: int, fields: Mapping[str, Any], *, is_compact: bool = False) -> bytes:
@@ -24,10 +27,10 @@ def reading(data: bytes, what: str, version: int) -> Iterator[dict[str, Any]]:
     what: names the document in the message, with its article.
     """
     try:
-        body = json.loads(data)
+        body = read_json(data, max_bytes=MAX_BYTES)
         _refuse_other_version(body.pop("format_version"), version)
         yield body
-    except (ValueError, TypeError, KeyError, AttributeError) as fault:
+    except (ValueError, TypeError, LookupError, AttributeError) as fault:
         raise DocumentUnreadable(
             f"cannot read {what}: {fault}", hint="Was it cut short, or written by another version? Take a new backup."
         ) from fault

@@ -15,13 +15,15 @@ from typing import Any
 
 import structlog
 
+from synapse_ops.domain.printable_text import printable
+
 
 def configure_logging(level: str | None = None) -> None:
     """Set the format by whether stderr is a terminal; `level` defaults to SYNAPSE_LOG_LEVEL, then info."""
     number = logging.getLevelNamesMapping().get((level or os.environ.get("SYNAPSE_LOG_LEVEL", "info")).upper(), 20)
     shared: list[Any] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level]
     if sys.stderr.isatty():
-        chain = [*shared, structlog.processors.TimeStamper("%H:%M:%S"), structlog.dev.ConsoleRenderer()]
+        chain = [*shared, structlog.processors.TimeStamper("%H:%M:%S"), _printable, structlog.dev.ConsoleRenderer()]
     else:
         stamp = structlog.processors.TimeStamper("iso", utc=True, key="@timestamp")
         chain = [*shared, stamp, structlog.processors.format_exc_info, _to_ecs, structlog.processors.JSONRenderer()]
@@ -63,6 +65,12 @@ class _Lines(structlog.PrintLogger):
             super().msg(message)
 
     log = debug = info = warn = warning = error = err = fatal = failure = critical = exception = msg
+
+
+def _printable(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Have no name or answer of others reach a terminal as an escape sequence; JSON escapes them by itself."""
+    del logger, method
+    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
 def _to_ecs(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -219,3 +219,18 @@ def test_a_repository_alone_does_not_say_its_retention() -> None:
 
     assert isinstance(result.exception, ConfigError)
     assert "--retention 30d" in result.exception.hint
+
+
+def test_a_key_that_holds_an_escape_sequence_does_not_reach_the_terminal(own_shop: Shop) -> None:
+    """Whoever may write one key names a database as they like: a title, a colour, text that runs backwards."""
+    name = "\x1b]0;owned\x07\x9b31m\u202e"
+    store_backup(own_shop.store, own_shop.store.server_time() - DAY, database=name)
+    cut = store_backup(own_shop.store, own_shop.store.server_time() - DAY, database=name, number=1)
+    own_shop.store.delete([cut.place.key(BACKUP)])
+
+    for command in (("backup", "list"), ("info",), ("expire", "--plan", "--retention", "10d")):
+        shown = own_shop.call(*command).output
+        listed = own_shop.call(*command, "--json").output
+        assert r"\x1b]0;" in shown
+        assert not set(shown + listed) & set("\x1b\x07\x9b\u202e")
+        assert json.dumps(name) in json.dumps(json.loads(listed))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from synapse_ops.domain.bounded_json import read_json
 from synapse_ops.errors import DocumentUnreadable
 
 FORMAT_VERSION: Literal[1] = 1
@@ -47,16 +48,33 @@ class Document(Part):
     @classmethod
     def from_json(cls, data: bytes, *, key: str) -> Self:
         """Return the document stored under `key`; raises DocumentUnreadable with the first fault's field."""
+        return cls.of_body(read_body(data, key=key), data, key=key)
+
+    @classmethod
+    def of_body(cls, body: Any, data: bytes, *, key: str) -> Self:
+        """Return the document of a value that `read_body` has read from `data`."""
         try:
-            return cls.model_validate_json(data)
+            return cls.model_validate(body)
         except ValidationError as invalid:
             fault = invalid.errors(include_input=False, include_url=False)[0]
             field = ".".join(str(part) for part in fault["loc"]) or "the whole document"
-            raise DocumentUnreadable(
-                f"cannot read {key}: {field}: {fault['msg'].lower()}",
-                detail=f"{len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}",
-                hint="Was it cut short, edited by hand, or written by a newer version?",
-            ) from invalid
+            raise _unreadable(data, key, f"{field}: {fault['msg'].lower()}") from invalid
+
+
+def read_body(data: bytes, *, key: str) -> Any:
+    """Return the JSON value stored under `key`, which is of any form; raises DocumentUnreadable."""
+    try:
+        return read_json(data)
+    except ValueError as fault:
+        raise _unreadable(data, key, f"the whole document: {fault}") from fault
+
+
+def _unreadable(data: bytes, key: str, reason: str) -> DocumentUnreadable:
+    return DocumentUnreadable(
+        f"cannot read {key}: {reason}",
+        detail=f"{len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}",
+        hint="Was it cut short, edited by hand, or written by a newer version?",
+    )
 
 
 class ObjectRecord(Part):

@@ -20,6 +20,7 @@ from synapse_ops.domain.backup.catalog import CatalogEntry
 from synapse_ops.domain.backup.layout import BackupPlace, Identity
 from synapse_ops.domain.backup.left_overs import LeftOver
 from synapse_ops.domain.backup.retention import Decision, RatioExcess, RetentionPolicy, Rule, excesses
+from synapse_ops.domain.bounded_json import read_json
 from synapse_ops.errors import DocumentUnreadable
 
 FORMAT_VERSION = 1
@@ -80,15 +81,15 @@ class PlanEntry:
     def from_json(cls, body: dict[str, Any]) -> Self:
         return cls(
             action=Action(body["action"]),
-            place=BackupPlace(Identity.parse(body["identity"]), body["kind"], body["subject"], body["backup_id"]),
+            place=BackupPlace(Identity.parse(body["identity"]), body["kind"], str(body["subject"]), body["backup_id"]),
             rule=Rule(body["rule"]),
-            reason=body["reason"],
-            size_bytes=body["size_bytes"],
+            reason=str(body["reason"]),
+            size_bytes=int(body["size_bytes"]),
             listing_digest=bytes.fromhex(body["listing_digest"]),
-            taken_at=datetime.fromisoformat(body["taken_at"]) if body["taken_at"] else None,
-            proven_at=datetime.fromisoformat(body["proven_at"]) if body["proven_at"] else None,
-            doubt=body["doubt"],
-            upload=(body["upload"][0], body["upload"][1]) if body["upload"] else None,
+            taken_at=_moment(body["taken_at"]) if body["taken_at"] else None,
+            proven_at=_moment(body["proven_at"]) if body["proven_at"] else None,
+            doubt=str(body["doubt"]),
+            upload=(str(body["upload"][0]), str(body["upload"][1])) if body["upload"] else None,
         )
 
     @classmethod
@@ -198,21 +199,21 @@ class ExpiryPlan:
     def from_jsonl(cls, data: bytes, *, key: str) -> Self:
         """Return the plan stored under `key`. Raises DocumentUnreadable when it is torn or is not what it says."""
         try:
-            header, *rows = (json.loads(line) for line in data.decode().splitlines())
+            header, *rows = map(read_json, data.splitlines())
             if (header["format_version"], header["kind"]) != (FORMAT_VERSION, "expiry"):
                 raise DocumentUnreadable(f"cannot read {key}: format {header['format_version']} {header['kind']}")
             policy = RetentionPolicy.from_json(header["policy"])
             entries = tuple(PlanEntry.from_json(row) for row in rows)
             plan = cls(
                 policy=policy,
-                made_at=datetime.fromisoformat(header["made_at"]),
-                store_time=datetime.fromisoformat(header["store_time"]),
+                made_at=_moment(header["made_at"]),
+                store_time=_moment(header["store_time"]),
                 entries=entries,
                 excesses=excesses_of(entries, policy.max_expiry_ratio),
-                warnings=tuple(header["warnings"]),
-                foreign_count=header["foreign_count"],
+                warnings=tuple(map(str, header["warnings"])),
+                foreign_count=int(header["foreign_count"]),
             )
-        except (ValueError, KeyError, TypeError) as fault:
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as fault:
             raise DocumentUnreadable(f"cannot read {key}: {type(fault).__name__}", detail=str(fault)) from fault
         if plan.digest != header["digest"]:
             raise DocumentUnreadable(f"cannot read {key}: content has digest {plan.digest}, header {header['digest']}")
@@ -223,6 +224,13 @@ def excesses_of(entries: Sequence[PlanEntry], max_ratio: float) -> tuple[RatioEx
     """Return the groups of which a plan's entries remove more than `max_ratio` (0 to 1); left-overs do not count."""
     backups = [row for row in entries if row.taken_at is not None]
     return excesses([(row.place, row.action is Action.EXPIRE) for row in backups], max_ratio)
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text} has no time zone")
+    return moment
 
 
 def _dumps(body: Mapping[str, Any]) -> bytes:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
+from synapse_ops.domain.backup.document import read_body
 from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.backup.layout import KIND_DUMP, KIND_RDB, KIND_SNAPSHOT
 from synapse_ops.domain.backup.rdb_record import RdbRecord
@@ -35,8 +35,6 @@ KINDS = {kind.name: kind for kind in (DUMP, SNAPSHOT, RDB)}
 
 def parse_backup(data: bytes, *, key: str) -> BackupRecord:
     """Return the `backup.json` stored under `key`, of the kind that it says; raises DocumentUnreadable."""
-    try:
-        name = str(json.loads(data)["kind"])
-    except (ValueError, KeyError, TypeError):
-        name = ""  # the dump's model says what is wrong
-    return KINDS.get(name, DUMP).model.from_json(data, key=key)
+    body = read_body(data, key=key)
+    name = str(body.get("kind")) if isinstance(body, dict) else ""
+    return KINDS.get(name, DUMP).model.of_body(body, data, key=key)  # the dump's model says what is wrong

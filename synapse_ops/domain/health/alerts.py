@@ -7,11 +7,12 @@ Source: Alertmanager's documentation, "webhook_config".
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
+
+from synapse_ops.domain.bounded_json import read_json
 
 FORGET_AFTER = timedelta(days=2)
 
@@ -50,7 +51,7 @@ def parse_notification(body: bytes, now: datetime) -> tuple[Told, ...]:
 
     Raises ValueError when it is not one: a body that is wrong in one place is rejected whole.
     """
-    document = json.loads(body)
+    document = read_json(body)
     if not isinstance(document, dict) or not isinstance(document.get("alerts"), list):
         raise ValueError("it holds no list of alerts")
     return tuple(_told(alert, now) for alert in document["alerts"])

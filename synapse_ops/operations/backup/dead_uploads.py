@@ -7,10 +7,10 @@ heartbeat.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from synapse_ops.domain.backup.layout import HEARTBEAT, BackupPlace, parse_key
+from synapse_ops.domain.bounded_json import read_json
 from synapse_ops.systems.host.process_presence import has_ended_here
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def abort_uploads_of_the_dead(store: ObjectStore, beside: BackupPlace) -> int:
 
 def _writer_has_ended(heartbeat: bytes) -> bool:
     try:
-        body = json.loads(heartbeat)
+        body = read_json(heartbeat)
     except ValueError:
         return False
     return isinstance(body, dict) and has_ended_here(body)

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from synapse_ops.domain.bounded_json import read_json
+
 FORMAT = 2  # of a row; another number starts an empty cache
 BUSY_TIMEOUT_S = 2.0  # another process writes its rows in milliseconds; a cache is not worth a longer wait
 BATCH_ROWS = 2000
@@ -58,7 +60,7 @@ class DocumentCache:
             return None
         try:
             row = self._database.execute("select etag, body from document where key = ?", (self._url + key,)).fetchone()
-            facts = json.loads(row[1]) if row is not None and row[0] == etag else None
+            facts = read_json(row[1]) if row is not None and row[0] == etag else None
         except sqlite3.DatabaseError:
             self._throw_away()
             return None

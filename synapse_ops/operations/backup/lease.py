@@ -30,6 +30,7 @@ from typing import Any
 import structlog
 
 from synapse_ops.domain.backup.layout import quote_segment
+from synapse_ops.domain.bounded_json import read_json
 from synapse_ops.errors import ConfigError, LeaseHeld, LeaseLost, SynapseOpsError
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.host.process_presence import has_ended_here, presence_of_this_process
@@ -188,7 +189,7 @@ def _parse(data: bytes, ttl_s: float) -> dict[str, Any]:
     deletes the object.
     """
     try:
-        body = json.loads(data)
+        body = read_json(data)
     except ValueError:
         return {}
     if not isinstance(body, dict):

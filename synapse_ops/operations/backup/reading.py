@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from synapse_ops.systems.s3.streams import ObjectReader
 
 _CHUNK = 1024 * 1024
+MAX_DOCUMENT_BYTES = 512 * 1024 * 1024  # what is held in memory
 
 Record = TypeVar("Record", bound=BackupRecord)
 
@@ -157,7 +158,10 @@ class BackupReader:
             raise fault
 
     def read_bytes(self, name: str) -> bytes:
-        """Return a small object; raises what `read` raises."""
+        """Return a small object; raises what `read` raises, and IntegrityError above MAX_DOCUMENT_BYTES."""
+        size_bytes = self._objects[name].size_bytes
+        if size_bytes > MAX_DOCUMENT_BYTES:
+            raise IntegrityError(f"{self._place.key(name)} has {size_bytes} bytes, limit {MAX_DOCUMENT_BYTES}")
         buffer = io.BytesIO()
         self.read(name, buffer)
         return buffer.getvalue()

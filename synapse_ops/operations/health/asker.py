@@ -10,9 +10,11 @@ import asyncio
 import errno
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import isfinite
 
 from synapse_ops.domain.health.states import ProbeVerdict, State
+from synapse_ops.domain.printable_text import printable
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.systems.probe_stage import Stage
 
@@ -73,10 +75,11 @@ class Asker:
         error = task.exception()
         if error is None:
             verdict = task.result()
-            if verdict.latency_s is not None:
-                return verdict
-            return ProbeVerdict(verdict.state, verdict.reason, took_s, verdict.measurements)
-        return self._verdict_of_error(error)
+            latency_s = took_s if verdict.latency_s is None else verdict.latency_s
+            measurements = {name: value for name, value in verdict.measurements.items() if isfinite(value)}
+            return ProbeVerdict(verdict.state, _shown(verdict.reason), latency_s, measurements)
+        verdict = self._verdict_of_error(error)
+        return replace(verdict, reason=_shown(verdict.reason))
 
     def _verdict_of_error(self, error: BaseException) -> ProbeVerdict:
         own = next((found for found in _chain(error) if getattr(found, "errno", None) in _OWN_TROUBLE), None)
@@ -89,6 +92,10 @@ class Asker:
             return ProbeVerdict(State.FAILED, error.strerror or type(error).__name__)
         self.fault = error if isinstance(error, Exception) else None
         return ProbeVerdict(State.UNKNOWN, f"internal error of the prober: {type(error).__name__}")
+
+
+def _shown(reason: str) -> str:
+    return printable(reason)
 
 
 def _take_error(task: asyncio.Task[ProbeVerdict]) -> None:

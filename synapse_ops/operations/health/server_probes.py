@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from synapse_ops.domain.bounded_json import read_json
 from synapse_ops.domain.health.servers import (
     DiskUse,
     WalPosition,
@@ -172,7 +173,7 @@ def _ask_qdrant(stack: Stack, clients: HttpClients, url: str) -> Question:
 
 def _result_of(body: bytes) -> dict[str, object] | None:
     try:
-        result = json.loads(body)["result"]
+        result = read_json(body)["result"]
     except (ValueError, KeyError, TypeError):
         return None
     return result if isinstance(result, dict) else None

@@ -7,22 +7,23 @@ was killed while the node worked never learnt the name: then the files of that t
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from synapse_ops.domain.backup.layout import BACKUP, HEARTBEAT, KIND_SNAPSHOT, BackupPlace, Identity, quote_segment
 from synapse_ops.domain.backup.retention import CLOCK_TOLERANCE
-from synapse_ops.errors import ObjectMissing, SynapseOpsError
+from synapse_ops.domain.bounded_json import read_json
+from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.repository import Repository
 
 if TYPE_CHECKING:
     from synapse_ops.operations.vectors.source import CollectionNodes
     from synapse_ops.systems.qdrant.server import QdrantServer, ServerSnapshot
 
+_MAX_HEARTBEAT_BYTES = 4 * 1024 * 1024  # it names a file for each shard
 _CUT_WITHIN = timedelta(minutes=30)  # a file whose name we never learnt: made by the node so soon after we asked
 
 
@@ -71,42 +72,57 @@ def files_of_run(
     """
     if repository.store.head(place.key(BACKUP)) is not None:
         return ()
-    body = _heartbeat(repository, place)
+    told = _read_told(repository, place)
     found: dict[str, NodeFile] = {}
-    for file in (*_named(place, body, by_url), *_perhaps(place, body, by_url)):
+    for file in (*_named(place, told, by_url), *_perhaps(place, told, by_url)):
         found.setdefault(file.url, file)
     return tuple(found.values())
 
 
 def nodes_of_run(repository: Repository, place: BackupPlace) -> frozenset[str]:
     """Return the URLs of the nodes on which a run left something, by its heartbeat."""
-    body = _heartbeat(repository, place)
-    rows: Iterable[dict[str, Any]] = [*(body.get("on_nodes") or ()), *filter(None, [body.get("cutting")])]
-    return frozenset(str(row["node"]) for row in rows)
+    told = _read_told(repository, place)
+    return frozenset(node for node, *_ in (*told.named, *told.cutting))
 
 
-def _named(place: BackupPlace, body: Mapping[str, Any], by_url: Mapping[str, QdrantServer]) -> Iterator[NodeFile]:
-    for row in body.get("on_nodes") or ():
-        server = by_url.get(row["node"])
-        for one in server.list_shard_snapshots(place.subject, row["shard_id"]) if server is not None else ():
-            if one.name == row["name"]:
-                yield NodeFile(server, place, row["shard_id"], one, is_named=True)  # type: ignore[arg-type]
+def _named(place: BackupPlace, told: _Told, by_url: Mapping[str, QdrantServer]) -> Iterator[NodeFile]:
+    for node, shard_id, name in told.named:
+        server = by_url.get(node)
+        for one in server.list_shard_snapshots(place.subject, shard_id) if server is not None else ():
+            if server is not None and one.name == name:
+                yield NodeFile(server, place, shard_id, one, is_named=True)
 
 
-def _perhaps(place: BackupPlace, body: Mapping[str, Any], by_url: Mapping[str, QdrantServer]) -> Iterator[NodeFile]:
-    row = body.get("cutting")
-    server = by_url.get(row["node"]) if row else None
-    if row is None or server is None:
-        return
-    # the node's time has whole seconds, ours has not, and their clocks differ; such a file is only listed, so be wide
-    since = datetime.fromisoformat(row["since"]) - CLOCK_TOLERANCE
-    for one in server.list_shard_snapshots(place.subject, row["shard_id"]):
-        if one.created_at is not None and since <= one.created_at <= since + _CUT_WITHIN:
-            yield NodeFile(server, place, row["shard_id"], one, is_named=False)
+def _perhaps(place: BackupPlace, told: _Told, by_url: Mapping[str, QdrantServer]) -> Iterator[NodeFile]:
+    for node, shard_id, began in told.cutting:
+        server = by_url.get(node)
+        if server is None:
+            continue
+        # the node's time has whole seconds, ours has not, and clocks differ; such a file is only listed, so be wide
+        since = began - CLOCK_TOLERANCE
+        for one in server.list_shard_snapshots(place.subject, shard_id):
+            if one.created_at is not None and since <= one.created_at <= since + _CUT_WITHIN:
+                yield NodeFile(server, place, shard_id, one, is_named=False)
 
 
-def _heartbeat(repository: Repository, place: BackupPlace) -> dict[str, Any]:
-    with suppress(ObjectMissing, ValueError):
-        body = json.loads(repository.store.read_bytes(place.key(HEARTBEAT)))
-        return body if isinstance(body, dict) else {}
-    return {}
+@dataclass(frozen=True)
+class _Told:
+    """What a heartbeat tells: named: (node, shard, file); cutting: (node, shard, since when), one at most."""
+
+    named: list[tuple[str, int, str]] = field(default_factory=list)
+    cutting: list[tuple[str, int, datetime]] = field(default_factory=list)
+
+
+def _read_told(repository: Repository, place: BackupPlace) -> _Told:
+    """Return what a run told; nothing for a heartbeat that is not there, or that is not one of ours."""
+    found = repository.store.read_with_etag(place.key(HEARTBEAT), max_bytes=_MAX_HEARTBEAT_BYTES)
+    try:
+        body = read_json(found[0]) if found is not None else {}
+        named = [(str(row["node"]), int(row["shard_id"]), str(row["name"])) for row in body.get("on_nodes") or ()]
+        cutting = [
+            (str(row["node"]), int(row["shard_id"]), datetime.fromisoformat(row["since"]).astimezone(UTC))
+            for row in filter(None, [body.get("cutting")])
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+        return _Told()
+    return _Told(named, cutting)

@@ -120,7 +120,7 @@ class MetricsApp:
                 return 413, "text/plain", b"too long\n"
         try:
             told = parse_notification(bytes(body), datetime.now(UTC))
-        except (ValueError, RecursionError):
+        except ValueError:
             return 400, "text/plain", b"this is not a notification of Alertmanager\n"
         if not await self._prober.take_alerts(told):
             return 503, "text/plain", b"the alerts could not be stored\n"
@@ -134,7 +134,7 @@ class MetricsApp:
         if scope["path"] == "/metrics":
             return 200, _CONTENT_TYPE, metrics_text(self._prober)
         if scope["path"] == "/health.json":
-            return 200, "application/json", json.dumps(health_document(self._prober), ensure_ascii=False).encode()
+            return 200, "application/json", json.dumps(health_document(self._prober)).encode()
         if scope["path"] == "/healthz":
             return 200, "text/plain", b"ok\n"
         return 404, "text/plain", b"/metrics, /health.json and /healthz are here\n"

@@ -217,12 +217,13 @@ class ObjectStore:
         self._reads_directly = reply.status_code in {404, 412}  # after a redirect or a proxy's page: no second attempt
         return None
 
-    def read_with_etag(self, key: str) -> tuple[bytes, str] | None:
-        """Return a small object and its ETag for a later `if_match`, or None when it does not exist."""
+    def read_with_etag(self, key: str, *, max_bytes: int = 64 * 1024) -> tuple[bytes, str] | None:
+        """Return a small object, cut at `max_bytes`, and its ETag for a later `if_match`; None when there is none."""
         try:
             with s3_errors(self.full_url(key)):
                 reply = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
-                return bytes(reply["Body"].read()), reply["ETag"].strip('"')
+                with closing(reply["Body"]) as body:
+                    return bytes(body.read(max_bytes)), reply["ETag"].strip('"')
         except ObjectMissing:
             return None
 

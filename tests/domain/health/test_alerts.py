@@ -105,3 +105,10 @@ def test_an_alert_survives_being_written_and_read() -> None:
     [found] = after((), alert(since="2026-11-24T10:00:00.123456+02:00"))
 
     assert ActiveAlert.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+@pytest.mark.parametrize("body", [b'{"alerts": [{"status": "\\ud800"}]}', b'{"alerts":' * 5000, b'{"alerts": [1e999]}'])
+def test_a_notification_that_no_json_of_ours_can_repeat_is_refused(body: bytes) -> None:
+    """A lone surrogate in a label broke /health.json for as long as the alert fired; deep nesting is no crash."""
+    with pytest.raises(ValueError, match=r"surrogates|nested|number"):
+        parse_notification(body, NOW)

@@ -247,3 +247,16 @@ def test_a_relative_endpoint_lies_below_the_server_whatever_is_in_it(
     spec.write_text(f"server: {server}\nhealth: [{{name: it, url: '{entry}'}}]\n")
 
     assert endpoint_url(open_stack(spec, tmp_path), entry) == asked
+
+
+def test_a_verdict_says_nothing_that_cannot_be_stored_or_that_a_terminal_obeys() -> None:
+    """Half of a surrogate pair ended the prober, which could not store it; a measurement that is none is left out."""
+
+    async def question(stage: Stage) -> ProbeVerdict:
+        del stage
+        return ProbeVerdict(State.FAILED, "no \x1b[2Jdata\ud800base", 0.1, {"lag_s": float("nan"), "peers": 3.0})
+
+    verdict = asyncio.run(Asker(Probe("it", ENDPOINT, "", 1.0, PATIENT_S, question)).ask())
+
+    assert verdict.reason == r"no \x1b[2Jdata\ud800base"
+    assert verdict.measurements == {"peers": 3.0}
