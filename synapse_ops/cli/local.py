@@ -50,6 +50,9 @@ def up(state_dir: Path) -> None:
     stack = start_stack(state_dir, progress=_show)
     echo(f"the embedded stack is up after {time.monotonic() - began:.1f} s", err=True)
     echo(f"spec: {_short(stack.spec_path)}", err=True)
+    if stack.state.owner is not None:
+        owner = f"`synapse-ops ui` or `demo` (pid {stack.state.owner.pid})"
+        echo(f"they were started by {owner} and end with it; run `local up` again then", err=True)
 
 
 @command.command()

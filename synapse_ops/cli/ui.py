@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from contextlib import nullcontext
 
 import click
 
@@ -27,7 +26,7 @@ def command(port: int | None, new_url: bool, place: Place) -> None:
       synapse-ops ui --port 3000
       synapse-ops ui --new-url
     """
-    from synapse_ops.local.embedded_stack import running_stack
+    from synapse_ops.local.embedded_stack import only_runner, running_stack
     from synapse_ops.services.dagster import service as dagster
     from synapse_ops.services.dagster.home import has_embedded_stack
 
@@ -35,7 +34,8 @@ def command(port: int | None, new_url: bool, place: Place) -> None:
         echo(dagster.url_of_running(place.state_dir.absolute()))
         return
     state_dir = place.state_dir.absolute()
-    with host_errors(state_dir), running_stack(state_dir) if has_embedded_stack(state_dir) else nullcontext():
+    run = running_stack if has_embedded_stack(state_dir) else only_runner
+    with host_errors(state_dir), run(state_dir):
         service = dagster.DagsterService(state_dir, place.found_spec(), port=port)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: service.supervisor.stop())

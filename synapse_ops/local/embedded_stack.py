@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.errors import DeadlineExceeded, SynapseOpsError
+from synapse_ops.errors import DeadlineExceeded, Refused, SynapseOpsError
 from synapse_ops.local.example_data import load_example_data
 from synapse_ops.local.layout import StackLayout, find_layout, make_layout
 from synapse_ops.local.stack import SERVER_NAMES, StackServers, make_stack
@@ -42,6 +42,7 @@ __all__ = [
 LOCK_TIMEOUT_S = 1200.0  # another command starts the stack: it initialises, clones and follows a primary at worst
 STOP_TIMEOUT_S = 15.0  # of what is left after the stop in order
 POLL_S = 0.03
+RUNNER_LOCK = "runner.lock"
 _SCHEMES = {"redis": "redis", "db-primary": "postgresql", "db-standby": "postgresql", "ops": "postgresql"}
 
 
@@ -59,8 +60,9 @@ def start_stack(
 ) -> RunningStack:
     """Start every server of the stack that does not run, and return when all are ready.
 
-    die_with_us: what is started ends when the calling *thread* ends, even by kill -9. Without it, it runs until
-    `stop_stack`. Raises Refused (disk nearly full, fenced server), ToolFailed with a server's last words, ConfigError.
+    die_with_us: what is started ends when the calling *thread* ends, even by kill -9, unless another command started
+    servers that run. Without it, it runs until `stop_stack`.
+    Raises Refused (disk nearly full, fenced server), ToolFailed with a server's last words, ConfigError, HostFailed.
     """
     layout = make_layout(state_dir)
     ready: list[str] = []
@@ -74,14 +76,16 @@ def start_stack(
         stack = make_stack(layout, state.ports)
         if state.owner is not None and not state.owner.is_alive():
             stack.stop(lambda _: None)  # what a killed owner left is on its way out: wait for it
+        us = ProcessMark.of(os.getpid())
         if not living(layout):
-            state.owner = ProcessMark.of(os.getpid()) if die_with_us else None
+            state.owner = us if die_with_us else None
+        ends_with_us = die_with_us and state.owner == us
         state.ports = stack.ports
         write_state(layout.state_file, state)  # before the first start: a kill must not part servers from their ports
         try:
-            stack.start(tell, die_with_us=die_with_us)
+            stack.start(tell, die_with_us=ends_with_us)
             write_spec(layout, stack.ports)
-            stack.start_watch(tell, die_with_us=die_with_us)
+            stack.start_watch(tell, die_with_us=ends_with_us)
         finally:
             state.servers = _describe(stack)
             write_state(layout.state_file, state)
@@ -94,18 +98,44 @@ def running_stack(state_dir: Path) -> Iterator[RunningStack]:
 
     A stack that ran before goes on afterwards; one that did not is stopped with the block, or by the kernel when we are
     killed. For the main thread: SIGTERM and SIGHUP (the terminal was closed) end the block as Ctrl-C does.
+    Raises Refused, before anything is touched, while another such block runs for the state directory.
     """
+    root = find_layout(state_dir).root
+    if root.is_dir():
+        with only_runner(root):
+            pass
+    layout = make_layout(state_dir)  # which may move the directory, and a lock in it
     ends = (signal.SIGTERM, signal.SIGHUP)
     for number in ends:
         signal.signal(number, signal.default_int_handler)
-    was_up = bool(living(find_layout(state_dir)))
-    try:
-        yield start_stack(state_dir, die_with_us=not was_up)
-    finally:
-        for number in ends:  # a terminal that closes sends it more than once
-            signal.signal(number, signal.SIG_IGN)
-        if not was_up:
-            stop_stack(state_dir)
+    with only_runner(layout.root):
+        try:
+            yield start_stack(state_dir, die_with_us=True)
+        finally:
+            for number in ends:  # a terminal that closes sends it more than once
+                signal.signal(number, signal.SIG_IGN)
+            if read_state(layout.state_file).owner == ProcessMark.of(os.getpid()):
+                stop_stack(state_dir)
+
+
+@contextmanager
+def only_runner(root: Path) -> Iterator[None]:
+    """Hold the lock of the one command that runs servers or Dagster for a state directory; else raise Refused."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / RUNNER_LOCK).open("ab+", buffering=0) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise Refused(
+                f"another `synapse-ops ui` or `demo` runs for {root}: {lock.read().decode() or 'it has just begun'}",
+                detail="nothing was started or stopped",
+                hint="Use its UI (`synapse-ops ui --new-url` prints a URL), or end it with Ctrl-C first.",
+            ) from None
+        with suppress(OSError):  # a full disk
+            lock.truncate(0)
+            lock.write(f"pid {os.getpid()}".encode())
+        yield
 
 
 @contextmanager
@@ -252,7 +282,7 @@ def resettable(layout: StackLayout) -> list[Path]:
     own = [layout.data, layout.logs, layout.temp, layout.secrets, layout.programs, layout.root / "ledger"]
     own += [layout.root / name for name in ("proof", "locks", "cache", "dagster", "spec", "plans", "watch")]
     own += [layout.root / name for name in (release.FOLDER, document_changes.FOLDER)]
-    own += [layout.state_file, layout.lock_file, layout.spec_file, layout.authority]
+    own += [layout.root / RUNNER_LOCK, layout.state_file, layout.lock_file, layout.spec_file, layout.authority]
     if layout.state_dir.is_symlink():
         own.append(layout.root / "belongs-to")
     return own

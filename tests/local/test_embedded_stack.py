@@ -253,6 +253,21 @@ def test_a_stack_that_ran_before_goes_on_after_the_ui_and_the_demo(state_dir: Pa
     assert pids(state_dir) == before
 
 
+def test_a_second_ui_or_demo_is_refused_before_it_touches_anything(state_dir: Path) -> None:
+    """It names the first, starts nothing beside it, and above all stops nothing of it."""
+    stop_stack(state_dir)
+    with owned_stack(state_dir) as owner:
+        before = pids(state_dir)
+        for command in ("demo", "ui"):
+            argv = [sys.executable, "-m", "synapse_ops", command, "--state-dir", str(state_dir)]
+            second = subprocess.run(argv, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
+            assert second.returncode == 10
+            assert f"pid {owner.pid}" in second.stderr
+            assert "nothing was started or stopped" in second.stderr
+        assert pids(state_dir) == before
+        assert named_running(state_dir) == set(SERVER_NAMES)
+
+
 def test_an_up_right_after_every_process_was_killed_works(state_dir: Path) -> None:
     """Nothing needs time to settle: orphans are ended, stale pid files, locks and sockets are recognised."""
     up(state_dir)
