@@ -4,7 +4,8 @@ Roles that the server has stay exactly as they are; missing ones are created, an
 names them and marks superusers, because a role that is in use by now must not be dropped. The data goes into a database
 named `synapse_incomplete_<backup id>_<random>`, which gets its final name, by a rename that fails when the name is
 taken meanwhile, once it is complete, compared and analysed. On an error it is dropped, because this run created it;
-after a kill it stays, recognisable by its name and comment, and later plans name it.
+a copy that is not equal is kept as `synapse_differs_...`; after a kill it stays, recognisable by its name and comment.
+Later plans name both for what they are.
 """
 
 from __future__ import annotations
@@ -43,13 +44,15 @@ from synapse_ops.systems.postgres.connection import connect, describe, postgres_
 from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools
 
 INCOMPLETE = "synapse_incomplete_"
+DIFFERS = "synapse_differs_"
 NAME_LIMIT_BYTES = 63  # PostgreSQL cuts longer names silently
 
 _FACTS = """
 SELECT current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery(),
        (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
        array(SELECT datname::text FROM pg_database ORDER BY 1), array(SELECT rolname::text FROM pg_roles ORDER BY 1),
-       array(SELECT spcname::text FROM pg_tablespace ORDER BY 1)
+       array(SELECT spcname::text FROM pg_tablespace ORDER BY 1),
+       array(SELECT DISTINCT datname::text FROM pg_stat_activity WHERE datname IS NOT NULL)
 """
 
 
@@ -66,7 +69,7 @@ def plan(
         row = connection.execute(_FACTS).fetchone()
     if row is None:
         raise Refused(f"could not read server facts from {describe(target.conninfo)}: no row returned")
-    number, version, in_recovery, is_superuser, databases, roles, tablespaces = row
+    number, version, in_recovery, is_superuser, databases, roles, tablespaces, in_use = row
     where = describe(make_conninfo(target.conninfo, dbname=target.database))
     _refuse(target, where, record, number, in_recovery, is_superuser, databases)
     missing = tuple(name for name in script.roles if name not in roles)
@@ -84,7 +87,7 @@ def plan(
         roles_missing=missing,
         roles_present=tuple(name for name in script.roles if name in roles),
         tablespaces_missing=lacking,
-        notes=tuple(_notes(record, script, missing, lacking, databases)),
+        notes=(*_notes(record, script, missing, lacking), *_notes_on_copies(databases, in_use)),
     )
 
 
@@ -143,7 +146,6 @@ def _notes(
     script: GlobalsScript,
     missing: tuple[str, ...],
     lacking: tuple[str, ...],
-    databases: list[str],
 ) -> Iterator[str]:
     powerful = sorted(set(missing) & set(script.superusers))
     if powerful:
@@ -152,8 +154,18 @@ def _notes(
         yield "the backup holds no role passwords: created roles cannot log in by password until one is set"
     if lacking:
         yield f"everything goes into the default tablespace: the server lacks {', '.join(lacking)}"
+
+
+def _notes_on_copies(databases: list[str], in_use: list[str]) -> Iterator[str]:
+    """Yield what earlier restores, or others at work now, have on the server. in_use: databases with a session."""
     for name in databases:
-        if name.startswith(INCOMPLETE):
+        if name.startswith(DIFFERS):
+            backup_id = name.removeprefix(DIFFERS).rpartition("_")[0]
+            drop = f'when nobody needs it: DROP DATABASE "{name}"'
+            yield f'database "{name}" was kept for inspection: it differs from backup {backup_id}; {drop}'
+        elif name.startswith(INCOMPLETE) and name in in_use:
+            yield f'database "{name}" is in use: another restore fills it now'
+        elif name.startswith(INCOMPLETE):
             yield f'database "{name}" was left by an interrupted restore; nothing uses it: DROP DATABASE "{name}"'
 
 
@@ -195,7 +207,7 @@ def apply(run: RestoreRun, target: ServerTarget, work_dir: Path) -> RestoreRepor
             _say(target, "COMMENT ON DATABASE {} IS NULL", name)
             apply_properties(target.conninfo, renamed, name)
             run.compare(staged, conninfo, without_kinds=tuple(SHARED_KINDS), without_tablespaces=lacking)
-            _rename(target, name)
+            _rename(target, name, target.database)
     return run.report(current)
 
 
@@ -219,7 +231,8 @@ def _incomplete_database(target: ServerTarget, place: BackupPlace) -> Iterator[s
     try:
         yield name
     except IntegrityError as differs:
-        differs.hint = f'It is kept for inspection; remove it with: DROP DATABASE "{name}"'
+        kept = _set_aside(target, name)
+        differs.hint = f'It is kept as "{kept}" for inspection; remove it with: DROP DATABASE "{kept}"'
         raise
     except BaseException:
         with contextlib.suppress(Exception):  # what failed first is what the operator must read
@@ -248,6 +261,16 @@ def _existing_roles(target: ServerTarget, names: tuple[str, ...]) -> list[tuple[
         return connection.execute(statement, [list(names)]).fetchall()
 
 
+def _set_aside(target: ServerTarget, name: str) -> str:
+    """Give a copy that is not equal a name that says so, as far as that works; return its name now."""
+    kept = DIFFERS + name.removeprefix(INCOMPLETE)
+    try:
+        _rename(target, name, kept)
+    except SynapseOpsError:
+        return name
+    return kept
+
+
 def _say(target: ServerTarget, template: str, name: str) -> None:
     with connect(target.conninfo) as connection, postgres_errors(f"database {name}"):
         connection.execute(sql.SQL(template).format(sql.Identifier(name)))
@@ -259,15 +282,15 @@ def _say_incomplete(target: ServerTarget, name: str, place: BackupPlace) -> None
         connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), words))
 
 
-def _rename(target: ServerTarget, name: str) -> None:
+def _rename(target: ServerTarget, name: str, new_name: str) -> None:
     import psycopg
 
     with connect(target.conninfo) as connection, postgres_errors(f"the rename of {name}"):
         statement = sql.SQL("ALTER DATABASE {} RENAME TO {}")
         try:
-            connection.execute(statement.format(sql.Identifier(name), sql.Identifier(target.database)))
+            connection.execute(statement.format(sql.Identifier(name), sql.Identifier(new_name)))
         except psycopg.errors.DuplicateDatabase:
             raise TargetNotEmpty(
-                f'database "{target.database}" was created while the restore ran',
+                f'database "{new_name}" was created while the restore ran',
                 hint="Choose another name and restore again; the copy was removed.",
             ) from None

@@ -15,7 +15,7 @@ from synapse_ops.errors import ConfigError, IntegrityError, KeyMissing, SynapseO
 from synapse_ops.operations.backup.throwaway_directory import throwaway_base
 from synapse_ops.operations.database.restore import apply_restore, plan_restore
 from synapse_ops.operations.database.restore_target import DirectoryTarget, ServerTarget
-from synapse_ops.operations.database.restore_to_server import INCOMPLETE
+from synapse_ops.operations.database.restore_to_server import DIFFERS, INCOMPLETE
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.host.processes import server_identity
 from synapse_ops.systems.postgres.programs import PgTools
@@ -98,6 +98,37 @@ def test_a_database_that_exists_is_refused_even_when_it_came_into_being_after_th
         apply_restore(repository, plan, work_dir=work_dir)
 
     assert not [name for name in databases(postgres_server) if name.startswith(INCOMPLETE)]
+
+
+def test_a_copy_that_differs_is_kept_and_later_plans_call_it_what_it_is(
+    take_backup: Callable[..., KeptBackup],
+    repository: Repository,
+    work_dir: Path,
+    postgres_server: PostgresServer,
+    new_name: str,
+) -> None:
+    """It is no left-over of an interrupted restore; and one that another restore fills now is no left-over, either."""
+    before = take_backup()
+    after = take_backup("delete from shop.orders where id = 1", name=before.place.subject)
+    place = before.with_objects(database_dump=after.objects["database.dump"]).put(repository)
+    target, left = ServerTarget(postgres_server.conninfo(), new_name), f"{INCOMPLETE}left_{secrets.token_hex(3)}"
+
+    with pytest.raises(IntegrityError, match="differs from its backup") as raised:
+        apply_restore(repository, plan_restore(repository, place, target), work_dir=work_dir)
+
+    [kept] = [name for name in databases(postgres_server) if name.startswith(DIFFERS)]
+    postgres_server.execute(f'create database "{left}"')
+    try:
+        free = "\n".join(plan_restore(repository, place, target).notes)
+        with psycopg.connect(postgres_server.conninfo(left)):
+            used = "\n".join(plan_restore(repository, place, target).notes)
+    finally:
+        for name in (kept, left):
+            postgres_server.execute(f'drop database "{name}" with (force)')
+    assert raised.value.hint.endswith(f'remove it with: DROP DATABASE "{kept}"')
+    assert f'database "{kept}" was kept for inspection: it differs from backup {place.backup_id};' in free
+    assert f'database "{left}" was left by an interrupted restore' in free
+    assert f'database "{left}" is in use: another restore fills it now' in used
 
 
 def test_a_damaged_backup_leaves_no_database_behind(
