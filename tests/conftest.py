@@ -11,6 +11,9 @@ from tests.surroundings import without_other_work
 pytest_plugins = ["tests.servers", "tests.dagster_instances"]
 
 without_other_work(os.environ)
+# A run in the background, or under nohup, ignores these, and so would every program that a test starts and signals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

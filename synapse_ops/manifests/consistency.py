@@ -7,6 +7,7 @@ below tests/manifests/consistency prove it, so nothing here reads rendered bytes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,9 +52,14 @@ def check_consistency(bundle: Bundle, spec: Spec) -> tuple[Finding, ...]:
 def no_document_holds_a_secret(bundle: Bundle, _: Spec) -> Iterator[Finding]:
     """No line of a document looks like a password, a key or a token."""
     for document in bundle.documents:
-        for number, line in enumerate(document.text.splitlines(), start=1):
-            if holds_literal_secret(line) and not _is_a_command(line):
-                yield Finding("no_document_holds_a_secret", str(document.path), f"line {number} looks like a secret")
+        for number in _lines_like_a_secret(document.text):
+            yield Finding("no_document_holds_a_secret", str(document.path), f"line {number} looks like a secret")
+
+
+@lru_cache(maxsize=256)  # a bundle is checked when it is rendered and when it is released: the same texts
+def _lines_like_a_secret(text: str) -> tuple[int, ...]:
+    lines = enumerate(text.splitlines(), start=1)
+    return tuple(number for number, line in lines if holds_literal_secret(line) and not _is_a_command(line))
 
 
 def _is_a_command(line: str) -> bool:

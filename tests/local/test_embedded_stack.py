@@ -43,6 +43,7 @@ from synapse_ops.systems.postgres.server import FENCE_MARKER, make_socket_dir
 from tests.servers import servers_dir
 from tests.surroundings import HOSTILE
 
+POLL_S = 0.25  # a look at the environment of every process of the host costs more than what is waited for
 GONE_TIMEOUT_S = STREAMING_TIMEOUT_S = 180.0  # a busy host: no claim here is about seconds
 
 
@@ -82,7 +83,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
     while time.monotonic() < deadline:
         if condition():
             return True
-        time.sleep(0.05)
+        time.sleep(POLL_S)
     return condition()
 
 

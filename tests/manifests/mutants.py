@@ -47,7 +47,7 @@ class Mutant:
         return replace(bundle, documents=tuple(documents))
 
 
-class _Exact(yaml.SafeLoader):
+class _Exact(yaml.CSafeLoader):
     """Keeps a number's digits: the renderer's writer takes no float."""
 
 

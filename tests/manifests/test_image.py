@@ -17,9 +17,9 @@ from tests.manifests.specs import spec_of
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
-SERVICE = yaml.safe_load(render_bundle(spec_of("default")).by_path["docker/compose.yaml"].text)["services"][
-    "synapse-ops"
-]
+SERVICE = yaml.load(render_bundle(spec_of("default")).by_path["docker/compose.yaml"].text, yaml.CSafeLoader)[
+    "services"
+]["synapse-ops"]
 
 
 def words_after(instruction: str) -> list[str]:
@@ -57,7 +57,7 @@ def test_the_state_directory_of_the_image_belongs_to_its_user() -> None:
 def test_the_log_directory_of_the_application_s_image_belongs_to_its_user() -> None:
     """API and worker write logs to a volume that is new at first, as the same user."""
     documents = render_bundle(spec_of("default")).by_path
-    services = yaml.safe_load(documents["docker/compose.yaml"].text)["services"]
+    services = yaml.load(documents["docker/compose.yaml"].text, yaml.CSafeLoader)["services"]
 
     for name in ("api", "worker"):
         user, group = services[name]["user"].split(":")

@@ -32,7 +32,7 @@ def prober_text(spec: Spec, place: str) -> str:
     documents = render_bundle(spec).by_path
     if place == "compose":
         return documents[SPEC_PATH].text
-    [config, *_] = yaml.safe_load_all(documents["kubernetes/43-synapse-ops.yaml"].text)
+    [config, *_] = yaml.load_all(documents["kubernetes/43-synapse-ops.yaml"].text, yaml.CSafeLoader)
     return str(config["data"]["infrastructure.yaml"])
 
 
@@ -47,10 +47,10 @@ def served(spec: Spec, place: str) -> dict[str, set[int]]:
     """Return the ports of every service that is rendered at a place."""
     documents = render_bundle(spec).by_path
     if place == "compose":
-        services = yaml.safe_load(documents["docker/compose.yaml"].text)["services"]
+        services = yaml.load(documents["docker/compose.yaml"].text, yaml.CSafeLoader)["services"]
         return {name: set(map(int, service.get("expose", ()))) for name, service in services.items()}
     files = [path for path in documents if path.startswith("kubernetes/") and path.endswith(".yaml")]
-    objects = [found for path in files for found in yaml.safe_load_all(documents[path].text)]
+    objects = [found for path in files for found in yaml.load_all(documents[path].text, yaml.CSafeLoader)]
     return {
         found["metadata"]["name"]: {port["port"] for port in found["spec"]["ports"]}
         for found in objects
@@ -109,7 +109,7 @@ def test_a_cluster_without_ipv4_is_scraped_and_served() -> None:
     spec = check_text("watch: {host: '::'}\nserver: {host: '::'}", Path("spec.yaml"))[0].spec  # type: ignore[union-attr]
     bundle = render_bundle(spec)
 
-    jobs = yaml.safe_load(bundle.by_path["prometheus/prometheus.kubernetes.yml"].text)["scrape_configs"]
+    jobs = yaml.load(bundle.by_path["prometheus/prometheus.kubernetes.yml"].text, yaml.CSafeLoader)["scrape_configs"]
     for job in ("api", "worker"):
         [found] = [each["dns_sd_configs"] for each in jobs if each["job_name"] == job]
         assert {(name, each["type"]) for each in found for name in each["names"]} == {
@@ -122,10 +122,10 @@ def test_a_cluster_without_ipv4_is_scraped_and_served() -> None:
 def test_one_file_holds_the_webhook_s_token_for_both_that_use_it() -> None:
     """Alertmanager sends what the prober compares: one secret, which two users can read by their common group."""
     bundle = render_bundle(spec_of("default"))
-    services = yaml.safe_load(bundle.by_path["docker/compose.yaml"].text)["services"]
-    receiver = yaml.safe_load(bundle.by_path["alertmanager/alertmanager.compose.yml"].text)["receivers"][0][
-        "webhook_configs"
-    ][0]
+    services = yaml.load(bundle.by_path["docker/compose.yaml"].text, yaml.CSafeLoader)["services"]
+    receiver = yaml.load(bundle.by_path["alertmanager/alertmanager.compose.yml"].text, yaml.CSafeLoader)["receivers"][
+        0
+    ]["webhook_configs"][0]
 
     told = prober_spec_of(spec_of("default")).spec.alerting.webhook_token
 
@@ -142,7 +142,7 @@ def test_what_is_not_watched_has_no_secret_in_the_container() -> None:
     )
     assert loaded is not None, faults
 
-    services = yaml.safe_load(render_bundle(loaded.spec).by_path["docker/compose.yaml"].text)["services"]
+    services = yaml.load(render_bundle(loaded.spec).by_path["docker/compose.yaml"].text, yaml.CSafeLoader)["services"]
 
     assert services["synapse-ops"]["secrets"] == ["webhook-token", "object-store-credentials", "ca.crt"]
 
@@ -155,8 +155,8 @@ def test_a_prober_with_the_rendered_spec_answers_as_the_rendered_files_call_it(t
     assert loaded is not None, faults
     bundle = render_bundle(loaded.spec)
     (tmp_path / "infrastructure.yaml").write_text(bundle.by_path[SPEC_PATH].text)
-    service = yaml.safe_load(bundle.by_path["docker/compose.yaml"].text)["services"]["synapse-ops"]
-    jobs = yaml.safe_load(bundle.by_path["prometheus/prometheus.compose.yml"].text)["scrape_configs"]
+    service = yaml.load(bundle.by_path["docker/compose.yaml"].text, yaml.CSafeLoader)["services"]["synapse-ops"]
+    jobs = yaml.load(bundle.by_path["prometheus/prometheus.compose.yml"].text, yaml.CSafeLoader)["scrape_configs"]
     [target] = next(job["static_configs"][0]["targets"] for job in jobs if job["job_name"] == "synapse_ops")
     command = [*service["command"]]
     command[command.index("--spec") + 1] = str(tmp_path / "infrastructure.yaml")

@@ -126,7 +126,7 @@ def test_a_node_is_not_killed_while_it_recovers_or_is_cloned() -> None:
     bundle = render_bundle(spec_of("default"))
     nodes = {
         found["metadata"]["name"]: found["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
-        for found in yaml.safe_load_all(bundle.by_path["kubernetes/30-database.yaml"].text)
+        for found in yaml.load_all(bundle.by_path["kubernetes/30-database.yaml"].text, yaml.CSafeLoader)
         if found["kind"] == "StatefulSet"
     }
 

@@ -7,6 +7,7 @@ render; an option is added here with a look into the plugin's own page (elastic.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 _COMMON = frozenset(["id", "add_field", "add_tag", "remove_field", "remove_tag"])
@@ -41,8 +42,13 @@ ALLOWED: Mapping[str, Mapping[str, frozenset[str]]] = {
 }
 
 
-def pipeline_faults(text: str) -> Iterator[str]:
-    """Yield what is wrong with a pipeline; nothing means that Logstash will take it."""
+@lru_cache(maxsize=64)
+def pipeline_faults(text: str) -> tuple[str, ...]:
+    """Return what is wrong with a pipeline; nothing means that Logstash will take it."""
+    return tuple(_pipeline_faults(text))
+
+
+def _pipeline_faults(text: str) -> Iterator[str]:
     from logstash_pipeline_parser import Pipeline
     from logstash_pipeline_parser.tree import ParseError
 

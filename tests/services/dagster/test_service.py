@@ -36,7 +36,7 @@ def wait_for(what: Callable[[], Answer | None]) -> Answer:
     deadline = time.monotonic() + DEADLINE_S
     while not (answer := what()):
         assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
+        time.sleep(0.5)  # a look at the environment of every process of the host is not free
     return answer
 
 
