@@ -7,8 +7,8 @@ below tests/manifests/consistency prove it, so nothing here reads rendered bytes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from synapse_ops.manifests.bundle import Bundle
