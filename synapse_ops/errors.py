@@ -24,7 +24,7 @@
 
 Messages are one line, lower case, without a full stop: kind and name of the object, both values, the setting's name.
 "could not" may succeed next time, "cannot" will not. `detail` holds facts; `hint` is a full sentence with the command
-to run, or the question that finds the cause. No message ever holds a secret.
+to run, or the question that finds the cause. No message ever holds a secret: what a library quoted is redacted.
 Exit codes stay under 126, because PostgreSQL's archive_command treats higher ones differently.
 """
 
@@ -33,6 +33,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import ClassVar
+
+from synapse_ops.redaction import redact
 
 
 class SynapseOpsError(Exception):
@@ -45,10 +47,8 @@ class SynapseOpsError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, detail: str = "", hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.detail = detail
-        self.hint = hint
+        self.message, self.detail, self.hint = redact(message), redact(detail), redact(hint)
+        super().__init__(self.message)
 
     @property
     def code(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from synapse_ops.cli.terminal import echo, print_json
 from synapse_ops.errors import SynapseOpsError, worst_exit_code
+from synapse_ops.redaction import redact
 from synapse_ops.systems.host.errors import host_error
 
 
@@ -39,7 +40,7 @@ def error_of_bug(bug: Exception) -> SynapseOpsError:
     try:
         handle, name = tempfile.mkstemp(prefix="synapse-ops-", suffix=".log")
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as log:
-            traceback.print_exception(bug, file=log)
+            log.write(redact("".join(traceback.format_exception(bug))))
         where = f"the traceback is in {name}"
     except OSError as full:
         where = f"its traceback could not be written: {full.strerror}"

@@ -44,8 +44,10 @@ def _sensor(name: str, look: Look, description: str, stack_name: str) -> dg.Sens
         description=f"{description} Address: SYNAPSE_ALERTMANAGER_URL or SYNAPSE_ALERT_WEBHOOK.",
     )
     def alarm_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        from synapse_ops.defs.redacted_errors import redact_recorded_errors
         from synapse_ops.systems.alert_outlet import find_outlet
 
+        redact_recorded_errors()  # the address may hold a token
         outlet = find_outlet()
         if outlet is None:
             return dg.SkipReason("no address for alarms: set SYNAPSE_ALERTMANAGER_URL or SYNAPSE_ALERT_WEBHOOK")

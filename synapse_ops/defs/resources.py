@@ -22,6 +22,8 @@ class StackResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def open(self) -> Stack:
         """Return the stack. Raises ConfigError for the spec's faults."""
+        from synapse_ops.defs.redacted_errors import redact_recorded_errors
         from synapse_ops.operations.stack import open_stack
 
+        redact_recorded_errors()  # secrets are resolved from here on
         return open_stack(Path(self.spec_path), Path(self.state_dir))

@@ -47,11 +47,11 @@ class Stack:
 
     def admin_conninfo(self, database: str) -> str:
         """Return a libpq conninfo of the superuser for one database. It holds the password: never log it."""
-        from psycopg.conninfo import conninfo_to_dict, make_conninfo
+        from psycopg.conninfo import make_conninfo
 
-        address = conninfo_to_dict(self.spec.database.admin.resolve())
-        address["dbname"] = database
-        return make_conninfo("", **address)
+        from synapse_ops.systems.postgres.connection import conninfo_parts
+
+        return make_conninfo("", **{**conninfo_parts(self.spec.database.admin.resolve()), "dbname": database})
 
     def age_identities(self) -> tuple[str, ...]:
         """Return the age secret keys that `encryption.identity` refers to; empty when it is not set."""

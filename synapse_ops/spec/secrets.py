@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synapse_ops.errors import ConfigError
+from synapse_ops.redaction import remember
 
 REFERENCE_FORM = "a reference: env:NAME, file:/ABSOLUTE/PATH or kubernetes:NAMESPACE/NAME/KEY"
 NOT_SHOWN = "a literal secret (not shown)"
@@ -54,10 +55,10 @@ class SecretRef:
     def resolve(self) -> str:
         """Return the secret, one trailing newline removed. Raises ConfigError that names the reference."""
         if self.scheme == "env":
-            return self._from_environment()
+            return remember(self._from_environment())
         if self.scheme == "file":
-            return self._from_file()
-        return self._from_kubernetes()
+            return remember(self._from_file())
+        return remember(self._from_kubernetes())
 
     def _from_environment(self) -> str:
         secret = os.environ.get(self.target, "")

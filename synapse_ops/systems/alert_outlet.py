@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from synapse_ops.errors import ConfigError, Unreachable
+from synapse_ops.redaction import remember
 from synapse_ops.systems.host.loopback import is_loopback
 
 ALERTMANAGER_VARIABLE = "SYNAPSE_ALERTMANAGER_URL"
@@ -83,7 +84,7 @@ def find_outlet(environ: Mapping[str, str] = os.environ) -> AlertOutlet | None:
         (ALERTMANAGER_VARIABLE, "Alertmanager", "/api/v2/alerts"),
         (WEBHOOK_VARIABLE, "webhook", ""),
     ):
-        address = environ.get(variable)
+        address = remember(environ.get(variable, ""))
         if address:
             if not address.startswith(("http://", "https://")):
                 raise ConfigError(f"{variable} is not an http:// or https:// URL")

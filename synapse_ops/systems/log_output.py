@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from synapse_ops.domain.printable_text import printable
+from synapse_ops.redaction import redact
 
 
 def configure_logging(level: str | None = None) -> None:
@@ -58,11 +59,11 @@ class _OfLibraries(logging.Handler):
 
 
 class _Lines(structlog.PrintLogger):
-    """Prints lines. A line that cannot be written is lost: a full log disk must not end any work."""
+    """Prints lines, without secrets. A line that cannot be written is lost: a full log disk must not end any work."""
 
     def msg(self, message: str) -> None:
         with contextlib.suppress(OSError):
-            super().msg(message)
+            super().msg(redact(message))
 
     log = debug = info = warn = warning = error = err = fatal = failure = critical = exception = msg
 

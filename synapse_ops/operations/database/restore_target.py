@@ -118,7 +118,7 @@ def _server_conninfo(server: str | None, open_stack: Callable[[], Stack] | None)
 def _conninfo(address: str = "", **parts: str) -> str:
     from psycopg.conninfo import make_conninfo
 
-    return make_conninfo(address, **parts)
+    return make_conninfo("", **{**conninfo_parts(address), **parts})
 
 
 def compare_restored(

@@ -16,6 +16,7 @@ from math import isfinite
 from synapse_ops.domain.health.states import ProbeVerdict, State
 from synapse_ops.domain.printable_text import printable
 from synapse_ops.errors import SynapseOpsError
+from synapse_ops.redaction import redact
 from synapse_ops.systems.probe_stage import Stage
 
 ENDPOINT = "endpoint"
@@ -95,7 +96,7 @@ class Asker:
 
 
 def _shown(reason: str) -> str:
-    return printable(reason)
+    return printable(redact(reason))
 
 
 def _take_error(task: asyncio.Task[ProbeVerdict]) -> None:

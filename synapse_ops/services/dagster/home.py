@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from synapse_ops.errors import ConfigError
+from synapse_ops.redaction import remember
 
 SPEC_VARIABLE = "SYNAPSE_SPEC"
 STATE_DIR_VARIABLE = "SYNAPSE_STATE_DIR"
@@ -87,6 +88,7 @@ def dagster_environment(
             "DAGSTER_DISABLE_TELEMETRY": "1",
         }
     )
+    remember(environment["DAGSTER_PG_PASSWORD"])
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # each process would compile every import again: 1.3 s for 0.5 s
     return environment
 

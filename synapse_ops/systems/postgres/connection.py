@@ -128,9 +128,13 @@ def conninfo_parts(conninfo: str) -> dict[str, str]:
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        return {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
-    except psycopg.ProgrammingError:
-        raise ConfigError("cannot read a PostgreSQL connection string", hint=CONNINFO_HINT) from None
+        parts = {name: str(value) for name, value in conninfo_to_dict(conninfo).items() if value is not None}
+    except (psycopg.ProgrammingError, ValueError):  # ValueError: a sign that is no text
+        raise ConfigError("cannot use the connection string of PostgreSQL", hint=CONNINFO_HINT) from None
+    if "://" in conninfo and "@" in parts.get("host", "") + parts.get("dbname", ""):
+        # a bare @ or / ends the password early: the rest of it would be shown as the host or the database
+        raise ConfigError("cannot use the connection string of PostgreSQL", hint=CONNINFO_HINT)
+    return parts
 
 
 def set_session(connection: psycopg.Connection[Any], settings: Mapping[str, str]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from synapse_ops.redaction import remember
+
 
 @dataclass(frozen=True)
 class StoreAccess:
@@ -34,8 +36,8 @@ class StoreAccess:
             endpoint=environ.get(f"{prefix}_ENDPOINT_URL"),
             region=environ.get(f"{prefix}_REGION") or environ.get(f"{prefix}_DEFAULT_REGION") or "us-east-1",
             access_key=environ.get(f"{prefix}_ACCESS_KEY_ID"),
-            secret_key=environ.get(f"{prefix}_SECRET_ACCESS_KEY"),
-            session_token=environ.get(f"{prefix}_SESSION_TOKEN"),
+            secret_key=remember(environ.get(f"{prefix}_SECRET_ACCESS_KEY", "")) or None,
+            session_token=remember(environ.get(f"{prefix}_SESSION_TOKEN", "")) or None,
             ca_file=Path(ca_file) if ca_file else None,
         )
 
