@@ -4,6 +4,7 @@ Order, each step before the next: `started.json`, the heartbeat, the snapshot, t
 objects read back, and `backup.json` last. Killed anywhere, it leaves either no backup or a whole one, and left-overs
 under a heartbeat whose age names them. pg_dump runs beside the fingerprint and the structure, all three on one exported
 snapshot; sequences are read before and after, roles before and after pg_dumpall until both readings are equal.
+Objects that other sessions drop meanwhile can end it; another snapshot is tried then.
 Nothing is staged on disk. The password never leaves memory (systems/postgres/dump_tools.py).
 Works on a standby too: snapshots can be exported there; unlogged tables are left out, by pg_dump as by the fingerprint.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from synapse_ops.domain.backup.record import Fact
 from synapse_ops.domain.database.fingerprint import Fingerprint
 from synapse_ops.domain.database.structure import Structure
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.errors import ConfigError, Refused, Unproven
+from synapse_ops.errors import ConfigError, Refused, SynapseOpsError, Unproven
 from synapse_ops.operations.backup.heartbeat import Heartbeat
 from synapse_ops.operations.backup.measured import Measured
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, taking_backup
@@ -33,15 +34,18 @@ from synapse_ops.operations.database.staged_dump import DUMP, FINGERPRINT, GLOBA
 from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
 from synapse_ops.systems.postgres.dump_progress import reported_dump
 from synapse_ops.systems.postgres.dump_tools import ToolStream, application_name, open_tool
-from synapse_ops.systems.postgres.fingerprint import read_fingerprint, read_sequences
+from synapse_ops.systems.postgres.fingerprint import READING_SETTINGS, read_fingerprint, read_sequences
+from synapse_ops.systems.postgres.held_snapshot import ReadingSessions, is_concurrent_ddl, reading_sessions
 from synapse_ops.systems.postgres.identity import ServerFacts, ServerMoment, ensure_identity, read_facts, read_moment
 from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools
-from synapse_ops.systems.postgres.structure import read_shared, read_structure
+from synapse_ops.systems.postgres.structure import read_shared, structure_seen_by
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
 
 OLDEST_MAJOR = 15  # the catalogs of older servers differ, and they are out of support
+ATTEMPTS = 40  # where objects come and go all the time, most attempts fail, after some tenths of a second
+HURRIED_OF = 4  # attempts all are hurried but one, lest the hurry be what fails
 LOCK_WAIT_MS = 60_000  # pg_dump waits this long for a table; beyond, an ALTER holds it and both would wait for ever
 ROLE_READINGS = 5  # roles that change during each of so many readings are changed by a loop, not by a person
 
@@ -171,45 +175,74 @@ class _Contents:
 def _write_contents(
     source: _Source, writer: BackupWriter, heartbeat: Heartbeat, *, with_passwords: bool, progress: ReportProgress
 ) -> _Contents:
-    """Dump, fingerprint and describe the database on one snapshot; return when all of it is in the store."""
-    measured, stop = Measured(), threading.Event()
-    with _held_snapshot(source) as (snapshot, control, start):
-        before = read_sequences(source.conninfo)
-        with ThreadPoolExecutor(3, thread_name_prefix="dump") as pool:
-            dump = pool.submit(_dump, source, snapshot, writer, measured, stop, progress)
-            fingerprint = pool.submit(_fingerprint, source, snapshot, measured, stop, progress)
-            described = pool.submit(_describe, source, snapshot, writer, measured, with_passwords=with_passwords)
-            try:
-                _await_all([dump, fingerprint, described])
-            except BaseException:
-                stop.set()
+    """Write all contents, on another snapshot when other sessions drop what one of them shows."""
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            is_hurried = attempts % HURRIED_OF != 1
+            return _write_once(source, writer, heartbeat, is_hurried, with_passwords=with_passwords, progress=progress)
+        except SynapseOpsError as error:
+            if not is_concurrent_ddl(error):
                 raise
+            if attempts == ATTEMPTS:
+                error.hint = (
+                    f"Other sessions dropped or changed objects during each of {ATTEMPTS} attempts."
+                    " Which program keeps doing so? Temporary tables are not affected, and not backed up."
+                )
+                raise
+
+
+def _write_once(
+    source: _Source,
+    writer: BackupWriter,
+    heartbeat: Heartbeat,
+    is_hurried: bool,
+    *,
+    with_passwords: bool,
+    progress: ReportProgress,
+) -> _Contents:
+    """Dump, fingerprint and describe the database on one snapshot; return when all of it is in the store.
+
+    is_hurried: the snapshot is taken when pg_dump has connected already, so that it locks the tables soonest.
+    """
+    measured, stop = Measured(), threading.Event()
+    session_name = application_name("pg_dump")
+    before = read_sequences(source.conninfo)
+    with reading_sessions(source.conninfo, READING_SETTINGS) as sessions:
+        snapshot = sessions.predict_name() if is_hurried else sessions.export()
+        with (
+            _pg_dump(source, snapshot) as tool,
+            reported_dump(source.conninfo, session_name, f"dumping {source.database}", progress),
+        ):
+            if is_hurried:
+                sessions.await_session(session_name, tool.has_ended)
+                sessions.export()
+            start = read_moment(sessions.control)
+            sessions.lock_tables(snapshot, session_name, tool.has_ended)
+            with ThreadPoolExecutor(3, thread_name_prefix="dump") as pool:
+                dump = pool.submit(_dump, tool, writer, measured, stop)
+                fingerprint = pool.submit(_fingerprint, source, sessions, measured, stop, progress)
+                described = pool.submit(_describe, source, sessions, measured, with_passwords=with_passwords)
+                try:
+                    _await_all([dump, fingerprint, described])
+                except BaseException:
+                    stop.set()
+                    raise
         after = read_sequences(source.conninfo)
-        end = read_moment(control)
+        end = read_moment(sessions.control)
     heartbeat.raise_if_lost()
     dump_record, warnings = dump.result()
-    globals_record, structure = described.result()
+    globals_text, structure = described.result()
     content = fingerprint.result().with_brackets(before, after)
     objects = (
         dump_record,
-        globals_record,
+        writer.write_bytes(GLOBALS, globals_text),
         writer.write_bytes(FINGERPRINT, content.to_json()),
         writer.write_bytes(STRUCTURE, structure.to_json()),
     )
     writer.read_back()
     return _Contents(objects, content, structure, start, end, measured.phase_s, warnings)
-
-
-@contextmanager
-def _held_snapshot(source: _Source) -> Iterator[tuple[str, Any, ServerMoment]]:
-    """Yield the name of an exported snapshot that lives as long as the block, its connection, and its moment."""
-    with connect(source.conninfo, application_name="synapse-ops snapshot") as control:
-        with postgres_errors(f"the snapshot of {describe(source.conninfo)}"):
-            control.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            row = control.execute("SELECT pg_export_snapshot()").fetchone()
-        if row is None:
-            raise Unproven("the server gave no snapshot")
-        yield row[0], control, read_moment(control)
 
 
 def _await_all(jobs: list[Future[Any]]) -> None:
@@ -219,15 +252,7 @@ def _await_all(jobs: list[Future[Any]]) -> None:
         job.result()
 
 
-def _dump(
-    source: _Source,
-    snapshot: str,
-    writer: BackupWriter,
-    measured: Measured,
-    stop: threading.Event,
-    progress: ReportProgress,
-) -> tuple[ObjectRecord, tuple[str, ...]]:
-    """Stream pg_dump into the store; the object comes into being only when pg_dump has ended well."""
+def _pg_dump(source: _Source, snapshot: str) -> AbstractContextManager[ToolStream]:
     arguments = [
         "--format=custom",
         f"--compress={_compression(source.tools).removeprefix('gzip:')}",
@@ -235,14 +260,16 @@ def _dump(
         f"--lock-wait-timeout={LOCK_WAIT_MS}",
         f"--encoding={source.facts.encoding}",
     ]
+    return open_tool(source.tools, "pg_dump", arguments, source.conninfo)
+
+
+def _dump(
+    tool: ToolStream, writer: BackupWriter, measured: Measured, stop: threading.Event
+) -> tuple[ObjectRecord, tuple[str, ...]]:
+    """Stream pg_dump into the store; the object comes into being only when pg_dump has ended well."""
     warnings: list[str] = []
-    stage = f"dumping {source.database}"
-    with (
-        measured.phase("dump"),
-        reported_dump(source.conninfo, application_name("pg_dump"), stage, progress),
-        open_tool(source.tools, "pg_dump", arguments, source.conninfo) as tool,
-    ):
-        stoppable = _Stoppable(tool, stop)
+    stoppable = _Stoppable(tool, stop)
+    with measured.phase("dump"):
         record = writer.write_stream(DUMP, stoppable, before_complete=lambda: warnings.extend(tool.finish()))
     return record, tuple(warnings)
 
@@ -261,18 +288,18 @@ class _Stoppable:
 
 
 def _fingerprint(
-    source: _Source, snapshot: str, measured: Measured, stop: threading.Event, progress: ReportProgress
+    source: _Source, sessions: ReadingSessions, measured: Measured, stop: threading.Event, progress: ReportProgress
 ) -> Fingerprint:
     with measured.phase("fingerprint"):
-        return read_fingerprint(source.conninfo, snapshot=snapshot, progress=progress, stop=stop)
+        return read_fingerprint(source.conninfo, sessions=sessions.of_rows, progress=progress, stop=stop)
 
 
 def _describe(
-    source: _Source, snapshot: str, writer: BackupWriter, measured: Measured, *, with_passwords: bool
-) -> tuple[ObjectRecord, Structure]:
-    """Write the globals between two equal readings of the roles, and return them with the structure."""
-    with measured.phase("structure"):
-        structure = read_structure(source.conninfo, snapshot=snapshot)
+    source: _Source, sessions: ReadingSessions, measured: Measured, *, with_passwords: bool
+) -> tuple[bytes, Structure]:
+    """Return the globals, taken between two equal readings of the roles, and the structure."""
+    with measured.phase("structure"), postgres_errors(f"the structure of {describe(source.conninfo)}"):
+        structure = structure_seen_by(sessions.of_catalogs)
     # from the database itself: others may be missing, or let nobody in
     arguments = [
         "--globals-only",
@@ -287,7 +314,7 @@ def _describe(
                 text = tool.read()
                 tool.finish()
             if read_shared(source.conninfo) == before:
-                return writer.write_bytes(GLOBALS, text), structure.with_shared(before)
+                return text, structure.with_shared(before)
     raise Unproven(
         f"roles changed during each of {ROLE_READINGS} readings", hint="Which program keeps creating or altering roles?"
     )

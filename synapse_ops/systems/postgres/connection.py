@@ -163,7 +163,12 @@ def reading(
         if settings:
             set_session(connection, settings)
         with postgres_errors(f"a snapshot of {describe(conninfo)}"):
-            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            if snapshot is not None:
-                connection.execute("SET TRANSACTION SNAPSHOT '" + snapshot.replace("'", "''") + "'")
+            begin_reading(connection, snapshot)
         yield connection
+
+
+def begin_reading(connection: psycopg.Connection[Any], snapshot: str | None = None) -> None:
+    """Begin a read-only transaction on one snapshot; None takes a new one with the first statement."""
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    if snapshot is not None:
+        connection.execute("SET TRANSACTION SNAPSHOT '" + snapshot.replace("'", "''") + "'")

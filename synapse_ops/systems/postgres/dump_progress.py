@@ -50,6 +50,8 @@ def reported_dump(conninfo: str, application_name: str, stage: str, progress: Re
 
 def _look(conninfo: str, application_name: str, stage: str, progress: ReportProgress, stop: threading.Event) -> None:
     progress(Progress(stage, 0))
+    if stop.wait(LOOK_EVERY_S):
+        return
     try:
         with connect(conninfo, application_name="synapse-ops progress") as connection:
             with postgres_errors("the progress of the dump"):

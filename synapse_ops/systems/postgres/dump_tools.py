@@ -70,6 +70,10 @@ class ToolStream:
             raise found or ToolFailed(self._argv, status=status, stderr_tail=tail, hint=_hint(text))
         return tuple(line.strip() for line in text.splitlines() if line.strip())
 
+    def has_ended(self) -> bool:
+        """Say whether it has ended."""
+        return self._process.poll() is not None
+
     def kill(self) -> None:
         """End it now, whatever it does; nothing happens when it has ended."""
         if self._process.poll() is None:
@@ -96,7 +100,7 @@ def application_name(program: str) -> str:
 def open_tool(tools: PgTools, program: str, arguments: Sequence[str], conninfo: str) -> Iterator[ToolStream]:
     """Start a client program connected as `conninfo` says; kill it when the block ends before it does.
 
-    The kernel kills it when the calling *thread* ends: use the stream within the thread that opened it.
+    The kernel kills it when the calling *thread* ends: that thread must outlive the use of the stream.
     """
     argv = [str(tools.path(program)), *arguments, f"--dbname=service={SERVICE}", "--no-password"]
     parts = program_parts(conninfo)

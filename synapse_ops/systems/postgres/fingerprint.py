@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,14 @@ if TYPE_CHECKING:
 WORKERS = 2  # connections; more than the server's cores gains nothing
 SMALL_TABLE_BYTES = 1024 * 1024  # tables below are counted many to a statement, to save round trips
 TABLES_PER_STATEMENT = 40
-LOCK_TIMEOUT = "60s"
+# of the sessions: their scans may use parallel workers of the server
+READING_SETTINGS = {
+    "max_parallel_workers_per_gather": str(WORKERS),
+    "parallel_setup_cost": "100",
+    "lock_timeout": "60s",
+}
 STOP_POLL_S = 0.2
+SEQUENCE_READINGS = 20
 LARGE_OBJECT_ENTRIES = 10_000  # above, neighbouring oids share an entry, so that memory stays flat
 
 _RELATIONS = """
@@ -113,25 +119,30 @@ class _Plan:
 def read_fingerprint(
     conninfo: str,
     *,
-    snapshot: str | None = None,
+    sessions: Sequence[psycopg.Connection[Any]] = (),
     workers: int = WORKERS,
     progress: ReportProgress = ignore_progress,
     stop: threading.Event | None = None,
 ) -> Fingerprint:
     """Return the fingerprint of the database that `conninfo` (of a superuser) points at.
 
-    snapshot: the name given by pg_export_snapshot in a transaction that stays open; None takes one here.
+    sessions: in transactions on one snapshot, with READING_SETTINGS and the tables locked; none opens `workers` here.
     workers: connections, each of which may have as many parallel workers of the server.
     stop: when it is set, statements under way are cancelled and DeadlineExceeded is raised.
     The sequences' brackets are closed by a read at the end; a caller whose dump lasts longer closes them again.
     """
     with postgres_errors(f"the fingerprint of {describe(conninfo)}"):
-        with _reading(conninfo, snapshot, workers) as first:
-            name = snapshot or str(_one(first, "SELECT pg_export_snapshot()"))
+        with ExitStack() as stack:
+            if not sessions:
+                first = stack.enter_context(_reading(conninfo))
+                name = str(_one(first, "SELECT pg_export_snapshot()"))
+                others = [stack.enter_context(_reading(conninfo, name)) for _ in range(workers - 1)]
+                sessions = [first, *others]
+            first = sessions[0]
             plan = _make_plan(first)
             _lock(first, [relation.name for relation, _ in plan.tables])
             before = _read_sequences(first, plan.sequences)
-            tables = _count_all(first, conninfo, name, plan, workers, progress, stop or threading.Event())
+            tables = _count_all(sessions, plan, progress, stop or threading.Event())
             rest = _read_rest(first)
         after = read_sequences(conninfo)
     brackets = {
@@ -148,18 +159,23 @@ def read_fingerprint(
 
 def read_sequences(conninfo: str) -> dict[str, SequencePosition]:
     """Return every sequence's position as it is now; a sequence never waits for a snapshot."""
-    with postgres_errors(f"the sequences of {describe(conninfo)}"), _reading(conninfo, None, 0) as connection:
-        return _read_sequences(connection, _make_plan(connection).sequences)
+    from psycopg import errors
+
+    with postgres_errors(f"the sequences of {describe(conninfo)}"):
+        readings = 0
+        while True:
+            readings += 1
+            try:
+                with _reading(conninfo) as connection:
+                    kept, _ = _list_relations(connection)
+                    return _read_sequences(connection, [relation.name for relation in kept if relation.kind == "S"])
+            except (errors.UndefinedTable, errors.InvalidSchemaName, errors.InternalError_):
+                if readings == SEQUENCE_READINGS:  # one of them is dropped each time
+                    raise
 
 
-def _reading(conninfo: str, snapshot: str | None, workers: int) -> AbstractContextManager[psycopg.Connection[Any]]:
-    """Open a reading connection whose scans may use parallel workers of the server."""
-    settings = {
-        "max_parallel_workers_per_gather": str(workers),
-        "parallel_setup_cost": "100",
-        "lock_timeout": LOCK_TIMEOUT,
-    }
-    return reading(conninfo, snapshot=snapshot, settings=settings, application_name="synapse-ops fingerprint")
+def _reading(conninfo: str, snapshot: str | None = None) -> AbstractContextManager[psycopg.Connection[Any]]:
+    return reading(conninfo, snapshot=snapshot, settings=READING_SETTINGS, application_name="synapse-ops fingerprint")
 
 
 def _one(connection: psycopg.Connection[Any], query: str) -> Any:
@@ -168,13 +184,7 @@ def _one(connection: psycopg.Connection[Any], query: str) -> Any:
 
 
 def _make_plan(connection: psycopg.Connection[Any]) -> _Plan:
-    is_standby = bool(_one(connection, "SELECT pg_is_in_recovery()"))
-    relations = [_Relation(*row) for row in connection.execute(_RELATIONS)]
-    skipped = {relation.name: "foreign table" for relation in relations if relation.kind == "f"}
-    if is_standby:
-        reason = "unlogged, which a standby does not hold"
-        skipped |= {relation.name: reason for relation in relations if relation.is_unlogged}
-    kept = [relation for relation in relations if relation.name not in skipped]
+    kept, skipped = _list_relations(connection)
     tables = [relation for relation in kept if relation.kind == "r"]
     return _Plan(
         tables=tuple(_with_expressions(connection, sorted(tables, key=lambda table: -table.size_bytes))),
@@ -182,6 +192,17 @@ def _make_plan(connection: psycopg.Connection[Any]) -> _Plan:
         materialized_views={relation.name: relation.is_populated for relation in kept if relation.kind == "m"},
         skipped=skipped,
     )
+
+
+def _list_relations(connection: psycopg.Connection[Any]) -> tuple[list[_Relation], dict[str, str]]:
+    """Return the relations to read, and those to leave out with the reason."""
+    is_standby = bool(_one(connection, "SELECT pg_is_in_recovery()"))
+    relations = [_Relation(*row) for row in connection.execute(_RELATIONS)]
+    skipped = {relation.name: "foreign table" for relation in relations if relation.kind == "f"}
+    if is_standby:
+        reason = "unlogged, which a standby does not hold"
+        skipped |= {relation.name: reason for relation in relations if relation.is_unlogged}
+    return [relation for relation in relations if relation.name not in skipped], skipped
 
 
 def _with_expressions(
@@ -214,50 +235,37 @@ def _read_sequences(connection: psycopg.Connection[Any], names: Sequence[str]) -
 
 
 def _count_all(
-    first: psycopg.Connection[Any],
-    conninfo: str,
-    snapshot: str,
-    plan: _Plan,
-    workers: int,
-    progress: ReportProgress,
-    stop: threading.Event,
+    sessions: Sequence[psycopg.Connection[Any]], plan: _Plan, progress: ReportProgress, stop: threading.Event
 ) -> dict[str, TableContent]:
-    """Count every table of the plan on `workers` connections; `first` is one of them."""
+    """Count every table of the plan, on all sessions at once."""
     batches = list(_batches(plan.tables))
     total = sum(table.size_bytes for table, _ in plan.tables)
     found: dict[str, TableContent] = {}
     lock, done = threading.Lock(), 0
-    busy = [first]
 
-    def work(connection: psycopg.Connection[Any]) -> None:
+    def work(session: psycopg.Connection[Any]) -> None:
         nonlocal done
         while True:
             with lock:
                 if not batches:
                     return
                 batch = batches.pop(0)
-            counted = _count(connection, batch)
+            counted = _count(session, batch)
             with lock:
                 found.update(counted)
                 done += sum(table.size_bytes for table, _ in batch)
                 progress(Progress("fingerprinting", done, total))
 
-    def work_alone() -> None:
-        with postgres_errors("the fingerprint"), _reading(conninfo, snapshot, workers) as connection:
-            busy.append(connection)
-            work(connection)
-
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="fingerprint") as pool:
-        others = max(0, min(workers, len(batches)) - 1)
-        jobs = [pool.submit(work, first)] + [pool.submit(work_alone) for _ in range(others)]
+    with ThreadPoolExecutor(len(sessions), thread_name_prefix="fingerprint") as pool:
+        jobs = [pool.submit(work, session) for session in sessions]
         try:
             _wait_for(jobs, stop)
         except BaseException:
             with lock:
                 batches.clear()
-            for connection in busy:
+            for session in sessions:
                 with suppress(Exception):  # the first failure is the one to report
-                    connection.cancel_safe(timeout=5)
+                    session.cancel_safe(timeout=5)
             raise
     return found
 

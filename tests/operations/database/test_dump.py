@@ -305,9 +305,9 @@ def test_a_role_that_is_no_superuser_is_refused(
     tmp_path: Path, rich: str, postgres_server: PostgresServer, bucket_url: str, object_store_access: StoreAccess
 ) -> None:
     """Row security would hide rows from it without a word."""
-    postgres_server.execute("CREATE ROLE weak LOGIN PASSWORD 'weak'")
+    postgres_server.execute("CREATE ROLE weak LOGIN PASSWORD 'feeble'")
     parts = psycopg.conninfo.conninfo_to_dict(rich)
-    weak = psycopg.conninfo.make_conninfo("", **{**parts, "user": "weak", "password": "weak"})
+    weak = psycopg.conninfo.make_conninfo("", **{**parts, "user": "weak", "password": "feeble"})
     stack = make_stack(tmp_path, weak, bucket_url, object_store_access)
 
     with pytest.raises(ConfigError, match='role "weak" is not a superuser'):
