@@ -61,9 +61,9 @@ A list replaces its default as a whole, and so does `alerting.actions`; a block 
 leaves out. A key without a value is a fault: leave it out, or write `null` where null is allowed. A key may stand only
 once. YAML 1.2: `off` is text. A file may hold several documents (`---`), each block in one of them.
 
-**Secrets** stand in a spec by reference only. `env:NAME` reads an environment variable, `file:/ABSOLUTE/PATH` a file,
-`kubernetes:NAMESPACE/NAME/KEY` a Kubernetes secret from inside a pod. Whatever looks like a secret is refused wherever
-it stands, also inside a URL, and no message repeats it.
+**Secrets** stand in a spec by reference only. `env:NAME` reads an environment variable, `file:/ABSOLUTE/PATH` a regular
+file of at most 64 KiB, `kubernetes:NAMESPACE/NAME/KEY` a Kubernetes secret from inside a pod. Whatever looks like a
+secret is refused wherever it stands, also inside a URL, and no message repeats it.
 
 **Precedence.** `failover.primary` and `failover.standby` name the nodes, `database.host` is what clients use.
 `autoscaling` takes precedence over `kubernetes.replicas`. A relative `health.url` is below `health_base_url`, and that

@@ -216,13 +216,15 @@ class Place:
     def age_identities(self) -> tuple[str, ...]:
         """Return the age secret keys at hand: SYNAPSE_AGE_IDENTITY_FILE, or what the spec refers to; may be empty."""
         from synapse_ops.operations.stack import parse_age_identities
+        from synapse_ops.redaction import remember
+        from synapse_ops.spec.secret_file import read_secret_file
 
         named = os.environ.get("SYNAPSE_AGE_IDENTITY_FILE")
         if named:
             try:
-                return parse_age_identities(Path(named).read_text(encoding="utf-8"), origin=named)
-            except OSError as error:
-                raise ConfigError(f"cannot read the age identity file {named}", detail=str(error)) from error
+                return parse_age_identities(remember(read_secret_file(named)), origin=named)
+            except ValueError as reason:
+                raise ConfigError(f"cannot read the age identity file {named}: {reason}") from None
         if not self.has_spec:
             return ()
         return self.stack().age_identities()

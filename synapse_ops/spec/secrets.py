@@ -13,6 +13,7 @@ from pathlib import Path
 
 from synapse_ops.errors import ConfigError
 from synapse_ops.redaction import remember
+from synapse_ops.spec.secret_file import read_secret_file
 
 REFERENCE_FORM = "a reference: env:NAME, file:/ABSOLUTE/PATH or kubernetes:NAMESPACE/NAME/KEY"
 NOT_SHOWN = "a literal secret (not shown)"
@@ -53,7 +54,10 @@ class SecretRef:
         return f"{self.scheme}:{self.target}"
 
     def resolve(self) -> str:
-        """Return the secret, one trailing newline removed. Raises ConfigError that names the reference."""
+        """Return the secret, one trailing newline removed. Raises ConfigError that names the reference.
+
+        A file is waited for some seconds, and Kubernetes' API too: not for an event loop.
+        """
         if self.scheme == "env":
             return remember(self._from_environment())
         if self.scheme == "file":
@@ -71,13 +75,12 @@ class SecretRef:
 
     def _from_file(self) -> str:
         try:
-            secret = Path(self.target).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as fault:
-            reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8 text"
+            secret = read_secret_file(self.target)
+        except ValueError as reason:
             raise ConfigError(
                 f'could not read secret "{self}": {reason}',
                 hint=f"Check it with `ls -l {self.target}`; the user that runs synapse-ops must be able to read it.",
-            ) from fault
+            ) from None
         secret = secret.removesuffix("\n").removesuffix("\r")
         if not secret:
             raise ConfigError(f'secret "{self}" is empty', hint="Write the secret into the file, mode 0600.")

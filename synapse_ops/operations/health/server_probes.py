@@ -32,6 +32,7 @@ from synapse_ops.domain.health.states import ProbeVerdict
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.health.asker import SERVER, Probe, Question
 from synapse_ops.operations.stack import Stack
+from synapse_ops.spec import SecretRef
 from synapse_ops.systems.probe_clients import HttpClients
 from synapse_ops.systems.probe_stage import Stage
 
@@ -110,7 +111,7 @@ def _ask_node(stack: Stack, node: str) -> Question:
     async def ask(stage: Stage) -> ProbeVerdict:
         from synapse_ops.systems.postgres.probe import read_facts
 
-        return judge_server(await read_facts(node_conninfo(stack, node), stage))
+        return judge_server(await read_facts(await asyncio.to_thread(node_conninfo, stack, node), stage))
 
     return ask
 
@@ -122,7 +123,7 @@ def _ask_replication(stack: Stack) -> Question:
         stage = Stage()
         try:
             async with asyncio.timeout(timeout_s):
-                return await read_position(node_conninfo(stack, node), stage)
+                return await read_position(await asyncio.to_thread(node_conninfo, stack, node), stage)
         except TimeoutError:
             return f"no answer within {timeout_s:g} s: {stage.words}"
         except SynapseOpsError as error:
@@ -143,7 +144,7 @@ def _ask_redis(stack: Stack) -> Question:
         from synapse_ops.systems.redis.probe import read_info
 
         redis = stack.spec.redis
-        password = redis.password.resolve() if redis.password is not None else None
+        password = await _resolved(redis.password)
         timeout_s = stack.spec.watch.timeout.total_seconds()
         info = await read_info(redis.host, redis.port, password=password, timeout_s=timeout_s, stage=stage)
         return judge_redis(info)
@@ -163,7 +164,8 @@ def _ask_qdrant(stack: Stack, clients: HttpClients, url: str) -> Question:
     async def ask(stage: Stage) -> ProbeVerdict:
         qdrant = stack.spec.qdrant
         http = clients.of(qdrant.ca_file)
-        headers = {"api-key": qdrant.api_key.resolve()} if qdrant.api_key is not None else {}
+        key = await _resolved(qdrant.api_key)
+        headers = {"api-key": key} if key is not None else {}
         ready = await http.get(f"{url}/readyz", stage)
         reply = await http.get(f"{url}/cluster", stage, headers)
         return judge_qdrant(ready.status, _result_of(reply.body) if reply.status == 200 else None)
@@ -187,7 +189,7 @@ def _ask_store(stack: Stack, clients: HttpClients) -> Question:
     async def ask(stage: Stage) -> ProbeVerdict:
         from synapse_ops.systems.s3.probe import round_trip
 
-        access = stack.store_access()
+        access = await asyncio.to_thread(stack.store_access)
         written = {"host": socket.gethostname(), "pid": os.getpid(), "at": datetime.now(UTC).isoformat()}
         http = clients.of(str(access.ca_file) if access.ca_file else None)
         url = stack.spec.backup.database.destination
@@ -195,6 +197,11 @@ def _ask_store(stack: Stack, clients: HttpClients) -> Question:
         return judge_store(trip.clock_skew_s)
 
     return ask
+
+
+async def _resolved(secret: SecretRef | None) -> str | None:
+    """Return a secret, read beside the event loop: a file may take its time."""
+    return None if secret is None else await asyncio.to_thread(secret.resolve)
 
 
 def _host_segment() -> str:

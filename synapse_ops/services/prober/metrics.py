@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.health.alerts import parse_notification
-from synapse_ops.errors import ConfigError
+from synapse_ops.errors import SynapseOpsError
 from synapse_ops.manifests.monitoring.alertmanager import WEBHOOK_PATH
 from synapse_ops.services.prober.families import families
 
@@ -102,9 +102,11 @@ class MetricsApp:
 
     async def _take_alerts(self, scope: Scope, receive: Receive) -> tuple[int, str, bytes]:
         """Answer Alertmanager: 200 when the alerts are stored. It repeats a call that was answered with 5xx."""
+        if not _header(scope, b"authorization"):
+            return 401, "text/plain", b"a token is needed\n"
         try:
-            wanted = f"Bearer {self._prober.webhook_token()}".encode()
-        except ConfigError:
+            wanted = f"Bearer {await self._prober.webhook_token()}".encode()
+        except SynapseOpsError:
             return 503, "text/plain", b"the token of alerting.webhook_token cannot be read here\n"
         if not hmac.compare_digest(_header(scope, b"authorization").encode("latin-1"), wanted):
             return 401, "text/plain", b"the token is another\n"

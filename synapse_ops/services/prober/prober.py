@@ -99,6 +99,7 @@ class Prober:
         self._history: HistoryWriter | None = None
         self.alerts = self._read_alerts()
         self._alerts_lock = asyncio.Lock()
+        self._token: asyncio.Future[str] | None = None
 
     @property
     def stack_name(self) -> str:
@@ -114,9 +115,14 @@ class Prober:
         """Host headers by which the rendered Prometheus and Alertmanager call us."""
         return prober_names(self._stack.spec)
 
-    def webhook_token(self) -> str:
-        """Return the token that Alertmanager's calls must carry. Raises ConfigError when it is not there."""
-        return self._stack.spec.alerting.webhook_token.resolve()
+    async def webhook_token(self) -> str:
+        """Return the token that Alertmanager's calls must carry; many calls at once wait for one reading of it.
+
+        Raises ConfigError or Unreachable when it is not there.
+        """
+        if self._token is None or self._token.done():
+            self._token = asyncio.ensure_future(asyncio.to_thread(self._stack.spec.alerting.webhook_token.resolve))
+        return await asyncio.shield(self._token)
 
     async def take_alerts(self, told: Iterable[Told]) -> bool:
         """Keep what a notification says; False when the disk would not have it, and nothing has changed."""
