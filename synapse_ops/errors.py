@@ -37,6 +37,11 @@ from typing import ClassVar
 from synapse_ops.redaction import redact
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: `1 backup`, `2 backups`. plural: where it is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 class SynapseOpsError(Exception):
     """The base of all errors: a message, details and a hint. By itself it is an internal error.
 

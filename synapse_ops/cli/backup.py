@@ -12,7 +12,7 @@ from synapse_ops.cli.failures import Failures
 from synapse_ops.cli.options import Place, repository_options, stack_options, subject_of
 from synapse_ops.cli.tables import fact_rows, format_age, format_bytes, format_fact, format_moment, show_table
 from synapse_ops.cli.terminal import echo, print_json
-from synapse_ops.errors import ConfigError
+from synapse_ops.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.catalog import CatalogEntry
@@ -90,6 +90,8 @@ def _chosen(stack: Stack, subjects: tuple[str, ...], failures: Failures) -> list
     for kind in {subject.kind.name: subject.kind for subject in named}.values():
         with failures.of(kind.word):
             known[kind.name] = kind.subjects(stack)
+            if not known[kind.name]:
+                echo(f"{kind.word}: nothing to back up: the server has no {kind.noun}", err=True)
     chosen: dict[tuple[str, str], tuple[BackupKind, str]] = {}
     faults = []
     for subject in named:
@@ -182,15 +184,16 @@ def _show_catalog(url: str, catalog: Catalog) -> None:
             )
             for entry in catalog.backups
         ),
-        title=f"{len(catalog.backups)} backups in {url}",
+        title=f"{counted(len(catalog.backups), 'backup')} in {url}",
     )
     for row in catalog.left_overs:
         echo(
-            f"left-over: {row.place.prefix} has no backup.json; {row.object_count} objects, "
+            f"left-over: {row.place.prefix} has no backup.json; {counted(row.object_count, 'object')}, "
             f"{format_bytes(row.size_bytes)}, touched {format_age(catalog.read_at - row.touched_at)} ago"
         )
     if catalog.foreign_count:
-        echo(f"foreign: {catalog.foreign_count} objects that this tool did not write, and leaves alone")
+        foreign = counted(catalog.foreign_count, "object")
+        echo(f"foreign: {foreign} that this tool did not write, and leaves alone")
 
 
 @command.command()

@@ -27,7 +27,10 @@ KINDS = ("logs", "temp", "cache", "snapshots", "history")
     "synapse-ops cleanup --apply 3f9a1c0d5e6f7a8b"
 )
 @click.option(
-    "--plan", "wants_plan", is_flag=True, help="Print what would be removed and why, and a digest for each kind."
+    "--plan",
+    "wants_plan",
+    is_flag=True,
+    help="Print what would be removed and why, and a digest for each kind. The default.",
 )
 @click.option("--apply", "digests", metavar="DIGEST", multiple=True, help="Apply exactly the plan with this digest.")
 @click.option("--only", type=click.Choice(KINDS), multiple=True, help="With --plan: only this kind. Default: all.")
@@ -46,11 +49,11 @@ def command(*, wants_plan: bool, digests: tuple[str, ...], only: tuple[str, ...]
     A plan is refused when it is older than 24 hours or was applied. One kind that cannot be planned does not keep the
     others from being planned; the exit code is then that error's.
     """
-    if wants_plan == bool(digests):
-        raise click.UsageError("give either --plan or --apply DIGEST")
+    if wants_plan and digests:
+        raise click.UsageError("--plan and --apply are mutually exclusive")
     if digests and only:
         raise click.UsageError("--only goes with --plan; a digest already names its kind")
-    if wants_plan:
+    if not digests:
         _plan(place, only or KINDS, as_json=as_json)
     else:
         _apply(place, digests, as_json=as_json)

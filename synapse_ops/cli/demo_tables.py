@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.cli.tables import format_bytes
+from synapse_ops.errors import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,10 +35,9 @@ class Protected:
     def totals(self) -> str:
         totals = self.plan.totals
         left_overs = sum(row.taken_at is None and not row.removes for row in self.plan.entries)
-        waiting = f"; {left_overs} left-overs of interrupted work wait out their grace" if left_overs else ""
+        waiting = f"; {counted(left_overs, 'left-over')} of interrupted work in its grace" if left_overs else ""
         kept, expired = totals.kept - left_overs, totals.expired
-        backups = f"{self.backups} backup{'' if self.backups == 1 else 's'}"
-        return f"{backups}; plan {self.plan.digest} keeps {kept} and expires {expired}{waiting}"
+        return f"{counted(self.backups, 'backup')}; plan {self.plan.digest} keeps {kept} and expires {expired}{waiting}"
 
 
 def read_protected(kind: BackupKind, stack: Stack, subjects: tuple[str, ...], now: datetime) -> Protected:

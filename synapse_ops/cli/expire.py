@@ -12,7 +12,7 @@ from synapse_ops.cli.failures import Failures
 from synapse_ops.cli.options import Place, Source, repository_options, subject_of
 from synapse_ops.cli.tables import format_bytes, format_moment, show_table
 from synapse_ops.cli.terminal import echo, print_json
-from synapse_ops.errors import ConfigError, PlanChanged, SynapseOpsError
+from synapse_ops.errors import ConfigError, PlanChanged, SynapseOpsError, counted
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.retention import RetentionPolicy
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("subject", required=False)
-@click.option("--plan", "wants_plan", is_flag=True, help="Print what would be removed and why, and each plan's digest.")
+@click.option(
+    "--plan",
+    "wants_plan",
+    is_flag=True,
+    help="Print what would be removed and why, and each plan's digest. The default.",
+)
 @click.option("--apply", "digest", metavar="DIGEST", help="Apply exactly the plan with this digest.")
 @click.option(
     "--accept-ratio",
@@ -60,8 +65,8 @@ def command(
       synapse-ops expire --apply 3f9a1c0d5e6f7a8b
       synapse-ops expire --plan --repository s3://backups/database/ --retention 30d
     """
-    if wants_plan == (digest is not None):
-        raise click.UsageError("give either --plan or --apply DIGEST")
+    if wants_plan and digest is not None:
+        raise click.UsageError("--plan and --apply are mutually exclusive")
     if digest is None:
         if accept_ratio is not None:
             raise click.UsageError("--accept-ratio belongs to --apply DIGEST")
@@ -191,8 +196,9 @@ def _show_plan(source: Source, plan: ExpiryPlan) -> None:
     )
     totals = plan.totals
     echo(
-        f"keeps {totals.kept}, would remove {totals.expired} backups, {totals.left_overs} left-overs and "
-        f"{totals.uploads} uploads: {format_bytes(totals.removed_bytes)}"
+        f"keeps {totals.kept}, would remove {counted(totals.expired, 'backup')}, "
+        f"{counted(totals.left_overs, 'left-over')} and {counted(totals.uploads, 'upload')}: "
+        f"{format_bytes(totals.removed_bytes)}"
     )
     for warning in plan.warnings:
         echo(f"warning: {warning}")

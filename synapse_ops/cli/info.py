@@ -11,6 +11,7 @@ from synapse_ops.cli.failures import Failures
 from synapse_ops.cli.options import Place, repository_options, subject_of
 from synapse_ops.cli.tables import format_age, format_bytes, format_moment, show_table
 from synapse_ops.cli.terminal import echo
+from synapse_ops.errors import counted
 
 if TYPE_CHECKING:
     from synapse_ops.operations.backup.overview import RepositoryOverview, SubjectOverview
@@ -107,13 +108,15 @@ def _show(overview: RepositoryOverview, now: datetime) -> None:
             )
             for row in overview.subjects
         ),
-        title=f"{overview.url} protects {count} subject{'' if count == 1 else 's'}",
+        title=f"{overview.url} protects {counted(count, 'subject')}",
     )
     if overview.left_over_count:
         size = format_bytes(overview.left_over_bytes)
-        echo(f"left-overs: {overview.left_over_count} prefixes, {size}; `synapse-ops expire --plan` names them")
+        prefixes = counted(overview.left_over_count, "prefix", "prefixes")
+        echo(f"left-overs: {prefixes}, {size}; `synapse-ops expire --plan` names them")
     if overview.foreign_count:
-        echo(f"foreign: {overview.foreign_count} objects that this tool did not write, and leaves alone")
+        foreign = counted(overview.foreign_count, "object")
+        echo(f"foreign: {foreign} that this tool did not write, and leaves alone")
     if overview.missing_features is None:
         echo("store features: not tested, because these keys may not write")
     for words in overview.missing_features or ():

@@ -8,7 +8,7 @@ import click
 
 from synapse_ops.cli.options import Place, stack_options
 from synapse_ops.cli.terminal import echo, print_json
-from synapse_ops.errors import ConfigError
+from synapse_ops.errors import ConfigError, counted
 
 
 @click.command()
@@ -54,4 +54,4 @@ def command(place: Place, out: Path | None, only_check: bool, to_store: bool, as
     for note in rendered.notes:
         echo(f"note: {note.path}: {note.message}", err=True)
     done = "equal" if only_check else "written" if out is not None else "rendered"
-    echo(f"{len(bundle.documents)} documents {done}, release {bundle.digest}")
+    echo(f"{counted(len(bundle.documents), 'document')} {done}, release {bundle.digest}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from synapse_ops.errors import ConfigError
+from synapse_ops.errors import ConfigError, counted
 from synapse_ops.spec.secrets import NOT_SHOWN, holds_literal_secret
 
 FieldPath = tuple[str | int, ...]
@@ -94,7 +94,7 @@ def _masked(text: str) -> str:
 
 def spec_error(file: Path, faults: list[Fault]) -> ConfigError:
     """Return the one error that lists all faults, in the order of their lines."""
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    count = counted(len(faults), "fault")
     return ConfigError(
         f'spec "{file}" has {count}',
         detail="\n".join(fault.render(file) for fault in faults),

@@ -224,6 +224,12 @@ def test_the_databases_to_back_up_follow_the_applications_database() -> None:
     assert loaded_from("database: {name: shop, databases: [a, b]}").spec.database.databases == ("a", "b")
 
 
+def test_the_applications_database_is_the_first_that_is_listed() -> None:
+    """Who lists databases and names none has no database called synapse."""
+    assert loaded_from("database: {databases: [shop, b]}").spec.database.name == "shop"
+    assert loaded_from("database: {name: a, databases: [b]}").spec.database.name == "a"
+
+
 def test_nodes_that_the_rendered_firewall_parts_are_noted() -> None:
     """Each machine gets the same firewall: a standby on another one could not follow."""
     nodes = "database: {nodes: {db-primary: '10.0.0.7:5432', db-standby: '10.0.0.8:5432'}}\n"

@@ -23,7 +23,7 @@ from synapse_ops.domain.backup.layout import BACKUP, BackupPlace, parse_key
 from synapse_ops.domain.backup.left_overs import DanglingUpload, is_past_grace, plan_left_overs
 from synapse_ops.domain.backup.retention import CLOCK_TOLERANCE, Clocks, RetentionPolicy, is_held, plan_retention
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.errors import PlanChanged, Refused, SynapseOpsError, Unreachable
+from synapse_ops.errors import PlanChanged, Refused, SynapseOpsError, Unreachable, counted
 from synapse_ops.operations.backup.catalog import list_own_objects, read_catalog
 from synapse_ops.operations.backup.expiry_plans import (
     mark_applied,
@@ -240,7 +240,7 @@ def _rounded_up(ratio: float) -> float:
 def _refuse_failed(run: _Run, repository: Repository) -> None:
     if run.failed:
         raise Unreachable(
-            f"could not delete {len(run.failed)} objects of {repository.url}",
+            f"could not delete {counted(len(run.failed), 'object')} of {repository.url}",
             detail="\n".join(f"{key}: {reason}" for key, reason in sorted(run.failed.items())[:10]),
             hint="Apply the same plan again: it skips what is gone and retries the rest.",
         )

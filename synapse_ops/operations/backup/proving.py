@@ -24,7 +24,7 @@ from synapse_ops.domain.backup.proof_record import ProofRecord, RdbFindings, Sna
 from synapse_ops.domain.backup.record import BackupRecord
 from synapse_ops.domain.backup.restore_estimate import predict_from
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.errors import IntegrityError, KeyMissing, ObjectMissing, SynapseOpsError, Unproven
+from synapse_ops.errors import IntegrityError, KeyMissing, ObjectMissing, SynapseOpsError, Unproven, counted
 from synapse_ops.operations.backup.catalog import only_one, read_catalog
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.backup.measured import Measured
@@ -203,14 +203,14 @@ def _predict(entries: Sequence[CatalogEntry], place: BackupPlace) -> float | Non
 
 def _conclude(proof: Proof) -> _Conclusion:
     if proof.differences:
-        return _Conclusion(Verdict.DIFFERS, f"{len(proof.differences)} differences")
+        return _Conclusion(Verdict.DIFFERS, f"{counted(len(proof.differences), 'difference')}")
     return _Conclusion(Verdict.PROVEN)
 
 
 def _fail(proof: Proof, error: SynapseOpsError) -> _Conclusion:
     reason = "; ".join([f"{error.code}: {error.message}", *error.detail.splitlines()[:3]])
     if proof.differences:  # found before the failure, and true whatever failed afterwards
-        return _Conclusion(Verdict.DIFFERS, f"{len(proof.differences)} differences; then {reason}", error)
+        return _Conclusion(Verdict.DIFFERS, f"{counted(len(proof.differences), 'difference')}; then {reason}", error)
     # every byte of an object is compared before its key is missed, so a missing key hides no damage
     if isinstance(error, KeyMissing) or not (proof.has_begun or isinstance(error, IntegrityError)):
         return _Conclusion(Verdict.NOT_ATTEMPTED, reason, error)

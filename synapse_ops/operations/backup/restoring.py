@@ -15,7 +15,7 @@ from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.domain.backup.record import BackupRecord
 from synapse_ops.domain.backup.restore_estimate import predict_from
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.errors import ConfigError, TargetNotEmpty
+from synapse_ops.errors import ConfigError, TargetNotEmpty, counted
 from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.repository import Repository
 
@@ -135,7 +135,7 @@ def refuse_if_not_empty(directory: Path) -> None:
     if directory.is_dir() and any(directory.iterdir()):
         count = len(list(directory.iterdir()))
         raise TargetNotEmpty(
-            f"{directory} is not empty: it holds {count} files or directories",
+            f"{directory} is not empty: it holds {counted(count, 'entry', 'entries')}",
             hint="Name a directory that does not exist yet; a restore never replaces anything.",
         )
 

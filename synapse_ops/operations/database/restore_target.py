@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.database import fingerprint as fingerprints
 from synapse_ops.domain.database import structure as structures
-from synapse_ops.errors import ConfigError, IntegrityError
+from synapse_ops.errors import ConfigError, IntegrityError, counted
 from synapse_ops.operations.backup.restoring import RestorePlan
 from synapse_ops.operations.database.staged_dump import StagedBackup
 from synapse_ops.spec import SecretRef
@@ -144,7 +144,7 @@ def compare_restored(
         notes = fingerprints.environment_notes(staged.fingerprint, actual)
     if differences:
         raise IntegrityError(
-            f"the restored copy differs from its backup in {len(differences)} places",
+            f"the restored copy differs from its backup in {counted(len(differences), 'place')}",
             detail="\n".join(differences[:SHOWN_DIFFERENCES]),
         )
     return notes

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 from synapse_ops.domain.backup.dump_record import DumpRecord
@@ -27,10 +29,11 @@ from synapse_ops.operations.database.throwaway_server import throwaway_server
 from synapse_ops.systems.host.processes import ServerIdentity, give_to, reachable_by, run_as, server_identity
 from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools
 
-CONFIGURATION = """\
+SOCKET_DIR = "/tmp"  # noqa: S108 - where clients of most builds look
+CONFIGURATION = f"""\
 # written by synapse-ops after a restore; everything else is PostgreSQL's default
 listen_addresses = 'localhost'
-unix_socket_directories = '/tmp'
+unix_socket_directories = '{SOCKET_DIR}'
 password_encryption = scram-sha-256
 """
 AUTHENTICATION = """\
@@ -39,6 +42,20 @@ local all all scram-sha-256
 host  all all 127.0.0.1/32 scram-sha-256
 host  all all ::1/128 scram-sha-256
 """
+
+
+@dataclass(frozen=True)
+class DirectoryRestoreReport(RestoreReport):
+    """superuser: the role of the backup that the owner of the files connects as, by socket and without a password."""
+
+    superuser: str
+
+    def next_steps(self) -> tuple[str, ...]:
+        directory, role, database = map(shlex.quote, (self.plan.where, self.superuser, self.plan.place.subject))
+        return (
+            f"pg_ctl -D {directory} start",
+            f"psql -h {SOCKET_DIR} -U {role} {database}  # as the owner of the directory",
+        )
 
 
 def plan(
@@ -112,7 +129,7 @@ def apply(run: RestoreRun, target: DirectoryTarget, work_dir: Path) -> RestoreRe
             throwaway.server.stop("fast")
         _make_permanent(throwaway.server.data_dir, throwaway.server.tools, superuser, throwaway_dir.identity)
         move_into_place(throwaway.server.data_dir, directory)
-    return run.report(planned)
+    return DirectoryRestoreReport(**vars(run.report(planned)), superuser=superuser)
 
 
 def _make_permanent(data_dir: Path, tools: PgTools, superuser: str, identity: ServerIdentity | None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synapse_ops.domain.backup.rdb_record import RdbRecord
-from synapse_ops.errors import IntegrityError
+from synapse_ops.errors import IntegrityError, counted
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.backup.reading import ReadLog, read_backup_document
 from synapse_ops.operations.backup.restoring import (
@@ -109,7 +109,7 @@ def apply_rdb_restore(request: RestoreRequest, plan: RdbRestorePlan) -> RdbResto
         copy = load_and_compare(throwaway, data_dir, expected, deadline, request.progress)
         if copy.differences:
             raise IntegrityError(
-                f"the restored copy differs from its backup in {len(copy.differences)} places",
+                f"the restored copy differs from its backup in {counted(len(copy.differences), 'place')}",
                 detail="\n".join(copy.differences[:20]),
                 hint="Restore another backup; `synapse-ops backup list` shows which are proven.",
             )

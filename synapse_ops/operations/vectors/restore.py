@@ -33,7 +33,7 @@ from synapse_ops.domain.vectors.config import (
     update_body,
 )
 from synapse_ops.domain.vectors.fingerprint import CopyFacts, compare_points
-from synapse_ops.errors import IntegrityError, Refused, SynapseOpsError
+from synapse_ops.errors import IntegrityError, Refused, SynapseOpsError, counted
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.backup.measured import Measured
 from synapse_ops.operations.backup.restoring import DEFAULT_TIMEOUT_S, RestoreReport
@@ -153,7 +153,7 @@ def _open_copy(staged: StagedSnapshot, scratch_dir: Path, deadline: Deadline, pr
     ]
     if differences:
         raise IntegrityError(
-            f"the backup differs from what it was taken of in {len(differences)} places",
+            f"the backup differs from what it was taken of in {counted(len(differences), 'place')}",
             detail="\n".join(differences[:20]),
             hint="Restore another backup; `synapse-ops backup list vectors` shows which are proven.",
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from synapse_ops.spec.block import (
     AbsolutePath,
@@ -33,7 +33,7 @@ class Database(Block):
 
     host: SocketHost = Field("localhost", description="Host that clients use; the nodes are named in `failover`.")
     port: Port = Field(5432, description="Port of PostgreSQL.")
-    name: DatabaseName = Field("synapse", description="The application's database.")
+    name: DatabaseName = Field("synapse", description="The application's database. Default: the first of `databases`.")
     user: DatabaseName = Field("synapse_user", description="The application's role.")
     max_connections: Count = Field(
         20, le=MOST_CONNECTIONS, description="Connections that the application may open in all."
@@ -56,6 +56,15 @@ class Database(Block):
         description="Address of each node that `failover` names. One that is left out: the primary is where `admin` "
         "points, another is the host of its name, on the same port.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_is_listed(cls, given: Any) -> Any:
+        """Take the first of `databases` for `name`: who lists only those has no database called synapse."""
+        listed = given.get("databases") if isinstance(given, dict) else None
+        if isinstance(listed, list | tuple) and listed and isinstance(listed[0], str):
+            return {"name": listed[0], **given}
+        return given
 
 
 class Redis(Block):

@@ -92,7 +92,13 @@ def _mapped_reply(what: str, code: str, status: str, message: str) -> SynapseOps
             f"could not keep to one version of {what}: another process wrote it", detail=f"{code} {message}"
         )
     if code == "NoSuchBucket":
-        return ConfigError(f"cannot find the bucket of {what}", detail=message, hint="Create the bucket first.")
+        bucket = what.partition("://")[2].partition("/")[0]
+        return ConfigError(
+            f"cannot find the bucket of {what}",
+            detail=message,
+            hint=f"Create the bucket first, such as with `aws s3 mb s3://{bucket or 'BUCKET'}` (`--endpoint-url URL`"
+            " for another store than AWS), or correct the destination in the spec.",
+        )
     if both & _DENIED:  # before 404: versitygw answers an unknown key so
         return AccessRefused(
             f"the object store refused access to {what}",

@@ -139,7 +139,7 @@ def test_applying_a_cut_plan_again_goes_on(repository: Repository, store: Memory
     plan = make_expiry_plan(repository, POLICY, NOW)
     store.undeletable = {next(key for key in store.objects if key.endswith(BACKUP))}
 
-    with pytest.raises(Unreachable, match="could not delete 1 objects"):
+    with pytest.raises(Unreachable, match="could not delete 1 object of"):
         apply_expiry(repository, plan.digest, NOW)
     store.undeletable = set()
     apply_expiry(repository, plan.digest, NOW)
@@ -153,7 +153,7 @@ def test_an_expiry_that_fails_says_what_it_removed_before(repository: Repository
     plan = make_expiry_plan(repository, POLICY, NOW)
     store.undeletable = {backups[0].place.key(BACKUP)}
 
-    with pytest.raises(Unreachable, match="could not delete 1 objects") as failed:
+    with pytest.raises(Unreachable, match="could not delete 1 object of") as failed:
         apply_expiry(repository, plan.digest, NOW)
 
     lines = failed.value.detail.splitlines()

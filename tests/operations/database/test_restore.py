@@ -250,8 +250,12 @@ def test_a_backup_becomes_a_data_directory_that_starts(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
-    apply_restore(repository, plan, work_dir=work_dir)
+    report = apply_restore(repository, plan, work_dir=work_dir)
 
+    assert report.next_steps() == (
+        f"pg_ctl -D {directory} start",
+        f"psql -h /tmp -U postgres {kept.place.subject}  # as the owner of the directory",
+    )
     assert (directory.parent.resolve(), True) in flushed, "a power failure may undo the rename"
     identity = server_identity()
     assert directory.stat().st_mode & 0o777 == 0o700
