@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,14 +21,17 @@ def canonical_json(version: int, fields: Mapping[str, Any], *, is_compact: bool 
 
 
 @contextmanager
-def reading(data: bytes, what: str, version: int) -> Iterator[dict[str, Any]]:
-    """Yield the fields of a document of this version; whatever else it is, the block included, is DocumentUnreadable.
+def reading(data: bytes, what: str, *versions: int) -> Iterator[dict[str, Any]]:
+    """Yield the fields of a document; whatever else it is, the block included, is DocumentUnreadable.
 
-    what: names the document in the message, with its article.
+    what: names the document in the message, with its article. versions: at least one, the newest first; with several,
+    the field `format_version` says which it is.
     """
     try:
         body = read_json(data, max_bytes=MAX_BYTES)
-        _refuse_other_version(body.pop("format_version"), version)
+        _refuse_other_version(body["format_version"], versions)
+        if len(versions) == 1:
+            del body["format_version"]
         yield body
     except (ValueError, TypeError, LookupError, AttributeError) as fault:
         raise DocumentUnreadable(
@@ -36,6 +39,6 @@ def reading(data: bytes, what: str, version: int) -> Iterator[dict[str, Any]]:
         ) from fault
 
 
-def _refuse_other_version(found: object, version: int) -> None:
-    if found != version:
-        raise ValueError(f"format_version is {found}, this reads {version}")
+def _refuse_other_version(found: object, versions: Sequence[int]) -> None:
+    if found not in versions:
+        raise ValueError(f"format_version is {found}, this reads {' and '.join(map(str, versions))}")

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from synapse_ops.domain.bounded_json import read_json
 from synapse_ops.errors import DocumentUnreadable
-
-FORMAT_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 LsnText = Annotated[str, Field(pattern=r"^[0-9A-F]{1,8}/[0-9A-F]{1,8}$")]
@@ -29,9 +27,17 @@ class Part(BaseModel):
 
 
 class Document(Part):
-    """One JSON document of the repository."""
+    """One JSON document of the repository. VERSIONS: of its format, those that are read; a new one has the default."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    VERSIONS: ClassVar[tuple[int, ...]] = (1,)
+    format_version: int = Field(default=1, strict=True)
+
+    @field_validator("format_version")
+    @classmethod
+    def _refuse_another_version(cls, value: int) -> int:
+        if value not in cls.VERSIONS:
+            raise ValueError(f"it is {value}, this reads {' and '.join(map(str, cls.VERSIONS))}")
+        return value
 
     def body(self) -> dict[str, Any]:
         """Return the fields as they are stored."""

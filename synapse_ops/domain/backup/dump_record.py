@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -35,8 +35,12 @@ class DumpRecord(BackupRecord):
     database_time: the server's clock at the snapshot. fingerprint_s: of the fingerprint, which runs beside the dump.
     compression: as "zstd:1". role_passwords: whether globals.sql holds SCRAM verifiers.
     structure_digest: sha256 of the canonical plain bytes of structure.json. dumped_bytes: what pg_dump wrote.
+    not_in_backup: what a dump does not carry, by name. Version 1 has neither that nor `source.bootstrap_role`, no
+    `supplement.sql`, and documents of the content and the structure that looked at less.
     """
 
+    VERSIONS: ClassVar[tuple[int, ...]] = (1, 2)
+    format_version: int = Field(default=2, strict=True)
     kind: Literal["dump"]
     source: DumpSource
     start_lsn: LsnText
@@ -49,6 +53,13 @@ class DumpRecord(BackupRecord):
     table_count: int = Field(ge=0)
     row_count: int = Field(ge=0)
     structure_digest: Sha256
+    not_in_backup: tuple[str, ...] = ()
+
+    def body(self) -> dict[str, Any]:
+        fields = super().body()
+        if self.format_version == 1:
+            del fields["not_in_backup"], fields["source"]["bootstrap_role"]
+        return fields
 
     @property
     def subject(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from synapse_ops.domain.canonical_json import canonical_json, reading
 
-FORMAT_VERSION = 2  # 1 summed hash_record_extended, which is blind to values exchanged between rows
+METHOD = 3  # how rows are hashed, and the version of the document; systems/postgres/row_hash.py knows method 2, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Fingerprint:
 
     hash_probe: the server's hash of a fixed text; servers that differ in it cannot be compared.
     large_objects: by first oid of a range of `large_object_span` oids; the span is 1 until there are very many.
-    skipped: what was not counted and why (foreign tables; unlogged tables of a standby).
+    skipped: what was not counted and why (foreign tables; unlogged tables of a standby). method: of the row hashes.
     """
 
     server_major: int
@@ -96,6 +96,7 @@ class Fingerprint:
     extensions: Mapping[str, str] = field(default_factory=dict)
     collation_versions: Mapping[str, str | None] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    method: int = METHOD
 
     @property
     def row_count(self) -> int:
@@ -118,7 +119,7 @@ class Fingerprint:
         """Return the canonical bytes: sorted keys, UTF-8, one final newline."""
         fields = asdict(self)
         fields["large_objects"] = {str(oid): value for oid, value in fields["large_objects"].items()}
-        return canonical_json(FORMAT_VERSION, fields)
+        return canonical_json(fields.pop("method"), fields)
 
     def digest(self) -> str:
         """Return the sha256 (hex) of the canonical bytes."""
@@ -127,7 +128,8 @@ class Fingerprint:
     @classmethod
     def from_json(cls, data: bytes) -> Fingerprint:
         """Return what `to_json` wrote; raises DocumentUnreadable for anything else."""
-        with reading(data, "a fingerprint", FORMAT_VERSION) as body:
+        with reading(data, "a fingerprint", METHOD, 2) as body:
+            body["method"] = body.pop("format_version")
             body["tables"] = {name: TableContent(**value) for name, value in body["tables"].items()}
             body["sequences"] = {name: _bracket(value) for name, value in body["sequences"].items()}
             body["large_objects"] = {int(oid): LargeObjects(**value) for oid, value in body["large_objects"].items()}

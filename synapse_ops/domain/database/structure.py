@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,7 @@ FORMAT_VERSION = 1
 
 SHARED_KINDS = frozenset({"role", "tablespace", "parameter privileges"})
 SHOWN_CHARACTERS = 120  # of a value in a difference; more hides the name it belongs to
+IsSame = Callable[[str, str, Any, Any], bool]  # entry, attribute, expected, actual
 _QUIET = frozenset({"definition"})  # bodies of functions may hold what must not be shown
 
 
@@ -56,11 +56,21 @@ def kind_of(name: str) -> str:
     return name.partition(": ")[0]
 
 
+def _never(*_: Any) -> bool:
+    return False
+
+
 def compare(
-    expected: Structure, actual: Structure, *, without_kinds: Collection[str] = (), without_tablespaces: bool = False
+    expected: Structure,
+    actual: Structure,
+    *,
+    is_same: IsSame = _never,
+    without_kinds: Collection[str] = (),
+    without_tablespaces: bool = False,
 ) -> tuple[str, ...]:
     """Return every named difference of structure, sorted by name; empty means equal.
 
+    is_same: whether two values that are not equal mean the same; asked for those alone.
     without_kinds: kinds that the restore left out on purpose ("subscription", say).
     without_tablespaces: the restore put everything into the default tablespace.
     """
@@ -78,16 +88,18 @@ def compare(
             found.append(f"{name}: not in the backup")
         else:
             skip = {"tablespace"} if without_tablespaces else set()
-            found += [f"{name}: {words}" for words in _attribute_differences(ours, theirs, skip)]
+            found += [f"{name}: {words}" for words in _attribute_differences(name, ours, theirs, skip, is_same)]
     return tuple(found)
 
 
-def _attribute_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], skip: set[str]) -> Iterator[str]:
+def _attribute_differences(
+    name: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], skip: set[str], is_same: IsSame
+) -> Iterator[str]:
     for attribute in sorted(ours.keys() | theirs.keys()):
         if attribute in skip:
             continue
         left, right = ours.get(attribute), theirs.get(attribute)
-        if left == right or _normal(left) == _normal(right):
+        if left == right or is_same(name, attribute, left, right):
             continue
         if attribute in _QUIET:
             yield f"{attribute} differs"
@@ -98,65 +110,3 @@ def _attribute_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], s
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
-
-
-_CAST_ARRAY = re.compile(r"\(ARRAY\[")
-_CAST_TYPE = re.compile(r"\)::([a-z][a-z0-9_. ]*(?:\(\d+(?:,\d+)?\))?)\[\]")
-
-
-def _normal(value: Any) -> Any:
-    """Return a value with expressions in the form that PostgreSQL gives them when they are parsed again.
-
-    `varchar_column IN ('a', 'b')` is printed as `(ARRAY['a'::character varying, ...])::text[]`; fed back through a
-    dump, the same expression is printed as `ARRAY[('a'::character varying)::text, ...]`. Both mean the same.
-    """
-    if isinstance(value, str) and "(ARRAY[" in value:
-        return normal_expression(value)
-    if isinstance(value, list):
-        return [_normal(item) for item in value]
-    return value
-
-
-def normal_expression(text: str) -> str:
-    """Return `text` with every cast of an array constructor moved onto its elements; all else is left alone."""
-    start = 0
-    while found := _CAST_ARRAY.search(text, start):
-        start = found.start() + 1
-        inside = found.end()
-        end = _closing(text, inside)
-        if end is None:
-            continue
-        cast = _CAST_TYPE.match(text, end + 1)
-        if cast is None:
-            continue
-        elements = ", ".join(f"({element})::{cast[1]}" for element in _split(text[inside:end]))
-        text = f"{text[: found.start()]}ARRAY[{elements}]{text[cast.end() :]}"
-    return text
-
-
-def _unquoted(text: str, start: int = 0) -> Iterator[tuple[int, str, int]]:
-    """Yield position, letter, and the depth of brackets behind it, of everything from `start` that is not quoted."""
-    depth, quote = 0, ""
-    for position in range(start, len(text)):
-        letter = text[position]
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        else:
-            depth += (letter in "[(") - (letter in "])")
-            yield position, letter, depth
-
-
-def _closing(text: str, start: int) -> int | None:
-    """Return where the bracket opened before `start` closes; None when it does not."""
-    return next((position for position, _, depth in _unquoted(text, start) if depth < 0), None)
-
-
-def _split(text: str) -> list[str]:
-    """Return the elements of a list, divided at commas outside brackets and quotes."""
-    if not text.strip():
-        return []
-    commas = [position for position, letter, depth in _unquoted(text) if letter == "," and depth == 0]
-    starts, ends = [0, *(comma + 1 for comma in commas)], [*commas, len(text)]
-    return [text[start:end].strip() for start, end in zip(starts, ends, strict=True)]

@@ -15,6 +15,7 @@ from synapse_ops.operations.database.staged_dump import OBJECTS, StagedBackup, s
 from synapse_ops.operations.database.throwaway_server import Throwaway, throwaway_server
 from synapse_ops.systems.postgres.amcheck import check_relations
 from synapse_ops.systems.postgres.connection import connect, postgres_errors
+from synapse_ops.systems.postgres.deparse import same_definitions
 from synapse_ops.systems.postgres.fingerprint import read_fingerprint
 from synapse_ops.systems.postgres.programs import find_pg_tools
 from synapse_ops.systems.postgres.structure import read_structure
@@ -53,9 +54,11 @@ def _compare(throwaway: Throwaway, staged: StagedBackup, database: str, proof: P
     """Compare content and structure, then check every page and index; what differs is named."""
     conninfo = throwaway.conninfo(database)
     with proof.phase("compare"):
-        actual = read_fingerprint(conninfo, workers=FINGERPRINT_WORKERS, progress=proof.progress)
+        method = staged.fingerprint.method
+        actual = read_fingerprint(conninfo, workers=FINGERPRINT_WORKERS, progress=proof.progress, method=method)
         proof.differences += fingerprints.compare(staged.fingerprint, actual)
-        proof.differences += structures.compare(staged.structure, read_structure(conninfo))
+        with same_definitions(conninfo) as is_same:
+            proof.differences += structures.compare(staged.structure, read_structure(conninfo), is_same=is_same)
     with proof.phase("amcheck"):
         stage = f"checking pages and indexes of {database}"
         found = check_relations(

@@ -16,6 +16,7 @@ from synapse_ops.operations.database.staged_dump import StagedBackup
 from synapse_ops.spec import SecretRef
 from synapse_ops.spec.secrets import holds_literal_secret
 from synapse_ops.systems.postgres.connection import connect, conninfo_parts, postgres_errors
+from synapse_ops.systems.postgres.deparse import same_definitions
 from synapse_ops.systems.postgres.fingerprint import read_fingerprint
 from synapse_ops.systems.postgres.programs import PgTools
 from synapse_ops.systems.postgres.structure import read_structure
@@ -129,18 +130,20 @@ def compare_restored(
     A server of a newer major version hashes and describes differently: then the tables and their rows are counted, and
     a note says that no more could be compared.
     """
-    actual = read_fingerprint(conninfo)
+    actual = read_fingerprint(conninfo, method=staged.fingerprint.method)
     if actual.server_major != staged.fingerprint.server_major:
         differences = _count_differences(staged.fingerprint, actual)
         majors = f"PostgreSQL {staged.fingerprint.server_major} and {actual.server_major}"
         notes: tuple[str, ...] = (f"only tables and rows were compared: {majors}",)
     else:
-        differences = fingerprints.compare(staged.fingerprint, actual) + structures.compare(
-            staged.structure,
-            read_structure(conninfo),
-            without_kinds=without_kinds,
-            without_tablespaces=without_tablespaces,
-        )
+        with same_definitions(conninfo) as is_same:
+            differences = fingerprints.compare(staged.fingerprint, actual) + structures.compare(
+                staged.structure,
+                read_structure(conninfo),
+                is_same=is_same,
+                without_kinds=without_kinds,
+                without_tablespaces=without_tablespaces,
+            )
         notes = fingerprints.environment_notes(staged.fingerprint, actual)
     if differences:
         raise IntegrityError(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.database.fingerprint import (
+    METHOD,
     Fingerprint,
     LargeObjects,
     SequenceBracket,
@@ -123,12 +124,14 @@ def read_fingerprint(
     workers: int = WORKERS,
     progress: ReportProgress = ignore_progress,
     stop: threading.Event | None = None,
+    method: int = METHOD,
 ) -> Fingerprint:
     """Return the fingerprint of the database that `conninfo` (of a superuser) points at.
 
     sessions: in transactions on one snapshot, with READING_SETTINGS and the tables locked; none opens `workers` here.
     workers: connections, each of which may have as many parallel workers of the server.
     stop: when it is set, statements under way are cancelled and DeadlineExceeded is raised.
+    method: how rows are hashed; that of the fingerprint which this one will be compared with.
     The sequences' brackets are closed by a read at the end; a caller whose dump lasts longer closes them again.
     """
     with postgres_errors(f"the fingerprint of {describe(conninfo)}"):
@@ -139,7 +142,7 @@ def read_fingerprint(
                 others = [stack.enter_context(_reading(conninfo, name)) for _ in range(workers - 1)]
                 sessions = [first, *others]
             first = sessions[0]
-            plan = _make_plan(first)
+            plan = _make_plan(first, method)
             _lock(first, [relation.name for relation, _ in plan.tables])
             before = _read_sequences(first, plan.sequences)
             tables = _count_all(sessions, plan, progress, stop or threading.Event())
@@ -153,6 +156,7 @@ def read_fingerprint(
         materialized_views=plan.materialized_views,
         sequences=brackets,
         skipped=plan.skipped,
+        method=method,
         **rest,
     )
 
@@ -183,11 +187,11 @@ def _one(connection: psycopg.Connection[Any], query: str) -> Any:
     return row[0] if row else None
 
 
-def _make_plan(connection: psycopg.Connection[Any]) -> _Plan:
+def _make_plan(connection: psycopg.Connection[Any], method: int = METHOD) -> _Plan:
     kept, skipped = _list_relations(connection)
     tables = [relation for relation in kept if relation.kind == "r"]
     return _Plan(
-        tables=tuple(_with_expressions(connection, sorted(tables, key=lambda table: -table.size_bytes))),
+        tables=tuple(_with_expressions(connection, sorted(tables, key=lambda table: -table.size_bytes), method)),
         sequences=tuple(relation.name for relation in kept if relation.kind == "S"),
         materialized_views={relation.name: relation.is_populated for relation in kept if relation.kind == "m"},
         skipped=skipped,
@@ -206,14 +210,15 @@ def _list_relations(connection: psycopg.Connection[Any]) -> tuple[list[_Relation
 
 
 def _with_expressions(
-    connection: psycopg.Connection[Any], tables: Sequence[_Relation]
+    connection: psycopg.Connection[Any], tables: Sequence[_Relation], method: int
 ) -> Iterator[tuple[_Relation, str]]:
     types = {row[0]: TypeFacts(*row[1:]) for row in connection.execute(_TYPES)}
     columns: dict[int, list[ColumnFacts]] = {}
     for row in connection.execute(_COLUMNS, [[table.oid for table in tables]]):
         columns.setdefault(row[0], []).append(ColumnFacts(*row[1:]))
     for table in tables:
-        yield table, row_expression(columns.get(table.oid, []), types, keeps_order=not table.is_inheriting)
+        keeps_order = not table.is_inheriting
+        yield table, row_expression(columns.get(table.oid, []), types, keeps_order=keeps_order, method=method)
 
 
 def _lock(connection: psycopg.Connection[Any], names: Sequence[str]) -> None:

@@ -38,7 +38,7 @@ COLUMN = ColumnFacts("c", 1, -1, True)
         (replace(COLUMN, type_oid=3, type_modifier=65540), "c"),
         (replace(COLUMN, type_oid=4), "enum_out(c)::text"),
         (replace(COLUMN, type_oid=5), "c"),
-        (replace(COLUMN, type_oid=6), "pg_catalog.array_send(c)"),
+        (replace(COLUMN, type_oid=6), "pg_catalog.set_byte(pg_catalog.array_send(c), 7, 0)"),
         (replace(COLUMN, type_oid=7), "pg_catalog.array_out(c)::text"),
         (replace(COLUMN, type_oid=8), "app.textout(c)::text"),
         (replace(COLUMN, type_oid=99), "pg_catalog.record_out(c)::text"),
@@ -47,6 +47,16 @@ COLUMN = ColumnFacts("c", 1, -1, True)
 def test_a_column_is_hashed_in_a_form_that_tells_values_apart(column: ColumnFacts, expression: str) -> None:
     """Exact built-in types stay; a fixed scale makes numeric exact; a namesake elsewhere is another type."""
     assert column_expression(column, TYPES) == expression
+
+
+def test_method_2_hashes_as_it_did() -> None:
+    """A backup of former times is compared by the method that it records."""
+    array, number = replace(COLUMN, type_oid=6), replace(COLUMN, type_oid=9)
+    types = {**TYPES, 9: replace(BUILT_IN, name="float8", output="float8out", send="float8send")}
+
+    assert column_expression(array, types, 2) == "pg_catalog.array_send(c)"
+    assert column_expression(number, types, 2) == "float8send(c)"
+    assert column_expression(number, types) != "float8send(c)"
 
 
 def test_tables_that_inherit_are_hashed_in_the_order_of_names() -> None:
