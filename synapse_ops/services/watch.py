@@ -86,7 +86,7 @@ def listening(address: tuple[str, int]) -> Iterator[socket.socket]:
                 f"could not serve metrics on {host}:{port}: {fault.strerror}",
                 hint="Name another watch.port, or null for a free one.",
             ) from fault
-        listener.listen(64)
+        listener.listen(256)
         yield listener
 
 
@@ -114,6 +114,8 @@ def write_address(state_dir: Path, listener: socket.socket) -> None:
 def _metrics_server(prober: Prober, listener: socket.socket) -> Any:
     import uvicorn
 
+    from synapse_ops.services.prober.connections import LimitedConnection
+
     app = MetricsApp(prober)
     port = listener.getsockname()[1]
     names = {prober.address[0], "127.0.0.1", "localhost", "[::1]", socket.gethostname()}
@@ -124,7 +126,8 @@ def _metrics_server(prober: Prober, listener: socket.socket) -> Any:
         access_log=False,
         server_header=False,
         lifespan="off",
-        limit_concurrency=64,
+        http=LimitedConnection,
+        ws="none",
         timeout_keep_alive=5,
         timeout_graceful_shutdown=1,
     )
