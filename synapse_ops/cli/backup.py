@@ -64,12 +64,13 @@ def now(subjects: tuple[str, ...], place: Place, *, as_json: bool) -> None:
     set_id = new_backup_id(datetime.now(UTC), os.urandom(3))
     taken: list[BackupReport] = []
     for kind, name in chosen:
-        with failures.of(f"{kind.word}/{name}"), progress_bar() as progress:
-            taken.append(kind.verbs().take(stack, name, set_id=set_id, progress=progress))
+        with failures.of(f"{kind.word}/{name}"):
+            with progress_bar() as progress:
+                taken.append(kind.verbs().take(stack, name, set_id=set_id, progress=progress))
+            if not as_json:
+                echo(_render_taken(taken[-1]))  # at once: an interrupt must not hide what exists
     if as_json:
         failures.end({"set_id": set_id, "backups": [report.as_json() for report in taken]})
-    for report in taken:
-        echo(_render_taken(report))
     if not taken and not failures.rows:
         echo("nothing to back up: the servers hold no subject of this kind")
     failures.end()

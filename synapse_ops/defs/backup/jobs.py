@@ -1,5 +1,6 @@
 """Jobs of each kind for the launchpad, and the schedules. Each field says what it means; a wrong value is refused."""
 
+import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 from enum import Enum
@@ -14,6 +15,7 @@ from synapse_ops.defs.backup.verbs import back_up, choose_subjects, restore_back
 from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.policies import TAG_SET_ID, TAG_TRIGGER, run_limit
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.redaction import redact
 
 if TYPE_CHECKING:
     from synapse_ops.defs.place import Place
@@ -85,6 +87,10 @@ def _backup_now(kind: AssetKind, spec: "Spec") -> Any:
                 backup_id, metadata = back_up(context, stack, kind, subject, set_id=context.run.run_id)
             except dg.Failure as failure:
                 failures.append(f"{subject}: {failure.description}")
+                continue
+            except Exception as bug:  # noqa: BLE001 - our bug in one subject must not cost the others their backup
+                context.log.error(redact("".join(traceback.format_exception(bug))))  # noqa: TRY400 - as redacted
+                failures.append(f"{subject}: internal error: {type(bug).__name__}; the traceback is in the log")
                 continue
             tags = {"dagster/data_version": backup_id}
             event = dg.AssetMaterialization(kind.backup_key, partition=subject, metadata=metadata, tags=tags)

@@ -190,3 +190,28 @@ def test_a_database_is_taken_and_shown_by_commands_alone(
     assert (taken["kind"], taken["subject"], taken["set_id"]) == ("dump", name, body["set_id"])
     assert run("backup", "show", taken["backup_id"], *spec) == 0
     assert "database size" in capsys.readouterr().out
+
+
+def test_what_cannot_be_taken_stops_no_other_and_hides_none(
+    fresh_database: Callable[..., str],
+    bucket_url: str,
+    object_store_access: StoreAccess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first database is not there, nor is the third: the second is taken, and printed."""
+    monkeypatch.delenv("SYNAPSE_REPOSITORY")
+    stack = make_stack(tmp_path, fresh_database(), bucket_url, object_store_access)
+    [name] = stack.spec.database.databases
+    path = stack.loaded.path
+    path.write_text(path.read_text().replace(f'databases: ["{name}"]', f'databases: [missing, "{name}", absent]'))
+
+    status = run("backup", "now", "--spec", str(path))
+
+    shown = capsys.readouterr()
+    [entry] = read_catalog(stack.database_repository()).backups
+    assert status != 0
+    assert entry.place.backup_id in shown.out
+    assert "database/missing:" in shown.err
+    assert "database/absent:" in shown.err
