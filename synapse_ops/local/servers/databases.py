@@ -7,7 +7,8 @@ Nothing here initialises, clones or starts past a fence marker, and a promoted s
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from synapse_ops.local.credentials import write_secret
 from synapse_ops.local.layout import StackLayout
 from synapse_ops.systems.host.processes import run_as
+from synapse_ops.systems.postgres.connection import postgres_errors
 from synapse_ops.systems.postgres.programs import PgTools
 from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
 
@@ -92,12 +94,18 @@ class DatabaseServers:
         if not self.ops.data_dir.exists():
             self.ops.init(SUPERUSER, self.passwords.superuser)
 
-    def connect(self, server: PgServer, database: str = "postgres") -> psycopg.Connection[tuple[object, ...]]:
-        """Connect as superuser over the socket, autocommit on."""
+    @contextmanager
+    def connect(self, server: PgServer, database: str = "postgres") -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+        """Yield a connection as superuser over the socket, autocommit on; PostgreSQL's errors become ours."""
         import psycopg
 
         address = server.conninfo(database, SUPERUSER, password=self.passwords.superuser)
-        return psycopg.connect(address, autocommit=True, application_name="synapse-ops local", connect_timeout=10)
+        with postgres_errors(f"server {server.data_dir.name} of the embedded stack"):
+            connection = psycopg.connect(
+                address, autocommit=True, application_name="synapse-ops local", connect_timeout=10
+            )
+            with connection:
+                yield connection
 
     def prepare_primary(self) -> None:
         """Make roles, database and slot where they are missing; only on a server that takes writes. Safe to repeat."""
