@@ -72,6 +72,7 @@ def _subject_json(row: SubjectOverview, now: datetime) -> dict[str, Any]:
         "newest_backup_id": row.newest.place.backup_id,
         "newest_age_s": (now - (row.newest.database_time or row.newest.started_at)).total_seconds(),
         "newest_doubt": row.newest.doubt,
+        "newest_lacks": list(row.newest.not_in_backup),
         "newest_proven_backup_id": proven.place.backup_id if proven else None,
         "newest_proven_at": proven.proven_at.isoformat() if proven and proven.proven_at else None,
         "rpo_now_s": row.rpo_now.total_seconds() if row.rpo_now is not None else None,
@@ -110,6 +111,9 @@ def _show(overview: RepositoryOverview, now: datetime) -> None:
         ),
         title=f"{overview.url} protects {counted(count, 'subject')}",
     )
+    for row in overview.subjects:
+        for name in row.newest.not_in_backup:
+            echo(f"not in the newest backup of {subject_of(row.newest.place)}: {name}")
     if overview.left_over_count:
         size = format_bytes(overview.left_over_bytes)
         prefixes = counted(overview.left_over_count, "prefix", "prefixes")

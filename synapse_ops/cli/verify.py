@@ -135,6 +135,7 @@ def _render(report: ProofReport) -> str:
     if record.reason:
         lines.append(f"  reason: {record.reason}")
     lines += [f"  {difference}" for difference in record.differences]
+    lines += [f"  not in this backup: {name}" for name in record.not_in_backup]
     if report.error is not None and report.error.hint:
         lines.append(f"  hint: {report.error.hint}")
     if report.not_recorded is not None:

@@ -142,6 +142,7 @@ class BackupFacts:
     item_count: int = 0
     duration_s: float = 0.0
     is_encrypted: bool = False
+    not_in_backup: tuple[str, ...] = ()
     unreadable_reason: str = ""
 
     @classmethod
@@ -156,6 +157,7 @@ class BackupFacts:
             item_count=record.item_count,
             duration_s=record.duration_s,
             is_encrypted=bool(record.encryption_recipients),
+            not_in_backup=record.not_in_backup,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -167,7 +169,14 @@ class BackupFacts:
     def from_json(cls, body: Mapping[str, Any]) -> BackupFacts:
         """Raises TypeError, ValueError or KeyError for anything that `as_json` did not make."""
         times = {name: _moment(body[name]) for name in _BACKUP_TIMES}
-        return cls(**{**body, **times, "objects": tuple((name, size) for name, size in body["objects"])})
+        return cls(
+            **{
+                **body,
+                **times,
+                "objects": tuple((name, size) for name, size in body["objects"]),
+                "not_in_backup": tuple(body["not_in_backup"]),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +243,7 @@ class CatalogEntry:
     item_count: int
     duration_s: float
     is_encrypted: bool
+    not_in_backup: tuple[str, ...]
     proven_at: datetime | None
     last_verdict: Verdict | None
     restore_s: float | None
@@ -271,6 +281,7 @@ def judge(
         item_count=backup.item_count,
         duration_s=backup.duration_s,
         is_encrypted=backup.is_encrypted,
+        not_in_backup=backup.not_in_backup,
         proven_at=proof.finished_at if proof is not None and not doubt else None,
         last_verdict=proof.verdict if proof is not None else None,
         restore_s=proof.restore_s if proof is not None else None,

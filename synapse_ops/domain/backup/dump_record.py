@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Literal
 
@@ -9,6 +10,14 @@ from pydantic import AwareDatetime, Field
 
 from synapse_ops.domain.backup.document import LsnText, Sha256
 from synapse_ops.domain.backup.record import BackupRecord, Fact, Source
+
+NAMES_LIMIT = 100  # of what is not in a backup: more is one kind of thing, many times
+
+
+def limited(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names, the last one saying how many more there are where they are very many."""
+    more = len(names) - NAMES_LIMIT
+    return tuple(names) if more <= 0 else (*names[:NAMES_LIMIT], f"and {more} more")
 
 
 class DumpSource(Source):
@@ -81,6 +90,7 @@ class DumpRecord(BackupRecord):
         size_bytes = self.source.database_size_bytes
         return {
             "rows": self.row_count,
+            **({"not_in_backup": "; ".join(self.not_in_backup)} if self.not_in_backup else {}),
             "tables": self.table_count,
             "database_size_bytes": size_bytes,
             "database_bytes_per_s": round(size_bytes / max(self.duration_s, 0.001)),

@@ -11,6 +11,7 @@
         heartbeat.json                                   rewritten while the backup runs; its age decides left-overs
         database.dump[.age]  globals.sql[.age]           pg_dump -Fc; pg_dumpall --globals-only
         fingerprint.json[.age]  structure.json[.age]     what a restored copy must equal
+        supplement.sql[.age]                             what pg_dump leaves out
         shard-<n>-of-<peer>.snapshot[.zst][.age]         one shard of a collection, in the server's own archive layout
         collection.json[.age]  canaries.json[.age]       its configuration, payload schema and aliases; stored queries
         dump.rdb[.age]                                   every logical database of a Redis server, as it was sent
@@ -47,7 +48,8 @@ KINDS = (KIND_DUMP, KIND_SNAPSHOT, KIND_RDB)
 # every name that this tool writes below a backup's prefix; anything else there is foreign and never touched
 _OWN_NAME = re.compile(
     r"started\.json|heartbeat\.json|backup\.json"
-    r"|(?:database\.dump|globals\.sql|fingerprint\.json|structure\.json|collection\.json|canaries\.json|dump\.rdb)(?:\.age)?"
+    r"|(?:database\.dump|globals\.sql|fingerprint\.json|structure\.json|supplement\.sql)(?:\.age)?"
+    r"|(?:collection\.json|canaries\.json|dump\.rdb)(?:\.age)?"
     r"|shard-\d{1,6}-of-\d{1,20}\.snapshot(?:\.zst)?(?:\.age)?"
     r"|(?:proof|attempt)-\d{8}T\d{6}Z\.json|(?:pin|reading)-[A-Za-z0-9_%~-]+\.json",
     re.ASCII,

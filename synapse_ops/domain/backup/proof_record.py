@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -66,9 +66,11 @@ class ProofRecord(Document):
     differences: first lines of what differed, "table public.documents: 11 rows, expected 12"; empty when proven.
     restore_s: from the first byte read to a server that answers, comparison excluded. predicted_restore_s: what was
     predicted before it ran, None for the first of its size. snapshot: of a collection only. rdb: of an RDB
-    snapshot only.
+    snapshot only. not_in_backup: further names of what the backup does not carry, as the copy showed; not in version 1.
     """
 
+    VERSIONS: ClassVar[tuple[int, ...]] = (1, 2)
+    format_version: int = Field(default=2, strict=True)
     backup_id: str
     verdict: Verdict
     backup_sha256: Sha256
@@ -85,6 +87,13 @@ class ProofRecord(Document):
     reason: str = ""
     differences: tuple[str, ...] = ()
     correlation_id: str = ""
+    not_in_backup: tuple[str, ...] = ()
+
+    def body(self) -> dict[str, Any]:
+        fields = super().body()
+        if self.format_version == 1:
+            del fields["not_in_backup"]
+        return fields
 
     def compared(self) -> dict[str, int | float | str]:
         """Return what was compared, by names that keep their meaning: the asset page plots them."""

@@ -68,6 +68,7 @@ class BackupRecord(Document):
     dumped_bytes: int = Field(ge=0)
     stored_bytes: int = Field(ge=0)
     fingerprint_digest: Sha256
+    not_in_backup: tuple[str, ...] = Field(default=(), exclude=True)
 
     @property
     def identity(self) -> Identity:

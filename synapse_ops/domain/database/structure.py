@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synapse_ops.domain.canonical_json import canonical_json, reading
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 looked neither at members of extensions nor at what pg_dump leaves out
 
-SHARED_KINDS = frozenset({"role", "tablespace", "parameter privileges"})
+SHARED_KINDS = frozenset({"role", "tablespace", "parameter privileges", "setting of all roles"})
+_SINCE_2 = frozenset({"setting of all roles"})
 SHOWN_CHARACTERS = 120  # of a value in a difference; more hides the name it belongs to
 IsSame = Callable[[str, str, Any, Any], bool]  # entry, attribute, expected, actual
 _QUIET = frozenset({"definition"})  # bodies of functions may hold what must not be shown
@@ -26,19 +27,29 @@ _QUIET = frozenset({"definition"})  # bodies of functions may hold what must not
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """The structure of one database, and the roles it was dumped with."""
+    """The structure of one database, and the roles it was dumped with.
+
+    members: of extensions, by name: a digest of what an extension's script makes anew after a restore. left_out: names
+    of what no dump carries. version: of the document; 1 has neither, and other kinds of entries.
+    """
 
     server_major: int
     entries: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    members: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    version: int = FORMAT_VERSION
 
     def with_shared(self, shared: Mapping[str, Mapping[str, Any]]) -> Structure:
         """Return the structure with its server-wide entries replaced by those read around pg_dumpall."""
         own = {name: entry for name, entry in self.entries.items() if kind_of(name) not in SHARED_KINDS}
-        return Structure(self.server_major, {**own, **shared})
+        return replace(self, entries={**own, **shared})
 
     def to_json(self) -> bytes:
         """Return the canonical bytes: sorted keys, UTF-8, one final newline."""
-        return canonical_json(FORMAT_VERSION, {"server_major": self.server_major, "entries": dict(self.entries)})
+        body: dict[str, Any] = {"server_major": self.server_major, "entries": dict(self.entries)}
+        if self.version > 1:
+            body |= {"members": dict(self.members), "left_out": list(self.left_out)}
+        return canonical_json(self.version, body)
 
     def digest(self) -> str:
         """Return the sha256 (hex) of the canonical bytes."""
@@ -47,8 +58,11 @@ class Structure:
     @classmethod
     def from_json(cls, data: bytes) -> Structure:
         """Return what `to_json` wrote; raises DocumentUnreadable for anything else."""
-        with reading(data, "a structure", FORMAT_VERSION) as body:
-            return cls(int(body["server_major"]), {name: dict(entry) for name, entry in body["entries"].items()})
+        with reading(data, "a structure", FORMAT_VERSION, 1) as body:
+            version = body["format_version"]
+            entries = {name: dict(entry) for name, entry in body["entries"].items()}
+            more = (dict(body["members"]), tuple(body["left_out"])) if version > 1 else ({}, ())
+            return cls(int(body["server_major"]), entries, *more, version)
 
 
 def kind_of(name: str) -> str:
@@ -77,6 +91,8 @@ def compare(
     if expected.server_major != actual.server_major:
         return (f"structures are not comparable: PostgreSQL {expected.server_major} and {actual.server_major}",)
     ignored = {*without_kinds, *({"tablespace"} if without_tablespaces else ())}
+    if expected.version == 1:
+        ignored |= _SINCE_2
     found: list[str] = []
     for name in sorted(expected.entries.keys() | actual.entries.keys()):
         if kind_of(name) in ignored:
@@ -89,6 +105,20 @@ def compare(
         else:
             skip = {"tablespace"} if without_tablespaces else set()
             found += [f"{name}: {words}" for words in _attribute_differences(name, ours, theirs, skip, is_same)]
+    return tuple(found)
+
+
+def changed_members(expected: Structure, actual: Structure) -> tuple[str, ...]:
+    """Return the members of extensions that were changed by hand: a restore has them as the extension's script does."""
+    found = []
+    for name in sorted(expected.members.keys() | (actual.members.keys() if expected.version > 1 else set())):
+        ours, theirs = expected.members.get(name), actual.members.get(name)
+        if ours is None:
+            found.append(f"{name}, which was taken out of an extension")
+        elif theirs is None:
+            found.append(f"{name}, which was added to an extension")
+        elif ours != theirs:
+            found.append(f"{name}, as it was changed in an extension")
     return tuple(found)
 
 

@@ -93,6 +93,7 @@ class Proof(Measured):
     amcheck_relations: int = 0
     snapshot: SnapshotFindings | None = None
     rdb: RdbFindings | None = None
+    not_in_backup: tuple[str, ...] = ()
     log: ReadLog = field(default_factory=ReadLog)
 
     def read_record(self, model: type[Record]) -> Record:
@@ -242,6 +243,7 @@ def _write(proof: Proof, conclusion: _Conclusion, started_at: datetime, predicte
         rdb=proof.rdb,
         reason=conclusion.reason,
         differences=tuple(proof.differences[:DIFFERENCES_LIMIT]),
+        not_in_backup=proof.not_in_backup,
         correlation_id=current_correlation_id(),
     )
     key, not_recorded = place.key(name_of(finished_at)), None

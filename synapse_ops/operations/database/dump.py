@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.backup.document import ObjectRecord
-from synapse_ops.domain.backup.dump_record import DumpRecord, DumpSource
+from synapse_ops.domain.backup.dump_record import DumpRecord, DumpSource, limited
 from synapse_ops.domain.backup.layout import KIND_DUMP, Identity
 from synapse_ops.domain.backup.record import Fact
 from synapse_ops.domain.database.fingerprint import Fingerprint
@@ -30,7 +30,7 @@ from synapse_ops.operations.backup.heartbeat import Heartbeat
 from synapse_ops.operations.backup.measured import Measured
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, taking_backup
 from synapse_ops.operations.backup.writer import BackupWriter
-from synapse_ops.operations.database.staged_dump import DUMP, FINGERPRINT, GLOBALS, STRUCTURE
+from synapse_ops.operations.database.staged_dump import DUMP, FINGERPRINT, GLOBALS, STRUCTURE, SUPPLEMENT
 from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
 from synapse_ops.systems.postgres.dump_progress import reported_dump
 from synapse_ops.systems.postgres.dump_tools import ToolStream, application_name, open_tool
@@ -39,6 +39,7 @@ from synapse_ops.systems.postgres.held_snapshot import ReadingSessions, is_concu
 from synapse_ops.systems.postgres.identity import ServerFacts, ServerMoment, ensure_identity, read_facts, read_moment
 from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools
 from synapse_ops.systems.postgres.structure import read_shared, structure_seen_by
+from synapse_ops.systems.postgres.supplement import read_supplement, settings_of_all_roles
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
@@ -47,6 +48,7 @@ OLDEST_MAJOR = 15  # the catalogs of older servers differ, and they are out of s
 ATTEMPTS = 40  # where objects come and go all the time, most attempts fail, after some tenths of a second
 HURRIED_OF = 4  # attempts all are hurried but one, lest the hurry be what fails
 LOCK_WAIT_MS = 60_000  # pg_dump waits this long for a table; beyond, an ALTER holds it and both would wait for ever
+PASSWORDS = "passwords of roles: backup.database.role_passwords"
 ROLE_READINGS = 5  # roles that change during each of so many readings are changed by a loop, not by a person
 
 
@@ -112,6 +114,7 @@ def dump_database(
             row_count=contents.fingerprint.row_count,
             fingerprint_digest=contents.fingerprint.digest(),
             structure_digest=contents.structure.digest(),
+            not_in_backup=limited((*([] if with_passwords else [PASSWORDS]), *contents.not_in_backup)),
         )
         taking.seal(record)
     warnings = (*contents.warnings, *_warnings(source, recipients, with_passwords=with_passwords))
@@ -170,6 +173,12 @@ class _Contents:
     stop: ServerMoment
     phase_s: Mapping[str, float]
     warnings: tuple[str, ...]
+
+    @property
+    def not_in_backup(self) -> tuple[str, ...]:
+        """Return the names of what was left out."""
+        skipped = (f"{name}: {why}" for name, why in sorted(self.fingerprint.skipped.items()))
+        return (*self.structure.left_out, *skipped)
 
 
 def _write_contents(
@@ -233,13 +242,14 @@ def _write_once(
         end = read_moment(sessions.control)
     heartbeat.raise_if_lost()
     dump_record, warnings = dump.result()
-    globals_text, structure = described.result()
+    globals_text, supplement, structure = described.result()
     content = fingerprint.result().with_brackets(before, after)
     objects = (
         dump_record,
         writer.write_bytes(GLOBALS, globals_text),
         writer.write_bytes(FINGERPRINT, content.to_json()),
         writer.write_bytes(STRUCTURE, structure.to_json()),
+        writer.write_bytes(SUPPLEMENT, supplement),
     )
     writer.read_back()
     return _Contents(objects, content, structure, start, end, measured.phase_s, warnings)
@@ -296,10 +306,11 @@ def _fingerprint(
 
 def _describe(
     source: _Source, sessions: ReadingSessions, measured: Measured, *, with_passwords: bool
-) -> tuple[bytes, Structure]:
-    """Return the globals, taken between two equal readings of the roles, and the structure."""
+) -> tuple[bytes, bytes, Structure]:
+    """Return the globals, taken between two equal readings of the roles, the supplement, and the structure."""
     with measured.phase("structure"), postgres_errors(f"the structure of {describe(source.conninfo)}"):
         structure = structure_seen_by(sessions.of_catalogs)
+        supplement = read_supplement(sessions.of_catalogs)
     # from the database itself: others may be missing, or let nobody in
     arguments = [
         "--globals-only",
@@ -314,7 +325,7 @@ def _describe(
                 text = tool.read()
                 tool.finish()
             if read_shared(source.conninfo) == before:
-                return text, structure.with_shared(before)
+                return text + settings_of_all_roles(before), supplement, structure.with_shared(before)
     raise Unproven(
         f"roles changed during each of {ROLE_READINGS} readings", hint="Which program keeps creating or altering roles?"
     )

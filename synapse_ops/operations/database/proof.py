@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
-from synapse_ops.domain.backup.dump_record import DumpRecord
+from synapse_ops.domain.backup.dump_record import DumpRecord, limited
 from synapse_ops.domain.database import fingerprint as fingerprints
 from synapse_ops.domain.database import structure as structures
 from synapse_ops.domain.progress import Progress
 from synapse_ops.operations.backup.proving import Proof
 from synapse_ops.operations.backup.reading import BackupReader
 from synapse_ops.operations.database.restore_into_throwaway import restore_into_throwaway
-from synapse_ops.operations.database.staged_dump import OBJECTS, StagedBackup, stage_backup
+from synapse_ops.operations.database.staged_dump import StagedBackup, objects_of, stage_backup
 from synapse_ops.operations.database.throwaway_server import Throwaway, throwaway_server
 from synapse_ops.systems.postgres.amcheck import check_relations
 from synapse_ops.systems.postgres.connection import connect, postgres_errors
@@ -31,7 +31,7 @@ def prove_dump(proof: Proof) -> None:
     tools = find_pg_tools(record.source.server_version_num // 10000)
     size_bytes = record.source.database_size_bytes
     with proof.throwaway(database_size_bytes=size_bytes, scratch_bytes=record.stored_bytes) as directory:
-        reader = BackupReader(proof.repository, proof.place, record, OBJECTS, **proof.limits())
+        reader = BackupReader(proof.repository, proof.place, record, objects_of(record), **proof.limits())
         with proof.phase("read"):
             staged = deadline.run(lambda: stage_backup(reader, proof.place, record, directory.scratch_dir))
         with throwaway_server(
@@ -58,7 +58,9 @@ def _compare(throwaway: Throwaway, staged: StagedBackup, database: str, proof: P
         actual = read_fingerprint(conninfo, workers=FINGERPRINT_WORKERS, progress=proof.progress, method=method)
         proof.differences += fingerprints.compare(staged.fingerprint, actual)
         with same_definitions(conninfo) as is_same:
-            proof.differences += structures.compare(staged.structure, read_structure(conninfo), is_same=is_same)
+            copy = read_structure(conninfo, version=staged.structure.version)
+            proof.differences += structures.compare(staged.structure, copy, is_same=is_same)
+        proof.not_in_backup = limited(structures.changed_members(staged.structure, copy))
     with proof.phase("amcheck"):
         stage = f"checking pages and indexes of {database}"
         found = check_relations(

@@ -52,4 +52,5 @@ def restore_into_throwaway(
         deadline=deadline,
         report=report,
     )
+    execute_statements(throwaway.conninfo(name), staged.supplement, what="the supplement of the backup")
     apply_properties(elsewhere, statements, name)

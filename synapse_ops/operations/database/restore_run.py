@@ -13,7 +13,7 @@ from synapse_ops.operations.backup.measured import Measured
 from synapse_ops.operations.backup.reading import BackupReader
 from synapse_ops.operations.backup.restoring import RestoreReport
 from synapse_ops.operations.database.restore_target import DumpRestorePlan, analyze, compare_restored
-from synapse_ops.operations.database.staged_dump import OBJECTS, StagedBackup, stage_backup
+from synapse_ops.operations.database.staged_dump import StagedBackup, objects_of, stage_backup
 from synapse_ops.operations.repository import Repository
 
 
@@ -37,7 +37,7 @@ class RestoreRun(Measured):
             self.repository,
             plan.place,
             plan.record,
-            OBJECTS,
+            objects_of(plan.record),
             identities=self.identities,
             deadline=self.deadline,
             progress=self.progress,

@@ -139,7 +139,7 @@ def compare_restored(
         with same_definitions(conninfo) as is_same:
             differences = fingerprints.compare(staged.fingerprint, actual) + structures.compare(
                 staged.structure,
-                read_structure(conninfo),
+                read_structure(conninfo, version=staged.structure.version),
                 is_same=is_same,
                 without_kinds=without_kinds,
                 without_tablespaces=without_tablespaces,

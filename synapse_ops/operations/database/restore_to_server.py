@@ -152,6 +152,8 @@ def _notes(
         yield f"would create superusers: {', '.join(powerful)}"
     if missing and not record.role_passwords:
         yield "the backup holds no role passwords: created roles cannot log in by password until one is set"
+    if any(statement.starts("alter", "role", "all") for statement in script.statements):
+        yield "settings of all roles (ALTER ROLE ALL) are in the backup, and are not applied to a server that exists"
     if lacking:
         yield f"everything goes into the default tablespace: the server lacks {', '.join(lacking)}"
 
@@ -204,6 +206,7 @@ def apply(run: RestoreRun, target: ServerTarget, work_dir: Path) -> RestoreRepor
                 deadline=deadline,
                 report=report,
             )
+            execute_statements(conninfo, staged.supplement, what="the supplement of the backup")
             _say(target, "COMMENT ON DATABASE {} IS NULL", name)
             apply_properties(target.conninfo, renamed, name)
             run.compare(staged, conninfo, without_kinds=tuple(SHARED_KINDS), without_tablespaces=lacking)

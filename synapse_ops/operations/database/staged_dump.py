@@ -14,21 +14,27 @@ from pathlib import Path
 from synapse_ops.domain.backup.dump_record import DumpRecord
 from synapse_ops.domain.backup.layout import BACKUP, BackupPlace
 from synapse_ops.domain.database.fingerprint import Fingerprint
-from synapse_ops.domain.database.globals_script import GlobalsScript, parse_globals
+from synapse_ops.domain.database.globals_script import GlobalsScript, parse_globals, split_statements
 from synapse_ops.domain.database.structure import Structure
 from synapse_ops.errors import ChecksumMismatch, DocumentUnreadable
 from synapse_ops.operations.backup.reading import BackupReader
 from synapse_ops.operations.repository import Repository
 
 DUMP, GLOBALS, FINGERPRINT, STRUCTURE = "database.dump", "globals.sql", "fingerprint.json", "structure.json"
-OBJECTS = (DUMP, GLOBALS, FINGERPRINT, STRUCTURE)
+SUPPLEMENT = "supplement.sql"
+
+
+def objects_of(record: DumpRecord) -> tuple[str, ...]:
+    """Return the names of the objects that a dump consists of."""
+    return (DUMP, GLOBALS, FINGERPRINT, STRUCTURE, *([SUPPLEMENT] if record.format_version > 1 else []))
 
 
 @dataclass(frozen=True)
 class StagedBackup:
     """A dump whose every byte has been verified. archive: pg_dump's custom format, decrypted, in scratch space.
 
-    superuser: the one that initdb makes, in the source as in a new cluster.
+    superuser: the one that initdb makes, in the source as in a new cluster. supplement: statements for the restored
+    database, after pg_restore.
     """
 
     archive: Path
@@ -36,14 +42,20 @@ class StagedBackup:
     fingerprint: Fingerprint
     structure: Structure
     superuser: str
+    supplement: tuple[str, ...]
 
 
 def stage_backup(reader: BackupReader, place: BackupPlace, record: DumpRecord, scratch_dir: Path) -> StagedBackup:
     """Read and verify every object of a dump into memory and `scratch_dir`; raises what the reader raises.
 
-    reader: made for OBJECTS.
+    reader: made for the objects of `objects_of`.
     """
     script = _parse_globals(place, reader.read_bytes(GLOBALS))
+    supplement: tuple[str, ...] = ()
+    if record.format_version > 1:
+        supplement = tuple(
+            one.text for one in split_statements(_text(place, SUPPLEMENT, reader.read_bytes(SUPPLEMENT)))
+        )
     fingerprint = Fingerprint.from_json(reader.read_document(FINGERPRINT, record.fingerprint_digest))
     structure = Structure.from_json(reader.read_document(STRUCTURE, record.structure_digest))
     _check_counts(place, record, fingerprint)
@@ -51,7 +63,7 @@ def stage_backup(reader: BackupReader, place: BackupPlace, record: DumpRecord, s
     with archive.open("wb") as sink:
         reader.read(DUMP, sink)
     superuser = record.source.bootstrap_role or script.bootstrap_role
-    return StagedBackup(archive, script, fingerprint, structure, superuser)
+    return StagedBackup(archive, script, fingerprint, structure, superuser, supplement)
 
 
 def _check_counts(place: BackupPlace, record: DumpRecord, fingerprint: Fingerprint) -> None:
@@ -64,15 +76,19 @@ def _check_counts(place: BackupPlace, record: DumpRecord, fingerprint: Fingerpri
 
 
 def _parse_globals(place: BackupPlace, data: bytes) -> GlobalsScript:
+    return parse_globals(_text(place, GLOBALS, data))
+
+
+def _text(place: BackupPlace, name: str, data: bytes) -> str:
     try:
-        return parse_globals(data.decode())
+        return data.decode()
     except UnicodeDecodeError as fault:
-        raise DocumentUnreadable(f"cannot read {place.key(GLOBALS)}: {fault.reason} at byte {fault.start}") from fault
+        raise DocumentUnreadable(f"cannot read {place.key(name)}: {fault.reason} at byte {fault.start}") from fault
 
 
 def read_globals(
     repository: Repository, place: BackupPlace, record: DumpRecord, identities: tuple[str, ...]
 ) -> GlobalsScript:
     """Read and verify the roles and tablespaces of a dump alone; raises as `stage_backup` does."""
-    reader = BackupReader(repository, place, record, OBJECTS, identities=identities)
+    reader = BackupReader(repository, place, record, objects_of(record), identities=identities)
     return _parse_globals(place, reader.read_bytes(GLOBALS))

@@ -9,6 +9,7 @@ configuration tables, rows of materialized views (`domain.fingerprint` says why)
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -56,6 +57,16 @@ SELECT c.oid::int8, format('%I.%I', n.nspname, c.relname), c.relkind::text, c.re
                                               AND d.deptype = 'e')
         OR EXISTS (SELECT FROM pg_extension x WHERE c.oid = ANY (x.extconfig)))
  ORDER BY 2"""
+
+# Tables of extensions with the rows that pg_dump leaves out: all, or those beside the condition that was given.
+_ROWS_LEFT_OUT = """
+SELECT format('%I.%I', n.nspname, c.relname), x.extname,
+       coalesce(x.extcondition[array_position(x.extconfig, c.oid)], 'WHERE false')
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
+  JOIN pg_extension x ON x.oid = d.refobjid
+ WHERE c.relkind = 'r' AND coalesce(x.extcondition[array_position(x.extconfig, c.oid)], 'x') <> ''
+ ORDER BY 1"""
 
 _COLUMNS = """
 SELECT a.attrelid::int8, quote_ident(a.attname), a.atttypid::int8, a.atttypmod, coalesce(l.collisdeterministic, true)
@@ -203,6 +214,10 @@ def _list_relations(connection: psycopg.Connection[Any]) -> tuple[list[_Relation
     is_standby = bool(_one(connection, "SELECT pg_is_in_recovery()"))
     relations = [_Relation(*row) for row in connection.execute(_RELATIONS)]
     skipped = {relation.name: "foreign table" for relation in relations if relation.kind == "f"}
+    for name, extension, condition in connection.execute(_ROWS_LEFT_OUT).fetchall():
+        kept = re.sub(r"^\s*where\b", "", condition, flags=re.IGNORECASE)
+        if _one(connection, f"SELECT EXISTS (SELECT FROM ONLY {name} WHERE ({kept}) IS NOT TRUE)"):
+            skipped[f"rows of {name}"] = f"those that its extension {extension} leaves out of dumps"
     if is_standby:
         reason = "unlogged, which a standby does not hold"
         skipped |= {relation.name: reason for relation in relations if relation.is_unlogged}

@@ -105,7 +105,7 @@ SELECT format('%I %s %s', pg_get_userbyid(d.defaclrole),
 
 _INFORMATION = "coalesce(to_regnamespace('information_schema'), 0::oid)"  # pg_dump never looks into it
 
-# Objects of initdb and of extensions whose privileges were changed afterwards: pg_dump carries the change.
+# Objects of initdb, and of extensions in version 1, whose privileges were changed later: pg_dump carries the change.
 _CHANGED_PRIVILEGES = "\nUNION ALL".join(
     f"""
 SELECT format('%s %s', i.type, i.identity), {attributes(privileges=privileges(f"o.{acl}", kind, f"o.{role}"))}
@@ -129,7 +129,8 @@ SELECT format('%s %s', i.type, i.identity), {attributes(text="d.description")}
   FROM pg_description d, pg_identify_object(d.classoid, d.objoid, d.objsubid) i
  WHERE (d.objoid >= 16384 OR (d.classoid = 'pg_namespace'::regclass AND d.objoid = to_regnamespace('public')))
    AND i.identity IS NOT NULL  -- a subscription's comment survives it
-   AND NOT EXISTS (SELECT FROM pg_depend m WHERE m.deptype = 'e' AND m.classid = d.classoid AND m.objid = d.objoid)"""
+   AND NOT EXISTS (SELECT FROM pg_depend member WHERE member.deptype = 'e' AND member.classid = d.classoid
+                                                  AND member.objid = d.objoid)"""
 
 _SECURITY_LABELS = f"""
 SELECT format('%s %s by %s', i.type, i.identity, l.provider), {attributes(label="l.label")}
@@ -161,6 +162,9 @@ SELECT quote_ident(t.spcname), {
 _PARAMETER_PRIVILEGES = f"""
 SELECT p.parname, {attributes(privileges=sorted_texts("p.paracl"))} FROM pg_parameter_acl p"""
 
+# Version 2 compares those of extensions whole.
+CHANGED_PRIVILEGES_OF_INITDB = _CHANGED_PRIVILEGES.replace("(o.oid < 16384 OR NOT ", "(o.oid < 16384 AND ")
+
 DATABASE_QUERIES = {
     "database": _DATABASE,
     "setting": _SETTINGS,
@@ -176,9 +180,15 @@ DATABASE_QUERIES = {
     "security label": _SECURITY_LABELS,
 }
 
+_SETTINGS_OF_ALL_ROLES = f"""
+SELECT split_part(given, '=', 1), {attributes(value="substr(given, strpos(given, '=') + 1)")}
+  FROM pg_db_role_setting s, unnest(s.setconfig) given
+ WHERE s.setrole = 0 AND s.setdatabase = 0 AND NOT starts_with(given, '{_OWN_SETTING}')"""
+
 # The kinds are those of domain.structure.SHARED_KINDS.
 SHARED_QUERIES = {
     "role": _ROLES,
     "tablespace": _TABLESPACES,
     "parameter privileges": _PARAMETER_PRIVILEGES,
+    "setting of all roles": _SETTINGS_OF_ALL_ROLES,
 }

@@ -55,6 +55,7 @@ def backup(
         item_count=10,
         duration_s=1.0,
         is_encrypted=False,
+        not_in_backup=(),
         proven_at=moment + timedelta(minutes=1) if proven and not unreadable else None,
         last_verdict=None,
         restore_s=None,

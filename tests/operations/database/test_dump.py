@@ -46,6 +46,7 @@ from tests.servers import PASSWORD, PostgresServer
 CHILD_DEADLINE_S = 60.0
 SESSION_GONE_S = 3.0  # a closed session is still listed for a moment
 WRITES = ["started.json", "heartbeat.json", "database.dump", "globals.sql", "fingerprint.json", "structure.json"]
+WRITES += ["supplement.sql"]
 
 
 @pytest.fixture(scope="module")

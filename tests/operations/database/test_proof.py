@@ -56,7 +56,7 @@ def test_a_backup_that_restores_equal_is_proven_and_the_proof_names_every_byte_r
     assert {item.name: item.size_bytes for item in stored.objects} == {
         name: len(data)
         for name, data in backup.objects.items()
-        if name in {"database.dump", "globals.sql", "fingerprint.json", "structure.json"}
+        if name in {"database.dump", "globals.sql", "fingerprint.json", "structure.json", "supplement.sql"}
     }
     assert stored.restore_s is not None
     assert stored.amcheck_relations > 5
@@ -89,7 +89,9 @@ def test_nothing_is_done_when_every_backup_is_proven(
     assert DUMPS.prove(repository, work_dir=work_dir) is None
 
 
-@pytest.mark.parametrize("name", ["database.dump", "globals.sql", "fingerprint.json", "structure.json"])
+@pytest.mark.parametrize(
+    "name", ["database.dump", "globals.sql", "fingerprint.json", "structure.json", "supplement.sql"]
+)
 def test_one_flipped_bit_is_found_and_named_with_both_digests(
     name: str, backup: KeptBackup, repository: Repository, work_dir: Path
 ) -> None:

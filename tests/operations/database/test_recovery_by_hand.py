@@ -112,7 +112,7 @@ def test_the_page_restores_an_encrypted_backup_without_this_tool(
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert done.stdout.rstrip().endswith("server started")
-        assert done.stdout.count(": OK") == 4
+        assert done.stdout.count(": OK") == 5
         assert "error" not in done.stderr.lower()
     finally:
         stop = ["pg_ctl", "--pgdata", environment["PGDATA"], "--mode=immediate", "stop"]
