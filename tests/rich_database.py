@@ -188,7 +188,7 @@ CONTENT_LOSSES = [
     ('UPDATE app.people SET "größe" = 7.0 WHERE id = 7', "table app.people: content of its 500 rows differs"),
     ("UPDATE app.people SET feeling = 'glad' WHERE id = 1", "table app.people: content of its 500 rows differs"),
     ("UPDATE app.parted_low SET v = 'x' WHERE k = 3", "table app.parted_low: content of its 50 rows differs"),
-    ("UPDATE app.daughter SET c = 4", "table app.daughter: content of its 1 rows differs"),
+    ("UPDATE app.daughter SET c = 4", "table app.daughter: content of its 1 row differs"),
     ("SELECT nextval('app.numbers')", "sequence app.numbers: value 125, expected 110"),
     ("SELECT setval('app.numbers', 100, false)", "sequence app.numbers: value 100 (not called), expected 110"),
     ("SELECT lo_put(90001, 1, '\\x00')", "large object 90001: content differs"),

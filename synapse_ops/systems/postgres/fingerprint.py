@@ -28,7 +28,7 @@ from synapse_ops.domain.database.fingerprint import (
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import DeadlineExceeded
 from synapse_ops.systems.postgres.connection import describe, postgres_errors, reading
-from synapse_ops.systems.postgres.row_hash import ColumnFacts, TypeFacts, row_expression
+from synapse_ops.systems.postgres.row_hash import ColumnFacts, TypeFacts, given_row_expression, row_expression
 
 if TYPE_CHECKING:
     import psycopg
@@ -69,7 +69,8 @@ SELECT format('%I.%I', n.nspname, c.relname), x.extname,
  ORDER BY 1"""
 
 _COLUMNS = """
-SELECT a.attrelid::int8, quote_ident(a.attname), a.atttypid::int8, a.atttypmod, coalesce(l.collisdeterministic, true)
+SELECT a.attrelid::int8, quote_ident(a.attname), a.atttypid::int8, a.atttypmod, coalesce(l.collisdeterministic, true),
+       a.attgenerated <> ''
   FROM pg_attribute a LEFT JOIN pg_collation l ON l.oid = a.attcollation
  WHERE a.attrelid = ANY (%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
  ORDER BY a.attrelid, a.attnum"""
@@ -118,11 +119,14 @@ class _Relation:
     condition: str | None  # of an extension's configuration table, "WHERE ..." or ""
 
 
+_Hashed = tuple[_Relation, str, str | None]  # a table, the expressions of its row hash, and of that of what was given
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is there to read: tables largest first, each with the expression of its row hash."""
+    """What is there to read: tables largest first."""
 
-    tables: tuple[tuple[_Relation, str], ...]
+    tables: tuple[_Hashed, ...]
     sequences: tuple[str, ...]
     materialized_views: Mapping[str, bool]
     skipped: Mapping[str, str]
@@ -154,7 +158,7 @@ def read_fingerprint(
                 sessions = [first, *others]
             first = sessions[0]
             plan = _make_plan(first, method)
-            _lock(first, [relation.name for relation, _ in plan.tables])
+            _lock(first, [relation.name for relation, *_ in plan.tables])
             before = _read_sequences(first, plan.sequences)
             tables = _count_all(sessions, plan, progress, stop or threading.Event())
             rest = _read_rest(first)
@@ -226,14 +230,16 @@ def _list_relations(connection: psycopg.Connection[Any]) -> tuple[list[_Relation
 
 def _with_expressions(
     connection: psycopg.Connection[Any], tables: Sequence[_Relation], method: int
-) -> Iterator[tuple[_Relation, str]]:
+) -> Iterator[_Hashed]:
     types = {row[0]: TypeFacts(*row[1:]) for row in connection.execute(_TYPES)}
     columns: dict[int, list[ColumnFacts]] = {}
     for row in connection.execute(_COLUMNS, [[table.oid for table in tables]]):
         columns.setdefault(row[0], []).append(ColumnFacts(*row[1:]))
     for table in tables:
         keeps_order = not table.is_inheriting
-        yield table, row_expression(columns.get(table.oid, []), types, keeps_order=keeps_order, method=method)
+        own = columns.get(table.oid, [])
+        whole = row_expression(own, types, keeps_order=keeps_order, method=method)
+        yield table, whole, given_row_expression(own, types, keeps_order=keeps_order, method=method)
 
 
 def _lock(connection: psycopg.Connection[Any], names: Sequence[str]) -> None:
@@ -259,7 +265,7 @@ def _count_all(
 ) -> dict[str, TableContent]:
     """Count every table of the plan, on all sessions at once."""
     batches = list(_batches(plan.tables))
-    total = sum(table.size_bytes for table, _ in plan.tables)
+    total = sum(table.size_bytes for table, *_ in plan.tables)
     found: dict[str, TableContent] = {}
     lock, done = threading.Lock(), 0
 
@@ -273,7 +279,7 @@ def _count_all(
             counted = _count(session, batch)
             with lock:
                 found.update(counted)
-                done += sum(table.size_bytes for table, _ in batch)
+                done += sum(table.size_bytes for table, *_ in batch)
                 progress(Progress("fingerprinting", done, total))
 
     with ThreadPoolExecutor(len(sessions), thread_name_prefix="fingerprint") as pool:
@@ -302,13 +308,14 @@ def _wait_for(jobs: Sequence[Future[None]], stop: threading.Event) -> None:
             raise DeadlineExceeded("the fingerprint was stopped before its end")
 
 
-def _batches(tables: Sequence[tuple[_Relation, str]]) -> Iterator[list[tuple[_Relation, str]]]:
-    small: list[tuple[_Relation, str]] = []
-    for table, expression in tables:
+def _batches(tables: Sequence[_Hashed]) -> Iterator[list[_Hashed]]:
+    small: list[_Hashed] = []
+    for one in tables:
+        table, *_ = one
         if table.size_bytes > SMALL_TABLE_BYTES:
-            yield [(table, expression)]
+            yield [one]
             continue
-        small.append((table, expression))
+        small.append(one)
         if len(small) == TABLES_PER_STATEMENT:
             yield small
             small = []
@@ -316,16 +323,17 @@ def _batches(tables: Sequence[tuple[_Relation, str]]) -> Iterator[list[tuple[_Re
         yield small
 
 
-def _count(connection: psycopg.Connection[Any], batch: Sequence[tuple[_Relation, str]]) -> dict[str, TableContent]:
-    names = [table.name for table, _ in batch]
+def _count(connection: psycopg.Connection[Any], batch: Sequence[_Hashed]) -> dict[str, TableContent]:
+    names = [table.name for table, *_ in batch]
     query = " UNION ALL ".join(
-        f"SELECT {number}, count(*), coalesce(sum({expression}), 0)::text"
+        f"SELECT {number}, count(*), coalesce(sum({whole}), 0)::text,"
+        f" {f'coalesce(sum({given}), 0)::text' if given else 'NULL'}"
         f" FROM ONLY {table.name} t {table.condition or ''}"
-        for number, (table, expression) in enumerate(batch)
+        for number, (table, whole, given) in enumerate(batch)
     )
     with postgres_errors(f"the fingerprint of {names[0] if len(names) == 1 else f'{names[0]} to {names[-1]}'}"):
         rows = connection.execute(query).fetchall()
-    return {names[number]: TableContent(count, row_hash) for number, count, row_hash in rows}
+    return {names[number]: TableContent(*content) for number, *content in rows}
 
 
 def _read_rest(connection: psycopg.Connection[Any]) -> dict[str, Any]:

@@ -70,12 +70,16 @@ class TypeFacts:
 
 @dataclass(frozen=True, slots=True)
 class ColumnFacts:
-    """One live column: `name` quoted; `is_deterministic` of its collation, True where it has none."""
+    """One live column: `name` quoted; `is_deterministic` of its collation, True where it has none.
+
+    is_generated: computed from other columns, so that no dump carries its values.
+    """
 
     name: str
     type_oid: int
     type_modifier: int
     is_deterministic: bool
+    is_generated: bool = False
 
 
 def column_expression(column: ColumnFacts, types: Mapping[int, TypeFacts], method: int = METHOD) -> str:
@@ -125,13 +129,31 @@ def _array_expression(name: str, element: TypeFacts | None, method: int) -> str:
     return binary if element.name in _ARRAY_BINARY else text
 
 
-def row_expression(
+def given_row_expression(
     columns: Sequence[ColumnFacts], types: Mapping[int, TypeFacts], *, keeps_order: bool, method: int = METHOD
+) -> str | None:
+    """Return the hash of what was given, without the generated columns; None for a table that has none.
+
+    Functions of generated columns are replaced without the rows: this tells such a table from one that was damaged.
+    """
+    given = [column for column in columns if not column.is_generated]
+    if method == 2 or len(given) in {0, len(columns)}:
+        return None
+    return row_expression(given, types, keeps_order=keeps_order, is_whole_table=False, method=method)
+
+
+def row_expression(
+    columns: Sequence[ColumnFacts],
+    types: Mapping[int, TypeFacts],
+    *,
+    keeps_order: bool,
+    is_whole_table: bool = True,
+    method: int = METHOD,
 ) -> str:
     """Return the bigint hash of one row of a table with the alias `t`, in which no column is merely added to another.
 
     keeps_order: whether a restore keeps the order of the columns. It does not for tables that inherit: their inherited
-    columns come first, so they are hashed in the order of their names.
+    columns come first, so they are hashed in the order of their names. is_whole_table: `columns` are all that it has.
     """
     ordered = sorted(columns, key=lambda column: column.name) if not keeps_order else list(columns)
     # Qualified, and the row as t.*: a table may have a column named t.
@@ -145,7 +167,7 @@ def row_expression(
             chained.append(f"coalesce(pg_catalog.{function}({expression}, 0), {NULL_HASH})")
         else:
             others.append(expression)
-    is_whole = keeps_order and others == [column.name for column in named]
+    is_whole = is_whole_table and keeps_order and others == [column.name for column in named]
     record = "t.*" if is_whole else f"ROW({', '.join(others)})"
     hashed = f"pg_catalog.hash_record_extended({record}, 0)" if others or not chained else chained.pop()
     whole = f"pg_catalog.hashint8extended({hashed}, 0)"

@@ -379,3 +379,21 @@ def test_there_is_no_proof_of_what_does_not_exist(backup: KeptBackup, repository
         DUMPS.prove(repository, place=backup.place, work_dir=work_dir)
 
     assert list(repository.store.list_objects()) == []
+
+
+def test_a_difference_in_generated_columns_alone_says_so(
+    take_backup: Callable[..., KeptBackup], repository: Repository, work_dir: Path
+) -> None:
+    """A dump carries no generated value: a restore computes it by today's function, and the rows are not at fault."""
+    take_backup(
+        """create function shop.twice(int) returns int immutable language sql as 'select $1 * 2';
+        create table shop.doubled (a int, b int generated always as (shop.twice(a)) stored);
+        insert into shop.doubled values (1);
+        create or replace function shop.twice(int) returns int immutable language sql as 'select $1 * 3'"""
+    ).put(repository)
+
+    report = prove(repository, work_dir)
+
+    assert report.record.verdict is Verdict.DIFFERS
+    [difference] = report.record.differences
+    assert difference.startswith("table shop.doubled: only its generated columns differ, in 1 row at most: a restore")
