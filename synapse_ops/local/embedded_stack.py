@@ -43,6 +43,7 @@ LOCK_TIMEOUT_S = 1200.0  # another command starts the stack: it initialises, clo
 STOP_TIMEOUT_S = 15.0  # of what is left after the stop in order
 POLL_S = 0.03
 RUNNER_LOCK = "runner.lock"
+ENDS = (signal.SIGTERM, signal.SIGHUP)
 _SCHEMES = {"redis": "redis", "db-primary": "postgresql", "db-standby": "postgresql", "ops": "postgresql"}
 
 
@@ -105,17 +106,26 @@ def running_stack(state_dir: Path) -> Iterator[RunningStack]:
         with only_runner(root):
             pass
     layout = make_layout(state_dir)  # which may move the directory, and a lock in it
-    ends = (signal.SIGTERM, signal.SIGHUP)
-    for number in ends:
-        signal.signal(number, signal.default_int_handler)
+    for number in ENDS:
+        signal.signal(number, _end_once)
     with only_runner(layout.root):
         try:
             yield start_stack(state_dir, die_with_us=True)
         finally:
-            for number in ends:  # a terminal that closes sends it more than once
-                signal.signal(number, signal.SIG_IGN)
+            _ignore_further_ends()
             if read_state(layout.state_file).owner == ProcessMark.of(os.getpid()):
                 stop_stack(state_dir)
+
+
+def _ignore_further_ends() -> None:
+    for number in ENDS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_once(*_: object) -> None:
+    """End the block. A terminal that closes sends SIGHUP more than once: the second would interrupt the clean-up."""
+    _ignore_further_ends()
+    raise KeyboardInterrupt
 
 
 @contextmanager

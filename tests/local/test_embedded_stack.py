@@ -192,7 +192,11 @@ def test_a_server_killed_with_sigkill_is_started_by_the_next_up_and_only_it(stat
 def owned_stack(state_dir: Path) -> Iterator[subprocess.Popen[str]]:
     """Yield a process that a whole stack ends with, as the demo and the UI are."""
     code = "import sys, time; from pathlib import Path; from synapse_ops.local.embedded_stack import running_stack"
-    code += "\nwith running_stack(Path(sys.argv[1])): print('ready', flush=True); time.sleep(600)"
+    code += (
+        "\nwith running_stack(Path(sys.argv[1])):"
+        "\n    try: print('ready', flush=True); time.sleep(600)"
+        "\n    finally: print('ending', flush=True); time.sleep(0.5); print('ended', flush=True)"
+    )
     owner = subprocess.Popen([sys.executable, "-c", code, str(state_dir)], stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None
@@ -237,6 +241,11 @@ def test_an_owner_that_is_told_to_end_stops_the_stack_in_order(state_dir: Path, 
     stop_stack(state_dir)
     with owned_stack(state_dir) as owner:
         owner.send_signal(number)
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "ending\n"
+        if number != signal.SIGINT:  # a terminal that closes sends SIGHUP more than once: the end is not interrupted
+            owner.send_signal(number)
+        assert owner.stdout.readline() == "ended\n"
         owner.wait(GONE_TIMEOUT_S)
 
     assert living(find_layout(state_dir)) == {}

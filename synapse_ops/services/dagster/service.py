@@ -174,14 +174,16 @@ def running(service: DagsterService, *, timeout_s: float = START_TIMEOUT_S) -> I
             failures.append(failure)
             service.supervisor.abandon()
 
-    thread = threading.Thread(target=run, name="dagster-service")
-    thread.start()
+    # A daemon: should an interrupt hit between two lines here, the process ends all the same, and its programs with it.
+    thread = threading.Thread(target=run, name="dagster-service", daemon=True)
     try:
+        thread.start()
         service.supervisor.wait_until_ready(timeout_s)
         yield service
     finally:
         service.supervisor.stop()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
         if failures:
             raise failures[0]
 

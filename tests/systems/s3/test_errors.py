@@ -9,7 +9,7 @@ import pytest
 from botocore import exceptions as boto
 
 from synapse_ops.errors import ConfigError, ObjectMissing, SynapseOpsError, Throttled, Unreachable
-from synapse_ops.systems.s3.errors import s3_errors
+from synapse_ops.systems.s3.errors import AccessRefused, s3_errors
 from synapse_ops.systems.s3.store import ConditionFailed, ObjectStore, StoreAccess
 
 BOTO_ERRORS = [
@@ -21,12 +21,12 @@ REPLIES = [
     ("NoSuchKey", 404, ObjectMissing),
     ("404", 404, ObjectMissing),
     ("NoSuchBucket", 404, ConfigError),
-    ("XAdminUserNotFound", 404, ConfigError),
-    ("AccessDenied", 403, ConfigError),
-    ("InvalidAccessKeyId", 403, ConfigError),
-    ("SignatureDoesNotMatch", 403, ConfigError),
-    ("RequestTimeTooSkewed", 403, ConfigError),
-    ("ExpiredToken", 400, ConfigError),
+    ("XAdminUserNotFound", 404, AccessRefused),
+    ("AccessDenied", 403, AccessRefused),
+    ("InvalidAccessKeyId", 403, AccessRefused),
+    ("SignatureDoesNotMatch", 403, AccessRefused),
+    ("RequestTimeTooSkewed", 403, AccessRefused),
+    ("ExpiredToken", 400, AccessRefused),
     ("PreconditionFailed", 412, ConditionFailed),
     ("412", 412, ConditionFailed),
     ("ConditionalRequestConflict", 409, ConditionFailed),
