@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from synapse_ops import redaction
 from tests.surroundings import without_other_work
 
 pytest_plugins = ["tests.servers", "tests.dagster_instances"]
@@ -23,6 +24,15 @@ def sigterm_is_heard() -> Iterator[None]:
     yield
     if signal.getsignal(signal.SIGTERM) != before:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(autouse=True)
+def no_secret_of_another_test() -> Iterator[None]:
+    """Forget what a test had redacted: its password "secret" would be masked in the messages of all later ones."""
+    known, pattern = redaction._known, redaction._pattern
+    redaction._known, redaction._pattern = {}, None
+    yield
+    redaction._known, redaction._pattern = known, pattern
 
 
 FIRST = ("local", "database", "services", "vectors", "redis", "release", "defs")  # whole stacks, restores, Dagster
