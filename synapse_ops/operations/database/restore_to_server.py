@@ -176,9 +176,7 @@ def apply(run: RestoreRun, target: ServerTarget, work_dir: Path) -> RestoreRepor
     planned, deadline = run.plan, run.deadline
     place, record = planned.place, planned.record
     sweep_throwaways(work_dir)
-    with (
-        throwaway_directory(work_dir, database_size_bytes=0, scratch_bytes=record.stored_bytes) as scratch,
-    ):
+    with throwaway_directory(work_dir, database_size_bytes=0, scratch_bytes=record.stored_bytes) as scratch:
         staged = run.stage(scratch.scratch_dir)
         current = plan(place, record, target, staged.globals_script, planned.predicted_s)  # it may have changed
         statements = read_database_statements(

@@ -39,12 +39,12 @@ _TRIGGER = """
 SELECT g.tgrelid::regclass::text, quote_ident(g.tgname) FROM pg_trigger g
  WHERE format('%%s.%%I', g.tgrelid::regclass, g.tgname) = %s AND NOT g.tgisinternal"""
 _RULE = """
-SELECT r.oid::int8, r.ev_class::regclass::text, quote_ident(r.rulename) FROM pg_rewrite r
+SELECT r.oid::int8 FROM pg_rewrite r
  WHERE format('%%s.%%I', r.ev_class::regclass, r.rulename) = %s"""
 _POLICY = """
 SELECT p.polrelid::regclass::text FROM pg_policy p WHERE format('%%s.%%I', p.polrelid::regclass, p.polname) = %s"""
 _STATISTICS = """
-SELECT s.oid::int8, quote_ident(n.nspname) FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace
+SELECT quote_ident(n.nspname) FROM pg_statistic_ext s JOIN pg_namespace n ON n.oid = s.stxnamespace
  WHERE format('%%I.%%I', n.nspname, s.stxname) = %s"""
 
 
@@ -186,12 +186,12 @@ class Deparser:
         return str(self._row(query, SCRATCH, table)[0]).replace(f" TRIGGER {SCRATCH} ", f" TRIGGER {trigger} ", 1)
 
     def _rule(self, name: str, text: str) -> str:
-        oid, *_ = self._row(_RULE, name)
+        (oid,) = self._row(_RULE, name)
         self._run(text.replace("CREATE RULE", "CREATE OR REPLACE RULE", 1))
         return str(self._row("SELECT pg_get_ruledef(%s::oid)", oid)[0])
 
     def _statistics(self, name: str, text: str) -> str:
-        _, schema = self._row(_STATISTICS, name)
+        (schema,) = self._row(_STATISTICS, name)
         scratch = f"{schema}.{SCRATCH}"
         self._run(text.replace(f"CREATE STATISTICS {name} ", f"CREATE STATISTICS {scratch} ", 1))
         query = """SELECT pg_get_statisticsobjdef(s.oid) FROM pg_statistic_ext s JOIN pg_namespace n

@@ -209,8 +209,16 @@ def _make_plan(connection: psycopg.Connection[Any], method: int = METHOD) -> _Pl
         tables=tuple(_with_expressions(connection, sorted(tables, key=lambda table: -table.size_bytes), method)),
         sequences=tuple(relation.name for relation in kept if relation.kind == "S"),
         materialized_views={relation.name: relation.is_populated for relation in kept if relation.kind == "m"},
-        skipped=skipped,
+        skipped={**skipped, **dict(_rows_left_out(connection))},
     )
+
+
+def _rows_left_out(connection: psycopg.Connection[Any]) -> Iterator[tuple[str, str]]:
+    """Yield which rows of which extension's table no dump holds, and why; tables without such rows are left out."""
+    for name, extension, condition in connection.execute(_ROWS_LEFT_OUT).fetchall():
+        kept = re.sub(r"^\s*where\b", "", condition, flags=re.IGNORECASE)
+        if _one(connection, f"SELECT EXISTS (SELECT FROM ONLY {name} WHERE ({kept}) IS NOT TRUE)"):
+            yield f"rows of {name}", f"those that its extension {extension} leaves out of dumps"
 
 
 def _list_relations(connection: psycopg.Connection[Any]) -> tuple[list[_Relation], dict[str, str]]:
@@ -218,10 +226,6 @@ def _list_relations(connection: psycopg.Connection[Any]) -> tuple[list[_Relation
     is_standby = bool(_one(connection, "SELECT pg_is_in_recovery()"))
     relations = [_Relation(*row) for row in connection.execute(_RELATIONS)]
     skipped = {relation.name: "foreign table" for relation in relations if relation.kind == "f"}
-    for name, extension, condition in connection.execute(_ROWS_LEFT_OUT).fetchall():
-        kept = re.sub(r"^\s*where\b", "", condition, flags=re.IGNORECASE)
-        if _one(connection, f"SELECT EXISTS (SELECT FROM ONLY {name} WHERE ({kept}) IS NOT TRUE)"):
-            skipped[f"rows of {name}"] = f"those that its extension {extension} leaves out of dumps"
     if is_standby:
         reason = "unlogged, which a standby does not hold"
         skipped |= {relation.name: reason for relation in relations if relation.is_unlogged}
