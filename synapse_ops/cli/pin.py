@@ -8,6 +8,7 @@ import click
 
 from synapse_ops.cli.options import Place, repository_options
 from synapse_ops.cli.terminal import echo, print_json
+from synapse_ops.errors import counted
 
 
 @click.command(epilog="Example:  synapse-ops pin 20261123T201726Z-3f9a1c audit-2026 --reason 'annual audit'")
@@ -45,4 +46,4 @@ def unpin(backup_id: str, label: str | None, place: Place, *, wants_all: bool, a
     if as_json:
         print_json(report.as_json())
     else:
-        echo(f"backup {backup_id} has now {len(report.labels)} pins: {', '.join(report.labels) or 'none'}")
+        echo(f"backup {backup_id} has now {counted(len(report.labels), 'pin')}: {', '.join(report.labels) or 'none'}")
