@@ -16,6 +16,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from synapse_ops.domain.backup.kinds import KINDS
+
 OWNERS = ["team:operations"]
 
 GROUP_SPEC = "spec"
@@ -51,9 +53,10 @@ WITHOUT_FRESHNESS = {
     "active_alerts": "no alert for a month is good news; Watchdog notices when alerts stop coming",
     "infrastructure_file": "an operator edits it when there is a reason to, not on a schedule",
     "spec/*": "changes when the operator changes the file; spec_loaded_equals_file watches that it is loaded",
-    "database_retention_set": "deletes only what a plan names, and a plan may rightly name nothing for months",
-    "vector_retention_set": "deletes only what a plan names, and a plan may rightly name nothing for months",
-    "redis_retention_set": "deletes only what a plan names, and a plan may rightly name nothing for months",
+    **dict.fromkeys(
+        (kind.retention_asset for kind in KINDS.values()),
+        "deletes only what a plan names, and a plan may rightly name nothing for months",
+    ),
     "log_retention_set": "removes only what a plan names, which may be nothing",
     "temp_cleanup": "removes only what a plan names, which may be nothing",
     "cache_cleanup": "removes only what a plan names, which may be nothing",

@@ -281,6 +281,7 @@ def parse_subject(text: str) -> Subject:
     if kind is None or (slash and not name):
         raise ConfigError(
             f'"{text}" does not name what is backed up',
-            detail="allowed: database/NAME, vectors/COLLECTION, redis; or database or vectors alone for all of them",
+            detail=f"allowed: {', '.join(kind.kind.form for kind in KINDS)}; "
+            f"or {', '.join(kind.word for kind in KINDS)} alone for all of them",
         )
     return Subject(kind, name or None)

@@ -35,14 +35,11 @@ collection_partitions = dg.DynamicPartitionsDefinition(name=COLLECTIONS_PARTITIO
 class AssetKind:
     """One kind of backup in Dagster.
 
-    prefix: of the names of assets, jobs, schedules and the sensor. backup_asset: name of what is backed up.
     expected: names that must have backups. blocks: of the spec, that a backup reads. versioned: modules whose code
     makes a backup, and a proof. about_backup, about_proof: what the figures on the asset pages mean.
     """
 
     kind: BackupKind
-    prefix: str
-    backup_asset: str
     group: str
     pool: str
     technology: str
@@ -59,12 +56,16 @@ class AssetKind:
         return self.kind.noun
 
     @property
+    def prefix(self) -> str:
+        return self.kind.kind.prefix
+
+    @property
     def backup_key(self) -> dg.AssetKey:
-        return dg.AssetKey(self.backup_asset)
+        return dg.AssetKey(self.kind.kind.backup_asset)
 
     @property
     def proof_key(self) -> dg.AssetKey:
-        return dg.AssetKey(f"{self.prefix}_restore_proof")
+        return dg.AssetKey(self.kind.kind.proof_asset)
 
     @property
     def plan_key(self) -> dg.AssetKey:
@@ -72,7 +73,7 @@ class AssetKind:
 
     @property
     def retention_key(self) -> dg.AssetKey:
-        return dg.AssetKey(f"{self.prefix}_retention_set")
+        return dg.AssetKey(self.kind.kind.retention_asset)
 
     def job(self, verb: str) -> str:
         """Return the name of a job: backup, backup_now, proof, restore, expire, expire_plan, expire_apply."""
@@ -96,8 +97,6 @@ def _discovered_collections(stack: "Stack", instance: dg.DagsterInstance) -> Seq
 
 DATABASES = AssetKind(
     kind=DUMPS,
-    prefix="database",
-    backup_asset="database_dump",
     group=GROUP_DATABASE,
     pool=POOL_POSTGRES_IO,
     technology="postgres",
@@ -118,8 +117,6 @@ DATABASES = AssetKind(
 
 COLLECTIONS = AssetKind(
     kind=SNAPSHOTS,
-    prefix="vector",
-    backup_asset="vector_snapshot",
     group=GROUP_VECTORS,
     pool=POOL_QDRANT_IO,
     technology="qdrant",
@@ -140,8 +137,6 @@ COLLECTIONS = AssetKind(
 
 REDIS = AssetKind(
     kind=RDBS,
-    prefix="redis",
-    backup_asset="redis_snapshot",
     group=GROUP_REDIS,
     pool=POOL_REDIS_IO,
     technology="redis",

@@ -16,20 +16,68 @@ from synapse_ops.domain.backup.snapshot_record import SnapshotRecord
 class Kind:
     """One kind of backup, in words.
 
-    name: of `backup.json` and of keys. word: what a person types, `database/NAME`. noun: what one subject is.
-    items: what is counted in it. model: of its `backup.json`.
+    name: of `backup.json` and of keys. word: what a person types before `/NAME`. noun: what one subject is.
+    form: how a person names a subject. backup_noun: what one backup is called. items: what is counted in it.
+    prefix: of the names of its assets, jobs and sensors. backup_asset: name of the asset that is backed up.
+    alert: how the names of its alerts begin. model: of its `backup.json`.
     """
 
     name: str
     word: str
     noun: str
+    form: str
+    backup_noun: str
     items: str
+    prefix: str
+    backup_asset: str
+    alert: str
     model: type[BackupRecord]
 
+    @property
+    def proof_asset(self) -> str:
+        return f"{self.prefix}_restore_proof"
 
-DUMP = Kind(KIND_DUMP, "database", "database", "rows", DumpRecord)
-SNAPSHOT = Kind(KIND_SNAPSHOT, "vectors", "collection", "points", SnapshotRecord)
-RDB = Kind(KIND_RDB, "redis", "Redis server", "keys", RdbRecord)
+    @property
+    def retention_asset(self) -> str:
+        return f"{self.prefix}_retention_set"
+
+
+DUMP = Kind(
+    name=KIND_DUMP,
+    word="database",
+    noun="database",
+    form="database/NAME",
+    backup_noun="dump",
+    items="rows",
+    prefix="database",
+    backup_asset="database_dump",
+    alert="Dump",
+    model=DumpRecord,
+)
+SNAPSHOT = Kind(
+    name=KIND_SNAPSHOT,
+    word="vectors",
+    noun="collection",
+    form="vectors/COLLECTION",
+    backup_noun="snapshot",
+    items="points",
+    prefix="vector",
+    backup_asset="vector_snapshot",
+    alert="Snapshot",
+    model=SnapshotRecord,
+)
+RDB = Kind(
+    name=KIND_RDB,
+    word="redis",
+    noun="Redis server",
+    form="redis",
+    backup_noun="RDB snapshot",
+    items="keys",
+    prefix="redis",
+    backup_asset="redis_snapshot",
+    alert="RedisSnapshot",
+    model=RdbRecord,
+)
 KINDS = {kind.name: kind for kind in (DUMP, SNAPSHOT, RDB)}
 
 

@@ -37,6 +37,17 @@ class SnapshotFindings(Part):
     passing_points: int = Field(ge=0)
     recall_at_10: float | None = Field(default=None, ge=0, le=1)
 
+    def compared(self) -> dict[str, int | float | str]:
+        recall = {} if self.recall_at_10 is None else {"recall_at_10": self.recall_at_10}
+        return {
+            "points": sum(self.shard_points.values()),
+            "still_points": self.still_points,
+            "window_points": self.window_points,
+            "passing_points": self.passing_points,
+            **recall,
+            "points_digest": self.points_digest,
+        }
+
 
 class RdbFindings(Part):
     """What a proof of an RDB snapshot found in the throwaway server that loaded it.
@@ -56,6 +67,17 @@ class RdbFindings(Part):
     by_value: int = Field(ge=0)
     window_keys: int = Field(ge=0)
     passing_keys: int = Field(ge=0)
+
+    def compared(self) -> dict[str, int | float | str]:
+        return {
+            "keys": sum(self.keys.values()),
+            "still_keys": self.still_keys,
+            "keys_compared_by_value": self.by_value,
+            "window_keys": self.window_keys,
+            "passing_keys": self.passing_keys,
+            "expired_keys": self.expired_keys,
+            "dataset_digest": self.dataset_digest,
+        }
 
 
 class ProofRecord(Document):
@@ -97,25 +119,7 @@ class ProofRecord(Document):
 
     def compared(self) -> dict[str, int | float | str]:
         """Return what was compared, by names that keep their meaning: the asset page plots them."""
-        if self.snapshot is not None:
-            found = self.snapshot
-            recall = {} if found.recall_at_10 is None else {"recall_at_10": found.recall_at_10}
-            return {
-                "points": sum(found.shard_points.values()),
-                "still_points": found.still_points,
-                "window_points": found.window_points,
-                "passing_points": found.passing_points,
-                **recall,
-                "points_digest": found.points_digest,
-            }
-        if self.rdb is not None:
-            return {
-                "keys": sum(self.rdb.keys.values()),
-                "still_keys": self.rdb.still_keys,
-                "keys_compared_by_value": self.rdb.by_value,
-                "window_keys": self.rdb.window_keys,
-                "passing_keys": self.rdb.passing_keys,
-                "expired_keys": self.rdb.expired_keys,
-                "dataset_digest": self.rdb.dataset_digest,
-            }
+        for findings in (self.snapshot, self.rdb):
+            if findings is not None:
+                return findings.compared()
         return {"amcheck_relations": self.amcheck_relations}

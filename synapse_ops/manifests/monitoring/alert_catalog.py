@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
+from synapse_ops.domain.backup.kinds import DUMP, RDB, SNAPSHOT, Kind
 from synapse_ops.manifests.monitoring.alert_archive import archive_alerts
 from synapse_ops.manifests.monitoring.alert_rule import AlertRule, Proof, Series
 from synapse_ops.manifests.monitoring.promql import quoted, range_of, seconds
@@ -24,7 +25,6 @@ SLOT_BYTES = 4 << 30  # WAL held back for somebody who does not come
 XID_AGE = 1_000_000_000  # half of the distance; PostgreSQL itself warns at 40 million left
 HEARTBEAT = "Watchdog"
 
-_KINDS = {"database": ("Dump", "dump"), "vectors": ("Snapshot", "snapshot"), "redis": ("RedisSnapshot", "RDB snapshot")}
 _MINUTE = timedelta(minutes=1)
 _FIVE = timedelta(minutes=5)
 
@@ -33,9 +33,9 @@ def own_alerts(spec: Spec) -> tuple[AlertRule, ...]:
     """Return the alerts, each name once, in a fixed order."""
     redis = spec.backup.redis
     return (
-        *_protection(spec, "database", spec.database.databases, spec.backup.database.schedule),
-        *_protection(spec, "vectors", _collections(spec), spec.backup.vectors.schedule),
-        *(_protection(spec, "redis", (), redis.schedule) if redis is not None else ()),
+        *_protection(spec, DUMP, spec.database.databases, spec.backup.database.schedule),
+        *_protection(spec, SNAPSHOT, _collections(spec), spec.backup.vectors.schedule),
+        *(_protection(spec, RDB, (), redis.schedule) if redis is not None else ()),
         *_repository(),
         *_failover(spec),
         *_postgres(),
@@ -51,24 +51,24 @@ def _collections(spec: Spec) -> tuple[str, ...]:
     return tuple(dict.fromkeys((spec.qdrant.collection, *(source.collection for source in spec.vectors.sources))))
 
 
-def _protection(spec: Spec, repository: str, subjects: tuple[str, ...], schedule: Cron) -> Iterator[AlertRule]:
+def _protection(spec: Spec, kind: Kind, subjects: tuple[str, ...], schedule: Cron) -> Iterator[AlertRule]:
     """Yield what is said of one repository: too old, missing, not proven in time. Names begin with its kind of backup.
 
     subjects: those that must have one. Empty is a repository with one subject, which has another name in each place:
     Redis by its address.
     """
-    kind, noun = _KINDS[repository]
+    noun = kind.backup_noun
     too_old = schedule.longest_gap(spec.time_zone) + SLACK
     prove_within = spec.proof.schedule.longest_gap(spec.time_zone) + spec.proof.timeout + SLACK
     backup, proof = "synapse_ops_backup_timestamp_seconds", "synapse_ops_proof_timestamp_seconds"
-    of = f'{{repository="{repository}"}}'
-    each = [f'{{repository="{repository}",subject={quoted(name)}}}' for name in subjects]
-    sample = each[0] if each else f'{{repository="{repository}",subject="localhost:1"}}'
+    of = f'{{repository="{kind.word}"}}'
+    each = [f'{{repository="{kind.word}",subject={quoted(name)}}}' for name in subjects]
+    sample = each[0] if each else f'{{repository="{kind.word}",subject="localhost:1"}}'
     by = "repository, subject" if subjects else "repository"
     whose = "{{ $labels.subject }}" if subjects else "Redis"
     newest, proven = (f"max by ({by}) ({metric}{of})" for metric in (backup, proof))
     yield AlertRule(
-        name=f"{kind}TooOld",
+        name=f"{kind.alert}TooOld",
         expr=f"time() - {newest} > {seconds(too_old)}",
         hold=_FIVE,
         severity="critical",
@@ -82,7 +82,7 @@ def _protection(spec: Spec, repository: str, subjects: tuple[str, ...], schedule
         ),
     )
     yield AlertRule(
-        name=f"{kind}Missing",
+        name=f"{kind.alert}Missing",
         expr=" or ".join(f"absent({backup}{one})" for one in each or (of,)),
         hold=timedelta(hours=1),
         severity="critical",
@@ -96,7 +96,7 @@ def _protection(spec: Spec, repository: str, subjects: tuple[str, ...], schedule
         ),
     )
     yield AlertRule(
-        name=f"{kind}Unproven",
+        name=f"{kind.alert}Unproven",
         expr=f"({newest} unless {proven} >= {newest}) < time() - {seconds(prove_within)}",
         hold=_FIVE,
         severity="critical",

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from synapse_ops.domain.backup.catalog import CatalogEntry
+from synapse_ops.domain.backup.document import Part
 from synapse_ops.domain.backup.layout import BACKUP, BackupPlace, attempt_name, proof_name
-from synapse_ops.domain.backup.proof_record import ProofRecord, RdbFindings, SnapshotFindings, Verdict
+from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
 from synapse_ops.domain.backup.record import BackupRecord
 from synapse_ops.domain.backup.restore_estimate import predict_from
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
@@ -78,6 +79,7 @@ class Proof(Measured):
     identities: age secret keys. work_dir: where the copy lies for a while.
     has_begun: this host had all that a restore takes; until then a failure does not concern the backup.
     differences: of the copy, as far as it was compared. restore_s: until the copy could be used.
+    findings: what only one kind has, by its field of `ProofRecord`.
     """
 
     repository: Repository
@@ -91,8 +93,7 @@ class Proof(Measured):
     restore_s: float | None = None
     server_version: str | None = None
     amcheck_relations: int = 0
-    snapshot: SnapshotFindings | None = None
-    rdb: RdbFindings | None = None
+    findings: dict[str, Part] = field(default_factory=dict)
     not_in_backup: tuple[str, ...] = ()
     log: ReadLog = field(default_factory=ReadLog)
 
@@ -239,8 +240,7 @@ def _write(proof: Proof, conclusion: _Conclusion, started_at: datetime, predicte
         phase_s=proof.phase_s,
         server_version=proof.server_version,
         amcheck_relations=proof.amcheck_relations,
-        snapshot=proof.snapshot,
-        rdb=proof.rdb,
+        **proof.findings,  # type: ignore[arg-type]  # pydantic checks them
         reason=conclusion.reason,
         differences=tuple(proof.differences[:DIFFERENCES_LIMIT]),
         not_in_backup=proof.not_in_backup,

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from synapse_ops.domain.backup.kinds import KINDS
 from synapse_ops.domain.durations import format_days
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import SynapseOpsError
@@ -25,10 +26,7 @@ if TYPE_CHECKING:
 
 KIND = "history"
 FAILOVER_KEYS = ("failover_record", "rejoined_standby")
-BACKUP_KEYS = (
-    *("database_dump", "database_restore_proof", "vector_snapshot", "vector_restore_proof"),
-    *("redis_snapshot", "redis_restore_proof"),
-)  # a test compares them with the kinds of defs/backup/kinds.py
+BACKUP_KEYS = tuple(key for kind in KINDS.values() for key in (kind.backup_asset, kind.proof_asset))
 KEPT_KEYS = (*FAILOVER_KEYS, *BACKUP_KEYS)  # of events outside of runs; of runs, those of backups are looked at singly
 BACKUP_ID = "backup_id"  # in the metadata of their events
 _EVENT_BATCH = 500

@@ -56,7 +56,7 @@ def prove_rdb(proof: Proof) -> None:
             copy = load_and_compare(directory, data_dir, expected, proof.deadline, proof.progress)
         proof.restore_s = round(copy.loaded_at_s - begun, 3)
         proof.server_version = copy.server_version
-        proof.rdb = copy.findings
+        proof.findings["rdb"] = copy.findings
         proof.differences += copy.differences
 
 

@@ -44,7 +44,7 @@ def prove_snapshot(proof: Proof) -> None:
         if copy.points_digest is None:
             raise Unproven("Qdrant's engine read no points of the copy")
         found = compare_points(staged.fingerprint, copy, staged.canaries)
-        proof.snapshot = SnapshotFindings(
+        proof.findings["snapshot"] = SnapshotFindings(
             engine_version=copy.engine_version,
             segment_versions=copy.segment_versions,
             shard_points=dict(copy.counts),
