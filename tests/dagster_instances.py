@@ -1,4 +1,4 @@
-"""An empty Dagster instance on each of the two storages that we run on, for tests of its history."""
+"""An empty Dagster instance on each of the two storages that we run on, and what definitions share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from synapse_ops.defs.resources import StackResource
+from synapse_ops.operations.stack import Stack
 from tests.servers import PASSWORD, PostgresServer
+
+
+def shared_definitions(monkeypatch: pytest.MonkeyPatch, stack: Stack) -> dg.Definitions:
+    """Return the resource and the executor of all definitions; the environment names the stack's spec as in force."""
+    monkeypatch.setenv("SYNAPSE_SPEC", str(stack.loaded.path))
+    monkeypatch.setenv("SYNAPSE_STATE_DIR", str(stack.state_dir))
+    return dg.Definitions(resources={"stack": StackResource()}, executor=dg.in_process_executor)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -20,7 +20,6 @@ from synapse_ops.cli.main import main
 from synapse_ops.defs.backup.definitions import definitions_of
 from synapse_ops.defs.backup.kinds import DATABASES
 from synapse_ops.defs.place import Place
-from synapse_ops.defs.resources import StackResource
 from synapse_ops.errors import ConfigError, SynapseOpsError
 from synapse_ops.operations.database.restore_target import parse_target
 from synapse_ops.operations.stack import Stack, open_stack
@@ -28,6 +27,7 @@ from synapse_ops.redaction import redact
 from synapse_ops.spec.secrets import SecretRef
 from synapse_ops.systems.log_output import configure_logging
 from synapse_ops.systems.qdrant.server import QdrantServer
+from tests.dagster_instances import shared_definitions
 from tests.misbehaving import misbehaving
 
 MARK = re.compile(r"LeAk\d\dXq")
@@ -186,8 +186,7 @@ def test_a_bug_in_a_run_is_recorded_without_secrets(
     spec = spec_of(tmp_path)
     monkeypatch.setattr("synapse_ops.operations.database.dump.dump_database", fail)
     stack = open_stack(spec, tmp_path)
-    resource = StackResource(spec_path=str(spec), state_dir=str(tmp_path))
-    shared = dg.Definitions(resources={"stack": resource}, executor=dg.in_process_executor)
+    shared = shared_definitions(monkeypatch, stack)
     definitions = dg.Definitions.merge(shared, definitions_of(DATABASES, stack.spec, Place(spec, tmp_path, True)))
     (tmp_path / "home").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:

@@ -24,8 +24,7 @@ def merged_definitions() -> dg.Definitions:
     """Return the definitions of the spec in force. Raises ConfigError when there never was a valid one."""
     place = find_place()
     loaded = place.spec_in_force().loaded
-    stack = StackResource(spec_path=str(loaded.path), state_dir=str(place.state_dir))
-    shared = dg.Definitions(resources={"stack": stack}, executor=dg.in_process_executor)
+    shared = dg.Definitions(resources={"stack": StackResource()}, executor=dg.in_process_executor)
     spec = spec_definitions(place, loaded)
     return dg.Definitions.merge(
         shared,

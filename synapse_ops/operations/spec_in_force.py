@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from synapse_ops.errors import ConfigError
 from synapse_ops.spec import LoadedSpec, load_spec
@@ -68,9 +69,9 @@ def _keep(folder: Path, digest: str, content: bytes) -> Path:
     kept = folder / f"{digest}.yaml"
     for target, data in ((kept, content), (folder / _IN_FORCE, digest.encode("ascii"))):
         if not target.exists() or target.read_bytes() != data:
-            partial = target.with_name(target.name + ".part")
-            partial.write_bytes(data)
-            partial.replace(target)
+            with NamedTemporaryFile(dir=folder, prefix=f"{target.name}.", delete=False) as partial:
+                partial.write(data)  # a name of our own: every process that opens the spec keeps it
+            Path(partial.name).replace(target)
     return kept
 
 

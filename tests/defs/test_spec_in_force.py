@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
+from synapse_ops.defs.everything import merged_definitions
 from synapse_ops.errors import ConfigError
 from synapse_ops.operations.spec_in_force import compare_with_file, read_spec_in_force
 from synapse_ops.services.spec_watch import SpecWatch
@@ -55,6 +58,42 @@ def test_comments_and_spelling_are_no_difference(file: Path, tmp_path: Path) -> 
     file.write_text("# a comment\nname: 'one'\n")
 
     assert compare_with_file(file, loaded.digest) == ""
+
+
+def test_run_reads_the_spec_that_is_in_force_when_it_runs(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the spec is in run configuration: a re-execution uses the destination and retention of now."""
+    monkeypatch.setenv("SYNAPSE_SPEC", str(file))
+    monkeypatch.setenv("SYNAPSE_STATE_DIR", str(tmp_path / "state"))
+    job = merged_definitions().resolve_job_def("record_spec")
+    names = []
+    with dg.DagsterInstance.ephemeral() as instance:
+        for text in (VALID, "name: another\n", INVALID):
+            file.write_text(text)
+            result = job.execute_in_process(instance=instance)
+            run = instance.get_run_by_id(result.run_id)
+            made = instance.get_latest_materialization_event(dg.AssetKey(["spec", "stack"]))
+            assert run is not None
+            assert made is not None
+            assert made.asset_materialization is not None
+            assert "resources" not in run.run_config
+            names.append(made.asset_materialization.metadata["values"].value["name"])  # type: ignore[index, call-overload]
+
+    assert names == ["one", "another", "another"]
+    fields = job.run_config_schema.config_type.fields["resources"].config_type.fields["stack"].config_type.fields  # type: ignore[attr-defined]
+    assert list(fields["config"].config_type.fields) == []
+
+
+def test_many_processes_keep_a_new_spec_at_once(file: Path, tmp_path: Path) -> None:
+    """Every run and sensor that opens the spec keeps it: none stumbles over the half-written file of another."""
+    texts = [f"name: spec{number}\n" for number in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        for text in texts:
+            file.write_text(text)
+            list(pool.map(lambda _: read_spec_in_force(file, tmp_path / "state"), range(8)))
+
+    assert sorted(path.suffix for path in (tmp_path / "state" / "spec").iterdir()) == ["", *[".yaml"] * 20]
 
 
 def test_watch_tells_of_a_new_valid_spec_once(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

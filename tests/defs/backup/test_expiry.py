@@ -18,12 +18,12 @@ from synapse_ops.defs.backup.definitions import backup_definitions
 from synapse_ops.defs.backup.kinds import COLLECTIONS, DATABASES, AssetKind
 from synapse_ops.defs.place import Place
 from synapse_ops.defs.policies import TAG_TRIGGER
-from synapse_ops.defs.resources import StackResource
 from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.backup.pins import pin_backup
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import open_stack
 from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
+from tests.dagster_instances import shared_definitions
 from tests.stored_backups import StoredBackup, store_backup, store_proof, store_snapshot
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -136,14 +136,7 @@ def expiry(
     )
     stack = open_stack(spec, tmp_path)
     place = Place(spec, tmp_path, is_embedded=True)
-    shared = dg.Definitions(
-        resources={"stack": StackResource(spec_path=str(spec), state_dir=str(tmp_path))},
-        executor=dg.in_process_executor,
-    )
-    definitions = dg.Definitions.merge(
-        shared,
-        backup_definitions(stack.spec, place),
-    )
+    definitions = dg.Definitions.merge(shared_definitions(monkeypatch, stack), backup_definitions(stack.spec, place))
     instance.wipe_assets([flow.kind.plan_key for flow in FLOWS])
     repository = request.param.kind.kind.repository(stack)
     return Expiry(request.param, ObjectStore(repository.url, object_store_access), instance, definitions)

@@ -5,32 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 
 import dagster as dg
+import pytest
 
 from synapse_ops.defs.backup.definitions import definitions_of
 from synapse_ops.defs.backup.kinds import DATABASES, REDIS, asset_kinds_of
 from synapse_ops.defs.backup.repository_sensor import look_at_repository
 from synapse_ops.defs.backup.restore_check import CHECK_NAME
 from synapse_ops.defs.place import Place
-from synapse_ops.defs.resources import StackResource
 from synapse_ops.operations.cleanup.run_history import BACKUP_KEYS
 from synapse_ops.operations.redis.snapshot import snapshot_redis
 from synapse_ops.operations.stack import Stack
 from synapse_ops.spec import Spec
 from synapse_ops.systems.dagster_storage import last_evaluation
+from tests.dagster_instances import shared_definitions
 from tests.redis_servers import RealRedis, fill_every_type
 
 
-def _definitions(stack: Stack) -> dg.Definitions:
-    resource = StackResource(spec_path=str(stack.loaded.path), state_dir=str(stack.state_dir))
-    shared = dg.Definitions(resources={"stack": resource}, executor=dg.in_process_executor)
+def _definitions(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
+    shared = shared_definitions(monkeypatch, stack)
     place = Place(Path(stack.loaded.path), stack.state_dir, is_embedded=True)
     return dg.Definitions.merge(shared, definitions_of(REDIS, stack.spec, place))
 
 
-def test_a_snapshot_is_taken_and_proven_by_the_jobs_of_every_kind(stack: Stack, server: RealRedis) -> None:
+def test_a_snapshot_is_taken_and_proven_by_the_jobs_of_every_kind(
+    stack: Stack, server: RealRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Backup, proof, check and expiry plan are the same code as for a database; the proof reports the check."""
     fill_every_type(server)
-    definitions = _definitions(stack)
+    definitions = _definitions(stack, monkeypatch)
     with dg.DagsterInstance.ephemeral() as instance:
         [address] = REDIS.expected(stack, instance)
         for verb in ("backup", "proof"):

@@ -11,7 +11,6 @@ import dagster as dg
 import pytest
 
 from synapse_ops.defs.cleanup.assets import cleanup_definitions
-from synapse_ops.defs.resources import StackResource
 from synapse_ops.domain.backup.layout import BackupPlace
 from synapse_ops.errors import PlanChanged
 from synapse_ops.operations.backup.lease import hold_lease
@@ -22,6 +21,7 @@ from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vectors.snapshot import snapshot_collection
 from synapse_ops.systems.qdrant.server import QdrantServer, ServerSnapshot
 from synapse_ops.systems.s3.store import ObjectStore
+from tests.dagster_instances import shared_definitions
 from tests.operations.vectors.collections import fill, plain_config, plain_points
 
 LATER = timedelta(hours=1, minutes=1)  # past the grace
@@ -171,8 +171,7 @@ def test_by_dagster_left_overs_go_by_the_digest_that_the_plan_asset_printed_and_
     """The plan asset shows what would go; the apply job without that digest refuses and removes nothing."""
     left = leave(stack, server, collection)
     monkeypatch.setattr(vector_cleanup, "GRACE", NO_GRACE)
-    resource = StackResource(spec_path=str(stack.loaded.path), state_dir=str(stack.state_dir))
-    shared = dg.Definitions(resources={"stack": resource}, executor=dg.in_process_executor)
+    shared = shared_definitions(monkeypatch, stack)
     definitions = dg.Definitions.merge(shared, cleanup_definitions(stack.spec, NotEmbedded()))  # type: ignore[arg-type]
     with dg.DagsterInstance.ephemeral() as instance:
 

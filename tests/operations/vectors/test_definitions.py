@@ -20,6 +20,7 @@ from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.vectors.snapshot import snapshot_collection
 from synapse_ops.systems.dagster_storage import last_evaluation
 from synapse_ops.systems.qdrant.server import QdrantServer
+from tests.dagster_instances import shared_definitions
 from tests.defs.test_alarms import Receiver, tick
 from tests.operations.vectors.collections import fill, plain_config, plain_points
 
@@ -66,12 +67,11 @@ class Dagster:
 
 
 @pytest.fixture
-def dagster(stack: Stack) -> Iterator[Dagster]:
-    resource = StackResource(spec_path=str(stack.loaded.path), state_dir=str(stack.state_dir))
-    shared = dg.Definitions(resources={"stack": resource}, executor=dg.in_process_executor)
+def dagster(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dagster]:
+    shared = shared_definitions(monkeypatch, stack)
     backups = definitions_of(COLLECTIONS, stack.spec, Place())  # type: ignore[arg-type]
     with dg.DagsterInstance.ephemeral() as instance:
-        yield Dagster(instance, stack, resource, dg.Definitions.merge(shared, backups, collection_definitions()))
+        yield Dagster(instance, stack, StackResource(), dg.Definitions.merge(shared, backups, collection_definitions()))
 
 
 def test_a_collection_is_discovered_snapshotted_and_proven_and_the_check_says_so(
