@@ -9,11 +9,12 @@ VENV := $(HERE).venv
 BIN := $(VENV)/bin
 SETUP := cd "$(HERE)" && PYTHON="$(PYTHON)" sh requirements/install
 
-.PHONY: help demo test test-stores prove-monitoring prove-release ui quick check bench docs lock clean
+.PHONY: help demo test test-scenarios test-stores prove-monitoring prove-release ui quick check bench docs lock clean
 
 help:
 	@echo "make demo    start the embedded stack, back it up, prove the backup, plan retention, show what happened"
 	@echo "make test    run the tests"
+	@echo "make test-scenarios  whole stacks: closed terminals, killed processes, a year of history"
 	@echo "make test-stores  the backup-repository tests against a second S3 server, built with Go"
 	@echo "make prove-monitoring  run the rendered files in a real Prometheus and Alertmanager (installs Debian packages)"
 	@echo "make prove-release  check every rendered document of the example spec with outside tools"
@@ -34,7 +35,11 @@ ui:
 
 test:
 	@$(SETUP) dev
-	@cd "$(HERE)" && "$(BIN)/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@cd "$(HERE)" && "$(BIN)/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not scenario"
+
+test-scenarios:
+	@$(SETUP) dev
+	@cd "$(HERE)" && "$(BIN)/python" -m pytest -n 2 --dist loadfile -m scenario
 
 test-stores:
 	@$(SETUP) dev

@@ -43,6 +43,8 @@ from synapse_ops.systems.postgres.server import FENCE_MARKER, make_socket_dir
 from tests.servers import servers_dir
 from tests.surroundings import HOSTILE
 
+pytestmark = pytest.mark.scenario
+
 POLL_S = 0.25  # a look at the environment of every process of the host costs more than what is waited for
 GONE_TIMEOUT_S = STREAMING_TIMEOUT_S = 180.0  # a busy host: no claim here is about seconds
 

@@ -19,6 +19,8 @@ from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.defs.test_alarms import begin_tick
 from tests.stored_backups import store_backup
 
+pytestmark = pytest.mark.scenario
+
 NOW = datetime.now(UTC)
 A_YEAR_LATER = NOW + timedelta(days=365)  # the clock moves, not the events: every one of them is a year old by then
 

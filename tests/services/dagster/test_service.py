@@ -25,7 +25,10 @@ from synapse_ops.services.dagster.service import DagsterService, dagster_instanc
 from synapse_ops.systems.dagster_storage import last_evaluation
 from tests.servers import PASSWORD, PostgresServer
 
-pytestmark = pytest.mark.timeout(1800)  # seven starts of three interpreters, also at a load of 60 on two cores
+pytestmark = [
+    pytest.mark.scenario,
+    pytest.mark.timeout(1800),  # seven starts of three interpreters, also at a load of 60 on two cores
+]
 Answer = TypeVar("Answer")
 DEADLINE_S = 600.0  # a run takes 200 s at a load of 60 on two cores
 SPEC = "name: synapse\ndatabase: {databases: [synapse]}\n"
