@@ -23,6 +23,7 @@ STATE_DIR_VARIABLE = "SYNAPSE_STATE_DIR"
 EMBEDDED_VARIABLE = "SYNAPSE_EMBEDDED"
 HOME_VARIABLE = "DAGSTER_HOME"
 
+GRPC_TIMEOUT_S = 300  # of a request to the code server; Dagster's 60 s passed while 30 processes shared two cores
 _STORAGE_VARIABLES = ("DAGSTER_PG_HOST", "DAGSTER_PG_PORT", "DAGSTER_PG_USER", "DAGSTER_PG_PASSWORD", "DAGSTER_PG_DB")
 _STORAGE_URL_FILE = "secrets/dagster-storage.url"  # written by `synapse-ops local up`
 
@@ -86,6 +87,7 @@ def dagster_environment(
             "SYNAPSE_CODE_HOST": "127.0.0.1",
             "SYNAPSE_CODE_PORT": str(code_port),
             "DAGSTER_DISABLE_TELEMETRY": "1",
+            "DAGSTER_GRPC_TIMEOUT_SECONDS": environ.get("DAGSTER_GRPC_TIMEOUT_SECONDS", str(GRPC_TIMEOUT_S)),
         }
     )
     remember(environment["DAGSTER_PG_PASSWORD"])

@@ -195,8 +195,6 @@ def dagster_instance(environment: Mapping[str, str]) -> Iterator[DagsterInstance
     dagster.yaml takes its values from os.environ, so ours are put there while the block runs.
     Raises Unreachable when Dagster's home is gone, or its storage goes away, before or during the block.
     """
-    from dagster import DagsterInstance
-
     if not Path(environment[HOME_VARIABLE]).is_dir():
         raise Unreachable(
             f"Dagster's home {environment[HOME_VARIABLE]} is gone",
@@ -206,6 +204,8 @@ def dagster_instance(environment: Mapping[str, str]) -> Iterator[DagsterInstance
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:
+        from dagster import DagsterInstance  # reads its time limits from os.environ as it is imported
+
         with _storage_errors(), DagsterInstance.from_config(environment[HOME_VARIABLE]) as instance:
             yield instance
     finally:

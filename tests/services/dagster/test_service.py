@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from synapse_ops.errors import Refused, Unreachable
 from synapse_ops.services.dagster.console import Console, RunResult, start_console
-from synapse_ops.services.dagster.home import HOME_VARIABLE
+from synapse_ops.services.dagster.home import HOME_VARIABLE, dagster_environment, prepare_home
 from synapse_ops.services.dagster.service import DagsterService, dagster_instance
 from synapse_ops.systems.dagster_storage import last_evaluation
 from tests.servers import PASSWORD, PostgresServer
@@ -234,3 +234,26 @@ def _of_home(state_dir: Path) -> list[int]:
         except (psutil.Error, OSError):
             continue
     return found
+
+
+def test_a_request_to_the_code_server_may_take_minutes_in_every_process_of_ours(tmp_path: Path) -> None:
+    """Dagster's 60 s passed at a load of 30 on two cores: the demo's first backup was not started."""
+    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
+    storage = dict.fromkeys(("HOST", "PORT", "USER", "PASSWORD", "DB"), "1")
+    home = prepare_home(tmp_path, tmp_path / "infrastructure.yaml")
+    given = {f"DAGSTER_PG_{name}": value for name, value in storage.items()}
+    limit = dagster_environment(home, code_port=1, environ=given)["DAGSTER_GRPC_TIMEOUT_SECONDS"]
+    program = """
+import sys
+import synapse_ops.services.dagster.console
+from synapse_ops.services.dagster.service import dagster_instance
+with dagster_instance({"DAGSTER_HOME": sys.argv[1], "DAGSTER_GRPC_TIMEOUT_SECONDS": sys.argv[2]}):
+    from dagster._grpc.client import DEFAULT_GRPC_TIMEOUT
+print(DEFAULT_GRPC_TIMEOUT)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), limit], capture_output=True, text=True, timeout=300, check=False
+    )
+
+    assert int(limit) >= 180
+    assert (run.stdout.strip(), run.returncode) == (limit, 0), run.stderr
