@@ -28,15 +28,20 @@ GROUP_REDIS = "redis"
 GROUP_HEALTH = "health"
 GROUP_CLEANUP = "cleanup"
 
-POOL_POSTGRES_IO = "postgres-io"  # one dump or restore at a time on a host
-POOL_QDRANT_IO = "qdrant-io"  # one snapshot, proof or restore of vectors at a time on a host
-POOL_REDIS_IO = "redis-io"  # one snapshot, proof or restore of Redis at a time on a host
+POOL_POSTGRES_IO = "postgres-io"  # one dump or proof of one at a time on a host; a restore does not wait for them
+POOL_QDRANT_IO = "qdrant-io"  # one snapshot or proof of vectors at a time on a host
+POOL_REDIS_IO = "redis-io"  # one snapshot or proof of Redis at a time on a host
 POOL_CLEANUP = "cleanup"  # one cleanup at a time on a host
 POOL_REPOSITORY_DELETE = "repository-delete"  # one deletion at a time in a repository
+
+LANE_REPORT = "report"  # plans, reports, renderings, records: short, and nobody waits for them
+LANE_REMOVAL = "removal"
+PRIORITY_RESTORE, PRIORITY_BACKUP, PRIORITY_PROOF, PRIORITY_REPORT = 3, 2, 1, 0
 
 TAG_TRIGGER = "synapse/trigger"  # schedule, sensor, launchpad, demo
 TAG_BACKUP_ID = "synapse/backup_id"
 TAG_SET_ID = "synapse/set_id"
+TAG_LANE = "synapse/lane"
 TAG_CORRELATION_ID = "synapse/correlation_id"
 
 TABLE_ROWS = 200  # what a metadata table shows; totals stand beside it, the whole is in the repository
@@ -65,9 +70,18 @@ WITHOUT_FRESHNESS = {
 }
 
 
-def run_limit(limit: timedelta) -> dict[str, str]:
-    """Return the tag that ends a run after `limit`, so that a hung one does not hold its pool for ever."""
-    return {"dagster/max_runtime": str(int(limit.total_seconds()))}
+def run_tags(limit: timedelta, *, lane: str = "", priority: int = PRIORITY_REPORT) -> dict[str, str]:
+    """Return the tags that place a run in the queue, and end it after `limit`: a hung one would hold its pool for ever.
+
+    lane: dagster.yaml lets two runs of each lane go at a time, so that all together never fill the queue's bound.
+    "": in no lane, for what a person waits for.
+    """
+    seconds = str(int(limit.total_seconds()))
+    return {
+        "dagster/max_runtime": seconds,
+        "dagster/priority": str(priority),
+        **({TAG_LANE: lane} if lane else {}),
+    }
 
 
 def freshness_of(longest_gap: timedelta) -> dg.FreshnessPolicy:

@@ -116,14 +116,13 @@ def failed_ticks_after(instance: DagsterInstance, after_s: float, *, limit: int)
 
 
 def fail_abandoned_runs(instance: DagsterInstance, reason: str) -> Sequence[str]:
-    """Mark every run that is not finished as failed and give its pool slots back; return their ids.
+    """Mark every run that was begun and not finished as failed and give its pool slots back; return their ids.
 
-    Only for a moment at which no run worker of this instance can be alive.
+    Only for a moment at which no run worker of this instance can be alive. A queued run has none yet: it starts later.
     """
     from dagster import DagsterRunStatus, RunsFilter
 
     unfinished = [
-        DagsterRunStatus.QUEUED,
         DagsterRunStatus.NOT_STARTED,
         DagsterRunStatus.STARTING,
         DagsterRunStatus.STARTED,

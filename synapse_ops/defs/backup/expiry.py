@@ -13,12 +13,13 @@ from pydantic import Field
 from synapse_ops.defs.backup.kinds import AssetKind
 from synapse_ops.defs.backup.verbs import apply_plan, plan_expiry
 from synapse_ops.defs.policies import (
+    LANE_REMOVAL,
     OWNERS,
     POOL_REPOSITORY_DELETE,
     TAG_TRIGGER,
     code_version,
     freshness_of,
-    run_limit,
+    run_tags,
 )
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec.assets import spec_key
@@ -88,19 +89,19 @@ def expiry_jobs(kind: AssetKind, spec: "Spec", place: "Place") -> dg.Definitions
         selection=dg.AssetSelection.assets(kind.plan_key),
         description=f"Plan an expiry of {of_kind}' backups: what it would remove, and why. Removes nothing; prints the "
         f"digest for {kind.job('expire_apply')}.",
-        tags=run_limit(EXPIRY_LIMIT),
+        tags=run_tags(EXPIRY_LIMIT, lane=LANE_REMOVAL),
     )
     apply = dg.define_asset_job(
         kind.job("expire_apply"),
         selection=dg.AssetSelection.assets(kind.retention_key),
         description="Apply exactly the plan with the given digest.",
-        tags=run_limit(EXPIRY_LIMIT),
+        tags=run_tags(EXPIRY_LIMIT, lane=LANE_REMOVAL),
     )
     both = dg.define_asset_job(
         kind.job("expire"),
         selection=dg.AssetSelection.assets(kind.plan_key, kind.retention_key),
         description="Plan, and carry out that plan: what the expiry schedule starts where an operator switched it on.",
-        tags=run_limit(EXPIRY_LIMIT),
+        tags=run_tags(EXPIRY_LIMIT, lane=LANE_REMOVAL),
     )
     schedule = _schedule(f"{kind.prefix}_expiry_schedule", both, spec, is_running=place.is_embedded)
     return dg.Definitions(jobs=[plan, apply, both], schedules=[schedule])

@@ -13,7 +13,14 @@ from synapse_ops.defs.backup.expiry import expiry_jobs
 from synapse_ops.defs.backup.kinds import AssetKind
 from synapse_ops.defs.backup.verbs import back_up, choose_subjects, restore_backup
 from synapse_ops.defs.in_run import operation_of
-from synapse_ops.defs.policies import TAG_SET_ID, TAG_TRIGGER, run_limit
+from synapse_ops.defs.policies import (
+    PRIORITY_BACKUP,
+    PRIORITY_PROOF,
+    PRIORITY_RESTORE,
+    TAG_SET_ID,
+    TAG_TRIGGER,
+    run_tags,
+)
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.redaction import redact
 
@@ -42,14 +49,14 @@ def backup_jobs(kind: AssetKind, spec: "Spec", place: "Place") -> dg.Definitions
         kind.job("backup"),
         selection=dg.AssetSelection.assets(kind.backup_key).without_checks(),
         description=f"Back up one {kind.noun}: what the schedule starts, one run for each under one set id.",
-        tags=run_limit(BACKUP_LIMIT),
+        tags=run_tags(BACKUP_LIMIT, lane=kind.prefix, priority=PRIORITY_BACKUP),
     )
     proof = dg.define_asset_job(
         kind.job("proof"),
         selection=dg.AssetSelection.assets(kind.proof_key).without_checks(),
         description=f"Prove a backup of one {kind.noun} by restoring and comparing it: the newest unproven one, or "
         "the one that the config names.",
-        tags=run_limit(spec.proof.timeout + PROOF_MARGIN),
+        tags=run_tags(spec.proof.timeout + PROOF_MARGIN, lane=kind.prefix, priority=PRIORITY_PROOF),
     )
     schedules = [
         _partition_schedule(kind, "backup", backup, kind.schedule(spec), spec),
@@ -101,7 +108,7 @@ def _backup_now(kind: AssetKind, spec: "Spec") -> Any:
     @dg.job(
         name=kind.job("backup_now"),
         description="Back up now. Each is a new backup; all of one run share a set id.",
-        tags=run_limit(BACKUP_LIMIT),
+        tags=run_tags(BACKUP_LIMIT, lane=kind.prefix, priority=PRIORITY_BACKUP),
     )
     def backup_now() -> None:
         back_up_chosen()
@@ -111,8 +118,7 @@ def _backup_now(kind: AssetKind, spec: "Spec") -> Any:
 
 def _restore(kind: AssetKind) -> Any:
     @dg.op(
-        name=kind.job("restore_backup"),
-        pool=kind.pool,
+        name=kind.job("restore_backup"),  # in no pool: it waits for no backup or proof
         out=dg.Out(dg.Nothing),
         description="Restore a backup into a new target.",
     )
@@ -123,7 +129,7 @@ def _restore(kind: AssetKind) -> Any:
     @dg.job(
         name=kind.job("restore"),
         description="Restore a backup into a target that does not exist yet, and compare it there.",
-        tags=run_limit(RESTORE_LIMIT),
+        tags=run_tags(RESTORE_LIMIT, priority=PRIORITY_RESTORE),
     )
     def restore_job() -> None:
         restore()

@@ -16,12 +16,13 @@ from synapse_ops.defs.event_metadata import Metadata, table
 from synapse_ops.defs.in_run import operation_of, progress_into
 from synapse_ops.defs.policies import (
     GROUP_CLEANUP,
+    LANE_REMOVAL,
     OWNERS,
     POOL_CLEANUP,
     TAG_TRIGGER,
     code_version,
     freshness_of,
-    run_limit,
+    run_tags,
 )
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec.assets import spec_key
@@ -353,7 +354,9 @@ def _plan_of_same_run(context: dg.AssetExecutionContext, plan_key: dg.AssetKey) 
 
 def _job(name: str, assets: list[str], description: str) -> Any:
     selection = dg.AssetSelection.assets(*assets)
-    return dg.define_asset_job(name, selection=selection, description=description, tags=run_limit(CLEANUP_LIMIT))
+    return dg.define_asset_job(
+        name, selection=selection, description=description, tags=run_tags(CLEANUP_LIMIT, lane=LANE_REMOVAL)
+    )
 
 
 def _schedule(name: str, job: Any, spec: "Spec", *, is_running: bool) -> dg.ScheduleDefinition:

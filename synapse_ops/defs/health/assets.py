@@ -13,7 +13,7 @@ from pydantic import Field
 from synapse_ops.defs.event_metadata import Metadata, table
 from synapse_ops.defs.health.events import CHECK_NAME, HealthTick, evaluation_of, health_key
 from synapse_ops.defs.in_run import operation_of
-from synapse_ops.defs.policies import GROUP_HEALTH, OWNERS, TAG_TRIGGER, code_version, run_limit
+from synapse_ops.defs.policies import GROUP_HEALTH, LANE_REPORT, OWNERS, TAG_TRIGGER, code_version, run_tags
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec.assets import spec_key
 
@@ -48,13 +48,13 @@ def health_definitions(loaded: "LoadedSpec", stack: "Stack") -> dg.Definitions:
         "report_health",
         selection=dg.AssetSelection.assets(HEALTH_REPORT_KEY),
         description="Write the health report: every probed thing now and over its last day.",
-        tags=run_limit(REPORT_LIMIT),
+        tags=run_tags(REPORT_LIMIT, lane=LANE_REPORT),
     )
     month_job = dg.define_asset_job(
         "report_availability",
         selection=dg.AssetSelection.assets(AVAILABILITY_KEY),
         description="Write the availability of a month.",
-        tags=run_limit(REPORT_LIMIT),
+        tags=run_tags(REPORT_LIMIT, lane=LANE_REPORT),
     )
     schedules = [
         _schedule("health_report_schedule", report_job, REPORT_CRON, loaded.spec),

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from synapse_ops.defs.in_run import operation_of
-from synapse_ops.defs.policies import GROUP_MANIFESTS, OWNERS, TAG_TRIGGER, code_version, code_version_of, run_limit
+from synapse_ops.defs.policies import (
+    GROUP_MANIFESTS,
+    LANE_REPORT,
+    OWNERS,
+    TAG_TRIGGER,
+    code_version,
+    code_version_of,
+    run_tags,
+)
 from synapse_ops.defs.release.checks import RELEASE_KEY, document_checks, manifest_check, manifest_result
 from synapse_ops.defs.release.events import document_metadata, last_rendering, release_metadata, stale_pages
 from synapse_ops.defs.resources import StackResource
@@ -51,14 +59,14 @@ def manifest_definitions() -> dg.Definitions:
         "render_manifests",
         selection=selection,
         description="Render every document, judge them, and keep them as a release.",
-        tags=run_limit(RENDER_LIMIT),
+        tags=run_tags(RENDER_LIMIT, lane=LANE_REPORT),
     )
     automation = dg.AutomationConditionSensorDefinition(
         "manifest_automation",
         target=selection,
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=AUTOMATION_INTERVAL_S,
-        run_tags={TAG_TRIGGER: "automation", **run_limit(RENDER_LIMIT)},
+        run_tags={TAG_TRIGGER: "automation", **run_tags(RENDER_LIMIT, lane=LANE_REPORT)},
         description="Renders exactly the documents that read a block of the spec which changed, or whose renderer "
         "changed; then makes the release, when bytes changed.",
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 import dagster as dg
 
 from synapse_ops.defs.place import Place
-from synapse_ops.defs.policies import GROUP_SPEC, OWNERS, code_version, run_limit
+from synapse_ops.defs.policies import GROUP_SPEC, LANE_REPORT, OWNERS, code_version, run_tags
 from synapse_ops.defs.resources import StackResource
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def spec_definitions(place: Place, loaded: "LoadedSpec") -> dg.Definitions:
         "record_spec",
         selection=dg.AssetSelection.groups(GROUP_SPEC),
         description="Record the spec in force: one data version a block.",
-        tags=run_limit(RECORD_LIMIT),
+        tags=run_tags(RECORD_LIMIT, lane=LANE_REPORT),
     )
     return dg.Definitions(assets=[file, spec_blocks], asset_checks=[spec_loaded_equals_file], jobs=[record_spec])
 

@@ -12,7 +12,7 @@ from synapse_ops.defs.backup.kinds import COLLECTIONS, COLLECTIONS_PARTITION, co
 from synapse_ops.defs.backup.restore_check import result_of
 from synapse_ops.defs.event_metadata import table
 from synapse_ops.defs.in_run import operation_of
-from synapse_ops.defs.policies import run_limit
+from synapse_ops.defs.policies import PRIORITY_RESTORE, run_tags
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.errors import Refused, Unreachable
 
@@ -152,7 +152,7 @@ def _forget_collection() -> Any:
 
     @dg.job(
         description="Forget a collection that is not on the server any more. Its backups stay until they expire.",
-        tags=run_limit(FORGET_LIMIT),
+        tags=run_tags(FORGET_LIMIT, priority=PRIORITY_RESTORE),
     )
     def forget_collection() -> None:
         forget()

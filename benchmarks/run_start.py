@@ -1,0 +1,84 @@
+"""From the request for a restore to its first line, while dumps wait in Dagster's queue.
+
+    python -m benchmarks.run_start                      20 dumps of 64 MiB, 8 rounds
+    python -m benchmarks.run_start --dumps 0            an idle Dagster
+
+Starts an embedded stack and Dagster in a directory of its own, and removes them. The request is the mutation that the
+UI sends; the first line is the step's start as Dagster records it, in the run's own process. Restores do not share the
+pool of dumps; each goes into a new database while dumps run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
+
+from synapse_ops.cli.options import Place
+from synapse_ops.local.embedded_stack import running_stack
+from synapse_ops.local.example_data import load_example_data
+from synapse_ops.services.dagster.console import Console, start_console
+from synapse_ops.spec.units import parse_size
+
+DEADLINE_S = 600.0
+WAITING = [DagsterRunStatus.QUEUED, DagsterRunStatus.STARTING, DagsterRunStatus.STARTED]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dumps", type=int, default=20)
+    parser.add_argument("--size", type=parse_size, default=parse_size("64MiB"))
+    parser.add_argument("--rounds", type=int, default=8)
+    chosen = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="synapse-bench-", dir="/var/tmp"))
+    try:
+        with running_stack(folder / "state") as running:
+            stack = Place(spec_path=running.spec_path, state_dir=folder / "state").stack()
+            database = stack.spec.database.databases[0]
+            load_example_data(stack.admin_conninfo(database), size=chosen.size)
+            with start_console(folder / "state", running.spec_path, webserver=False) as console:
+                measure(console, database, chosen.dumps, chosen.rounds)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(console: Console, database: str, dumps: int, rounds: int) -> None:
+    """Print the times of all rounds, and how many runs had been started meanwhile."""
+    console.wait_for_run(console.start_job("database_backup", partition=database), timeout_s=DEADLINE_S)
+    taken = console.asset_metadata("database_dump", database)
+    assert taken is not None
+    times_s, started = [], []
+    for number in range(rounds):
+        waiting = console.instance.get_runs_count(RunsFilter(statuses=WAITING, job_name="database_backup"))
+        for _ in range(dumps - waiting):
+            console.start_job("database_backup", partition=database)
+        config = {"backup_id": taken.metadata["backup_id"], "target": f"restored_{number}"}
+        began_s = time.time()
+        run_id = console.start_job(
+            "database_restore", run_config={"ops": {"database_restore_backup": {"config": config}}}
+        )
+        times_s.append(first_line_s(console, run_id) - began_s)
+        started.append(console.instance.get_runs_count(RunsFilter(statuses=WAITING[1:])))
+        print(f"{times_s[-1]:6.2f} s, {started[-1]} runs started, load {os.getloadavg()[0]:.1f}", flush=True)
+        console.wait_for_run(run_id, timeout_s=DEADLINE_S)
+    print(f"median {statistics.median(times_s):.1f} s [{min(times_s):.1f}-{max(times_s):.1f}], {rounds} rounds")
+
+
+def first_line_s(console: Console, run_id: str) -> float:
+    """Return when the run's step began, in seconds since the epoch."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        for entry in console.instance.all_logs(run_id, of_type=DagsterEventType.STEP_START):
+            return float(entry.timestamp)
+        time.sleep(0.1)
+    raise TimeoutError(f"run {run_id} has no first line after {DEADLINE_S:g} s")
+
+
+if __name__ == "__main__":
+    main()
