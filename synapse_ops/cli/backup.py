@@ -10,8 +10,9 @@ import click
 
 from synapse_ops.cli.failures import Failures
 from synapse_ops.cli.options import Place, repository_options, stack_options, subject_of
-from synapse_ops.cli.tables import fact_rows, format_age, format_bytes, format_fact, format_moment, show_table
+from synapse_ops.cli.tables import fact_rows, format_bytes, format_fact, format_moment, show_table
 from synapse_ops.cli.terminal import echo, print_json
+from synapse_ops.domain.durations import format_age
 from synapse_ops.errors import ConfigError, counted
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from synapse_ops.cli.options import Place, stack_options
-from synapse_ops.cli.tables import console, format_age, table_of
+from synapse_ops.cli.tables import console, table_of
 from synapse_ops.cli.terminal import echo, print_json
+from synapse_ops.domain.durations import format_age
 from synapse_ops.domain.printable_text import printable
 from synapse_ops.errors import Refused, SynapseOpsError, Unhealthy, Unproven, Unreachable
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,16 @@ import click
 
 from synapse_ops.cli.failures import Failures
 from synapse_ops.cli.options import Place, repository_options, subject_of
-from synapse_ops.cli.tables import format_age, format_bytes, format_moment, show_table
+from synapse_ops.cli.tables import format_bytes, format_moment, show_table
 from synapse_ops.cli.terminal import echo
+from synapse_ops.domain.durations import format_age
 from synapse_ops.errors import counted
 
 if TYPE_CHECKING:
+    from synapse_ops.domain.recovery.recoverability import Recoverability
+    from synapse_ops.operations.backup.catalog import Catalog
     from synapse_ops.operations.backup.overview import RepositoryOverview, SubjectOverview
+    from synapse_ops.operations.backup_kinds import BackupKind
 
 
 @click.command()
@@ -22,9 +27,10 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (docs/json/info.schema.json).")
 @repository_options
 def command(subject: str | None, place: Place, *, as_json: bool) -> None:
-    """Show what is protected: newest and newest proven backup, RPO now, predicted restore time.
+    """Show to when each subject can be restored, in what time, proven when, and whether the spec's objectives are met.
 
-    Without a SUBJECT: of every repository of the spec, or all that --repository holds.
+    Without a SUBJECT: of every repository of the spec, or all that --repository holds. A repository alone promises
+    nothing: then only what lies in it is shown.
 
     \b
     Examples:
@@ -32,19 +38,53 @@ def command(subject: str | None, place: Place, *, as_json: bool) -> None:
       synapse-ops info vectors/documents
       synapse-ops info --repository s3://backups/database/ --json
     """
+    from synapse_ops.domain.recovery.recoverability import COLUMNS, table_rows
+    from synapse_ops.domain.recovery.recoverability import as_json as row_json
     from synapse_ops.operations.backup.overview import overview_of
 
     now = datetime.now(UTC)
     failures = Failures()
     found: list[RepositoryOverview] = []
+    catalogs: dict[str, Catalog] = {}
     for source in place.sources(subject):
         with failures.of(source.label):
-            found.append(overview_of(source.repository, source.catalog(), now))
+            catalogs[source.repository.url] = source.catalog()
+            found.append(overview_of(source.repository, catalogs[source.repository.url], now))
+    restorable = _restorable(place, subject, catalogs, now)
     if as_json:
-        failures.end({"repositories": [_as_json(overview, now) for overview in found]})
+        page = (
+            None if restorable is None else {"sentence": restorable.sentence, "rows": [*map(row_json, restorable.rows)]}
+        )
+        failures.end({"recoverability": page, "repositories": [_as_json(overview, now) for overview in found]})
+    if restorable is not None:
+        echo(restorable.sentence)
+        rows = table_rows(restorable.rows, restorable.time_zone)
+        show_table([name.replace("_", " ") for name in COLUMNS], ([row[name] for name in COLUMNS] for row in rows))
     for overview in found:
         _show(overview, now)
     failures.end()
+
+
+def _restorable(
+    place: Place, subject: str | None, catalogs: Mapping[str, Catalog], now: datetime
+) -> Recoverability | None:
+    """Return what can be restored by the spec; None where a repository alone was named."""
+    if place.repository_url is not None:
+        return None
+    from synapse_ops.operations.backup.catalog import read_catalog
+    from synapse_ops.operations.backup_kinds import parse_subject
+    from synapse_ops.operations.recovery.recoverability import read_recoverability
+
+    stack = place.stack()
+
+    def read(kind: BackupKind) -> Catalog:
+        repository = kind.repository(stack)
+        return (catalogs.get(repository.url) or read_catalog(repository)).only(kind.name)
+
+    named = parse_subject(subject) if subject is not None else None
+    kinds = None if named is None else (named.kind,)
+    found = read_recoverability(stack, now, read=read, kinds=kinds)
+    return found if named is None else found.of(named.kind.word, named.name)
 
 
 def _as_json(overview: RepositoryOverview, now: datetime) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from synapse_ops.domain.printable_text import printable
@@ -59,21 +59,6 @@ def format_bytes(size: int) -> str:
 def format_moment(moment: datetime | None) -> str:
     """Return a time that can be pasted into a command: ISO 8601, UTC, whole seconds; a dash for none."""
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ") if moment is not None else "-"
-
-
-def format_age(age: timedelta | None) -> str:
-    """Return a span in its two largest units: `3 d 4 h`; a dash for none."""
-    if age is None:
-        return "-"
-    seconds = int(age.total_seconds())
-    if seconds < 0:
-        return f"-{format_age(-age)}"
-    parts: list[str] = []
-    for unit_s, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
-        count, seconds = divmod(seconds, unit_s)
-        if count or (unit == "s" and not parts):
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2])
 
 
 def format_fact(name: str, value: Fact) -> str:

@@ -12,6 +12,7 @@ from synapse_ops.defs.cleanup.assets import cleanup_definitions
 from synapse_ops.defs.health.active_alerts import active_alert_definitions
 from synapse_ops.defs.health.assets import health_definitions
 from synapse_ops.defs.place import find_place
+from synapse_ops.defs.recovery.recoverability import recovery_definitions
 from synapse_ops.defs.release.assets import manifest_definitions
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec.assets import spec_definitions
@@ -26,8 +27,7 @@ def merged_definitions() -> dg.Definitions:
     loaded = place.spec_in_force().loaded
     shared = dg.Definitions(resources={"stack": StackResource()}, executor=dg.in_process_executor)
     spec = spec_definitions(place, loaded)
-    return dg.Definitions.merge(
-        shared,
+    groups = dg.Definitions.merge(
         spec,
         spec_sensor_definitions(place, loaded, job_named(spec, "record_spec")),
         manifest_definitions(),
@@ -38,6 +38,7 @@ def merged_definitions() -> dg.Definitions:
         cleanup_definitions(loaded.spec, place),
         alarm_definitions(loaded.spec.name),
     )
+    return dg.Definitions.merge(shared, recovery_definitions(loaded.spec, groups), groups)
 
 
 def job_named(definitions: dg.Definitions, name: str) -> Any:

@@ -25,6 +25,7 @@ GROUP_MANIFESTS = "manifests"
 GROUP_DATABASE = "database"
 GROUP_VECTORS = "vectors"
 GROUP_REDIS = "redis"
+GROUP_RECOVERY = "recovery"
 GROUP_HEALTH = "health"
 GROUP_CLEANUP = "cleanup"
 

@@ -12,3 +12,18 @@ def format_days(span: timedelta) -> str:
         if seconds >= unit_s and seconds % unit_s == 0:
             return f"{seconds / unit_s:.0f} {unit}"
     return f"{seconds:g} s"
+
+
+def format_age(age: timedelta | None) -> str:
+    """Return a span in its two largest units: `3 d 4 h`; a dash for none."""
+    if age is None:
+        return "-"
+    seconds = int(age.total_seconds())
+    if seconds < 0:
+        return f"-{format_age(-age)}"
+    parts: list[str] = []
+    for unit_s, unit in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        count, seconds = divmod(seconds, unit_s)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from synapse_ops.operations.backup.taking import BackupReport
     from synapse_ops.operations.repository import Repository
     from synapse_ops.spec import Spec
+    from synapse_ops.spec.cron import Cron
     from synapse_ops.systems.qdrant.server import QdrantServer
+
+
+LISTING_TIMEOUT_S = 10.0  # names alone: a page of the night must not wait for a server that hangs
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,14 @@ class Verbs:
 class BackupKind:
     """One kind of backup.
 
-    kind: its words and record. is_on: whether the spec has it backed up. retention: window of the spec.
+    kind: its words and record. is_on: whether the spec has it backed up. schedule, retention: of the spec.
     repository: of the spec's destination. subjects: names to back up now, asked of the server where the spec does not
     say. verbs: imports the subject and its clients, so only when one is used. takes_server: a restore may name one.
     """
 
     kind: Kind
     is_on: Callable[[Spec], bool]
+    schedule: Callable[[Any], Cron]
     retention: Callable[[Any], timedelta]
     repository: Callable[[Stack], Repository]
     subjects: Callable[[Stack], tuple[str, ...]]
@@ -152,7 +157,7 @@ def _dump_verbs() -> Verbs:
 def _collections(stack: Stack) -> tuple[str, ...]:
     from synapse_ops.systems.qdrant.server import qdrant_nodes
 
-    first, *_ = qdrant_nodes(stack.spec.qdrant)
+    first, *_ = qdrant_nodes(stack.spec.qdrant, timeout_s=LISTING_TIMEOUT_S)
     with first:
         return first.collections()
 
@@ -225,6 +230,7 @@ def _rdb_verbs() -> Verbs:
 DUMPS = BackupKind(
     kind=DUMP,
     is_on=lambda spec: True,
+    schedule=lambda spec: spec.backup.database.schedule,
     retention=lambda spec: spec.backup.database.retention,
     repository=Stack.database_repository,
     subjects=lambda stack: stack.spec.database.databases,
@@ -234,6 +240,7 @@ DUMPS = BackupKind(
 SNAPSHOTS = BackupKind(
     kind=SNAPSHOT,
     is_on=lambda spec: True,
+    schedule=lambda spec: spec.backup.vectors.schedule,
     retention=lambda spec: spec.backup.vectors.retention,
     repository=Stack.vector_repository,
     subjects=_collections,
@@ -242,6 +249,7 @@ SNAPSHOTS = BackupKind(
 RDBS = BackupKind(
     kind=RDB,
     is_on=lambda spec: spec.backup.redis is not None,
+    schedule=lambda spec: spec.backup.redis.schedule,
     retention=lambda spec: spec.backup.redis.retention,
     repository=Stack.redis_repository,
     subjects=lambda stack: (redis_address(stack.spec),),

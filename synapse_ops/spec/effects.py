@@ -97,6 +97,19 @@ def _notes(spec: Spec) -> Iterator[str]:
         yield f'logging.index "{spec.logging.index}" has no date: all lines go into one index and are never deleted'
     if spec.backup.database.wal_archiving == "off":
         yield "backup.database.wal_archiving is off: work since the last dump is lost with the server"
+    yield from _objective_out_of_reach(spec)
+
+
+def _objective_out_of_reach(spec: Spec) -> Iterator[str]:
+    """An objective that no backup of its schedule can meet would be red for ever; the operator may know why."""
+    rpo, backup = spec.objectives.rpo, spec.backup
+    for name, block in (("database", backup.database), ("vectors", backup.vectors), ("redis", backup.redis)):
+        gap = block.schedule.longest_gap(spec.time_zone) if block is not None else timedelta(0)
+        if rpo is not None and rpo < gap:
+            yield (
+                f"objectives.rpo is {format_duration(rpo)}, and backup.{name}.schedule leaves {format_duration(gap)} "
+                "between two backups: it is missed most of the time"
+            )
 
 
 def _unreachable_nodes(spec: Spec) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from synapse_ops.errors import IntegrityError, Refused
 
 if TYPE_CHECKING:
-    from dagster import AssetCheckEvaluation, AssetKey, DagsterInstance
+    from dagster import AssetCheckEvaluation, AssetCheckKey, AssetKey, DagsterInstance
 
 Instance: TypeAlias = "DagsterInstance"  # for operations, which may not import Dagster
 
@@ -93,6 +93,31 @@ def check_evaluations_after(
         if isinstance(data, AssetCheckEvaluation):
             found.append((record.storage_id, record.event_log_entry.timestamp, data))
     return found
+
+
+def failing_checks(
+    instance: DagsterInstance, keys: Collection[AssetCheckKey]
+) -> list[tuple[float, AssetCheckEvaluation]]:
+    """Return (timestamp, evaluation) of each check whose newest verdict is a failure, by asset and name."""
+    newest = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(keys))
+    found = [
+        (record.create_timestamp, record.evaluation)
+        for record in newest.values()
+        if record.evaluation is not None and not record.evaluation.passed
+    ]
+    return sorted(found, key=lambda row: (row[1].asset_key.path, row[1].check_name))
+
+
+def newest_event_of(instance: DagsterInstance, keys: Sequence[AssetKey]) -> int:
+    """Return the storage id of the newest materialization or observation of any of some assets, 0 for none."""
+    import sqlalchemy as db
+
+    statement = db.text(
+        "SELECT MAX(id) FROM event_logs WHERE asset_key IN :keys "
+        "AND dagster_event_type IN ('ASSET_MATERIALIZATION', 'ASSET_OBSERVATION')"
+    ).bindparams(db.bindparam("keys", expanding=True))
+    with _event_log(instance).index_connection() as connection:
+        return connection.execute(statement, {"keys": [key.to_string() for key in keys]}).scalar() or 0
 
 
 def newest_storage_id(instance: DagsterInstance) -> int:

@@ -211,3 +211,18 @@ def test_every_exit_code_has_its_place_among_the_worst() -> None:
     assert worst_exit_code([0, 14, 12, 13, 0]) == 13
     assert worst_exit_code([12, 1, 13]) == 1
     assert worst_exit_code([0, 0]) == 0
+
+
+def test_info_begins_with_to_when_everything_can_be_restored(two: TwoKinds) -> None:
+    """The first line is the sentence; the table has a row for each subject, what is wrong before what is not."""
+    store_proof(two.dump_store, store_backup(two.dump_store, two.now - HOUR, database="synapse"), two.now - HOUR / 2)
+
+    page = two.json("info", "info")["recoverability"]
+    first, *rest = two.call("info").output.splitlines()
+    [one] = two.json("info", "info", "database/synapse")["recoverability"]["rows"]
+
+    assert first == page["sentence"]
+    assert "You can restore synapse to" in first
+    assert any("database/synapse" in line and "about 4 s" in line for line in rest)
+    assert (one["objectives_met"], one["wrong"], one["next_step"]) == (True, [], "backup")
+    assert {row["subject"] for row in page["rows"]} == {"synapse", "documents"}

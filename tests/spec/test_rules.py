@@ -24,7 +24,7 @@ REFUSED = [
     ("health: [{name: a, url: /, interval: 5s, timeout: 6s}]", "health[0].timeout"),
     ("updates: {schedule: '* * * * *'}", "updates.timeout"),
     ("proof: {schedule: '*/30 * * * *'}", "proof.timeout"),
-    ("failover: {timeout: 11m}", "failover.timeout"),
+    ("failover: {timeout: 61m}", "failover.timeout"),
     ("objectives: {rto: 10s}", "failover.timeout"),
     ("failover: {primary_start_timeout: 31s}", "failover.primary_start_timeout"),
     ("retention: {left_over_grace: 59s}", "retention.left_over_grace"),

@@ -46,7 +46,6 @@ class AssetKind:
     blocks: tuple[str, ...]
     partitions: Callable[["Spec"], dg.PartitionsDefinition[str]]
     expected: Callable[["Stack", dg.DagsterInstance], Sequence[str]]
-    schedule: Callable[["Spec"], "Cron"]
     versioned: tuple[tuple[str, ...], tuple[str, ...]]
     about_backup: str
     about_proof: str
@@ -74,6 +73,9 @@ class AssetKind:
     @property
     def retention_key(self) -> dg.AssetKey:
         return dg.AssetKey(self.kind.kind.retention_asset)
+
+    def schedule(self, spec: "Spec") -> "Cron":
+        return self.kind.schedule(spec)
 
     def job(self, verb: str) -> str:
         """Return the name of a job: backup, backup_now, proof, restore, expire, expire_plan, expire_apply."""
@@ -103,7 +105,6 @@ DATABASES = AssetKind(
     blocks=("database", "backup", "encryption", "object_store"),
     partitions=lambda spec: dg.StaticPartitionsDefinition(list(spec.database.databases)),
     expected=lambda stack, _: DUMPS.subjects(stack),
-    schedule=lambda spec: spec.backup.database.schedule,
     versioned=(
         ("synapse_ops.operations.database.dump", "synapse_ops.operations.backup.writer"),
         ("synapse_ops.operations.database.proof", "synapse_ops.domain.database.fingerprint"),
@@ -123,7 +124,6 @@ COLLECTIONS = AssetKind(
     blocks=("qdrant", "backup", "encryption", "object_store"),
     partitions=lambda spec: collection_partitions,
     expected=_discovered_collections,
-    schedule=lambda spec: spec.backup.vectors.schedule,
     versioned=(
         ("synapse_ops.operations.vectors.snapshot", "synapse_ops.operations.vectors.shards"),
         ("synapse_ops.operations.vectors.proof", "synapse_ops.domain.vectors.fingerprint"),
@@ -143,7 +143,6 @@ REDIS = AssetKind(
     blocks=("redis", "backup", "encryption", "object_store"),
     partitions=lambda spec: dg.StaticPartitionsDefinition([redis_address(spec)]),
     expected=lambda stack, _: RDBS.subjects(stack),
-    schedule=lambda spec: spec.backup.redis.schedule,  # type: ignore[union-attr]
     versioned=(
         ("synapse_ops.operations.redis.snapshot",),
         ("synapse_ops.operations.redis.proof", "synapse_ops.domain.redis.fingerprint"),

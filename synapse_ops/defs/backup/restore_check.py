@@ -15,10 +15,9 @@ import dagster as dg
 from synapse_ops.defs.backup.kinds import AssetKind
 from synapse_ops.defs.event_metadata import Metadata, table
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.domain.backup.catalog import not_attempted
+from synapse_ops.domain.backup.faults import fault_of, warning_of
 
 if TYPE_CHECKING:
-    from synapse_ops.domain.backup.catalog import CatalogEntry
     from synapse_ops.operations.backup.catalog import Catalog
     from synapse_ops.operations.stack import Stack
 
@@ -72,12 +71,12 @@ def judge_repository(
     failing, warned, waiting, proven = [], [], [], []
     for database in databases:
         entries = catalog.of_subject(database)  # newest first
-        reason = _fault(entries, proof_max_age, now)
+        reason = fault_of(entries, proof_max_age, now)
         if reason:
             failing.append((database, reason))
-        tried = _newest_tried(entries)
-        if not reason and tried is not None and tried.not_attempted_at is not None:
-            warned.append((database, f"{tried.place.backup_id}: {not_attempted(tried.not_attempted_at)}"))
+        warning = warning_of(entries, proof_max_age, now)
+        if warning:
+            warned.append((database, warning))
         if entries and not entries[0].was_tried:
             waiting.append(database)
         newest = next((entry for entry in entries if entry.proven_at is not None), None)
@@ -92,28 +91,6 @@ def judge_now(
     """Return the verdict over all subjects of a kind, read from the repository now."""
     catalog = catalog or kind.catalog(stack)
     return judge_repository(catalog, kind.expected(stack, instance), kind.proof_max_age(stack), datetime.now(UTC))
-
-
-def _newest_tried(entries: Sequence["CatalogEntry"]) -> "CatalogEntry | None":
-    return next((entry for entry in entries if entry.was_tried), None)
-
-
-def _fault(entries: Sequence["CatalogEntry"], proof_max_age: timedelta, now: datetime) -> str:
-    """Return why a database's backups do not count as restorable, or "". entries: newest first."""
-    if not entries:
-        return "there is no backup"
-    tried = _newest_tried(entries)
-    if tried is None:
-        return f"{entries[0].place.backup_id}: {entries[0].doubt or 'not proven yet'}"
-    if tried.proven_at is None:
-        return f"{tried.place.backup_id}: {tried.doubt}"
-    broken = next((entry for entry in entries if entry.unreadable_reason), None)
-    if broken is not None and broken.started_at > tried.started_at:
-        return f"{broken.place.backup_id}: {broken.unreadable_reason}"
-    age = now - tried.proven_at
-    if age > proof_max_age:
-        return f"{tried.place.backup_id}: proven {age.days} days ago, the limit is {proof_max_age.days} days"
-    return ""
 
 
 def evaluation_of(

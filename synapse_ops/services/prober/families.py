@@ -124,13 +124,28 @@ def _measurements(prober: Prober) -> Iterator[Metric]:
 
 
 def _protection(prober: Prober) -> Iterator[Metric]:
-    backup = _gauge("backup_timestamp_seconds", "Moment of the newest backup.", "repository", "subject")
-    proof = _gauge("proof_timestamp_seconds", "Moment of the newest proof that passed.", "repository", "subject")
+    of = ("repository", "subject")
+    moments = {
+        "backup_at": _gauge("backup_timestamp_seconds", "Moment of the newest backup.", *of),
+        "proven_at": _gauge("proof_timestamp_seconds", "Moment of the newest proof that passed.", *of),
+        "from_at": _gauge("recoverable_from_timestamp_seconds", "First moment that can be restored.", *of),
+        "to_at": _gauge("recoverable_to_timestamp_seconds", "Last moment that can be restored.", *of),
+    }
+    numbers = {
+        "predicted_restore_s": _gauge("restore_predicted_seconds", "How long a restore will take.", *of),
+        "rpo_s": _gauge("objective_rpo_seconds", "Most work that may be lost.", *of),
+        "rto_s": _gauge("objective_rto_seconds", "Longest time of a restore.", *of),
+        "objectives_met": _gauge("objectives_met", "1 while backups are as promised; no series if not judged.", *of),
+    }
     read = _gauge("repository_read", "1 when the repository could be read.", "repository")
     for name, found in (prober.protection or {}).items():
         read.add_metric([name], float("error" not in found))
-        for subject, moments in found.get("subjects", {}).items():
-            for family, key in ((backup, "backup_at"), (proof, "proven_at")):
-                if moments.get(key) is not None:
-                    family.add_metric([name, subject], datetime.fromisoformat(moments[key]).timestamp())
-    yield from (backup, proof, read)
+        for subject, told in found.get("subjects", {}).items():
+            facts = {**told.get("restore", {}), **{key: told.get(key) for key in ("backup_at", "proven_at")}}
+            for key, family in moments.items():
+                if facts.get(key) is not None:
+                    family.add_metric([name, subject], datetime.fromisoformat(facts[key]).timestamp())
+            for key, family in numbers.items():
+                if facts.get(key) is not None:
+                    family.add_metric([name, subject], float(facts[key]))
+    yield from (*moments.values(), *numbers.values(), read)

@@ -11,13 +11,17 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from synapse_ops.domain.recovery.recoverability import as_json, data_time
 from synapse_ops.errors import SynapseOpsError
 
 if TYPE_CHECKING:
+    from synapse_ops.domain.recovery.recoverability import Recoverability
+    from synapse_ops.operations.backup.catalog import Catalog
     from synapse_ops.operations.backup_kinds import BackupKind
     from synapse_ops.operations.stack import Stack
 
@@ -48,36 +52,46 @@ async def read_protection(spec_path: Path, state_dir: Path) -> Mapping[str, Any]
 
 
 def protection(spec_path: Path, state_dir: Path) -> dict[str, Any]:
-    """Return for each repository its subjects: the time of the newest backup and of the newest proof that passed."""
-    return dict(_repositories(spec_path, state_dir))
-
-
-def _repositories(spec_path: Path, state_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return for each repository its subjects: the times of the newest backup and proof, and what can be restored."""
     from synapse_ops.operations.backup_kinds import kinds_of
+    from synapse_ops.operations.recovery.recoverability import read_recoverability
     from synapse_ops.operations.spec_in_force import read_spec_in_force
     from synapse_ops.operations.stack import Stack
 
     stack = Stack(read_spec_in_force(spec_path, state_dir).loaded, state_dir)
-    for kind in kinds_of(stack.spec):
-        yield kind.word, _moments(kind, stack)
+    catalogs = {kind.name: _read(kind, stack) for kind in kinds_of(stack.spec)}
+
+    def read(kind: BackupKind) -> Catalog:
+        found = catalogs[kind.name]
+        if isinstance(found, SynapseOpsError):
+            raise found
+        return found
+
+    restorable = read_recoverability(stack, datetime.now(UTC), read=read)
+    return {kind.word: _moments(catalogs[kind.name], restorable.of(kind.word)) for kind in kinds_of(stack.spec)}
 
 
-def _moments(kind: BackupKind, stack: Stack) -> dict[str, Any]:
+def _read(kind: BackupKind, stack: Stack) -> Catalog | SynapseOpsError:
     from synapse_ops.operations.backup.catalog import read_catalog
 
     try:
-        catalog = read_catalog(kind.repository(stack)).only(kind.name)
+        return read_catalog(kind.repository(stack)).only(kind.name)
     except SynapseOpsError as fault:
-        return {"error": fault.message}
-    subjects: dict[str, dict[str, str | None]] = {}
-    for entry in catalog.backups:  # the newest first
-        known = subjects.setdefault(entry.place.subject, {"backup_at": None, "proven_at": None})
-        if known["backup_at"] is None:
-            known["backup_at"] = (entry.database_time or entry.started_at).isoformat()
-        if entry.proven_at is not None and (
-            known["proven_at"] is None or entry.proven_at.isoformat() > known["proven_at"]
-        ):
-            known["proven_at"] = entry.proven_at.isoformat()
+        return fault
+
+
+def _moments(catalog: Catalog | SynapseOpsError, restorable: Recoverability) -> dict[str, Any]:
+    if isinstance(catalog, SynapseOpsError):
+        return {"error": catalog.message}
+    subjects: dict[str, dict[str, Any]] = {}
+    for row in restorable.rows:
+        entries = catalog.of_subject(row.subject)  # the newest first
+        proven = max((entry.proven_at for entry in entries if entry.proven_at is not None), default=None)
+        subjects[row.subject] = {
+            "backup_at": data_time(entries[0]).isoformat() if entries else None,
+            "proven_at": proven.isoformat() if proven is not None else None,
+            "restore": as_json(row),
+        }
     return {"subjects": subjects}
 
 

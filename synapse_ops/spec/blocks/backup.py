@@ -14,7 +14,6 @@ from synapse_ops.spec.block import (
     BucketUrl,
     Count,
     Duration,
-    DurationOrZero,
     Ratio,
     Retention,
     Schedule,
@@ -141,7 +140,13 @@ class Proof(Block):
 
 
 class Objectives(Block):
-    """What the stack promises; measured values are compared with it."""
+    """What the stack promises. The page `recoverability` compares it with what could be restored now."""
 
-    rpo: DurationOrZero = Field(timedelta(seconds=5), description="Most recent work that may be lost.")
-    rto: Duration = Field(timedelta(minutes=10), description="Longest time until service is restored.")
+    rpo: Duration | None = Field(
+        None,
+        description="Most recent work that may be lost; null: what the schedule of each backup promises, its longest "
+        "gap and two hours.",
+    )
+    rto: Duration = Field(
+        timedelta(hours=1), description="Longest time of a restore, predicted from the proofs of the last backups."
+    )

@@ -1,0 +1,180 @@
+"""`recoverability`: the page of the night. What can be restored to when, in how long, proven when; and what is wrong.
+
+The sensor reports it without a run: at each backup, at each proof, when a check turns red or green, and every five
+minutes, because what would be lost now grows by itself. Materialize does the same in a run.
+"""
+
+import json
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from synapse_ops.defs.backup.kinds import AssetKind, asset_kinds_of
+from synapse_ops.defs.event_metadata import Metadata, table
+from synapse_ops.defs.in_run import operation_of
+from synapse_ops.defs.policies import GROUP_RECOVERY, OWNERS, TAG_TRIGGER, code_version
+from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.spec.assets import spec_key
+
+if TYPE_CHECKING:
+    from synapse_ops.domain.recovery.recoverability import Recoverability
+    from synapse_ops.operations.stack import Stack
+    from synapse_ops.spec import Spec
+
+RECOVERABILITY_KEY = dg.AssetKey("recoverability")
+CHECK_NAME = "objectives_met"
+SENSOR_INTERVAL_S = 30
+REFRESH_S = 300
+
+
+def recovery_definitions(spec: "Spec", others: dg.Definitions) -> dg.Definitions:
+    """Return the page, its check, and the sensor that keeps it fresh. others: whose failing checks the page lists."""
+    kinds = asset_kinds_of(spec)
+    checks = check_keys_of(others)
+    return dg.Definitions(assets=[_page(kinds, checks)], sensors=[_sensor(kinds, checks)])
+
+
+def check_keys_of(definitions: dg.Definitions) -> frozenset[dg.AssetCheckKey]:
+    """Return the keys of all checks, without resolving the graph."""
+    made = (*(definitions.assets or ()), *(definitions.asset_checks or ()))
+    return frozenset(key for one in made if isinstance(one, dg.AssetsDefinition) for key in one.check_keys)
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows. failing: (time, evaluation) of each check that is red, or warns, besides the page's own."""
+
+    found: "Recoverability"
+    failing: list[tuple[float, dg.AssetCheckEvaluation]]
+
+    def metadata(self) -> Metadata:
+        """Return the page, its sentence first."""
+        from synapse_ops.domain.recovery.recoverability import COLUMNS, table_rows
+
+        rows, evidence = self.found.rows, [row.evidence for row in self.found.rows]
+        lost = [row.lost_now.total_seconds() for row in rows if row.lost_now is not None and row.objectives]
+        takes = [one.restore_s for one in evidence if one.restore_s is not None]
+        wrong = (
+            {
+                "check": f"{one.asset_key.to_user_string()}: {one.check_name}",
+                "at": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
+                "severity": one.severity.value,
+                "says": one.description or "",
+            }
+            for at, one in self.failing
+        )
+        return {
+            "summary": self.found.sentence,
+            "recoverability": table(table_rows(rows, self.found.time_zone), dict.fromkeys(COLUMNS, "string")),
+            "wrong_now": table(wrong, dict.fromkeys(("check", "at", "severity", "says"), "string")),
+            "failing_checks": len(self.failing),
+            "subjects": len(rows),
+            "objectives_missed": len(self.found.missed),
+            **({"rpo_observed_s": round(max(lost), 1)} if lost else {}),
+            **({"predicted_restore_s": round(max(takes), 1)} if takes else {}),
+        }
+
+    def evaluation(self) -> dict[str, Any]:
+        """Return what the check says, as fields of an evaluation or a result."""
+        return {
+            "asset_key": RECOVERABILITY_KEY,
+            "check_name": CHECK_NAME,
+            "passed": self.found.is_met,
+            "severity": dg.AssetCheckSeverity.ERROR,
+            "description": self.found.sentence,
+            "metadata": {"missed": [row.name for row in self.found.missed], "warnings": list(self.found.warnings)},
+        }
+
+
+def _read_page(
+    stack: "Stack", instance: dg.DagsterInstance, kinds: Collection[AssetKind], checks: Collection[dg.AssetCheckKey]
+) -> Page:
+    from synapse_ops.operations.recovery.recoverability import read_recoverability
+    from synapse_ops.systems.dagster_storage import failing_checks
+
+    expected = {kind.kind.name: kind.expected(stack, instance) for kind in kinds}
+    found = read_recoverability(stack, datetime.now(UTC), expected=expected)
+    return Page(found, failing_checks(instance, checks))
+
+
+def _page(kinds: Collection[AssetKind], checks: Collection[dg.AssetCheckKey]) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=RECOVERABILITY_KEY,
+        deps=[*(key for kind in kinds for key in (kind.backup_key, kind.proof_key)), spec_key("objectives")],
+        group_name=GROUP_RECOVERY,
+        owners=OWNERS,
+        kinds={"s3"},
+        code_version=code_version("synapse_ops.domain.recovery.recoverability"),
+        freshness_policy=dg.FreshnessPolicy.time_window(
+            warn_window=timedelta(minutes=12), fail_window=timedelta(minutes=20)
+        ),
+        check_specs=[
+            dg.AssetCheckSpec(
+                CHECK_NAME,
+                asset=RECOVERABILITY_KEY,
+                description="Red while any subject cannot be restored as `objectives` of the spec promise, or while "
+                "something stands against its backups. Its sentence says what is lost.",
+            )
+        ],
+        description="What can be restored now: to when, in how long, proven when, what would be lost, what is wrong, "
+        "and what happens next, for each subject. `rpo_observed_s` is the most work that would be lost; "
+        "`predicted_restore_s` the longest restore, by the proofs of the last backups.",
+    )
+    def recoverability(context: dg.AssetExecutionContext, stack: StackResource) -> Iterator[dg.MaterializeResult[None]]:
+        with operation_of(context.run.run_id, context.instance):
+            page = _read_page(stack.open(), context.instance, kinds, checks)
+        context.log.info(page.found.sentence)
+        yield dg.MaterializeResult(metadata=page.metadata(), check_results=[dg.AssetCheckResult(**page.evaluation())])
+
+    return recoverability
+
+
+def _sensor(kinds: Collection[AssetKind], checks: Collection[dg.AssetCheckKey]) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="recoverability_sensor",
+        minimum_interval_seconds=SENSOR_INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Keeps the page recoverability fresh: at each backup, proof and change of a check, and every five "
+        "minutes.",
+    )
+    def recoverability_sensor(
+        context: dg.SensorEvaluationContext, stack: StackResource
+    ) -> dg.SensorResult | dg.SkipReason:
+        return refresh(context, stack, kinds, checks, time.time())
+
+    return recoverability_sensor
+
+
+def refresh(
+    context: dg.SensorEvaluationContext,
+    stack: StackResource,
+    kinds: Collection[AssetKind],
+    checks: Collection[dg.AssetCheckKey],
+    now_s: float,
+) -> dg.SensorResult | dg.SkipReason:
+    """Return one tick: the page when there is news or it is five minutes old. Safe to repeat."""
+    from synapse_ops.systems.dagster_storage import failing_checks, newest_event_of
+
+    cursor = json.loads(context.cursor or "{}")
+    keys = [key for kind in kinds for key in (kind.backup_key, kind.proof_key)]
+    seen = {
+        "event": newest_event_of(context.instance, keys),
+        "failing": [
+            f"{one.asset_key.to_user_string()}:{one.check_name}" for _, one in failing_checks(context.instance, checks)
+        ],
+    }
+    is_news = any(cursor.get(name) != value for name, value in seen.items())
+    if not is_news and now_s - cursor.get("at", 0) < REFRESH_S - SENSOR_INTERVAL_S / 2:
+        return dg.SkipReason("no backup, proof or change of a check since the page was written")
+    page = _read_page(stack.open(), context.instance, kinds, checks)
+    written = dg.AssetMaterialization(
+        RECOVERABILITY_KEY, description=page.found.sentence, metadata=page.metadata(), tags={TAG_TRIGGER: "sensor"}
+    )
+    return dg.SensorResult(
+        asset_events=[written, dg.AssetCheckEvaluation(**page.evaluation())],
+        cursor=json.dumps({**seen, "at": now_s}),
+    )

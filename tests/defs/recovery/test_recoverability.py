@@ -1,0 +1,143 @@
+"""The page of the night in Dagster: red while nothing is proven, fresh at each news, the same sentence everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from synapse_ops.defs.backup.kinds import DATABASES, asset_kinds_of
+from synapse_ops.defs.everything import merged_definitions
+from synapse_ops.defs.recovery.recoverability import (
+    CHECK_NAME,
+    RECOVERABILITY_KEY,
+    REFRESH_S,
+    check_keys_of,
+    refresh,
+)
+from synapse_ops.defs.resources import StackResource
+from synapse_ops.services.prober.protection import protection
+from synapse_ops.systems.dagster_storage import last_evaluation
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
+from tests.stored_backups import store_backup, store_proof
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+OTHER_CHECK = dg.AssetCheckKey(dg.AssetKey("health_report"), "everything_healthy")
+
+
+@dataclass
+class Night:
+    """A store, the definitions that read it, and the instance that the sensor reports to."""
+
+    store: ObjectStore
+    definitions: dg.Definitions
+    stack: StackResource
+    spec_path: Path
+    instance: dg.DagsterInstance
+    cursor: str | None = None
+
+    def tick(self, now_s: float = NOW.timestamp()) -> bool:
+        """Evaluate the sensor once and record what it reports; say whether it reported."""
+        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+        kinds = asset_kinds_of(self.stack.open().spec)
+        checks = check_keys_of(self.definitions) - {dg.AssetCheckKey(RECOVERABILITY_KEY, CHECK_NAME)}
+        result = refresh(context, self.stack, kinds, checks, now_s)
+        if isinstance(result, dg.SkipReason):
+            return False
+        for event in result.asset_events:
+            self.instance.report_runless_asset_event(event)
+        self.cursor = result.cursor
+        return True
+
+    @property
+    def check(self) -> dg.AssetCheckEvaluation:
+        found = last_evaluation(self.instance, RECOVERABILITY_KEY, CHECK_NAME)
+        assert found is not None
+        return found
+
+    @property
+    def page(self) -> dg.AssetMaterialization:
+        [record] = self.instance.fetch_materializations(RECOVERABILITY_KEY, limit=1).records
+        assert record.asset_materialization is not None
+        return record.asset_materialization
+
+
+@pytest.fixture
+def night(
+    tmp_path: Path, bucket_url: str, object_store_access: StoreAccess, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Night]:
+    monkeypatch.setenv("TEST_STORE_ACCESS_KEY_ID", object_store_access.access_key or "")
+    monkeypatch.setenv("TEST_STORE_SECRET_ACCESS_KEY", object_store_access.secret_key or "")
+    spec = tmp_path / "infrastructure.yaml"
+    spec.write_text(
+        f"object_store: {{endpoint: '{object_store_access.endpoint}', credentials: 'env:TEST_STORE'}}\n"
+        f"qdrant: {{host: 127.0.0.1, port: 1}}\n"
+        f"backup:\n  database: {{destination: '{bucket_url}'}}\n"
+        f"  vectors: {{destination: '{bucket_url[:-1]}-vectors/'}}\n"
+    )
+    monkeypatch.setenv("SYNAPSE_SPEC", str(spec))
+    monkeypatch.setenv("SYNAPSE_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("SYNAPSE_EMBEDDED", raising=False)
+    definitions = merged_definitions()
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Night(ObjectStore(bucket_url, object_store_access), definitions, StackResource(), spec, instance)
+
+
+def test_the_page_is_red_until_a_backup_is_proven_and_then_says_to_when(night: Night) -> None:
+    """The sentence is the materialization's, the check's and the prober's table's."""
+    night.tick()
+    red = night.check
+    backup = store_backup(night.store, NOW - timedelta(minutes=5))
+    store_proof(night.store, backup, NOW - timedelta(minutes=4))
+    night.cursor = None
+    night.tick()
+
+    assert (red.passed, night.check.passed) == (False, True)
+    assert (red.description or "").startswith("You cannot restore synapse: there is no backup of it.")
+    assert (night.check.description or "").startswith("You can restore synapse to ")
+    assert "it takes about 4 s; proven at " in (night.check.description or "")
+    assert night.page.description == night.check.description
+    told = protection(night.spec_path, night.spec_path.parent)["database"]["subjects"]["synapse"]["restore"]
+    assert (told["backup_id"], told["objectives_met"]) == (backup.place.backup_id, True)
+
+
+def test_the_page_is_written_at_each_news_and_every_five_minutes_and_not_else(night: Night) -> None:
+    """News: a backup, a proof, a check that turned."""
+    start_s = NOW.timestamp()
+
+    def news(event: dg.AssetMaterialization | dg.AssetCheckEvaluation) -> bool:
+        night.instance.report_runless_asset_event(event)
+        return night.tick(start_s + 1)
+
+    def turned(*, passed: bool) -> dg.AssetCheckEvaluation:
+        return dg.AssetCheckEvaluation(
+            asset_key=OTHER_CHECK.asset_key, check_name=OTHER_CHECK.name, passed=passed, description="redis is away"
+        )
+
+    assert night.tick(start_s)
+    assert not night.tick(start_s + 30)
+    assert news(dg.AssetMaterialization(DATABASES.backup_key, partition="synapse"))
+    assert news(dg.AssetMaterialization(DATABASES.proof_key, partition="synapse"))
+    assert news(turned(passed=False))
+    [wrong] = night.page.metadata["wrong_now"].records
+    assert wrong.data["says"] == "redis is away"
+    assert not news(turned(passed=False))
+    assert news(turned(passed=True))
+    assert night.page.metadata["failing_checks"].value == 0
+    assert not night.tick(start_s + 200)
+    assert night.tick(start_s + REFRESH_S)
+
+
+def test_materialize_writes_the_same_page(night: Night) -> None:
+    """Whoever does not wait for the sensor clicks the button."""
+    job = night.definitions.resolve_implicit_global_asset_job_def()
+
+    run = job.execute_in_process(instance=night.instance, asset_selection=[RECOVERABILITY_KEY])
+
+    assert run.success
+    assert not night.check.passed
+    assert night.page.metadata["summary"].value == night.check.description
