@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from synapse_ops.cli.stack_hint import add_stack_hint
 from synapse_ops.cli.terminal import echo, print_json
 from synapse_ops.errors import SynapseOpsError, worst_exit_code
 from synapse_ops.redaction import redact
@@ -63,6 +64,7 @@ class Failures:
         try:
             yield
         except SynapseOpsError as error:
+            add_stack_hint(error)
             self.rows.append((subject, backup_id, error))
         except Exception as bug:  # noqa: BLE001 - our bug in one subject must not cost the others their backup
             self.rows.append((subject, backup_id, error_of_bug(bug)))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from synapse_ops.errors import ConfigError
+from synapse_ops.cli.stack_hint import add_stack_hint
+from synapse_ops.errors import ConfigError, SynapseOpsError
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.layout import BackupPlace
@@ -247,7 +248,11 @@ def _with_place(command: Command, options: tuple[Callable[[Any], Any], ...]) -> 
     def with_place(*args: Any, spec_path: Path | None, state_dir: Path, **rest: Any) -> Any:
         names = ("repository_url", "endpoint", "region", "ca_file")
         chosen = {name: rest.pop(name) for name in names if name in rest}
-        return command(*args, place=Place(spec_path, state_dir, **chosen), **rest)
+        try:
+            return command(*args, place=Place(spec_path, state_dir, **chosen), **rest)
+        except SynapseOpsError as error:
+            add_stack_hint(error)
+            raise
 
     wrapped: Any = with_place
     for option in reversed(options):
