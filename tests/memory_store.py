@@ -78,6 +78,10 @@ class MemoryStore:
                 data, modified_at = self.objects[key]
                 yield ObjectInfo(key, len(data), _etag(data), modified_at)
 
+    def list_level(self, prefix: str = "") -> tuple[list[ObjectInfo], list[str]]:
+        rows = [row for row in self.list_objects(prefix) if "/" not in row.key[len(prefix) :]]
+        return rows, self.list_prefixes(prefix)
+
     def list_prefixes(self, prefix: str = "") -> list[str]:
         rests = [key[len(prefix) :] for key in self.objects if key.startswith(prefix)]
         return sorted({rest.split("/", 1)[0] for rest in rests if "/" in rest})

@@ -64,6 +64,8 @@ def test_prefixes_are_the_next_segments(store: Store) -> None:
 
     assert store.list_prefixes() == ["a", "b"]
     assert store.list_prefixes("a/") == ["x", "y"]
+    objects, folders = store.list_level("a/")
+    assert ([row.key for row in objects], folders) == (["a/plain"], ["x", "y"])
 
 
 def test_deleting_takes_what_is_named_and_bears_what_is_gone(store: Store) -> None:

@@ -7,6 +7,7 @@
       <identity>/dump/<database>/<backup id>/            a logical dump of one database
       <identity>/snapshot/<collection>/<backup id>/      the Qdrant snapshots of one collection
       <identity>/rdb/<address>/<backup id>/              an RDB snapshot of one Redis server
+      <identity>/wal/                                    its WAL (domain/database/wal_keys.py)
         started.json                                     written first
         heartbeat.json                                   rewritten while the backup runs; its age decides left-overs
         database.dump[.age]  globals.sql[.age]           pg_dump -Fc; pg_dumpall --globals-only
@@ -44,6 +45,7 @@ KIND_DUMP = "dump"
 KIND_SNAPSHOT = "snapshot"
 KIND_RDB = "rdb"
 KINDS = (KIND_DUMP, KIND_SNAPSHOT, KIND_RDB)
+WAL = "wal"  # the folder of an identity's WAL, in which no backup lies (domain/database/wal_keys.py)
 
 # every name that this tool writes below a backup's prefix; anything else there is foreign and never touched
 _OWN_NAME = re.compile(
@@ -81,6 +83,11 @@ class Identity:
         if match is None:
             raise ValueError(f'"{text}" is not <system identifier>-<8 hex digits>')
         return cls(match[1], match[2])
+
+
+def is_identity(text: str) -> bool:
+    """Return whether a key's first segment is an identity."""
+    return _IDENTITY.fullmatch(text) is not None
 
 
 def new_backup_id(now: datetime, entropy: bytes) -> str:

@@ -33,7 +33,9 @@ from synapse_ops.domain.backup.kinds import parse_backup
 from synapse_ops.domain.backup.layout import (
     BACKUP,
     KINDS,
+    WAL,
     BackupPlace,
+    is_identity,
     is_own_name,
     parse_key,
     quote_segment,
@@ -101,7 +103,8 @@ def read_catalog(repository: Repository, *, subject: str | None = None) -> Catal
         ThreadPoolExecutor(READERS, thread_name_prefix="catalog") as pool,
     ):
         judging = _Judging(repository.store, cache, pool, reading)
-        for place, objects in _grouped((row for p in prefixes for row in repository.store.list_objects(p)), reading):
+        listing = (row for prefix in prefixes for row in _listing(repository.store, prefix))
+        for place, objects in _grouped(listing, reading):
             judging.begin(place, objects)
         judging.finish_all()
         for place in sorted(reading.torn):
@@ -118,6 +121,24 @@ def read_catalog(repository: Repository, *, subject: str | None = None) -> Catal
         object_count=reading.object_count,
         read_at=read_at,
     )
+
+
+def _listing(store: ObjectStore, prefix: str) -> Iterator[ObjectInfo]:
+    """Yield the objects below a prefix; of a whole repository all but WAL, of which there may be millions."""
+    if prefix:
+        yield from store.list_objects(prefix)
+        return
+    objects, folders = store.list_level()
+    yield from objects
+    for folder in folders:
+        if not is_identity(folder):
+            yield from store.list_objects(f"{folder}/")
+            continue
+        objects, kinds = store.list_level(f"{folder}/")
+        yield from objects
+        for kind in kinds:
+            if kind != WAL:
+                yield from store.list_objects(f"{folder}/{kind}/")
 
 
 def list_own_objects(store: ObjectStore, place: BackupPlace) -> list[ListedObject]:

@@ -11,15 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
 from synapse_ops.errors import ConfigError, IntegrityError, ObjectMissing, SynapseOpsError, Unreachable
-from synapse_ops.systems.host.loopback import is_loopback
+from synapse_ops.systems.s3.client import make_client, make_session
 from synapse_ops.systems.s3.errors import ConditionFailed, s3_errors
 from synapse_ops.systems.s3.features import ask_features, sha256_base64
 from synapse_ops.systems.s3.records import ObjectInfo, StoreAccess, StoreFeatures, UploadInfo, WrittenObject
@@ -36,14 +36,6 @@ __all__ = [
 ]
 
 DELETE_BATCH = 1000  # S3's own limit for DeleteObjects
-
-
-@cache
-def _loader() -> Any:
-    """Return what reads botocore's models of S3, once per process: else each client spends 90 ms on it."""
-    from botocore.loaders import create_loader
-
-    return create_loader()
 
 
 class ObjectStore:
@@ -64,42 +56,12 @@ class ObjectStore:
 
     @cached_property
     def _session(self) -> Any:
-        import botocore.session
-
-        # a profile is where keys come from that we were not given; the one that the environment names may be missing
-        without_profile = {"profile": (None, None, None, None)} if self.access.access_key else {}
-        session = botocore.session.Session(session_vars=without_profile)
-        session.register_component("data_loader", _loader())
-        if self.access.access_key:
-            session.set_credentials(self.access.access_key, self.access.secret_key, self.access.session_token)
-        return session
+        return make_session(self.access)
 
     @cached_property
     def _client(self) -> Any:
-        from botocore.config import Config
-
-        with s3_errors(self.url), _endpoint_errors(self.url):
-            return self._session.create_client(
-                "s3",
-                region_name=self.access.region,
-                aws_access_key_id=self.access.access_key,
-                aws_secret_access_key=self.access.secret_key,
-                aws_session_token=self.access.session_token,
-                endpoint_url=self.access.endpoint,
-                verify=str(self.access.ca_file) if self.access.ca_file else None,
-                config=Config(
-                    signature_version="s3v4",
-                    connect_timeout=5,
-                    read_timeout=60,
-                    max_pool_connections=32,
-                    retries={"mode": "standard", "max_attempts": 4},
-                    s3={"addressing_style": "path" if self.access.endpoint else "auto"},
-                    # rclone and older stores answer a ranged GET with the whole object's checksum
-                    response_checksum_validation="when_required",
-                    # None: as the environment says; a proxy of it does not reach this host's own ports
-                    proxies={} if is_loopback(self.access.endpoint) else None,
-                ),
-            )
+        with s3_errors(self.url):
+            return make_client(self._session, self.access, self.url)
 
     @property
     def endpoint_url(self) -> str:
@@ -126,15 +88,17 @@ class ObjectStore:
         """
         position = {"StartAfter": self._key(start_after)} if start_after else {}
         with ThreadPoolExecutor(1, thread_name_prefix="s3-list") as ahead:
-            rows, position = self._list_page(prefix, position)
+            rows, position, _ = self._list_page(prefix, position)
             while position:
                 following = ahead.submit(self._list_page, prefix, position)
                 yield from rows
-                rows, position = following.result()
+                rows, position, _ = following.result()
             yield from rows
 
-    def _list_page(self, prefix: str, position: Mapping[str, str]) -> tuple[list[ObjectInfo], dict[str, str]]:
-        """Return one page of a listing and what to ask for the next one with; empty at the end."""
+    def _list_page(
+        self, prefix: str, position: Mapping[str, str]
+    ) -> tuple[list[ObjectInfo], dict[str, str], list[str]]:
+        """Return one page of a listing, what to ask for the next one with (empty at the end), and its prefixes."""
         with s3_errors(self.full_url(prefix)):
             page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(prefix), **position)
             cut = len(self.prefix)
@@ -143,20 +107,26 @@ class ObjectStore:
                 ObjectInfo(row["Key"][cut:], row["Size"], row["ETag"].strip('"'), row["LastModified"].astimezone(UTC))
                 for row in page.get("Contents", ())
             ]
-            return rows, {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
+            prefixes = [row["Prefix"][cut:] for row in page.get("CommonPrefixes", ())]
+            following = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
+            return rows, following, prefixes
 
     def list_prefixes(self, prefix: str = "") -> list[str]:
         """Return the next path segments below `prefix`, sorted, without slashes."""
-        arguments: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self._key(prefix), "Delimiter": "/"}
+        return self.list_level(prefix)[1]
+
+    def list_level(self, prefix: str = "") -> tuple[list[ObjectInfo], list[str]]:
+        """Return the objects right below `prefix`, in the store's order, and the next path segments, sorted."""
+        position: dict[str, str] = {"Delimiter": "/"}
+        objects: list[ObjectInfo] = []
         found: set[str] = set()
         while True:
-            with s3_errors(self.full_url(prefix)):
-                page = self._client.list_objects_v2(**arguments)
-                rows = page.get("CommonPrefixes", ())
-                found.update(row["Prefix"][len(self._key(prefix)) :].rstrip("/") for row in rows)
-                if not page.get("IsTruncated"):
-                    return sorted(found)
-                arguments["ContinuationToken"] = page["NextContinuationToken"]
+            rows, position, prefixes = self._list_page(prefix, position)
+            objects += rows
+            found.update(name[len(prefix) :].rstrip("/") for name in prefixes)
+            if not position:
+                return objects, sorted(found)
+            position["Delimiter"] = "/"
 
     def head(self, key: str) -> ObjectInfo | None:
         """Return an object's size, ETag and time, or None when it does not exist."""
@@ -173,6 +143,12 @@ class ObjectStore:
             reply = self._client.head_object(Bucket=self.bucket, Key=self._key(key), ChecksumMode="ENABLED")
         kept: str | None = reply.get("ChecksumSHA256")
         return kept
+
+    def read_metadata(self, key: str) -> dict[str, str]:
+        """Return what `put_bytes` was given as metadata; empty where the store kept none. Raises ObjectMissing."""
+        with s3_errors(self.full_url(key)):
+            reply = self._client.head_object(Bucket=self.bucket, Key=self._key(key))
+        return {str(name).lower(): str(value) for name, value in reply.get("Metadata", {}).items()}
 
     def read_bytes(self, key: str, *, etag: str | None = None, max_bytes: int = 64 * 1024 * 1024) -> bytes:
         """Return a small object whole. Raises ObjectMissing, or IntegrityError above `max_bytes`.
@@ -253,11 +229,13 @@ class ObjectStore:
         if_none_match: bool = False,
         if_match: str | None = None,
         checksum: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> WrittenObject:
         """Write a small object in one request; safe to repeat.
 
         if_none_match: only when the key does not exist. if_match: only over the version with this ETag.
         checksum: base64 of the sha256 to announce, which the store may compare with what arrives.
+        metadata: kept beside the object, readable with its head; not every store keeps it.
         Raises ConditionFailed when the condition does not hold, on stores that honour it (see `features`).
         """
         arguments: dict[str, Any] = {}
@@ -267,6 +245,8 @@ class ObjectStore:
             arguments["IfMatch"] = f'"{if_match}"'
         if checksum is not None:
             arguments["ChecksumSHA256"] = checksum
+        if metadata:
+            arguments["Metadata"] = dict(metadata)
         try:
             with s3_errors(self.full_url(key)):
                 reply = self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **arguments)
@@ -385,12 +365,3 @@ class ObjectStore:
     def features(self) -> StoreFeatures:
         """What the store honours, asked once per instance."""
         return ask_features(self)
-
-
-@contextmanager
-def _endpoint_errors(url: str) -> Iterator[None]:
-    """Turn botocore's error for an endpoint that is not a URL into a ConfigError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ConfigError(f"cannot address {url}", detail=str(error), hint="Correct object_store.endpoint.") from error

@@ -58,6 +58,34 @@ def test_backups_are_listed_newest_first_and_a_proof_makes_one_proven(repository
     assert read_catalog(repository).object_count == 15
 
 
+def test_a_catalog_never_lists_wal(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A month of WAL is millions of keys (W6): they are neither read nor foreign, and what lies beside them is."""
+    backup = store_backup(repository.store, NOON)
+    identity = backup.place.identity
+    for name in (
+        f"{identity}/wal/00000001/claim.json",
+        f"{identity}/wal/00000001/000000010000000000000001.zst",
+        f"{identity}/notes.txt",
+        "wal/notes.txt",
+        "notes.txt",
+    ):
+        repository.store.put_bytes(name, b"")
+    listed: list[str] = []
+    list_objects = ObjectStore.list_objects
+
+    def noted(self: ObjectStore, prefix: str = "", *, start_after: str = "") -> Iterator[ObjectInfo]:
+        listed.append(prefix)
+        return list_objects(self, prefix, start_after=start_after)
+
+    monkeypatch.setattr(ObjectStore, "list_objects", noted)
+
+    catalog = read_catalog(repository)
+
+    assert [entry.place for entry in catalog.backups] == [backup.place]
+    assert catalog.foreign_count == 3
+    assert sorted(listed) == [f"{identity}/dump/", "wal/"]
+
+
 def test_a_catalog_of_one_database_leaves_the_others_out(repository: Repository) -> None:
     """Partitions are databases; non-ASCII names and dots are names like any other."""
     store_backup(repository.store, NOON, database="synapse")

@@ -254,6 +254,15 @@ def test_a_listing_of_more_than_a_page_is_complete_and_so_is_its_deletion(store:
     assert list(store.list_objects()) == []
 
 
+def test_metadata_is_read_without_the_object(store: ObjectStore) -> None:
+    """The digest of encrypted WAL lies there: a receiver compares without the key that opens it (W9)."""
+    store.put_bytes("with", b"", metadata={"synapse-plain": "0a1b"})
+    store.put_bytes("without", b"")
+
+    assert store.read_metadata("with") == {"synapse-plain": "0a1b"}
+    assert store.read_metadata("without") == {}
+
+
 def test_deleting_nothing_is_nothing(store: ObjectStore) -> None:
     """An empty plan sends no request that a store might refuse."""
     assert store.delete([]) == {}
