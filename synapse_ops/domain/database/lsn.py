@@ -33,3 +33,10 @@ class Lsn:
 
     def __str__(self) -> str:
         return f"{self.position >> 32:X}/{self.position & 0xFFFFFFFF:X}"
+
+    def __add__(self, size_bytes: int) -> Lsn:
+        return Lsn(self.position + size_bytes)
+
+    def __sub__(self, other: Lsn) -> int:
+        """Return the bytes from `other` to here; negative when this is the earlier one."""
+        return self.position - other.position
