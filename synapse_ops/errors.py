@@ -15,6 +15,7 @@
     |   |-- ObjectMissing                         an object that a backup names is not in the store
     |   |-- DocumentUnreadable                    a JSON document of the repository cannot be parsed
     |   |-- WrongIdentity                         it belongs to another system, generation or backup
+    |   |-- WalNotArchived                        WAL that was asked for is not in the repository
     |-- Unproven                        exit 14   a check could not be completed; never a pass
     |   |-- KeyMissing                            no available key opens an encrypted object
     |-- ToolFailed                      exit 15   an external program failed; secrets are masked
@@ -156,6 +157,10 @@ class DocumentUnreadable(IntegrityError):
 
 class WrongIdentity(IntegrityError):
     """A document or server belongs to another system, generation or backup than the one asked for."""
+
+
+class WalNotArchived(IntegrityError):
+    """WAL that was asked for is not in the repository: the end of it where a plan expects that, else a gap."""
 
 
 class Unproven(SynapseOpsError):

@@ -18,6 +18,7 @@ from synapse_ops.spec.block import (
     Retention,
     Schedule,
     Secret,
+    Size,
 )
 from synapse_ops.spec.cron import Cron
 
@@ -55,6 +56,17 @@ Recipient = Annotated[
 ]
 
 
+class WalReceiving(Block):
+    """The resident receiver of WAL."""
+
+    chunk_interval: Duration = Field(
+        timedelta(seconds=1), description="How often new WAL is put into the repository, each time as an object."
+    )
+    spool: Size = Field(
+        4 << 30, description="Most disk space that WAL takes on the receiver's host while the store is away."
+    )
+
+
 class DatabaseBackup(Block):
     """Backups of PostgreSQL."""
 
@@ -66,6 +78,7 @@ class DatabaseBackup(Block):
     wal_archiving: Literal["continuous", "off"] = Field(
         "continuous", description="Whether WAL is streamed into the repository, so that any moment can be restored."
     )
+    wal: WalReceiving = Field(WalReceiving(), description="How WAL is received.")
     role_passwords: Literal["encrypted", "always", "never"] = Field(
         "encrypted",
         description="When the SCRAM verifiers of roles are part of a dump: only of an encrypted one, always, or never.",

@@ -1,0 +1,182 @@
+"""Reads what a repository holds of a server's WAL: timelines, segments, chunks, gaps; needs no server and no spec.
+
+The facts of finished groups of segments come from their indexes; only what is behind the newest index is listed. So a
+month of a terabyte a day costs some thousand small reads, not a listing of two million keys.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime
+
+from synapse_ops.domain.backup.layout import WAL, Identity
+from synapse_ops.domain.database.wal import Segment, TimelineHistory
+from synapse_ops.domain.database.wal_chain import ArchivedTimeline, WalArchive
+from synapse_ops.domain.database.wal_facts import SegmentFacts, SegmentIndex, TimelineClaim
+from synapse_ops.domain.database.wal_keys import (
+    GROUP,
+    WalKey,
+    claim_key,
+    history_key,
+    index_prefix,
+    parse_wal_key,
+    timeline_prefix,
+    wal_prefix,
+)
+from synapse_ops.domain.database.wal_plan import Chunk, contiguous_stop
+from synapse_ops.domain.database.wal_records import find_records
+from synapse_ops.errors import KeyMissing, ObjectMissing
+from synapse_ops.operations.database.wal_fetch import read_chunks
+from synapse_ops.operations.repository import Repository
+from synapse_ops.systems.s3.store import ObjectInfo, ObjectStore
+
+READERS = 16
+_MOST_BYTES = 64 * 1024 * 1024
+
+
+def list_wal_identities(repository: Repository) -> tuple[Identity, ...]:
+    """Return the servers whose WAL the repository holds; lists folders only."""
+    found = []
+    for name in repository.store.list_prefixes():
+        try:
+            identity = Identity.parse(name)
+        except ValueError:
+            continue
+        if WAL in repository.store.list_prefixes(f"{identity}/"):
+            found.append(identity)
+    return tuple(found)
+
+
+def read_wal_archive(repository: Repository, identity: Identity, *, age_identities: Sequence[str] = ()) -> WalArchive:
+    """Return what is stored of a server's WAL.
+
+    age_identities: to look into the newest segment where it is encrypted; without one its last commit is not known.
+    Raises the store's errors, and DocumentUnreadable for an index or claim that is none: then it is not known what is
+    restorable.
+    """
+    store = repository.store
+    read_at = store.server_time()
+    numbers = [name for name in store.list_prefixes(wal_prefix(identity)) if _is_timeline(name)]
+    with ThreadPoolExecutor(READERS, thread_name_prefix="wal") as pool:
+        rows = [_read_timeline(store, identity, int(name, 16), pool, age_identities) for name in numbers]
+    return WalArchive(identity, tuple(row for row in rows if row is not None), read_at)
+
+
+def _is_timeline(name: str) -> bool:
+    return len(name) == 8 and all(digit in "0123456789ABCDEF" for digit in name)
+
+
+def _read_timeline(
+    store: ObjectStore, identity: Identity, timeline: int, pool: ThreadPoolExecutor, age_identities: Sequence[str]
+) -> ArchivedTimeline | None:
+    """Return one timeline; None for a folder without a claim, in which nothing is ours."""
+    key = claim_key(identity, timeline)
+    try:
+        claim = TimelineClaim.from_json(store.read_bytes(key), key=key)
+    except ObjectMissing:
+        return None
+    size = claim.segment_bytes
+    indexes = [row for row in store.list_objects(index_prefix(identity, timeline)) if _parsed(row) is not None]
+    facts = [one for rows in pool.map(lambda row: _read_index(store, row), indexes) for one in rows]
+    listed = list(_list_open(store, identity, timeline, indexes, size))
+    loose = [row for row, key in listed if key.kind == "facts"]
+    single = [one for rows in pool.map(lambda row: _read_index(store, row), loose) for one in rows]
+    facts += single
+    segments = {Segment.parse(one.segment, size).number: one for one in facts}
+    whole = {Segment.parse(one.segment, size).number for _, one in listed if one.kind == "segment"}
+    chunks: dict[int, list[Chunk]] = {}
+    for _, one in listed:
+        if one.kind == "chunk":
+            chunks.setdefault(Segment.parse(one.segment, size).number, []).append(Chunk(one.start, one.stop))
+    row = ArchivedTimeline(
+        timeline=timeline,
+        segment_bytes=size,
+        claim=claim,
+        history=_read_history(store, identity, timeline),
+        segments=segments,
+        unindexed={Segment.parse(one.segment, size).number: one for one in single},
+        unread=frozenset(whole - segments.keys()),
+        chunks={number: tuple(sorted(rows)) for number, rows in chunks.items()},
+        stored_at=_newest([row for row, _ in listed] or indexes),
+    )
+    return _with_open_facts(store, identity, row, claim, age_identities)
+
+
+def _parsed(row: ObjectInfo) -> WalKey | None:
+    return parse_wal_key(row.key)
+
+
+def _read_index(store: ObjectStore, row: ObjectInfo) -> tuple[SegmentFacts, ...]:
+    """Return the facts in an index or beside a segment; none where an index took them over meanwhile."""
+    try:
+        data = store.read_listed(row.key, row.size_bytes, row.etag, max_bytes=_MOST_BYTES)
+    except ObjectMissing:
+        return ()
+    return SegmentIndex.from_json(data, key=row.key).segments
+
+
+def _list_open(
+    store: ObjectStore, identity: Identity, timeline: int, indexes: Iterable[ObjectInfo], size: int
+) -> Iterable[tuple[ObjectInfo, WalKey]]:
+    """Yield the segments, facts and chunks that lie behind the newest index."""
+    prefix = timeline_prefix(identity, timeline)
+    firsts = [key.segment for row in indexes if (key := _parsed(row)) is not None]
+    after = ""
+    if firsts:
+        newest = Segment.parse(max(firsts), size)
+        after = Segment(timeline, newest.number + GROUP, size).name
+    for row in store.list_objects(f"{prefix}{timeline:08X}", start_after=prefix + after if after else ""):
+        key = _parsed(row)
+        if key is not None and key.segment >= after and key.kind in {"segment", "facts", "chunk"}:
+            yield row, key
+
+
+def _newest(rows: Iterable[ObjectInfo]) -> datetime | None:
+    return max((row.modified_at for row in rows), default=None)
+
+
+def _read_history(store: ObjectStore, identity: Identity, timeline: int) -> TimelineHistory | None:
+    if timeline == 1:
+        return None
+    found = store.read_with_etag(history_key(identity, timeline))
+    return None if found is None else TimelineHistory.parse(timeline, found[0])
+
+
+def _with_open_facts(
+    store: ObjectStore,
+    identity: Identity,
+    row: ArchivedTimeline,
+    claim: TimelineClaim,
+    age_identities: Sequence[str],
+) -> ArchivedTimeline:
+    """Add what the chunks of the newest segment hold, unless they are encrypted and no key is at hand."""
+    number = max(row.chunks, default=-1)
+    if number < max({*row.segments, *row.unread}, default=-1) or number < 0 or number in row.segments:
+        return row
+    segment, chunks = row.segment(number), row.chunks[number]
+    stop = contiguous_stop(chunks)
+    if not stop:
+        return row
+    data = io.BytesIO()
+    try:
+        read_chunks(store, identity, segment, chunks, data, stop, age_identities=age_identities)
+    except (KeyMissing, ObjectMissing):  # ObjectMissing: merged, or part of a whole segment, since it was listed
+        return row
+    found, _ = find_records(
+        data.getvalue(), segment.start, segment_bytes=row.segment_bytes, page_bytes=claim.page_bytes
+    )
+    facts = SegmentFacts(
+        segment=segment.name,
+        size_bytes=0,
+        sha256="0" * 64,
+        etag="",
+        commits=found.commits,
+        min_commit_at=found.min_commit_at,
+        max_commit_at=found.max_commit_at,
+        restore_points=found.restore_points,
+        parameters=found.parameters,
+    )
+    return replace(row, open_facts=facts)

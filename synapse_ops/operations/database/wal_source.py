@@ -1,0 +1,79 @@
+"""The server whose WAL is received: how it is reached, and what is asked of it in SQL beside the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops.domain.backup.layout import Identity
+from synapse_ops.operations.stack import Stack
+from synapse_ops.systems.postgres.connection import connect, postgres_errors
+from synapse_ops.systems.postgres.identity import ensure_identity
+
+if TYPE_CHECKING:
+    import psycopg
+
+
+def wal_conninfo(stack: Stack) -> str:
+    """Return a libpq conninfo that leads to whichever node of the database takes writes. Never log it."""
+    from psycopg.conninfo import make_conninfo
+
+    from synapse_ops.systems.postgres.connection import conninfo_parts
+
+    parts = conninfo_parts(stack.admin_conninfo("postgres"))
+    places = [address.rpartition(":") for address in stack.spec.database.nodes.values()]
+    if places:
+        parts.pop("hostaddr", None)
+        parts["host"] = ",".join(host.strip("[]") for host, _, _ in places)
+        parts["port"] = ",".join(port for _, _, port in places)
+        parts["target_session_attrs"] = "read-write"
+    return make_conninfo("", **parts)
+
+
+@dataclass
+class WalServer:
+    """An open session with the primary, and what it said of itself. address: host and port, for people."""
+
+    address: str
+    identity: Identity
+    version_num: int
+    segment_bytes: int
+    page_bytes: int
+    _connection: psycopg.Connection[Any] = field(repr=False)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def stored_segments(self, names: Sequence[str]) -> frozenset[str]:
+        """Return which of these segments the server still has."""
+        with postgres_errors(f"WAL of {self.address}"):
+            rows = self._connection.execute("SELECT name FROM pg_ls_waldir() WHERE name = ANY(%s)", [list(names)])
+            return frozenset(name for (name,) in rows)
+
+    def end_stale_sender(self, slot: str) -> None:
+        """End the walsender that streams from a slot, if there is one."""
+        with postgres_errors(f"slot {slot} of {self.address}"):
+            self._connection.execute(
+                "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots"
+                " WHERE slot_name = %s AND active_pid IS NOT NULL",
+                [slot],
+            )
+
+
+_SETTINGS = """
+SELECT current_setting('server_version_num')::int,
+       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'),
+       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_block_size')"""
+
+
+@contextmanager
+def open_wal_server(conninfo: str) -> Iterator[WalServer]:
+    """Yield the primary; gives it a generation the first time. Raises Unreachable, ConfigError."""
+    with connect(conninfo, application_name="synapse-ops wal") as connection:
+        identity = ensure_identity(connection)
+        with postgres_errors("the WAL settings of the server"):
+            [(version, segment_bytes, page_bytes)] = connection.execute(_SETTINGS).fetchall()
+        address = f"{connection.info.host}:{connection.info.port}"
+        yield WalServer(address, identity, version, int(segment_bytes), int(page_bytes), connection)

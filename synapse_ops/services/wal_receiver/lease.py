@@ -1,0 +1,51 @@
+"""The receiver's lease: of two receivers one writes. It is short, so that a lost host is taken over within seconds."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+
+from synapse_ops.errors import LeaseLost
+from synapse_ops.operations.backup.lease import Lease, hold_lease
+from synapse_ops.operations.repository import Repository
+
+TTL_S = 10.0
+WAIT_S = 0.0
+
+
+class HeldLease:
+    """A lease that is taken again when it was lost while the store did not answer."""
+
+    def __init__(self, repository: Repository, name: str) -> None:
+        self._repository = repository
+        self._name = name
+        self._held: ExitStack | None = None
+        self._lease: Lease | None = None
+
+    def take(self) -> None:
+        """Raises LeaseHeld while another receiver lives, Unreachable without the store."""
+        self.release()
+        stack = ExitStack()
+        owner = f"WAL receiver on {socket.gethostname()}"
+        self._lease = stack.enter_context(hold_lease(self._repository, self._name, owner=owner, ttl_s=TTL_S))
+        self._held = stack
+
+    def check(self) -> None:
+        """Raise LeaseLost when another receiver may write by now: before every write."""
+        if self._lease is None:
+            raise LeaseLost(f'lease "{self._name}" is not held')
+        self._lease.check()
+
+    def renew(self) -> bool:
+        """Take it again if it was lost; True when it was: another receiver may have written meanwhile."""
+        try:
+            self.check()
+        except LeaseLost:
+            self.take()
+            return True
+        return False
+
+    def release(self) -> None:
+        held, self._held, self._lease = self._held, None, None
+        if held is not None:
+            held.close()

@@ -1,0 +1,262 @@
+"""Moves WAL from the spool into the repository, once an interval, in order; what it has stored may be acknowledged.
+
+One thread. It never adds to a segment before everything that is stored of it was compared with the server's bytes. It
+never skips: the durable position only grows over what is stored without a gap. It writes only under its lease.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal import Segment, TimelineHistory, WalRange
+from synapse_ops.domain.database.wal_chain import WalArchive
+from synapse_ops.domain.database.wal_facts import SegmentFacts
+from synapse_ops.domain.database.wal_keys import AGE, first_of_group
+from synapse_ops.domain.database.wal_plan import (
+    Chunk,
+    contiguous_stop,
+    may_publish_history,
+    plan_merge,
+    plan_upload,
+)
+from synapse_ops.domain.database.wal_records import FoundRecords, find_records
+from synapse_ops.errors import SynapseOpsError
+from synapse_ops.operations.database.wal_fetch import list_chunks
+from synapse_ops.operations.database.wal_objects import WalBytes
+from synapse_ops.operations.database.wal_writer import WalWriter
+from synapse_ops.services.wal_receiver.lease import HeldLease
+from synapse_ops.services.wal_receiver.spool import Spool, SpooledSegment
+from synapse_ops.services.wal_receiver.standing import Standing
+from synapse_ops.systems.s3.store import WrittenObject
+
+SCAN_BYTES = 16 * 1024 * 1024
+RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Uploader(threading.Thread):
+    """Runs until `stop`. error: what ended it otherwise. on_durable: called with each new position, from its thread."""
+
+    def __init__(
+        self,
+        writer: WalWriter,
+        spool: Spool,
+        lease: HeldLease,
+        archive: WalArchive,
+        standing: Standing,
+        *,
+        history: TimelineHistory,
+        history_data: bytes,
+        page_bytes: int,
+        interval_s: float,
+        on_durable: Callable[[Lsn], None],
+    ) -> None:
+        super().__init__(name="wal-uploader", daemon=True)
+        self._writer = writer
+        self._spool = spool
+        self._lease = lease
+        self._archive = archive
+        self._standing = standing
+        self._history = history
+        self._history_data = history_data
+        self._page_bytes = page_bytes
+        self._interval_s = interval_s
+        self._on_durable = on_durable
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._tail = b""
+        self._stored: dict[int, WalRange] = {}  # what this run has stored, by timeline
+        self._facts = {
+            (row.timeline, number): facts for row in archive.timelines for number, facts in row.unindexed.items()
+        }
+        self._is_published = history.timeline == 1 or any(
+            row.timeline == history.timeline and row.history is not None for row in archive.timelines
+        )
+        self.error: BaseException | None = None
+
+    def stop(self) -> None:
+        """Ask it to end; what has arrived is stored first, if the store takes it."""
+        self._stop.set()
+        self._wake.set()
+
+    def run(self) -> None:
+        try:
+            while True:
+                began_s = time.monotonic()
+                is_last = self._stop.is_set()
+                try:
+                    self._store_all()
+                except SynapseOpsError as error:
+                    if not error.retryable:
+                        raise
+                    self._standing.fault = error.message
+                    log.warning("WAL could not be stored", fault=error.message)
+                    if is_last:
+                        return
+                    self._pause(began_s + max(RETRY_S, self._interval_s))
+                    continue
+                self._standing.fault = ""
+                if is_last:
+                    return
+                self._pause(began_s + self._interval_s)
+        except BaseException as error:  # noqa: BLE001 - the receiver ends with it, and says why
+            self.error = error
+            self._on_durable(self._standing.durable_lsn)  # it wakes up
+
+    def _pause(self, until_s: float) -> None:
+        self._stop.wait(max(0.0, until_s - time.monotonic()))
+
+    def _store_all(self) -> None:
+        if self._lease.renew():
+            self._look_again()
+        for one in self._spool.segments():
+            before = time.monotonic()
+            received = one.received
+            self._store(one, received)
+            if one.is_stored:
+                self._spool.drop(one)
+            self._standing.put_s = time.monotonic() - before
+        self._standing.spool_bytes = self._spool.size_bytes
+
+    def _look_again(self) -> None:
+        """After the lease was lost for a while: what another receiver may have stored meanwhile is compared."""
+        for one in self._spool.segments():
+            listed = list_chunks(self._writer.repository.store, self._writer.identity, one.segment)
+            one.unread += [chunk for chunk in listed if chunk not in one.chunks and chunk not in one.unread]
+            one.chunks = [chunk for chunk in one.chunks if chunk in listed]
+
+    def _store(self, one: SpooledSegment, received: int) -> None:
+        """Store what is new of a segment. received: up to where it was there when we began."""
+        segment = one.segment
+        if one.is_stored:  # by an earlier run: its bytes are compared
+            if received == segment.size_bytes:
+                self._compare(one, Chunk(0, segment.size_bytes))
+                self._finish(one, None)
+            return
+        while one.unread:
+            if received < one.unread[0].stop:
+                return
+            self._compare(one, one.unread[0])
+            one.chunks.append(one.unread.pop(0))
+        while True:
+            stored = contiguous_stop(one.chunks)
+            self._durable(one, stored)
+            upload = plan_upload(stored, received, segment.size_bytes)
+            if upload is None:
+                break
+            self._lease.check()
+            what = WalBytes(self._writer.identity, segment, upload.start, upload.stop)
+            written = self._writer.store(what, one.read_at)
+            self._standing.count("stored_bytes", written.size_bytes)
+            if upload.is_segment:
+                self._standing.count("segments")
+                self._finish(one, written)
+                return
+            self._standing.count("chunks")
+            one.chunks.append(Chunk(upload.start, upload.stop))
+        self._merge(one)
+
+    def _compare(self, one: SpooledSegment, chunk: Chunk) -> None:
+        self._lease.check()
+        what = WalBytes(self._writer.identity, one.segment, chunk.start, chunk.stop)
+        if not self._writer.compare(what, one.read_at):
+            log.warning("stored WAL is encrypted and was not compared: no key here opens it", segment=one.segment.name)
+        self._standing.count("compared")
+
+    def _durable(self, one: SpooledSegment, stop: int) -> None:
+        """Everything up to this offset of a segment is stored."""
+        segment, lsn = one.segment, one.segment.start + stop
+        known = self._stored.get(segment.timeline)
+        start = segment.start if known is None or known.stop < segment.start else known.start
+        self._stored[segment.timeline] = WalRange(segment.timeline, start, lsn)
+        if lsn > self._standing.durable_lsn or segment.timeline != self._standing.timeline:
+            self._standing.durable_lsn = lsn
+            self._publish()
+            self._on_durable(lsn)
+
+    def _publish(self) -> None:
+        """Store the timeline's history as soon as no reader can be led past its fork."""
+        if self._is_published or self._history.timeline not in self._stored:
+            return
+        covered = [one for row in self._archive.timelines for one in row.covered] + list(self._stored.values())
+        size = self._spool_segment_bytes()
+        if may_publish_history(self._history, covered, size):
+            self._lease.check()
+            self._writer.publish_history(self._history, self._history_data)
+            self._is_published = True
+
+    def _spool_segment_bytes(self) -> int:
+        return next(one.segment.size_bytes for one in self._spool.segments())
+
+    def _merge(self, one: SpooledSegment) -> None:
+        """Store many small chunks as one, then remove them: the new one was checked before."""
+        merged = plan_merge(one.chunks)
+        if not merged:
+            return
+        self._lease.check()
+        whole = Chunk(merged[0].start, max(chunk.stop for chunk in merged))
+        self._writer.store(WalBytes(self._writer.identity, one.segment, whole.start, whole.stop), one.read_at)
+        self._writer.remove_chunks(one.segment, merged)
+        one.chunks = sorted([whole, *(chunk for chunk in one.chunks if chunk not in merged)])
+        self._standing.count("merges")
+
+    def _finish(self, one: SpooledSegment, written: WrittenObject | None) -> None:
+        """A segment is stored whole: keep its facts, remove its chunks. written: None: by an earlier run."""
+        segment = one.segment
+        self._durable(one, segment.size_bytes)
+        found, self._tail = self._scan(one)
+        if (segment.timeline, segment.number) not in self._facts:
+            written = written or self._writer.read_whole(segment)
+            facts = SegmentFacts(
+                segment=segment.name,
+                size_bytes=written.size_bytes,
+                sha256=written.sha256,
+                etag=written.etag,
+                encrypted=written.key.endswith(AGE),
+                commits=found.commits,
+                min_commit_at=found.min_commit_at,
+                max_commit_at=found.max_commit_at,
+                restore_points=found.restore_points,
+                parameters=found.parameters,
+            )
+            self._writer.store_facts(segment, facts)
+            self._facts[segment.timeline, segment.number] = facts
+        self._writer.remove_chunks(segment, [*one.chunks, *one.unread])
+        one.chunks, one.unread, one.is_stored = [], [], True
+        self._index_before(segment)
+
+    def _scan(self, one: SpooledSegment) -> tuple[FoundRecords, bytes]:
+        total, tail = FoundRecords(), self._tail
+        for offset in range(0, one.segment.size_bytes, SCAN_BYTES):
+            data = one.read_at(offset, min(SCAN_BYTES, one.segment.size_bytes - offset))
+            found, tail = find_records(
+                data,
+                one.segment.start + offset,
+                segment_bytes=one.segment.size_bytes,
+                page_bytes=self._page_bytes,
+                tail=tail,
+            )
+            total = total.with_more(found)
+        return total, tail
+
+    def _index_before(self, segment: Segment) -> None:
+        """Write the indexes of groups that lie before this segment's: nothing is added to them any more."""
+        current = first_of_group(segment).number
+        groups: dict[Segment, list[SegmentFacts]] = {}
+        for (timeline, number), facts in sorted(self._facts.items()):
+            if timeline == segment.timeline and number < current:
+                first = first_of_group(Segment(timeline, number, segment.size_bytes))
+                groups.setdefault(first, []).append(facts)
+        for rows in groups.values():
+            self._lease.check()
+            self._writer.store_index(rows, segment.size_bytes)
+            for facts in rows:
+                number = Segment.parse(facts.segment, segment.size_bytes).number
+                del self._facts[segment.timeline, number]
+            self._standing.count("indexes")
