@@ -120,6 +120,7 @@ def _run_main_job(stack: Stack, spec_path: Path) -> dict[str, Mapping[str, Any]]
 
     Returns what the cleanup's assets recorded, by kind.
     """
+    from synapse_ops.defs.backup.kinds import COLLECTIONS_PARTITION
     from synapse_ops.services.dagster.console import start_console
 
     collection = stack.spec.qdrant.collection
@@ -135,7 +136,8 @@ def _run_main_job(stack: Stack, spec_path: Path) -> dict[str, Mapping[str, Any]]
         with _step(
             f"vector_snapshot [{collection}]: every shard streamed into S3, every point hashed before and after"
         ):
-            _run(console, "vector_backup_now")
+            console.instance.add_dynamic_partitions(COLLECTIONS_PARTITION, [collection])  # the sensor may not yet have
+            _run(console, "vector_backup", collection)
         with _step(f"vector_restore_proof [{collection}]: opened in a throwaway engine and compared"):
             _run(console, "vector_proof", collection)
         with _step("what retention keeps, and why; health_report; and the cleanup that its schedule starts"):

@@ -12,8 +12,6 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from synapse_ops.defs.backup import jobs
-from synapse_ops.defs.backup.kinds import DATABASES
 from synapse_ops.defs.everything import merged_definitions
 from synapse_ops.defs.policies import POOL_POSTGRES_IO, POOL_REPOSITORY_DELETE, WITHOUT_FRESHNESS
 
@@ -163,41 +161,7 @@ def test_every_job_ends_and_none_is_retried(defs: dg.Definitions) -> None:
             assert all(node.definition.retry_policy is None for node in job.nodes), job.name  # type: ignore[union-attr]
 
 
-def test_launchpad_refuses_a_database_that_is_none_and_names_those_that_are(defs: dg.Definitions) -> None:
-    """A wrong value is refused before a run starts; the field's description has the choices."""
-    job = defs.resolve_job_def("database_backup_now")
-
-    with pytest.raises(dg.DagsterInvalidConfigError, match="nope"):
-        dg.validate_run_config(job, {"ops": {"database_back_up": {"config": {"subjects": ["nope"]}}}})
-    assert dg.validate_run_config(job, {"ops": {"database_back_up": {"config": {"subjects": ["Kunden ä"]}}}})
-    field = job.nodes[0].definition.config_field  # type: ignore[union-attr]
-    assert "orders, Kunden ä" in str(field.config_type.fields["subjects"].description)
-
-
-def test_a_bug_in_one_subject_costs_no_other_its_backup(defs: dg.Definitions, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those after it are taken and recorded, and the run fails with the name of the one that was not."""
-
-    def back_up(context: object, stack: object, kind: object, subject: str, **_: str) -> tuple[str, dict[str, str]]:
-        if subject == "orders":
-            raise TypeError("not foreseen")
-        return "20261130T000000Z-000000", {}
-
-    monkeypatch.setattr(jobs, "choose_subjects", lambda *_: ["orders", "Kunden ä"])
-    monkeypatch.setattr(jobs, "back_up", back_up)
-
-    with dg.DagsterInstance.ephemeral() as instance:
-        job = defs.resolve_job_def("database_backup_now")
-        run = job.execute_in_process(instance=instance, raise_on_error=False)
-        taken = instance.get_materialized_partitions(DATABASES.backup_key)
-
-    assert taken == {"Kunden ä"}
-    failure = run.failure_data_for_node("database_back_up")
-    assert failure is not None
-    assert failure.user_failure_data is not None
-    assert "orders: internal error: TypeError" in str(failure.user_failure_data.description)
-
-
-@pytest.mark.parametrize("name", ["database_proof", "database_restore", "database_backup_now"])
+@pytest.mark.parametrize("name", ["database_proof", "database_restore"])
 def test_every_field_of_the_launchpad_is_described(defs: dg.Definitions, name: str) -> None:
     """An operator reads in the launchpad what a field means."""
     fields = defs.resolve_job_def(name).nodes[0].definition.config_field.config_type.fields  # type: ignore[union-attr]

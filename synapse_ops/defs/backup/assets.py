@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from pydantic import Field
 
 from synapse_ops.defs.backup.expiry import expiry_assets
 from synapse_ops.defs.backup.kinds import AssetKind
-from synapse_ops.defs.backup.restore_check import restore_check
-from synapse_ops.defs.backup.verbs import back_up, prove, refuse_unless_proven
+from synapse_ops.defs.backup.restore_check import (
+    evaluation_of,
+    judge_proofs,
+    proof_check_spec,
+    restore_check,
+    result_of,
+)
+from synapse_ops.defs.backup.verbs import ProofConfig, back_up, prove, refuse_unless_proven
 from synapse_ops.defs.event_metadata import proof_metadata
 from synapse_ops.defs.policies import OWNERS, code_version, freshness_of
 from synapse_ops.defs.resources import StackResource
@@ -21,19 +26,6 @@ from synapse_ops.defs.spec.assets import spec_key
 
 if TYPE_CHECKING:
     from synapse_ops.spec import Spec
-
-
-class ProofConfig(dg.Config):
-    """Which backup a proof restores."""
-
-    backup_id: str = Field(
-        "",
-        description="Id of the backup to restore, as `synapse-ops backup list` prints it; an unknown one is refused "
-        "with the nearest ids. Empty: the newest backup that has not been proven.",
-    )
-    only_untried: bool = Field(
-        False, description="Do nothing when the backup already has a proof, whatever its verdict."
-    )
 
 
 def backup_assets(kind: AssetKind, spec: "Spec") -> dg.Definitions:
@@ -57,43 +49,50 @@ def _backup(kind: AssetKind, spec: "Spec") -> dg.AssetsDefinition:
         "restore_proven.",
     )
     def backup(context: dg.AssetExecutionContext, stack: StackResource) -> dg.MaterializeResult[None]:
-        backup_id, metadata = back_up(context, stack, kind, context.partition_key)
+        backup_id, metadata = back_up(context, stack, kind)
         return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(backup_id))
 
     return backup
 
 
 def _proof(kind: AssetKind, spec: "Spec") -> dg.AssetsDefinition:
-    @dg.asset(
-        key=kind.proof_key,
-        partitions_def=kind.partitions(spec),
+    proof = dg.AssetSpec(
+        kind.proof_key,
         deps=[kind.backup_key, spec_key("proof"), spec_key("encryption")],
-        pool=kind.pool,
         group_name=kind.group,
         owners=OWNERS,
         kinds={kind.technology, "s3"},
-        output_required=False,
+        skippable=True,
         code_version=code_version(*kind.versioned[1]),
         freshness_policy=freshness_of(spec.proof.schedule.longest_gap(spec.time_zone)),
-        description=f"{kind.about_proof} Anything but an equal restore fails the run and the check restore_proven.",
+        description=f"{kind.about_proof} Anything but an equal restore fails the run and the checks restore_proven and "
+        "newest_proof_passed.",
+    )
+
+    @dg.multi_asset(
+        name=kind.proof_key.to_python_identifier(),
+        specs=[proof],
+        check_specs=[proof_check_spec(kind)],
+        partitions_def=kind.partitions(spec),
+        pool=kind.pool,
+        can_subset=True,
     )
     def restore_proof(
         context: dg.AssetExecutionContext, config: ProofConfig, stack: StackResource
-    ) -> Iterator[dg.MaterializeResult[None]]:
-        report = prove(
-            context,
-            stack,
-            kind,
-            context.partition_key,
-            backup_id=config.backup_id or None,
-            only_untried=config.only_untried,
-        )
-        if report is None:
-            return
-        metadata = proof_metadata(report.record, report.url)
-        if not report.is_proven:
-            context.log_event(dg.AssetObservation(kind.proof_key, partition=context.partition_key, metadata=metadata))
-        refuse_unless_proven(report)
-        yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(report.record.digest()))
+    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+        """The check runs in the asset and not after it: after a proof that failed it is the one that matters."""
+        report = prove(context, stack, kind, config) if context.selected_asset_keys else None
+        if report is not None:
+            metadata = proof_metadata(report.record, report.url)
+            if report.is_proven:
+                yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(report.record.digest()))
+            else:
+                failed = dg.AssetObservation(kind.proof_key, partition=context.partition_key, metadata=metadata)
+                context.log_event(failed)
+        judged = judge_proofs(kind, stack.open(), context.instance)
+        if context.selected_asset_check_keys and not judged.is_empty:
+            yield result_of(evaluation_of(judged, kind=kind, instance=context.instance, run_id=context.run.run_id))
+        if report is not None:
+            refuse_unless_proven(report)
 
     return restore_proof

@@ -1,9 +1,7 @@
 """Jobs of each kind for the launchpad, and the schedules. Each field says what it means; a wrong value is refused."""
 
-import traceback
 from collections.abc import Iterator
 from datetime import timedelta
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -11,8 +9,7 @@ from pydantic import Field
 
 from synapse_ops.defs.backup.expiry import expiry_jobs
 from synapse_ops.defs.backup.kinds import AssetKind
-from synapse_ops.defs.backup.verbs import back_up, choose_subjects, restore_backup
-from synapse_ops.defs.in_run import operation_of
+from synapse_ops.defs.backup.verbs import restore_backup
 from synapse_ops.defs.policies import (
     PRIORITY_BACKUP,
     PRIORITY_PROOF,
@@ -22,7 +19,6 @@ from synapse_ops.defs.policies import (
     run_tags,
 )
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.redaction import redact
 
 if TYPE_CHECKING:
     from synapse_ops.defs.place import Place
@@ -53,7 +49,7 @@ def backup_jobs(kind: AssetKind, spec: "Spec", place: "Place") -> dg.Definitions
     )
     proof = dg.define_asset_job(
         kind.job("proof"),
-        selection=dg.AssetSelection.assets(kind.proof_key).without_checks(),
+        selection=dg.AssetSelection.assets(kind.proof_key),
         description=f"Prove a backup of one {kind.noun} by restoring and comparing it: the newest unproven one, or "
         "the one that the config names.",
         tags=run_tags(spec.proof.timeout + PROOF_MARGIN, lane=kind.prefix, priority=PRIORITY_PROOF),
@@ -62,58 +58,8 @@ def backup_jobs(kind: AssetKind, spec: "Spec", place: "Place") -> dg.Definitions
         _partition_schedule(kind, "backup", backup, kind.schedule(spec), spec),
         _partition_schedule(kind, "proof", proof, spec.proof.schedule, spec),
     ]
-    jobs = [backup, proof, _backup_now(kind, spec), _restore(kind)]
+    jobs = [backup, proof, _restore(kind)]
     return dg.Definitions.merge(dg.Definitions(jobs=jobs, schedules=schedules), expiry_jobs(kind, spec, place))
-
-
-def _backup_now(kind: AssetKind, spec: "Spec") -> Any:
-    partitions = kind.partitions(spec)
-    names = partitions.get_partition_keys() if isinstance(partitions, dg.StaticPartitionsDefinition) else []
-    choice: Any = Enum("Subject", {name: name for name in names}) if names else str
-    of = f", of: {', '.join(names)}" if names else f" of a {kind.noun} on the server"
-
-    class BackupConfig(dg.Config):
-        """What is backed up."""
-
-        subjects: list[choice] = Field([], description=f"Names{of}. Empty: all of them.")
-
-    @dg.op(
-        name=kind.job("back_up"),
-        pool=kind.pool,
-        out=dg.Out(dg.Nothing),
-        description="Back up what was chosen, one after another; a failure of one does not stop the others.",
-    )
-    def back_up_chosen(context: dg.OpExecutionContext, config: BackupConfig, stack: StackResource) -> None:
-        with operation_of(context.run.run_id, context.instance):
-            chosen = choose_subjects(kind, stack.open(), [str(getattr(one, "value", one)) for one in config.subjects])
-        failures = []
-        for subject in chosen:
-            if isinstance(partitions, dg.DynamicPartitionsDefinition) and partitions.name:
-                context.instance.add_dynamic_partitions(partitions.name, [subject])
-            try:
-                backup_id, metadata = back_up(context, stack, kind, subject, set_id=context.run.run_id)
-            except dg.Failure as failure:
-                failures.append(f"{subject}: {failure.description}")
-                continue
-            except Exception as bug:  # noqa: BLE001 - our bug in one subject must not cost the others their backup
-                context.log.error(redact("".join(traceback.format_exception(bug))))  # noqa: TRY400 - as redacted
-                failures.append(f"{subject}: internal error: {type(bug).__name__}; the traceback is in the log")
-                continue
-            tags = {"dagster/data_version": backup_id}
-            event = dg.AssetMaterialization(kind.backup_key, partition=subject, metadata=metadata, tags=tags)
-            context.log_event(event)
-        if failures:
-            raise dg.Failure("\n".join(failures), allow_retries=False)
-
-    @dg.job(
-        name=kind.job("backup_now"),
-        description="Back up now. Each is a new backup; all of one run share a set id.",
-        tags=run_tags(BACKUP_LIMIT, lane=kind.prefix, priority=PRIORITY_BACKUP),
-    )
-    def backup_now() -> None:
-        back_up_chosen()
-
-    return backup_now
 
 
 def _restore(kind: AssetKind) -> Any:

@@ -78,7 +78,7 @@ class AssetKind:
         return self.kind.schedule(spec)
 
     def job(self, verb: str) -> str:
-        """Return the name of a job: backup, backup_now, proof, restore, expire, expire_plan, expire_apply."""
+        """Return the name of a job: backup, proof, restore, expire, expire_plan, expire_apply."""
         return f"{self.prefix}_{verb}"
 
     def catalog(self, stack: "Stack") -> "Catalog":

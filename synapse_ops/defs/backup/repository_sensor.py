@@ -1,9 +1,9 @@
 """The repository is the truth: what is in it and not in Dagster's history is reported, and gets its proof.
 
 Each tick compares one listing with the events. A backup or proof of the CLI or of another host becomes an event without
-a run; the newest backup without any proof gets a run of its proof asset; the check `restore_proven`
-is reported again when its verdict changed. The cursor only says what was seen last, to make an idle tick cheap: it can
-be thrown away, because a backup is known by its id in the metadata of an event.
+a run; the newest backup without any proof gets a run of its proof asset; the checks `restore_proven` and
+`newest_proof_passed` are reported again when their verdict changed. The cursor only says what was seen last, to make an
+idle tick cheap: it can be thrown away, because a backup is known by its id in the metadata of an event.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from synapse_ops.defs.backup.kinds import AssetKind
-from synapse_ops.defs.backup.restore_check import CHECK_NAME, Judgement, evaluation_of, judge_now
+from synapse_ops.defs.backup.restore_check import Judgement, evaluation_of, judge_now, judge_proofs
 from synapse_ops.defs.event_metadata import BACKUP_ID, PROOF_ID, backup_metadata, proof_id, proof_metadata
 from synapse_ops.defs.policies import TAG_BACKUP_ID, TAG_TRIGGER
 from synapse_ops.defs.resources import StackResource
@@ -83,12 +83,14 @@ def look_at_repository(context: dg.SensorEvaluationContext, stack: "Stack", kind
     if cursor.get("repository") != seen:
         for subject in subjects:
             _report_unknown(context.instance, kind, repository, catalog.of_subject(subject), findings)
-    judgement = judge_now(kind, stack, context.instance, catalog)
-    verdict = _digest([judgement.sentence, *(f"{backup_id} {at.isoformat()}" for _, backup_id, at in judgement.proven)])
-    if findings.is_complete and judgement.is_due and cursor.get("verdict") != verdict:
-        if _says_otherwise(context.instance, kind, judgement):
-            findings.events.append(evaluation_of(judgement, kind=kind, instance=context.instance))
-        cursor["verdict"] = verdict
+    for judge in (judge_now, judge_proofs):
+        judgement = judge(kind, stack, context.instance, catalog)
+        name, proven = judgement.check.name, judgement.proven
+        verdict = _digest([judgement.sentence, *(f"{backup_id} {at.isoformat()}" for _, backup_id, at in proven)])
+        if findings.is_complete and judgement.is_due and cursor.get(name) != verdict:
+            if _says_otherwise(context.instance, judgement):
+                findings.events.append(evaluation_of(judgement, kind=kind, instance=context.instance))
+            cursor[name] = verdict
     if findings.is_complete and findings.is_settled:
         cursor["repository"] = seen
     requests = _proof_requests(context.instance, kind, catalog, subjects) if findings.is_complete else []
@@ -214,11 +216,11 @@ def _is_in_progress(instance: dg.DagsterInstance, run_id: str) -> bool:
     return run is not None and not run.is_finished
 
 
-def _says_otherwise(instance: dg.DagsterInstance, kind: AssetKind, judgement: Judgement) -> bool:
+def _says_otherwise(instance: dg.DagsterInstance, judgement: Judgement) -> bool:
     """Say whether the check's last evaluation differs, so that a restarted sensor does not repeat it."""
     from synapse_ops.systems.dagster_storage import last_evaluation
 
-    last = last_evaluation(instance, kind.backup_key, CHECK_NAME)
+    last = last_evaluation(instance, judgement.check.asset_key, judgement.check.name)
     return last is None or last.passed != judgement.passed or last.description != judgement.sentence
 
 

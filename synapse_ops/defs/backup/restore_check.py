@@ -1,12 +1,14 @@
-"""`restore_proven`: can what was backed up be restored? Judged over all subjects of a kind, from the repository alone.
+"""`restore_proven`, of what is backed up: can it be restored? `newest_proof_passed`, of its proof: did the last pass?
+
+Both judge all subjects of a kind, from the repository alone.
 
 Dagster keeps only the last evaluation of a check, so a verdict on one partition would let a green one hide a red one.
 Unknown is never good: an unproven, differing, void or aged proof is a failure, and so is a database without any backup.
 A proof that could not be attempted fails a backup that has no other, and is a warning beside one that passed.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -15,22 +17,26 @@ import dagster as dg
 from synapse_ops.defs.backup.kinds import AssetKind
 from synapse_ops.defs.event_metadata import Metadata, table
 from synapse_ops.defs.resources import StackResource
-from synapse_ops.domain.backup.faults import fault_of, warning_of
+from synapse_ops.domain.backup.faults import fault_of, newest_proof_fault_of, warning_of
 
 if TYPE_CHECKING:
+    from synapse_ops.domain.backup.catalog import CatalogEntry
     from synapse_ops.operations.backup.catalog import Catalog
     from synapse_ops.operations.stack import Stack
 
 CHECK_NAME = "restore_proven"
+PROOF_CHECK_NAME = "newest_proof_passed"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """failing, warned: (database, reason). waiting: databases whose newest backup has had no proof yet.
+    """check: whose verdict it is. failing, warned: (database, reason).
 
+    waiting: databases whose newest backup has had no proof yet.
     proven: (database, backup id, proven at) of the newest proven backup of each database.
     """
 
+    check: dg.AssetCheckKey
     failing: tuple[tuple[str, str], ...]
     warned: tuple[tuple[str, str], ...]
     waiting: tuple[str, ...]
@@ -65,13 +71,18 @@ class Judgement:
 
 
 def judge_repository(
-    catalog: "Catalog", databases: Sequence[str], proof_max_age: timedelta, now: datetime
+    check: dg.AssetCheckKey,
+    catalog: "Catalog",
+    databases: Sequence[str],
+    proof_max_age: timedelta,
+    now: datetime,
+    judge: "Callable[[Sequence[CatalogEntry], timedelta, datetime], str]" = fault_of,
 ) -> Judgement:
-    """Return the verdict on every database of the spec."""
+    """Return the verdict on every database of the spec. judge: why its backups fail, newest first, or ""."""
     failing, warned, waiting, proven = [], [], [], []
     for database in databases:
-        entries = catalog.of_subject(database)  # newest first
-        reason = fault_of(entries, proof_max_age, now)
+        entries = catalog.of_subject(database)
+        reason = judge(entries, proof_max_age, now)
         if reason:
             failing.append((database, reason))
         warning = warning_of(entries, proof_max_age, now)
@@ -82,15 +93,36 @@ def judge_repository(
         newest = next((entry for entry in entries if entry.proven_at is not None), None)
         if newest is not None and newest.proven_at is not None:
             proven.append((database, newest.place.backup_id, newest.proven_at))
-    return Judgement(tuple(failing), tuple(warned), tuple(waiting), tuple(proven))
+    return Judgement(check, tuple(failing), tuple(warned), tuple(waiting), tuple(proven))
 
 
 def judge_now(
     kind: AssetKind, stack: "Stack", instance: dg.DagsterInstance, catalog: "Catalog | None" = None
 ) -> Judgement:
-    """Return the verdict over all subjects of a kind, read from the repository now."""
-    catalog = catalog or kind.catalog(stack)
-    return judge_repository(catalog, kind.expected(stack, instance), kind.proof_max_age(stack), datetime.now(UTC))
+    """Return whether all subjects of a kind can be restored, read from the repository now."""
+    catalog, check = catalog or kind.catalog(stack), dg.AssetCheckKey(kind.backup_key, CHECK_NAME)
+    expected, max_age = kind.expected(stack, instance), kind.proof_max_age(stack)
+    return judge_repository(check, catalog, expected, max_age, datetime.now(UTC))
+
+
+def judge_proofs(
+    kind: AssetKind, stack: "Stack", instance: dg.DagsterInstance, catalog: "Catalog | None" = None
+) -> Judgement:
+    """Return whether the newest proof of each subject of a kind passed and stands. One never tried is no fault."""
+    catalog, check = catalog or kind.catalog(stack), dg.AssetCheckKey(kind.proof_key, PROOF_CHECK_NAME)
+    expected, max_age = kind.expected(stack, instance), kind.proof_max_age(stack)
+    judged = judge_repository(check, catalog, expected, max_age, datetime.now(UTC), newest_proof_fault_of)
+    return replace(judged, waiting=())
+
+
+def proof_check_spec(kind: AssetKind) -> dg.AssetCheckSpec:
+    """Return what the proof of a kind is checked for, in its own run and whenever the repository says otherwise."""
+    return dg.AssetCheckSpec(
+        PROOF_CHECK_NAME,
+        asset=kind.proof_key,
+        description=f"Red while the newest proof of any {kind.noun} did not pass, whoever made it; a warning while it "
+        f"could not be attempted. The page above shows the last that passed. Lists the failing ones.",
+    )
 
 
 def evaluation_of(
@@ -101,7 +133,7 @@ def evaluation_of(
     backup_id: str | None = None,
     run_id: str | None = None,
 ) -> dg.AssetCheckEvaluation:
-    """Return the verdict as an event of the asset that was backed up, with the backup and run that led to it."""
+    """Return the verdict as an event of its asset, with the backup and run that led to it."""
     rows = [{kind.noun: name, "verdict": "failing", "what": reason} for name, reason in judgement.failing]
     rows += [{kind.noun: name, "verdict": "warning", "what": reason} for name, reason in judgement.warned]
     rows += [
@@ -120,13 +152,13 @@ def evaluation_of(
     if run_id is not None:
         metadata["run"] = dg.MetadataValue.dagster_run(run_id)
     return dg.AssetCheckEvaluation(
-        asset_key=kind.backup_key,
-        check_name=CHECK_NAME,
+        asset_key=judgement.check.asset_key,
+        check_name=judgement.check.name,
         passed=judgement.passed,
         severity=judgement.severity,
         description=judgement.sentence,
         metadata=metadata,
-        target_materialization_data=newest_as_target(instance, kind.backup_key),
+        target_materialization_data=newest_as_target(instance, judgement.check.asset_key),
     )
 
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from pydantic import Field
 
 from synapse_ops.defs.backup.kinds import AssetKind
 from synapse_ops.defs.backup.restore_check import evaluation_of, judge_now
@@ -18,16 +19,20 @@ if TYPE_CHECKING:
     from synapse_ops.domain.backup.expiry_plan import ExpiryPlan
     from synapse_ops.operations.backup.expire import ExpiryReport
     from synapse_ops.operations.backup.proving import ProofReport
-    from synapse_ops.operations.stack import Stack
+
+_TAG_BACKFILL = "dagster/backfill"
 
 
-def back_up(
-    context: Any, stack: StackResource, kind: AssetKind, subject: str, *, set_id: str | None = None
-) -> tuple[str, Metadata]:
-    """Take a backup of one subject; return its id and what the asset page shows of it."""
+def back_up(context: Any, stack: StackResource, kind: AssetKind) -> tuple[str, Metadata]:
+    """Take a backup of the run's partition; return its id and what the asset page shows of it.
+
+    What a schedule's tick or a backfill started belongs together: their name is the set id.
+    """
     with operation_of(context.run.run_id, context.instance):
-        set_id = set_id or context.run.tags.get(TAG_SET_ID)
-        report = kind.kind.verbs().take(stack.open(), subject, set_id=set_id, progress=progress_into(context.log))
+        set_id = context.run.tags.get(TAG_SET_ID) or context.run.tags.get(_TAG_BACKFILL)
+        report = kind.kind.verbs().take(
+            stack.open(), context.partition_key, set_id=set_id, progress=progress_into(context.log)
+        )
     tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: report.record.backup_id})
     for warning in report.warnings:
         context.log.warning(warning)
@@ -37,24 +42,20 @@ def back_up(
     return report.record.backup_id, metadata
 
 
-def choose_subjects(kind: AssetKind, stack: "Stack", wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return the names to back up: those wanted, else all. Raises Refused for one that is not there."""
-    there = kind.kind.subjects(stack)
-    unknown = [name for name in wanted if name not in there]
-    if unknown:
-        raise Refused(f"not on the server: {', '.join(unknown)}", detail=f"there are: {', '.join(there) or 'none'}")
-    return tuple(wanted) or there
+class ProofConfig(dg.Config):
+    """Which backup a proof restores."""
+
+    backup_id: str = Field(
+        "",
+        description="Id of the backup to restore, as `synapse-ops backup list` prints it; an unknown one is refused "
+        "with the nearest ids. Empty: the newest backup that has not been proven.",
+    )
+    only_untried: bool = Field(
+        False, description="Do nothing when the backup already has a proof, whatever its verdict."
+    )
 
 
-def prove(
-    context: Any,
-    stack: StackResource,
-    kind: AssetKind,
-    subject: str,
-    *,
-    backup_id: str | None = None,
-    only_untried: bool = False,
-) -> "ProofReport | None":
+def prove(context: Any, stack: StackResource, kind: AssetKind, config: ProofConfig) -> "ProofReport | None":
     """Prove a backup, the newest unproven one where no id is given, and report the verdict on all of its kind.
 
     Returns None when there is nothing to prove. The proof is written and reported whatever its verdict; the caller
@@ -64,9 +65,9 @@ def prove(
         opened = stack.open()
         report = kind.kind.prove(
             kind.kind.repository(opened),
-            backup_id=backup_id,
-            subject=subject,
-            only_untried=only_untried,
+            backup_id=config.backup_id or None,
+            subject=context.partition_key,
+            only_untried=config.only_untried,
             identities=opened.age_identities(),
             work_dir=opened.state_dir / "proof",
             timeout_s=opened.spec.proof.timeout.total_seconds(),

@@ -230,8 +230,9 @@ class CatalogEntry:
     """One backup. It exists (its `backup.json` does); whether it counts is what the other fields say.
 
     proven_at: when its newest proof finished, only if that proof passed and still matches every byte named; else None,
-    and `doubt` says why. last_verdict is the newest proof's own word. held_at: the newest renewal of a reader's hold.
+    and `doubt` says why. last_verdict is the newest proof's own word, last_proof_at its end.
     not_attempted_at: when a proof could not be attempted, if that was after the newest proof; a warning, no verdict.
+    held_at: the newest renewal of a reader's hold.
     """
 
     place: BackupPlace
@@ -246,6 +247,7 @@ class CatalogEntry:
     not_in_backup: tuple[str, ...]
     proven_at: datetime | None
     last_verdict: Verdict | None
+    last_proof_at: datetime | None
     restore_s: float | None
     not_attempted_at: datetime | None
     doubt: str
@@ -284,6 +286,7 @@ def judge(
         not_in_backup=backup.not_in_backup,
         proven_at=proof.finished_at if proof is not None and not doubt else None,
         last_verdict=proof.verdict if proof is not None else None,
+        last_proof_at=proof.finished_at if proof is not None else None,
         restore_s=proof.restore_s if proof is not None else None,
         not_attempted_at=attempted,
         doubt=doubt,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from operator import itemgetter
 
 from synapse_ops.domain.backup.catalog import NOT_PROVEN_YET, CatalogEntry, not_attempted
 from synapse_ops.domain.durations import format_age
@@ -40,3 +41,12 @@ def warning_of(entries: Sequence[CatalogEntry], proof_max_age: timedelta, now: d
     if tried is None or tried.not_attempted_at is None or fault_of(entries, proof_max_age, now):
         return ""
     return f"backup {tried.place.backup_id}: {not_attempted(tried.not_attempted_at)}"
+
+
+def newest_proof_fault_of(entries: Sequence[CatalogEntry], proof_max_age: timedelta, now: datetime) -> str:
+    """Return why the newest proof of a subject, of whichever backup, does not stand, or "". Its age is no fault."""
+    del proof_max_age, now
+    proofs = [(entry.last_proof_at, entry) for entry in entries if entry.last_proof_at is not None]
+    newest = max(proofs, key=itemgetter(0))[1] if proofs else None
+    failed = newest is not None and newest.proven_at is None
+    return f"backup {newest.place.backup_id}: {newest.doubt}" if newest is not None and failed else ""

@@ -14,7 +14,7 @@ import pytest
 
 from synapse_ops.defs.backup.kinds import COLLECTIONS, DATABASES
 from synapse_ops.defs.backup.repository_sensor import look_at_repository
-from synapse_ops.defs.backup.restore_check import CHECK_NAME
+from synapse_ops.defs.backup.restore_check import CHECK_NAME, PROOF_CHECK_NAME
 from synapse_ops.domain.backup.layout import BACKUP, BackupPlace
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.backup.record import BackupRecord
@@ -155,7 +155,7 @@ def test_check_lists_every_failing_database(repository: Repository) -> None:
     assert evaluation is not None
     assert evaluation.passed is False
     assert evaluation.description is not None
-    assert evaluation.description.startswith(f"orders: {bad.place.backup_id}: newest proof: differs")
+    assert evaluation.description.startswith(f"orders: backup {bad.place.backup_id}: newest proof: differs")
     assert evaluation.metadata["failing_databases"].value == 1
 
 
@@ -206,16 +206,24 @@ def test_check_turns_green_with_the_proof_and_red_with_damage(repository: Reposi
     assert repository.check_passed() is False
 
 
-def test_failed_proof_is_an_observation_and_makes_nothing_fresh(repository: Repository) -> None:
-    """Only a pass materialises the proof; a failure is on the page, and freshness runs on."""
-    backup = store_backup(repository.store, NOW - timedelta(hours=2))
-    store_proof(repository.store, backup, NOW - timedelta(hours=1), verdict=Verdict.UNPROVEN)
+def test_failed_proof_is_an_observation_and_turns_the_proof_red(repository: Repository) -> None:
+    """Only a pass materialises the proof; a failure of another host is on the page and in the check, until one passes.
 
-    repository.tick()
+    The newest proof counts, of whichever backup: an older backup that fails is not hidden by a newer one.
+    """
+    old, new = (store_backup(repository.store, NOW - age * timedelta(hours=1), number=age) for age in (6, 5))
+    verdicts = []
+    for backup, age, verdict in ((new, 4, Verdict.PROVEN), (old, 3, Verdict.UNPROVEN), (new, 2, Verdict.PROVEN)):
+        store_proof(repository.store, backup, NOW - age * timedelta(hours=1), verdict=verdict)
+        repository.tick()
+        found = last_evaluation(repository.instance, PROOF_KEY, PROOF_CHECK_NAME)
+        assert found is not None
+        verdicts.append((found.passed, old.place.backup_id in (found.description or "")))
     repository.cursor = None
     repository.tick()
 
-    assert repository.reported(PROOF_KEY) == []
+    assert verdicts == [(True, False), (False, True), (True, False)]
+    assert repository.reported(PROOF_KEY) == [new.place.backup_id] * 2
     assert len(repository.instance.fetch_observations(PROOF_KEY, limit=10).records) == 1
 
 

@@ -58,6 +58,7 @@ def backup(
         not_in_backup=(),
         proven_at=moment + timedelta(minutes=1) if proven and not unreadable else None,
         last_verdict=None,
+        last_proof_at=None,
         restore_s=None,
         not_attempted_at=None,
         doubt="" if proven and not unreadable else "not proven yet",

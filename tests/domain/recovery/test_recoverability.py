@@ -41,6 +41,7 @@ def entry(at: datetime, *, proven_at: datetime | None, doubt: str = "", verdict:
         not_in_backup=(),
         proven_at=proven_at,
         last_verdict=verdict or (Verdict.PROVEN if proven_at else None),
+        last_proof_at=None,
         restore_s=7.4 if proven_at else None,
         not_attempted_at=None,
         doubt=doubt or ("" if proven_at else "not proven yet"),

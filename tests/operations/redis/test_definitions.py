@@ -10,7 +10,7 @@ import pytest
 from synapse_ops.defs.backup.definitions import definitions_of
 from synapse_ops.defs.backup.kinds import DATABASES, REDIS, asset_kinds_of
 from synapse_ops.defs.backup.repository_sensor import look_at_repository
-from synapse_ops.defs.backup.restore_check import CHECK_NAME
+from synapse_ops.defs.backup.restore_check import CHECK_NAME, PROOF_CHECK_NAME
 from synapse_ops.defs.place import Place
 from synapse_ops.operations.cleanup.run_history import BACKUP_KEYS
 from synapse_ops.operations.redis.snapshot import snapshot_redis
@@ -47,6 +47,41 @@ def test_a_snapshot_is_taken_and_proven_by_the_jobs_of_every_kind(
         assert evaluation is not None
         assert evaluation.passed
         assert definitions.resolve_job_def(REDIS.job("expire_plan")).execute_in_process(instance=instance).success
+
+
+def test_a_snapshot_that_was_damaged_since_leaves_no_green_page(
+    stack: Stack, server: RealRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proof is a materialization that fails: its run, its own check and that of the snapshot are red."""
+    fill_every_type(server)
+    definitions = _definitions(stack, monkeypatch)
+    with dg.DagsterInstance.ephemeral() as instance:
+        [address] = REDIS.expected(stack, instance)
+
+        def run(verb: str) -> dg.ExecuteInProcessResult:
+            job = definitions.resolve_job_def(REDIS.job(verb))
+            return job.execute_in_process(instance=instance, partition_key=address, raise_on_error=False)
+
+        def verdicts() -> list[bool]:
+            found = [
+                last_evaluation(instance, REDIS.proof_key, PROOF_CHECK_NAME),
+                last_evaluation(instance, REDIS.backup_key, CHECK_NAME),
+            ]
+            return [one.passed for one in found if one is not None]
+
+        assert run("backup").success
+        assert run("proof").success
+        green = verdicts()
+        store = stack.redis_repository().store
+        [key] = [found.key for found in store.list_objects() if ".rdb" in found.key]
+        data = store.read_bytes(key)
+        store.put_bytes(key, data[:-64] + bytes(byte ^ 0xFF for byte in data[-64:]))
+        failed = run("proof")
+        red = verdicts()
+
+    assert not failed.success
+    assert failed.asset_materializations_for_node("redis_restore_proof") == []
+    assert (green, red) == ([True, True], [False, False])
 
 
 def test_a_snapshot_of_the_command_line_is_reported_and_gets_its_proof(stack: Stack, server: RealRedis) -> None:

@@ -82,7 +82,7 @@ def test_a_collection_is_discovered_snapshotted_and_proven_and_the_check_says_so
     dagster.discover()
     assert collection in dagster.known()
 
-    taken = dagster.run("vector_backup_now", ops={"vector_back_up": {"config": {"subjects": [collection]}}})
+    taken = dagster.run("vector_backup", collection)
     proven = dagster.run("vector_proof", collection)
 
     assert taken.success
@@ -169,13 +169,14 @@ def test_a_vanished_collection_is_an_alarm_that_leaves_dagster_and_ends_when_it_
 
 def test_a_job_on_collections_fails_in_our_own_words(dagster: Dagster) -> None:
     """The run's page says what is not there and what is, instead of a client's exception."""
-    taken = dagster.run("vector_backup_now", ops={"vector_back_up": {"config": {"subjects": ["no_such_collection"]}}})
+    dagster.instance.add_dynamic_partitions(COLLECTIONS_PARTITION, ["no_such_collection"])
+    taken = dagster.run("vector_backup", "no_such_collection")
 
     [failed] = taken.get_step_failure_events()
     error = failed.step_failure_data.error
     assert error is not None
     assert error.cls_name == "Failure"
-    assert "not on the server: no_such_collection" in error.message
+    assert "no_such_collection" in error.message
 
 
 def test_an_expiry_of_snapshots_needs_the_digest_of_its_plan(

@@ -115,14 +115,14 @@ def test_failed_run_says_what_the_cli_would_have_said(console: Console) -> None:
 
 def test_unknown_job_and_wrong_config_are_refused_before_a_run_starts(console: Console) -> None:
     """Dagster's reasons are in the refusal."""
-    config = {"ops": {"database_back_up": {"config": {"subjects": ["nope"]}}}}
+    config = {"ops": {"database_restore_proof": {"config": {"backup": "nope"}}}}
 
-    with pytest.raises(Refused, match="database_backup_now") as refused:
-        console.start_job("database_backup_now", run_config=config)
+    with pytest.raises(Refused, match="database_proof") as refused:
+        console.start_job("database_proof", run_config=config, partition="synapse")
     with pytest.raises(Refused, match="no_such_job"):
         console.start_job("no_such_job")
 
-    assert "nope" in refused.value.detail
+    assert '"backup"' in refused.value.detail
 
 
 def test_served_ui_is_guarded(console: Console) -> None:
@@ -176,14 +176,13 @@ def test_invalid_spec_keeps_the_last_valid_one_and_a_new_valid_one_is_loaded(con
     wait_for(lambda: spec_check_passed(console))
 
     assert during == before
-    config = {"ops": {"database_back_up": {"config": {"subjects": ["orders"]}}}}
-    wait_for(lambda: _accepts(console, config))
+    wait_for(lambda: _accepts(console, "orders"))
 
 
-def _accepts(console: Console, config: Mapping[str, object]) -> bool:
+def _accepts(console: Console, database: str) -> bool:
     console.wait_until_ready(DEADLINE_S)
     try:
-        console.start_job("database_backup_now", run_config=config)
+        console.start_job("database_backup", partition=database)
     except Refused:
         console.reload()
         return False
