@@ -1,4 +1,7 @@
-"""What surrounds an operation that a run calls: its correlation id, progress in its log, our errors as failures."""
+"""What surrounds an operation that a run calls: its correlation id, progress in its log, our errors as failures.
+
+And what a sensor asks before it wants a run again.
+"""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -45,6 +48,19 @@ def failure_of(error: SynapseOpsError) -> dg.Failure:
     return dg.Failure(
         error.render(), metadata={name: text for name, text in metadata.items() if text}, allow_retries=False
     )
+
+
+def newest_run(instance: dg.DagsterInstance, job: str, tags: Mapping[str, str]) -> dg.RunRecord | None:
+    """Return the newest run of a job with these tags, whatever became of it."""
+    wanted = dg.RunsFilter(job_name=job, tags=dict(tags))
+    return next(iter(instance.get_run_records(wanted, limit=1)), None)
+
+
+def may_be_asked_again(newest: dg.RunRecord | None, pause_s: float) -> bool:
+    """Return whether a sensor asks again for what is still to be done: no run is on its way, or ended just now."""
+    if newest is None:
+        return True
+    return newest.dagster_run.is_finished and time.time() - (newest.end_time or 0.0) >= pause_s
 
 
 def tag_run(instance: dg.DagsterInstance, run_id: str, tags: Mapping[str, str]) -> None:

@@ -170,6 +170,14 @@ def test_every_field_of_the_launchpad_is_described(defs: dg.Definitions, name: s
     assert all(len(field.description or "") > 20 for field in fields.values())
 
 
+def test_sensors_hand_their_events_to_the_daemon() -> None:
+    """It records them with the cursor: a tick that reported by itself and then died would report again."""
+    defs = Path(__file__).parents[2] / "synapse_ops" / "defs"
+    users = {path.relative_to(defs).as_posix() for path in defs.rglob("*.py") if "report_runless" in path.read_text()}
+
+    assert users == {"backup/verbs.py"}  # in the run of a proof
+
+
 def test_private_dagster_modules_are_imported_in_one_place() -> None:
     """They move between versions: systems/dagster_storage.py alone names them, and each still exists."""
     package = Path(__file__).parents[2] / "synapse_ops"

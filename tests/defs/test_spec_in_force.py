@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -83,6 +84,40 @@ def test_run_reads_the_spec_that_is_in_force_when_it_runs(
     assert names == ["one", "another", "another"]
     fields = job.run_config_schema.config_type.fields["resources"].config_type.fields["stack"].config_type.fields  # type: ignore[attr-defined]
     assert list(fields["config"].config_type.fields) == []
+
+
+def test_spec_is_recorded_when_its_run_succeeded_and_not_when_it_was_asked_for(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that failed is asked for again after a pause; one on its way is waited for."""
+    monkeypatch.setenv("SYNAPSE_SPEC", str(file))
+    monkeypatch.setenv("SYNAPSE_STATE_DIR", str(tmp_path / "state"))
+    sensor = merged_definitions().resolve_sensor_def("spec_file_sensor")
+    cursor: str | None = None
+
+    def requests() -> list[dg.RunRequest]:
+        nonlocal cursor
+        result = sensor(dg.build_sensor_context(instance=instance, cursor=cursor))
+        assert isinstance(result, dg.SensorResult)
+        cursor = result.cursor
+        return list(result.run_requests or ())
+
+    def run(request: dg.RunRequest, status: dg.DagsterRunStatus) -> dg.DagsterRun:
+        return instance.add_run(dg.DagsterRun(job_name="record_spec", tags=dict(request.tags), status=status))
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        [first] = requests()
+        failing = run(first, dg.DagsterRunStatus.STARTED)
+        on_its_way = requests()
+        instance.report_run_failed(failing, "the disk is full")
+        just_failed = requests()
+        monkeypatch.setattr("synapse_ops.defs.spec.sensor.RETRY_S", 0.0)
+        [again] = requests()
+        run(again, dg.DagsterRunStatus.SUCCESS)
+        done = [requests(), requests()]
+
+    assert (on_its_way, just_failed, done) == ([], [], [[], []])
+    assert json.loads(cursor or "")["recorded"] == again.tags["synapse/spec_digest"]
 
 
 def test_many_processes_keep_a_new_spec_at_once(file: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import dagster as dg
 from synapse_ops.defs.backup.kinds import AssetKind
 from synapse_ops.defs.backup.restore_check import Judgement, evaluation_of, judge_now, judge_proofs
 from synapse_ops.defs.event_metadata import BACKUP_ID, PROOF_ID, backup_metadata, proof_id, proof_metadata
+from synapse_ops.defs.in_run import may_be_asked_again, newest_run
 from synapse_ops.defs.policies import TAG_BACKUP_ID, TAG_TRIGGER
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.errors import SynapseOpsError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 EVENTS_PER_TICK = 100  # a first tick over a large repository must end within Dagster's 60 s; the next one goes on
 INTERVAL_S = 30
+PROOF_RETRY_S = 3600.0
 _PAGE = 1000
 FAULT = "fault"  # in the metadata of an observation: why a document could not be read
 _UNFINISHED = (
@@ -229,9 +231,10 @@ def _proof_requests(
 ) -> list[dg.RunRequest]:
     """Return one proof for the newest backup of each subject that no proof has judged, unless a proof is running.
 
-    One try a backup: what fails here is tried again by the schedule, not at every tick.
+    A run that ended without a proof is asked for again after an hour; a proof that failed is one, and stays.
     """
-    running = instance.get_runs(filters=dg.RunsFilter(statuses=list(_UNFINISHED), job_name=kind.job("proof")))
+    job = kind.job("proof")
+    running = instance.get_runs(filters=dg.RunsFilter(statuses=list(_UNFINISHED), job_name=job))
     if running:
         return []
     requests = []
@@ -239,10 +242,14 @@ def _proof_requests(
         newest = catalog.of_subject(subject)[0]
         if not newest.was_tried and not newest.unreadable_reason:
             backup_id = newest.place.backup_id
+            earlier = {TAG_BACKUP_ID: backup_id}
+            if not may_be_asked_again(newest_run(instance, job, earlier), PROOF_RETRY_S):
+                continue
             op = kind.proof_key.to_python_identifier()
             config = {"ops": {op: {"config": {"backup_id": backup_id, "only_untried": True}}}}
-            tags = {TAG_TRIGGER: "sensor", TAG_BACKUP_ID: backup_id}
-            key = f"proof-{backup_id}"
+            tags = {TAG_TRIGGER: "sensor", **earlier}
+            tries = instance.get_runs_count(dg.RunsFilter(job_name=job, tags=earlier))
+            key = f"proof-{backup_id}-{tries + 1}"
             requests.append(dg.RunRequest(run_key=key, partition_key=subject, run_config=config, tags=tags))
     return requests
 

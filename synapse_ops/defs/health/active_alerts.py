@@ -55,28 +55,31 @@ def _sensor() -> dg.SensorDefinition:
             return dg.SkipReason(refused.message)
         if active is None:
             return dg.SkipReason("Alertmanager has reported nothing yet")
-        cursor = report_alerts(context.instance, context.cursor, active)
-        return dg.SensorResult(skip_reason=dg.SkipReason(f"{len(active)} alerts fire"), cursor=cursor)
+        events, cursor = report_alerts(context.cursor, active)
+        fire = dg.SkipReason(f"{len(active)} alerts fire")
+        return dg.SensorResult(skip_reason=fire, asset_events=events, cursor=cursor)
 
     return active_alerts_sensor
 
 
-def report_alerts(instance: dg.DagsterInstance, cursor: str | None, active: "tuple[ActiveAlert, ...]") -> str:
-    """Report what changed since the cursor, and return the cursor after it."""
+def report_alerts(
+    cursor: str | None, active: "tuple[ActiveAlert, ...]"
+) -> tuple[list[dg.AssetObservation | dg.AssetMaterialization], str]:
+    """Return events of what changed since the cursor, and the cursor after them."""
     before: dict[str, str] | None = json.loads(cursor) if cursor else None
     now = {f"{alert.fingerprint} {alert.since.isoformat()}": alert.name for alert in active}
     if before == now:
-        return json.dumps(now, sort_keys=True)
+        return [], json.dumps(now, sort_keys=True)
     known = before or {}
-    for key in sorted(now.keys() ^ known.keys()):
-        word = "firing" if key in now else "resolved"
-        instance.report_runless_asset_event(
-            dg.AssetObservation(
-                ACTIVE_ALERTS_KEY,
-                description=f"{now.get(key) or known[key]}: {word}",
-                metadata={"alert": now.get(key) or known[key], "state": word},
-            )
+    words = {key: "firing" if key in now else "resolved" for key in sorted(now.keys() ^ known.keys())}
+    changes = [
+        dg.AssetObservation(
+            ACTIVE_ALERTS_KEY,
+            description=f"{now.get(key) or known[key]}: {word}",
+            metadata={"alert": now.get(key) or known[key], "state": word},
         )
+        for key, word in words.items()
+    ]
     columns = {"alert": "string", "severity": "string", "action": "string", "since": "string", "summary": "string"}
     rows = (
         {
@@ -88,16 +91,14 @@ def report_alerts(instance: dg.DagsterInstance, cursor: str | None, active: "tup
         }
         for alert in active
     )
-    instance.report_runless_asset_event(
-        dg.AssetMaterialization(
-            ACTIVE_ALERTS_KEY,
-            description=", ".join(alert.name for alert in active) or "no alert fires",
-            metadata={
-                "firing": len(active),
-                "failover": sum(alert.action == "failover" for alert in active),
-                "alerts": table(rows, columns),
-            },
-            tags={TAG_TRIGGER: "sensor"},
-        )
+    state = dg.AssetMaterialization(
+        ACTIVE_ALERTS_KEY,
+        description=", ".join(alert.name for alert in active) or "no alert fires",
+        metadata={
+            "firing": len(active),
+            "failover": sum(alert.action == "failover" for alert in active),
+            "alerts": table(rows, columns),
+        },
+        tags={TAG_TRIGGER: "sensor"},
     )
-    return json.dumps(now, sort_keys=True)
+    return [*changes, state], json.dumps(now, sort_keys=True)

@@ -309,6 +309,7 @@ def _sensor() -> dg.SensorDefinition:
             cursor = tick.run(datetime.now(UTC))
         except Refused as refused:
             return dg.SkipReason(refused.message)
-        return dg.SensorResult(skip_reason=dg.SkipReason(f"{tick.reported} events reported"), cursor=cursor)
+        reported = dg.SkipReason(f"{len(tick.events)} events reported")
+        return dg.SensorResult(skip_reason=reported, asset_events=tick.events, cursor=cursor)
 
     return health_sensor

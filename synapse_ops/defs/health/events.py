@@ -54,10 +54,13 @@ class HealthTick:
         self._instance = instance
         self._cursor: dict[str, Any] = json.loads(cursor or "{}")
         self._state_dir = state_dir
-        self.reported = 0
+        self.events: list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation] = []
 
     def run(self, now: datetime) -> str:
-        """Report what is new, and return the cursor. Raises Refused when no prober has run."""
+        """Gather what is new in `events`, and return the cursor. Raises Refused when no prober has run.
+
+        The daemon records the events and the cursor together: a tick that dies reports nothing, and so nothing twice.
+        """
         from synapse_ops.operations.health.history import SPAN_S, HistoryReader, history_file
         from synapse_ops.operations.health.report import read_health
 
@@ -76,7 +79,7 @@ class HealthTick:
             if change.probe in names and known.get(change.probe) != str(
                 change.new
             ):  # the prober's silence was reported
-                self._report(_change_event(change))
+                self.events.append(_change_event(change))
                 known[change.probe] = str(change.new)
         is_new_span = last_span != span_start.timestamp()
         for row in report.rows:
@@ -97,7 +100,7 @@ class HealthTick:
         name, state = row.probe.name, str(row.condition.state)
         overdue = name in known and known[name] != state
         if overdue:  # not in the history: the prober is away
-            self._report(
+            self.events.append(
                 dg.AssetObservation(
                     health_key(name),
                     description=f"{known[name]} -> {state}: {row.condition.reason}",
@@ -106,13 +109,9 @@ class HealthTick:
             )
         is_due = (is_new_span or name not in known) and report.is_watched
         if is_due:
-            self._report(_span_event(row, spans.get(name)))
+            self.events.append(_span_event(row, spans.get(name)))
         if is_due or overdue or self._cursor.get("states", {}).get(name) != state:
-            self._report(evaluation_of(row, instance=self._instance))
-
-    def _report(self, event: dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation) -> None:
-        self._instance.report_runless_asset_event(event)
-        self.reported += 1
+            self.events.append(evaluation_of(row, instance=self._instance))
 
 
 def _change_event(change: "Change") -> dg.AssetObservation:

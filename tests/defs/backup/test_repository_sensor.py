@@ -100,6 +100,26 @@ def test_backup_of_another_host_is_reported_once_and_proven(repository: Reposito
     assert request.run_key == (second.run_requests or [])[0].run_key  # Dagster starts one run a key
 
 
+def test_a_proof_whose_run_died_is_asked_for_again_after_a_pause(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a proof in the repository ends the asking; Dagster starts one run a key, so each try has its own."""
+    store_backup(repository.store, NOW - timedelta(hours=1))
+    [first] = repository.tick().run_requests or []
+    run = repository.instance.add_run(
+        dg.DagsterRun(job_name="database_proof", tags=dict(first.tags), status=dg.DagsterRunStatus.STARTED)
+    )
+    repository.instance.report_run_failed(run, "the host went down")
+
+    just_failed = repository.tick().run_requests
+    monkeypatch.setattr("synapse_ops.defs.backup.repository_sensor.PROOF_RETRY_S", 0.0)
+    [again] = repository.tick().run_requests or []
+
+    assert just_failed == []
+    assert again.run_config == first.run_config
+    assert again.run_key != first.run_key
+
+
 def test_lost_cursor_reports_nothing_twice(repository: Repository) -> None:
     """A backup is known by its id in an event, not by the cursor: that can be thrown away."""
     store_backup(repository.store, NOW - timedelta(hours=2), number=1)

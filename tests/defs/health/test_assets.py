@@ -32,7 +32,9 @@ class Reported:
     def tick(self, now: datetime) -> int:
         tick = HealthTick(self.instance, self.cursor, self.state_dir)
         self.cursor = tick.run(now)
-        return tick.reported
+        for event in tick.events:
+            self.instance.report_runless_asset_event(event)
+        return len(tick.events)
 
     def changes(self, name: str) -> list[str]:
         records = self.instance.fetch_observations(health_key(name), limit=100).records

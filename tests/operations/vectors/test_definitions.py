@@ -110,7 +110,7 @@ def test_a_backup_of_the_command_line_is_reported_and_gets_its_proof(
 
     assert [event.metadata["backup_id"].value for event in result.asset_events] == [report.place.backup_id]
     [request] = result.run_requests or []
-    assert request.run_key == f"proof-{report.place.backup_id}"
+    assert request.run_key == f"proof-{report.place.backup_id}-1"
     assert request.partition_key == collection
 
 

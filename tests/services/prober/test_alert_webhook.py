@@ -50,7 +50,9 @@ def test_an_alert_is_kept_until_it_resolves_and_told_to_dagster_once(tmp_path: P
             nonlocal cursor
             active = read_active_alerts(tmp_path, datetime.now(UTC))
             assert active is not None
-            cursor = report_alerts(instance, cursor, active)
+            reported, cursor = report_alerts(cursor, active)
+            for event in reported:
+                instance.report_runless_asset_event(event)
             found = instance.fetch_materializations(ACTIVE_ALERTS_KEY, limit=100).records
             events[:] = [str(record.asset_materialization.description) for record in found]  # type: ignore[union-attr]
 
