@@ -63,6 +63,10 @@ WITHOUT_FRESHNESS = {
         (kind.retention_asset for kind in KINDS.values()),
         "deletes only what a plan names, and a plan may rightly name nothing for months",
     ),
+    **dict.fromkeys(
+        (name for kind in KINDS.values() for name in (kind.backup_asset, kind.proof_asset)),
+        "one good partition would keep a late one green: backup_age and proof_age judge each by itself",
+    ),
     "log_retention_set": "removes only what a plan names, which may be nothing",
     "temp_cleanup": "removes only what a plan names, which may be nothing",
     "cache_cleanup": "removes only what a plan names, which may be nothing",

@@ -1,8 +1,9 @@
-"""Durations as people read them."""
+"""Durations and moments as people read them."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 
 def format_days(span: timedelta) -> str:
@@ -27,3 +28,12 @@ def format_age(age: timedelta | None) -> str:
         if count or (unit == "s" and not parts):
             parts.append(f"{count} {unit}")
     return " ".join(parts[:2])
+
+
+def format_when(moment: datetime, now: datetime, time_zone: str) -> str:
+    """Return a moment as a person says it in the spec's time zone: `22:06:20 UTC`; on another day with its date."""
+    zone = ZoneInfo(time_zone)
+    there, today = moment.astimezone(zone), now.astimezone(zone)
+    day = "" if there.date() == today.date() else f"{there.day} {there:%b} "
+    year = "" if there.year == today.year else f"{there.year} "
+    return f"{day}{year}{there:%H:%M:%S %Z}"

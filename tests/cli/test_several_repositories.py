@@ -222,7 +222,7 @@ def test_info_begins_with_to_when_everything_can_be_restored(two: TwoKinds) -> N
     [one] = two.json("info", "info", "database/synapse")["recoverability"]["rows"]
 
     assert first == page["sentence"]
-    assert "You can restore synapse to" in first
+    assert "You can restore synapse and collection documents to" in first
     assert any("database/synapse" in line and "about 4 s" in line for line in rest)
     assert (one["objectives_met"], one["wrong"], one["next_step"]) == (True, [], "backup")
     assert {row["subject"] for row in page["rows"]} == {"synapse", "documents"}

@@ -20,7 +20,7 @@ from synapse_ops.defs.backup.restore_check import (
 )
 from synapse_ops.defs.backup.verbs import ProofConfig, back_up, prove, refuse_unless_proven
 from synapse_ops.defs.event_metadata import proof_metadata
-from synapse_ops.defs.policies import OWNERS, code_version, freshness_of
+from synapse_ops.defs.policies import OWNERS, code_version
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec.assets import spec_key
 
@@ -44,7 +44,6 @@ def _backup(kind: AssetKind, spec: "Spec") -> dg.AssetsDefinition:
         owners=OWNERS,
         kinds={kind.technology, "s3"},
         code_version=code_version(*kind.versioned[0]),
-        freshness_policy=freshness_of(kind.schedule(spec).longest_gap(spec.time_zone)),
         description=f"{kind.about_backup} It counts for retention only once it is proven: see the check "
         "restore_proven.",
     )
@@ -64,7 +63,6 @@ def _proof(kind: AssetKind, spec: "Spec") -> dg.AssetsDefinition:
         kinds={kind.technology, "s3"},
         skippable=True,
         code_version=code_version(*kind.versioned[1]),
-        freshness_policy=freshness_of(spec.proof.schedule.longest_gap(spec.time_zone)),
         description=f"{kind.about_proof} Anything but an equal restore fails the run and the checks restore_proven and "
         "newest_proof_passed.",
     )

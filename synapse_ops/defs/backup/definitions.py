@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from synapse_ops.defs.backup.age_checks import age_checks
 from synapse_ops.defs.backup.assets import backup_assets
 from synapse_ops.defs.backup.jobs import backup_jobs
 from synapse_ops.defs.backup.kinds import AssetKind, asset_kinds_of
@@ -24,4 +25,5 @@ def definitions_of(kind: AssetKind, spec: "Spec", place: "Place") -> dg.Definiti
     jobs = backup_jobs(kind, spec, place)
     proof = next(job for job in jobs.jobs or () if job.name == kind.job("proof"))
     sensors = dg.Definitions(sensors=[repository_sensor(kind, proof)])
-    return dg.Definitions.merge(backup_assets(kind, spec), jobs, sensors)
+    ages = dg.Definitions(asset_checks=[age_checks(kind)])
+    return dg.Definitions.merge(backup_assets(kind, spec), ages, jobs, sensors)

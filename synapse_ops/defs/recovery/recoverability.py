@@ -6,22 +6,25 @@ minutes, because what would be lost now grows by itself. Materialize does the sa
 
 import json
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from synapse_ops.defs.backup.age_checks import age_evaluations
 from synapse_ops.defs.backup.kinds import AssetKind, asset_kinds_of
 from synapse_ops.defs.event_metadata import Metadata, table
 from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.policies import GROUP_RECOVERY, OWNERS, TAG_TRIGGER, code_version
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec.assets import spec_key
+from synapse_ops.errors import SynapseOpsError
 
 if TYPE_CHECKING:
     from synapse_ops.domain.recovery.recoverability import Recoverability
+    from synapse_ops.operations.recovery.recoverability import Catalogs
     from synapse_ops.operations.stack import Stack
     from synapse_ops.spec import Spec
 
@@ -90,15 +93,19 @@ class Page:
         }
 
 
-def _read_page(
-    stack: "Stack", instance: dg.DagsterInstance, kinds: Collection[AssetKind], checks: Collection[dg.AssetCheckKey]
-) -> Page:
+def _restorable(
+    stack: "Stack", instance: dg.DagsterInstance, kinds: Collection[AssetKind], catalogs: "Catalogs"
+) -> "Recoverability":
     from synapse_ops.operations.recovery.recoverability import read_recoverability
-    from synapse_ops.systems.dagster_storage import failing_checks
 
     expected = {kind.kind.name: kind.expected(stack, instance) for kind in kinds}
-    found = read_recoverability(stack, datetime.now(UTC), expected=expected)
-    return Page(found, failing_checks(instance, checks))
+    return read_recoverability(stack, datetime.now(UTC), expected=expected, read=catalogs.read)
+
+
+def _catalogs(stack: "Stack") -> "Catalogs":
+    from synapse_ops.operations.recovery.recoverability import Catalogs
+
+    return Catalogs(stack)
 
 
 def _page(kinds: Collection[AssetKind], checks: Collection[dg.AssetCheckKey]) -> dg.AssetsDefinition:
@@ -125,8 +132,12 @@ def _page(kinds: Collection[AssetKind], checks: Collection[dg.AssetCheckKey]) ->
         "`predicted_restore_s` the longest restore, by the proofs of the last backups.",
     )
     def recoverability(context: dg.AssetExecutionContext, stack: StackResource) -> Iterator[dg.MaterializeResult[None]]:
+        from synapse_ops.systems.dagster_storage import failing_checks
+
         with operation_of(context.run.run_id, context.instance):
-            page = _read_page(stack.open(), context.instance, kinds, checks)
+            opened = stack.open()
+            found = _restorable(opened, context.instance, kinds, _catalogs(opened))
+            page = Page(found, failing_checks(context.instance, checks))
         context.log.info(page.found.sentence)
         yield dg.MaterializeResult(metadata=page.metadata(), check_results=[dg.AssetCheckResult(**page.evaluation())])
 
@@ -161,20 +172,43 @@ def refresh(
 
     cursor = json.loads(context.cursor or "{}")
     keys = [key for kind in kinds for key in (kind.backup_key, kind.proof_key)]
-    seen = {
-        "event": newest_event_of(context.instance, keys),
-        "failing": [
-            f"{one.asset_key.to_user_string()}:{one.check_name}" for _, one in failing_checks(context.instance, checks)
-        ],
-    }
-    is_news = any(cursor.get(name) != value for name, value in seen.items())
+    event, failing = newest_event_of(context.instance, keys), failing_checks(context.instance, checks)
+    is_news = (cursor.get("event"), cursor.get("failing")) != (event, _names(failing))
     if not is_news and now_s - cursor.get("at", 0) < REFRESH_S - SENSOR_INTERVAL_S / 2:
         return dg.SkipReason("no backup, proof or change of a check since the page was written")
-    page = _read_page(stack.open(), context.instance, kinds, checks)
+    opened = stack.open()
+    catalogs = _catalogs(opened)
+    ages = list(_changed_ages(opened, context.instance, kinds, catalogs, datetime.fromtimestamp(now_s, UTC)))
+    told = {(one.asset_key, one.check_name) for one in ages}
+    failing = [row for row in failing if (row[1].asset_key, row[1].check_name) not in told]
+    failing += [(now_s, one) for one in ages if not one.passed]
+    page = Page(_restorable(opened, context.instance, kinds, catalogs), failing)
     written = dg.AssetMaterialization(
         RECOVERABILITY_KEY, description=page.found.sentence, metadata=page.metadata(), tags={TAG_TRIGGER: "sensor"}
     )
     return dg.SensorResult(
-        asset_events=[written, dg.AssetCheckEvaluation(**page.evaluation())],
-        cursor=json.dumps({**seen, "at": now_s}),
+        asset_events=[*ages, written, dg.AssetCheckEvaluation(**page.evaluation())],
+        cursor=json.dumps({"event": event, "failing": _names(failing), "at": now_s}),
     )
+
+
+def _names(failing: Sequence[tuple[float, dg.AssetCheckEvaluation]]) -> list[str]:
+    return sorted(f"{one.asset_key.to_user_string()}:{one.check_name}" for _, one in failing)
+
+
+def _changed_ages(
+    stack: "Stack", instance: dg.DagsterInstance, kinds: Collection[AssetKind], catalogs: "Catalogs", now: datetime
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Yield the age checks that say something new, or that Dagster shows as not evaluated since a newer backup."""
+    from synapse_ops.systems.dagster_storage import last_evaluation
+
+    for kind in kinds:
+        try:
+            catalog = catalogs.read(kind.kind)
+        except SynapseOpsError:
+            continue  # nothing new is known of it; the page is red and says so
+        for found in age_evaluations(kind, stack, instance, catalog, now):
+            last = last_evaluation(instance, found.asset_key, found.check_name)
+            same = (found.passed, found.description, found.target_materialization_data)
+            if last is None or (last.passed, last.description, last.target_materialization_data) != same:
+                yield found

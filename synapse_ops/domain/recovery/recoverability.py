@@ -11,15 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
+from synapse_ops.domain.backup.ages import data_time
 from synapse_ops.domain.backup.catalog import CatalogEntry
 from synapse_ops.domain.backup.faults import fault_of, warning_of
 from synapse_ops.domain.backup.restore_estimate import predict_from
 from synapse_ops.domain.backup.retention import counts_as_proven
-from synapse_ops.domain.durations import format_age
+from synapse_ops.domain.durations import format_age, format_when
 
-PROMISED_SLACK = timedelta(hours=2)  # a change of clock moves a schedule by an hour; taking and proving take their time
 MOST_NAMES = 4  # in a sentence; the table names all
 
 
@@ -76,11 +75,6 @@ def evidence_of(entries: Sequence[CatalogEntry], proof_max_age: timedelta, now: 
         restore_s=predict_from(entries, newest.source_size_bytes),
         proven_at=max(entry.proven_at for entry in proven if entry.proven_at is not None),
     )
-
-
-def data_time(entry: CatalogEntry) -> datetime:
-    """Return the moment that a backup restores: by the server's own clock where that was asked."""
-    return entry.database_time or entry.started_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +198,6 @@ def _restorable(label: str, rows: Sequence[Row], time_zone: str) -> str:
     said += [f"it takes about {format_age(timedelta(seconds=max(1.0, max(known))))}{most}"] if known else []
     said += [f"proven at {format_when(proven_at, at, time_zone)}{later}"] if proven_at is not None else []
     return "; ".join(said) + "."
-
-
-def format_when(moment: datetime, now: datetime, time_zone: str) -> str:
-    """Return a moment as a person says it in the spec's time zone: `22:06:20 UTC`; on another day with its date."""
-    zone = ZoneInfo(time_zone)
-    there, today = moment.astimezone(zone), now.astimezone(zone)
-    day = "" if there.date() == today.date() else f"{there.day} {there:%b} "
-    year = "" if there.year == today.year else f"{there.year} "
-    return f"{day}{year}{there:%H:%M:%S %Z}"
 
 
 COLUMNS = ("what", "to", "from", "lost_now", "takes", "proven", "objectives", "wrong", "next")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 
+from synapse_ops.domain.backup.ages import SLACK
 from synapse_ops.domain.backup.kinds import DUMP, RDB, SNAPSHOT, Kind
 from synapse_ops.manifests.monitoring.alert_archive import archive_alerts
 from synapse_ops.manifests.monitoring.alert_rule import AlertRule, Proof, Series
@@ -17,7 +18,6 @@ from synapse_ops.spec import Spec
 from synapse_ops.spec.cron import Cron
 from synapse_ops.spec.units import format_duration
 
-SLACK = timedelta(hours=2)  # a change of clock moves a schedule by one hour, and a dump takes its time
 CERTIFICATE_WARNING = timedelta(days=21)
 CERTIFICATE_CRITICAL = timedelta(days=7)
 LEAST_DISK_BYTES = 5 << 30

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from synapse_ops.domain.backup.ages import SLACK
 from synapse_ops.domain.backup.kinds import DUMP
 from synapse_ops.domain.recovery.recoverability import (
-    PROMISED_SLACK,
     Evidence,
     NextStep,
     Objectives,
@@ -25,6 +25,28 @@ if TYPE_CHECKING:
     from synapse_ops.spec import Spec
 
 Read = Callable[[BackupKind], "Catalog"]
+
+
+class Catalogs:
+    """What the repositories hold, each read once; one that could not be read is not asked again."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._known: dict[str, Catalog | SynapseOpsError] = {}
+
+    def read(self, kind: BackupKind) -> Catalog:
+        """Return what lies in the repository of a kind. Raises what the first reading raised."""
+        from synapse_ops.operations.backup.catalog import read_catalog
+
+        if kind.name not in self._known:
+            try:
+                self._known[kind.name] = read_catalog(kind.repository(self._stack)).only(kind.name)
+            except SynapseOpsError as error:
+                self._known[kind.name] = error
+        found = self._known[kind.name]
+        if isinstance(found, SynapseOpsError):
+            raise found
+        return found
 
 
 def read_recoverability(
@@ -44,15 +66,9 @@ def read_recoverability(
     rows = [
         row
         for kind in (kinds_of(stack.spec) if kinds is None else kinds)
-        for row in _rows_of(kind, stack, (expected or {}).get(kind.name), read or _reader(stack), now)
+        for row in _rows_of(kind, stack, (expected or {}).get(kind.name), read or Catalogs(stack).read, now)
     ]
     return Recoverability(tuple(rows), now, stack.spec.time_zone)
-
-
-def _reader(stack: Stack) -> Read:
-    from synapse_ops.operations.backup.catalog import read_catalog
-
-    return lambda kind: read_catalog(kind.repository(stack)).only(kind.name)
 
 
 def _rows_of(
@@ -101,7 +117,7 @@ def label_of(kind: BackupKind, subject: str) -> str:
 
 def objectives_of(kind: BackupKind, spec: Spec) -> Objectives:
     """Return what a subject of a kind is held to: `objectives.rpo`, or what its own schedule promises."""
-    promised = kind.schedule(spec).longest_gap(spec.time_zone) + PROMISED_SLACK
+    promised = kind.schedule(spec).longest_gap(spec.time_zone) + SLACK
     return Objectives(rpo=spec.objectives.rpo or promised, rto=spec.objectives.rto)
 
 

@@ -16,14 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops.domain.recovery.recoverability import as_json, data_time
+from synapse_ops.domain.backup.ages import data_time
+from synapse_ops.domain.recovery.recoverability import as_json
 from synapse_ops.errors import SynapseOpsError
 
 if TYPE_CHECKING:
     from synapse_ops.domain.recovery.recoverability import Recoverability
-    from synapse_ops.operations.backup.catalog import Catalog
     from synapse_ops.operations.backup_kinds import BackupKind
-    from synapse_ops.operations.stack import Stack
+    from synapse_ops.operations.recovery.recoverability import Catalogs
 
 TIMEOUT_S = 300.0  # an interpreter starts, and a large catalog is listed
 
@@ -54,37 +54,23 @@ async def read_protection(spec_path: Path, state_dir: Path) -> Mapping[str, Any]
 def protection(spec_path: Path, state_dir: Path) -> dict[str, Any]:
     """Return for each repository its subjects: the times of the newest backup and proof, and what can be restored."""
     from synapse_ops.operations.backup_kinds import kinds_of
-    from synapse_ops.operations.recovery.recoverability import read_recoverability
+    from synapse_ops.operations.recovery.recoverability import Catalogs, read_recoverability
     from synapse_ops.operations.spec_in_force import read_spec_in_force
     from synapse_ops.operations.stack import Stack
 
     stack = Stack(read_spec_in_force(spec_path, state_dir).loaded, state_dir)
-    catalogs = {kind.name: _read(kind, stack) for kind in kinds_of(stack.spec)}
-
-    def read(kind: BackupKind) -> Catalog:
-        found = catalogs[kind.name]
-        if isinstance(found, SynapseOpsError):
-            raise found
-        return found
-
-    restorable = read_recoverability(stack, datetime.now(UTC), read=read)
-    return {kind.word: _moments(catalogs[kind.name], restorable.of(kind.word)) for kind in kinds_of(stack.spec)}
+    catalogs = Catalogs(stack)
+    restorable = read_recoverability(stack, datetime.now(UTC), read=catalogs.read)
+    return {kind.word: _told(kind, catalogs, restorable) for kind in kinds_of(stack.spec)}
 
 
-def _read(kind: BackupKind, stack: Stack) -> Catalog | SynapseOpsError:
-    from synapse_ops.operations.backup.catalog import read_catalog
-
+def _told(kind: BackupKind, catalogs: Catalogs, restorable: Recoverability) -> dict[str, Any]:
     try:
-        return read_catalog(kind.repository(stack)).only(kind.name)
+        catalog = catalogs.read(kind)
     except SynapseOpsError as fault:
-        return fault
-
-
-def _moments(catalog: Catalog | SynapseOpsError, restorable: Recoverability) -> dict[str, Any]:
-    if isinstance(catalog, SynapseOpsError):
-        return {"error": catalog.message}
+        return {"error": fault.message}
     subjects: dict[str, dict[str, Any]] = {}
-    for row in restorable.rows:
+    for row in restorable.of(kind.word).rows:
         entries = catalog.of_subject(row.subject)  # the newest first
         proven = max((entry.proven_at for entry in entries if entry.proven_at is not None), default=None)
         subjects[row.subject] = {
