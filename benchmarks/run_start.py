@@ -60,9 +60,7 @@ def measure(console: Console, database: str, dumps: int, rounds: int) -> None:
             console.start_job("database_backup", partition=database)
         config = {"backup_id": taken.metadata["backup_id"], "target": f"restored_{number}"}
         began_s = time.time()
-        run_id = console.start_job(
-            "database_restore", run_config={"ops": {"database_restore_backup": {"config": config}}}
-        )
+        run_id = console.start_job("restore", run_config={"ops": {"restore_backup": {"config": config}}})
         times_s.append(first_line_s(console, run_id) - began_s)
         started.append(console.instance.get_runs_count(RunsFilter(statuses=WAITING[1:])))
         print(f"{times_s[-1]:6.2f} s, {started[-1]} runs started, load {os.getloadavg()[0]:.1f}", flush=True)

@@ -187,7 +187,7 @@ def test_a_bug_in_a_run_is_recorded_without_secrets(
     monkeypatch.setattr("synapse_ops.operations.database.dump.dump_database", fail)
     stack = open_stack(spec, tmp_path)
     shared = shared_definitions(monkeypatch, stack)
-    definitions = dg.Definitions.merge(shared, definitions_of(DATABASES, stack.spec, Place(spec, tmp_path, True)))
+    definitions = dg.Definitions.merge(shared, definitions_of([DATABASES], stack.spec, Place(spec, tmp_path, True)))
     (tmp_path / "home").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
         job = definitions.resolve_job_def(DATABASES.job("backup"))

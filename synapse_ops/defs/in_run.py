@@ -42,6 +42,11 @@ def operation_of(run_id: str, instance: dg.DagsterInstance) -> Iterator[None]:
         raise failure_of(known) from error
 
 
+def recorded(key: dg.AssetKey, metadata: Mapping[str, Any], *, version: str = "") -> dg.AssetMaterialization:
+    """Return the event by which a job reports what it did to an asset that nobody materializes by a button."""
+    return dg.AssetMaterialization(key, metadata=metadata, tags={"dagster/data_version": version} if version else None)
+
+
 def failure_of(error: SynapseOpsError) -> dg.Failure:
     """Return the failure that shows an operator what the CLI would have printed."""
     metadata = {"code": error.code, "detail": error.detail, "hint": error.hint}

@@ -71,6 +71,7 @@ WITHOUT_FRESHNESS = {
     "temp_cleanup": "removes only what a plan names, which may be nothing",
     "cache_cleanup": "removes only what a plan names, which may be nothing",
     "snapshot_cleanup": "removes only what a plan names, which may be nothing",
+    "run_history_cleanup": "removes only what a plan names, which may be nothing",
     **dict.fromkeys(MANIFESTS, "rendered anew when a block of the spec that it reads, or its renderer, changes"),
 }
 

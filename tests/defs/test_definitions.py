@@ -148,7 +148,17 @@ def test_work_on_one_resource_excludes_itself(defs: dg.Definitions) -> None:
     pools = {name: graph.get(dg.AssetKey(name)).pools for name in ("database_dump", "database_restore_proof")}
 
     assert pools == {"database_dump": {POOL_POSTGRES_IO}, "database_restore_proof": {POOL_POSTGRES_IO}}
-    assert graph.get(dg.AssetKey("database_retention_set")).pools == {POOL_REPOSITORY_DELETE}
+    for job in ("expire", "expire_apply"):
+        assert {node.definition.pool for node in defs.resolve_job_def(job).nodes} == {POOL_REPOSITORY_DELETE}  # type: ignore[union-attr]
+
+
+def test_materialize_all_removes_nothing(defs: dg.Definitions) -> None:
+    """What takes a digest is a job: its asset cannot be materialized, and so "Materialize all" ends green."""
+    graph = defs.resolve_asset_graph()
+    removes = {key for key in graph.get_all_asset_keys() if key.path[-1].endswith(("_retention_set", "_cleanup"))}
+
+    assert len(removes) == 8
+    assert not any(graph.get(key).is_executable for key in removes)
 
 
 def test_every_job_ends_and_none_is_retried(defs: dg.Definitions) -> None:
@@ -161,7 +171,7 @@ def test_every_job_ends_and_none_is_retried(defs: dg.Definitions) -> None:
             assert all(node.definition.retry_policy is None for node in job.nodes), job.name  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ["database_proof", "database_restore"])
+@pytest.mark.parametrize("name", ["database_proof", "restore", "expire_apply", "cleanup_apply"])
 def test_every_field_of_the_launchpad_is_described(defs: dg.Definitions, name: str) -> None:
     """An operator reads in the launchpad what a field means."""
     fields = defs.resolve_job_def(name).nodes[0].definition.config_field.config_type.fields  # type: ignore[union-attr]

@@ -19,7 +19,7 @@ from synapse_ops.systems.dagster_storage import fail_abandoned_runs
 
 SPEC = "database: {databases: [orders]}\nbackup: {redis: {}}\n"
 REPOSITORY = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("synapse_ops"), "__repository__")
-RESTORE = {"ops": {"database_restore_backup": {"config": {"backup_id": "any", "target": "new"}}}}
+RESTORE = {"ops": {"restore_backup": {"config": {"backup_id": "any", "target": "new"}}}}
 QUEUED = dg.DagsterRunStatus.QUEUED
 
 
@@ -39,7 +39,7 @@ class Queue:
     def add(self, job: str | dg.JobDefinition, count: int = 1) -> list[str]:
         """Queue a job that many times: the same run again, because Dagster takes half a second to plan one."""
         found = self.definitions.resolve_job_def(job) if isinstance(job, str) else job
-        config = RESTORE if found.name == "database_restore" else None
+        config = RESTORE if found.name == "restore" else None
         origin = RemoteJobOrigin(REPOSITORY, found.name)
         first = self.instance.create_run_for_job(
             found, run_config=config, status=QUEUED, remote_job_origin=origin, tags=found.tags
@@ -81,18 +81,18 @@ def test_a_restore_starts_at_once_however_much_waits(queue: Queue) -> None:
     while more := queue.start():
         started.update(more)
 
-    queue.add("database_restore")
+    queue.add("restore")
 
-    assert queue.start() == ["database_restore"]
+    assert queue.start() == ["restore"]
     assert set(started.values()) == {2}
 
 
 def test_what_a_person_waits_for_goes_first(queue: Queue) -> None:
     """Restore, then backup, then proof, then reports, whatever their order of arrival."""
-    for job in ("report_health", "vector_proof", "database_backup", "database_restore"):
+    for job in ("report_health", "vector_proof", "database_backup", "restore"):
         queue.add(job)
 
-    assert queue.start() == ["database_restore", "database_backup", "vector_proof", "report_health"]
+    assert queue.start() == ["restore", "database_backup", "vector_proof", "report_health"]
 
 
 def test_a_button_is_held_by_the_same_pools(queue: Queue) -> None:

@@ -72,7 +72,7 @@ def test_deletion_is_switched_off_outside_the_embedded_stack(tmp_path: Path, mon
     def status(name: str, *, embedded: bool) -> dg.DefaultScheduleStatus:
         return _definitions(tmp_path, monkeypatch, embedded=embedded).resolve_schedule_def(name).default_status
 
-    assert status("database_expiry_schedule", embedded=False) is stopped
-    assert status("database_expiry_schedule", embedded=True) is not stopped
+    assert status("expiry_schedule", embedded=False) is stopped
+    assert status("expiry_schedule", embedded=True) is not stopped
     assert status("database_backup_schedule", embedded=False) is not stopped
     assert status("database_proof_schedule", embedded=False) is not stopped

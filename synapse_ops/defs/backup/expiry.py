@@ -1,10 +1,12 @@
-"""Expiry of backups of each kind: plan -> retention set, the jobs of the launchpad, and the schedule that deletes.
+"""Expiry of backups: a plan of each kind as an asset; jobs apply one and report what they removed to another asset.
 
-A plan removes nothing. What removes takes the digest of a plan, which a person gives; only the schedule's own run,
-which an operator switched on, carries out the plan that it has just made itself.
+A plan removes nothing. What removes takes the digest of a plan, which a person gives. The one exception is a job of its
+own, which makes its plans and carries them out: its schedule runs only where an operator switched it on.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -12,8 +14,10 @@ from pydantic import Field
 
 from synapse_ops.defs.backup.kinds import AssetKind
 from synapse_ops.defs.backup.verbs import apply_plan, plan_expiry
+from synapse_ops.defs.in_run import recorded
 from synapse_ops.defs.policies import (
     LANE_REMOVAL,
+    LANE_REPORT,
     OWNERS,
     POOL_REPOSITORY_DELETE,
     TAG_TRIGGER,
@@ -29,21 +33,10 @@ if TYPE_CHECKING:
     from synapse_ops.spec import Spec
 
 EXPIRY_LIMIT = timedelta(hours=4)
-AUTOMATIC = {"schedule"}  # triggers that an operator switched on: this approves the plan of their own run
 
 
-class ExpiryConfig(dg.Config):
-    """Which plan an expiry carries out."""
-
-    plan_digest: str = Field(
-        "",
-        description="The plan_digest on the page of the expiry plan: the approval of exactly that plan. "
-        "Empty is refused, except in a run of the expiry schedule, which makes its plan itself.",
-    )
-
-
-def expiry_assets(kind: AssetKind, spec: "Spec") -> list[dg.AssetsDefinition]:
-    """Return the plan and the retention set of one kind."""
+def expiry_assets(kind: AssetKind, spec: "Spec") -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """Return the plan, and the retention set that jobs report."""
 
     @dg.asset(
         key=kind.plan_key,
@@ -54,84 +47,101 @@ def expiry_assets(kind: AssetKind, spec: "Spec") -> list[dg.AssetsDefinition]:
         code_version=code_version("synapse_ops.domain.backup.retention", "synapse_ops.domain.backup.expiry_plan"),
         freshness_policy=freshness_of(spec.proof.schedule.longest_gap(spec.time_zone)),
         description=f"What an expiry would do: every backup of a {kind.noun}, kept or expired, with the reason. "
-        f"Nothing is removed here. `plan_digest` names exactly this plan; {kind.job('expire_apply')} takes it.",
+        "Nothing is removed here. `plan_digest` names exactly this plan; the job expire_apply takes it.",
     )
     def expiry_plan(context: dg.AssetExecutionContext, stack: StackResource) -> dg.MaterializeResult[None]:
         digest, metadata = plan_expiry(context, stack, kind)
         return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(digest))
 
-    @dg.asset(
-        key=kind.retention_key,
+    retention_set = dg.AssetSpec(
+        kind.retention_key,
         deps=[kind.plan_key],
-        pool=POOL_REPOSITORY_DELETE,
         group_name=kind.group,
         owners=OWNERS,
         kinds={"s3"},
-        code_version=code_version("synapse_ops.operations.backup.expire"),
-        description="What an expiry removed: exactly the plan of one digest, each entry checked again before. "
-        "Refused without a digest, for one that names no plan of the last 24 hours, and over "
-        "retention.max_expiry_ratio; a used digest does nothing.",
+        description="What an expiry removed: exactly the plan of one digest, each entry checked again before. Reported "
+        "by the jobs expire_apply and expire; it cannot be materialized by itself.",
     )
-    def retention_set(
-        context: dg.AssetExecutionContext, config: ExpiryConfig, stack: StackResource
-    ) -> dg.MaterializeResult[None]:
-        digest = config.plan_digest or _plan_of_same_run(context, kind)
-        return dg.MaterializeResult(metadata=apply_plan(context, stack, digest, kind))
-
     return [expiry_plan, retention_set]
 
 
-def expiry_jobs(kind: AssetKind, spec: "Spec", place: "Place") -> dg.Definitions:
+def expiry_jobs(kinds: Sequence[AssetKind], spec: "Spec", place: "Place") -> dg.Definitions:
     """Return the jobs that plan, apply, and do both, and the schedule of the last."""
-    of_kind = f"{kind.noun}s"
     plan = dg.define_asset_job(
-        kind.job("expire_plan"),
-        selection=dg.AssetSelection.assets(kind.plan_key),
-        description=f"Plan an expiry of {of_kind}' backups: what it would remove, and why. Removes nothing; prints the "
-        f"digest for {kind.job('expire_apply')}.",
-        tags=run_tags(EXPIRY_LIMIT, lane=LANE_REMOVAL),
+        "expire_plan",
+        selection=dg.AssetSelection.assets(*(kind.plan_key for kind in kinds)),
+        description="Plan an expiry of each kind of backup: what it would remove, and why. Removes nothing; the plans' "
+        "pages show the digests for expire_apply.",
+        tags=run_tags(EXPIRY_LIMIT, lane=LANE_REPORT),
     )
-    apply = dg.define_asset_job(
-        kind.job("expire_apply"),
-        selection=dg.AssetSelection.assets(kind.retention_key),
-        description="Apply exactly the plan with the given digest.",
-        tags=run_tags(EXPIRY_LIMIT, lane=LANE_REMOVAL),
-    )
-    both = dg.define_asset_job(
-        kind.job("expire"),
-        selection=dg.AssetSelection.assets(kind.plan_key, kind.retention_key),
-        description="Plan, and carry out that plan: what the expiry schedule starts where an operator switched it on.",
-        tags=run_tags(EXPIRY_LIMIT, lane=LANE_REMOVAL),
-    )
-    schedule = _schedule(f"{kind.prefix}_expiry_schedule", both, spec, is_running=place.is_embedded)
-    return dg.Definitions(jobs=[plan, apply, both], schedules=[schedule])
+    both = _expire(kinds)
+    return dg.Definitions(jobs=[plan, _apply(kinds), both], schedules=[_schedule(both, spec, place)])
 
 
-def _schedule(name: str, job: Any, spec: "Spec", *, is_running: bool) -> dg.ScheduleDefinition:
+def _apply(kinds: Sequence[AssetKind]) -> dg.JobDefinition:
+    words = {kind.kind.word: kind.kind.word for kind in kinds}
+    choice: Any = Enum("Kind", words)  # type: ignore[misc]
+
+    class ExpiryConfig(dg.Config):
+        """Which plan an expiry carries out."""
+
+        kind: choice = Field(description=f"What kind of backup expires: {', '.join(words)}.")
+        plan_digest: str = Field(
+            description="The plan_digest on the page of the expiry plan: the approval of exactly that plan. Refused "
+            "when no plan of the last 24 hours has it, and over retention.max_expiry_ratio; a used one does nothing."
+        )
+
+    @dg.op(name="apply_expiry", pool=POOL_REPOSITORY_DELETE, out=dg.Out(dg.Nothing))
+    def apply(context: dg.OpExecutionContext, config: ExpiryConfig, stack: StackResource) -> None:
+        kind = next(kind for kind in kinds if kind.kind.word == config.kind.value)
+        context.log_event(recorded(kind.retention_key, apply_plan(context, stack, config.plan_digest, kind)))
+
+    @dg.job(
+        description="Apply exactly the expiry plan with the given digest.",
+        tags=run_tags(EXPIRY_LIMIT, lane=LANE_REMOVAL),
+    )
+    def expire_apply() -> None:
+        apply()
+
+    return expire_apply
+
+
+def _expire(kinds: Sequence[AssetKind]) -> dg.JobDefinition:
+    @dg.job(
+        description="Plan an expiry of each kind of backup, and carry out these plans at once: what expiry_schedule "
+        "starts where an operator switched it on.",
+        tags=run_tags(EXPIRY_LIMIT, lane=LANE_REMOVAL),
+    )
+    def expire() -> None:
+        for kind in kinds:
+            _plan_and_apply(kind)()  # each by itself: what one refuses stops no other
+
+    return expire
+
+
+def _plan_and_apply(kind: AssetKind) -> dg.OpDefinition:
+    @dg.op(name=f"expire_{kind.prefix}", pool=POOL_REPOSITORY_DELETE, out=dg.Out(dg.Nothing))
+    def plan_and_apply(context: dg.OpExecutionContext, stack: StackResource) -> None:
+        digest, metadata = plan_expiry(context, stack, kind)
+        context.log_event(recorded(kind.plan_key, metadata, version=digest))
+        context.log_event(recorded(kind.retention_key, apply_plan(context, stack, digest, kind)))
+
+    return plan_and_apply
+
+
+def _schedule(job: dg.JobDefinition, spec: "Spec", place: "Place") -> dg.ScheduleDefinition:
     """Return the schedule that deletes: running on the embedded stack, elsewhere once an operator switched it on."""
 
     def requests(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
         at = context.scheduled_execution_time.isoformat()
         return dg.RunRequest(run_key=at, tags={TAG_TRIGGER: "schedule"})
 
-    status = dg.DefaultScheduleStatus.RUNNING if is_running else dg.DefaultScheduleStatus.STOPPED
     return dg.ScheduleDefinition(
-        name=name,
+        name="expiry_schedule",
         job=job,
         cron_schedule=str(spec.proof.schedule),
         execution_timezone=spec.time_zone,
         execution_fn=requests,
-        default_status=status,
+        default_status=dg.DefaultScheduleStatus.RUNNING if place.is_embedded else dg.DefaultScheduleStatus.STOPPED,
         description="Plan an expiry and carry it out. It starts with the proofs; what they prove counts the next time.",
     )
-
-
-def _plan_of_same_run(context: dg.AssetExecutionContext, kind: AssetKind) -> str:
-    """Return the digest of the plan made in this very run, when its schedule started it; else ""."""
-    if context.run.tags.get(TAG_TRIGGER) not in AUTOMATIC:
-        return ""
-    event = context.instance.get_latest_materialization_event(kind.plan_key)
-    made = event.asset_materialization if event is not None else None
-    if event is None or made is None or event.run_id != context.run.run_id:
-        return ""
-    return str(made.metadata["plan_digest"].value)

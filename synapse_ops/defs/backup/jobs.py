@@ -1,14 +1,14 @@
 """Jobs of each kind for the launchpad, and the schedules. Each field says what it means; a wrong value is refused."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
 
-from synapse_ops.defs.backup.expiry import expiry_jobs
 from synapse_ops.defs.backup.kinds import AssetKind
+from synapse_ops.defs.backup.restore_check import PROOF_CHECK_NAME
 from synapse_ops.defs.backup.verbs import restore_backup
 from synapse_ops.defs.policies import (
     PRIORITY_BACKUP,
@@ -21,7 +21,6 @@ from synapse_ops.defs.policies import (
 from synapse_ops.defs.resources import StackResource
 
 if TYPE_CHECKING:
-    from synapse_ops.defs.place import Place
     from synapse_ops.spec import Spec
 
 BACKUP_LIMIT = timedelta(hours=12)
@@ -39,7 +38,7 @@ class RestoreConfig(dg.Config):
     )
 
 
-def backup_jobs(kind: AssetKind, spec: "Spec", place: "Place") -> dg.Definitions:
+def backup_jobs(kind: AssetKind, spec: "Spec") -> dg.Definitions:
     """Return the jobs of one kind and its schedules."""
     backup = dg.define_asset_job(
         kind.job("backup"),
@@ -47,9 +46,10 @@ def backup_jobs(kind: AssetKind, spec: "Spec", place: "Place") -> dg.Definitions
         description=f"Back up one {kind.noun}: what the schedule starts, one run for each under one set id.",
         tags=run_tags(BACKUP_LIMIT, lane=kind.prefix, priority=PRIORITY_BACKUP),
     )
+    its_own_check = dg.AssetSelection.checks(dg.AssetCheckKey(kind.proof_key, PROOF_CHECK_NAME))
     proof = dg.define_asset_job(
         kind.job("proof"),
-        selection=dg.AssetSelection.assets(kind.proof_key),
+        selection=dg.AssetSelection.assets(kind.proof_key).without_checks() | its_own_check,
         description=f"Prove a backup of one {kind.noun} by restoring and comparing it: the newest unproven one, or "
         "the one that the config names.",
         tags=run_tags(spec.proof.timeout + PROOF_MARGIN, lane=kind.prefix, priority=PRIORITY_PROOF),
@@ -58,29 +58,24 @@ def backup_jobs(kind: AssetKind, spec: "Spec", place: "Place") -> dg.Definitions
         _partition_schedule(kind, "backup", backup, kind.schedule(spec), spec),
         _partition_schedule(kind, "proof", proof, spec.proof.schedule, spec),
     ]
-    jobs = [backup, proof, _restore(kind)]
-    return dg.Definitions.merge(dg.Definitions(jobs=jobs, schedules=schedules), expiry_jobs(kind, spec, place))
+    return dg.Definitions(jobs=[backup, proof], schedules=schedules)
 
 
-def _restore(kind: AssetKind) -> Any:
-    @dg.op(
-        name=kind.job("restore_backup"),  # in no pool: it waits for no backup or proof
-        out=dg.Out(dg.Nothing),
-        description="Restore a backup into a new target.",
-    )
-    def restore(context: dg.OpExecutionContext, config: RestoreConfig, stack: StackResource) -> None:
-        subject, metadata = restore_backup(context, stack, kind, backup_id=config.backup_id, target=config.target)
-        context.log_event(dg.AssetObservation(kind.backup_key, partition=subject, metadata=metadata))
+def restore_job(kinds: Sequence[AssetKind]) -> dg.JobDefinition:
+    """Return the job that restores a backup of any kind. It is in no lane and no pool: it waits for nothing."""
+
+    @dg.op(name="restore_backup", out=dg.Out(dg.Nothing))
+    def restore_chosen(context: dg.OpExecutionContext, config: RestoreConfig, stack: StackResource) -> None:
+        context.log_event(restore_backup(context, stack, kinds, backup_id=config.backup_id, target=config.target))
 
     @dg.job(
-        name=kind.job("restore"),
-        description="Restore a backup into a target that does not exist yet, and compare it there.",
+        description="Restore a backup of any kind into a target that does not exist yet, and compare it there.",
         tags=run_tags(RESTORE_LIMIT, priority=PRIORITY_RESTORE),
     )
-    def restore_job() -> None:
-        restore()
+    def restore() -> None:
+        restore_chosen()
 
-    return restore_job
+    return restore
 
 
 def _partition_schedule(kind: AssetKind, verb: str, job: Any, cron: Any, spec: "Spec") -> dg.ScheduleDefinition:

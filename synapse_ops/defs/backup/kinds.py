@@ -78,7 +78,7 @@ class AssetKind:
         return self.kind.schedule(spec)
 
     def job(self, verb: str) -> str:
-        """Return the name of a job: backup, proof, restore, expire, expire_plan, expire_apply."""
+        """Return the name of a job: backup, proof."""
         return f"{self.prefix}_{verb}"
 
     def catalog(self, stack: "Stack") -> "Catalog":

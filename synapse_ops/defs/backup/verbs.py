@@ -128,12 +128,11 @@ def apply_plan(context: Any, stack: StackResource, plan_digest: str, kind: Asset
         choices = _last_plan(context.instance, kind)
         hint = (
             f"Read the plan on the page of {kind.plan_key.to_user_string()}, "
-            f"then start {kind.job('expire_apply')} with its plan_digest."
+            "then start expire_apply with its plan_digest."
         )
         if not is_plan_digest(plan_digest):
-            given = f'"{plan_digest}" is not one: a digest has 16 hex digits' if plan_digest else "none was given"
             raise Refused(
-                f"an expiry needs the digest of the plan that it carries out, and {given}", detail=choices, hint=hint
+                f'"{plan_digest}" is not the digest of a plan: it has 16 hex digits', detail=choices, hint=hint
             )
         try:
             report = apply_expiry(kind.kind.repository(stack.open()), plan_digest, datetime.now(UTC))
@@ -143,21 +142,20 @@ def apply_plan(context: Any, stack: StackResource, plan_digest: str, kind: Asset
 
 
 def restore_backup(
-    context: Any, stack: StackResource, kind: AssetKind, *, backup_id: str, target: str
-) -> tuple[str, Metadata]:
-    """Restore a backup into a target that does not exist yet.
-
-    Returns the name of what the backup is of, and what was measured.
-    """
+    context: Any, stack: StackResource, kinds: Sequence[AssetKind], *, backup_id: str, target: str
+) -> dg.AssetObservation:
+    """Restore a backup, of whichever kind, into a target that does not exist yet; return the event for its asset."""
     with operation_of(context.run.run_id, context.instance):
-        from synapse_ops.operations.backup.catalog import find_backup
+        from synapse_ops.operations.backup.catalog import locate_backup
         from synapse_ops.operations.backup.restoring import RestoreRequest
 
         opened = stack.open()
-        repository = kind.kind.repository(opened)
+        by_url = {found.url: found for found in (kind.kind.repository(opened) for kind in kinds)}
+        repository, place = locate_backup(list(by_url.values()), backup_id)
+        kind = next(kind for kind in kinds if kind.kind.name == place.kind)
         request = RestoreRequest(
             repository=repository,
-            place=find_backup(repository, backup_id),
+            place=place,
             target=target,
             open_stack=lambda: opened,
             work_dir=opened.state_dir / "proof",
@@ -166,7 +164,7 @@ def restore_backup(
         )
         report = kind.kind.apply_restore(request, kind.kind.plan_restore(request))
     tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: backup_id})
-    return request.place.subject, {
+    metadata: Metadata = {
         BACKUP_ID: backup_id,
         "restored_to": report.plan.where,
         "restore_s": report.restore_s,
@@ -174,6 +172,7 @@ def restore_backup(
         **{f"{name}_phase_s": value for name, value in report.phase_s.items()},
         **({"notes": _md(report.notes)} if report.notes else {}),
     }
+    return dg.AssetObservation(kind.backup_key, partition=place.subject, metadata=metadata)
 
 
 def plan_metadata(plan: "ExpiryPlan", kind: AssetKind) -> Metadata:

@@ -1,22 +1,25 @@
 """What is cleaned up: log files, temporary files, idle cache keys, left-over snapshots, and Dagster's own history.
 
-Each kind is a plan asset and an apply asset that takes the plan's digest; the history's plan and apply are one asset,
-because what it removes is the record that this graph shows. A plan only looks; an apply does exactly that plan.
+Each kind has a plan as an asset; jobs apply one and report what they did to another asset. A plan only looks; what
+applies one takes its digest, which a person gives. The one exception is a job of its own, which makes its plans and
+carries them out: its schedule runs only where an operator switched it on.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
 
 from synapse_ops.defs.event_metadata import Metadata, table
-from synapse_ops.defs.in_run import operation_of, progress_into
+from synapse_ops.defs.in_run import operation_of, progress_into, recorded
 from synapse_ops.defs.policies import (
     GROUP_CLEANUP,
     LANE_REMOVAL,
+    LANE_REPORT,
     OWNERS,
     POOL_CLEANUP,
     TAG_TRIGGER,
@@ -26,7 +29,6 @@ from synapse_ops.defs.policies import (
 )
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec.assets import spec_key
-from synapse_ops.errors import Refused
 
 if TYPE_CHECKING:
     from synapse_ops.defs.place import Place
@@ -35,14 +37,15 @@ if TYPE_CHECKING:
     from synapse_ops.spec import Spec
 
 CLEANUP_LIMIT = timedelta(hours=6)
-AUTOMATIC = {"schedule"}  # triggers that an operator switched on: this approves the plan of their own run
-HISTORY = "run_history_cleanup"
 REDIS_CHECK = "redis_fits_spec"
 
 
 @dataclass(frozen=True)
 class Group:
-    """The two assets of one kind. modules: what they do. store: the block of the spec that says where, if any."""
+    """One kind: its plan, and what jobs report of an apply.
+
+    modules: what they do. store: the block of the spec that says where, if any.
+    """
 
     kind: str
     plan: str
@@ -109,51 +112,54 @@ GROUPS = (
         "each checked again under the lease of its collection.",
         store="qdrant",
     ),
+    Group(
+        kind="history",
+        plan="run_history_cleanup_plan",
+        apply="run_history_cleanup",
+        shown_as="dagster",
+        modules=("synapse_ops.operations.cleanup.run_history", "synapse_ops.systems.dagster_storage"),
+        plan_text="Which of Dagster's own runs, output, ticks and events outside of runs would be removed by age. The "
+        "newest event of each asset, partition and check, failover records and records of existing backups stay.",
+        apply_text="Dagster's own records that were removed: exactly the plan of one digest.",
+    ),
 )
+
+
+Kind = Enum("Kind", {group.kind: group.kind for group in GROUPS})  # type: ignore[misc]
 
 
 class CleanupConfig(dg.Config):
     """Which plan is carried out."""
 
+    kind: Kind = Field(description=f"What is cleaned up: {', '.join(Kind.__members__)}.")
     plan_digest: str = Field(
-        "",
-        description="The plan_digest that the plan asset printed: the approval of exactly that plan. "
-        "Empty is refused, except in a run of the cleanup schedule, which makes its plan itself.",
-    )
-
-
-class HistoryConfig(dg.Config):
-    """Which plan is carried out, if any."""
-
-    plan_digest: str = Field(
-        "",
-        description="The plan_digest that an earlier run printed: the approval of exactly that plan. Empty: a plan is "
-        "made and nothing is removed, except in a run of the cleanup schedule, which carries its own plan out.",
+        description="The plan_digest on the page of the plan: the approval of exactly that plan. Refused when no plan "
+        "has it; a used one does nothing."
     )
 
 
 def cleanup_definitions(spec: "Spec", place: "Place") -> dg.Definitions:
     """Return the group's assets, check, jobs and schedules."""
     freshness = freshness_of(spec.cleanup.schedule.longest_gap(spec.time_zone))
-    assets = [_history(freshness), *(asset for group in GROUPS for asset in _pair(group, freshness))]
-    plans, applies = [group.plan for group in GROUPS], [group.apply for group in GROUPS]
-    look = _job(
-        "cleanup_plan", plans, "Plan a cleanup: what it would do, and why. Changes nothing; prints the digests."
+    plan = dg.define_asset_job(
+        "cleanup_plan",
+        selection=dg.AssetSelection.assets(*(group.plan for group in GROUPS)),
+        description="Plan a cleanup of each kind: what it would do, and why. Changes nothing; the plans' pages show "
+        "the digests for cleanup_apply.",
+        tags=run_tags(CLEANUP_LIMIT, lane=LANE_REPORT),
     )
-    whole = _job("cleanup", [*plans, *applies, HISTORY], "Plan, and carry out those plans: what the schedule starts.")
-    jobs = [look, whole]
-    jobs.append(
-        _job("run_history_cleanup_job", [HISTORY], "Plan what is removed of Dagster's history, or carry out a plan.")
-    )
-    jobs += [_job(f"{name}_apply", [name], "Apply exactly the plan with the given digest.") for name in applies]
+    both = _cleanup()
     schedules = [
-        _schedule("cleanup_plan_schedule", look, spec, is_running=not place.is_embedded),
-        _schedule("cleanup_schedule", whole, spec, is_running=place.is_embedded),
+        _schedule("cleanup_plan_schedule", plan, spec, is_running=not place.is_embedded),
+        _schedule("cleanup_schedule", both, spec, is_running=place.is_embedded),
     ]
-    return dg.Definitions(assets=assets, asset_checks=[_redis_check()], jobs=jobs, schedules=schedules)
+    assets = [asset for group in GROUPS for asset in _assets(group, freshness)]
+    return dg.Definitions(
+        assets=assets, asset_checks=[_redis_check()], jobs=[plan, _apply(), both], schedules=schedules
+    )
 
 
-def _pair(group: Group, freshness: dg.FreshnessPolicy) -> list[Any]:
+def _assets(group: Group, freshness: dg.FreshnessPolicy) -> list[Any]:
     @dg.asset(
         name=group.plan,
         deps=group.reads,
@@ -168,54 +174,55 @@ def _pair(group: Group, freshness: dg.FreshnessPolicy) -> list[Any]:
         made = make_plan(context, stack, group.kind)
         return dg.MaterializeResult(metadata=plan_metadata(made), data_version=dg.DataVersion(made.digest))
 
-    @dg.asset(
-        name=group.apply,
+    applied = dg.AssetSpec(
+        group.apply,
         deps=[group.plan],
-        pool=POOL_CLEANUP,
         group_name=GROUP_CLEANUP,
         owners=OWNERS,
         kinds={group.shown_as},
-        code_version=code_version(*group.modules),
-        description=group.apply_text,
+        description=f"{group.apply_text} Reported by the jobs cleanup_apply and cleanup; it cannot be materialized by "
+        "itself.",
     )
-    def apply(
-        context: dg.AssetExecutionContext, config: CleanupConfig, stack: StackResource
-    ) -> dg.MaterializeResult[None]:
-        digest = config.plan_digest or _plan_of_same_run(context, dg.AssetKey(group.plan))
-        return dg.MaterializeResult(metadata=carry_out(context, stack, group, digest))
-
-    return [plan, apply]
+    return [plan, applied]
 
 
-def _history(freshness: dg.FreshnessPolicy) -> Any:
-    @dg.asset(
-        name=HISTORY,
-        deps=[spec_key("cleanup")],
-        pool=POOL_CLEANUP,
-        group_name=GROUP_CLEANUP,
-        owners=OWNERS,
-        kinds={"dagster"},
-        code_version=code_version("synapse_ops.operations.cleanup.run_history", "synapse_ops.systems.dagster_storage"),
-        freshness_policy=freshness,
-        description="Dagster's own runs, output, ticks and events outside of runs by age. The newest event of each "
-        "asset, partition and check, failover records and records of existing backups stay. Without the digest "
-        "of a plan it makes one and removes nothing, except in the schedule's run.",
+def _apply() -> dg.JobDefinition:
+    @dg.op(name="apply_cleanup", pool=POOL_CLEANUP, out=dg.Out(dg.Nothing))
+    def apply(context: dg.OpExecutionContext, config: CleanupConfig, stack: StackResource) -> None:
+        group = next(group for group in GROUPS if group.kind == config.kind.value)
+        context.log_event(recorded(dg.AssetKey(group.apply), carry_out(context, stack, group, config.plan_digest)))
+
+    @dg.job(
+        description="Apply exactly the cleanup plan with the given digest.",
+        tags=run_tags(CLEANUP_LIMIT, lane=LANE_REMOVAL),
     )
-    def run_history_cleanup(
-        context: dg.AssetExecutionContext, config: HistoryConfig, stack: StackResource
-    ) -> dg.MaterializeResult[None]:
-        digest, metadata = config.plan_digest, {}
-        if not digest:
-            plan = make_plan(context, stack, "history")
-            metadata = plan_metadata(plan)
-            if context.run.tags.get(TAG_TRIGGER) not in AUTOMATIC:
-                return dg.MaterializeResult(metadata=metadata)
-            digest = plan.digest
-        with operation_of(context.run.run_id, context.instance):
-            outcome = _verbs(stack.open(), "history", context)[1](digest)
-        return dg.MaterializeResult(metadata={**metadata, **outcome_metadata(digest, outcome)})
+    def cleanup_apply() -> None:
+        apply()
 
-    return run_history_cleanup
+    return cleanup_apply
+
+
+def _cleanup() -> dg.JobDefinition:
+    @dg.job(
+        description="Plan a cleanup of each kind, and carry out these plans at once: what cleanup_schedule starts "
+        "where an operator switched it on.",
+        tags=run_tags(CLEANUP_LIMIT, lane=LANE_REMOVAL),
+    )
+    def cleanup() -> None:
+        for group in GROUPS:
+            _plan_and_apply(group)()  # each by itself: what one refuses stops no other
+
+    return cleanup
+
+
+def _plan_and_apply(group: Group) -> dg.OpDefinition:
+    @dg.op(name=f"clean_up_{group.kind}", pool=POOL_CLEANUP, out=dg.Out(dg.Nothing))
+    def plan_and_apply(context: dg.OpExecutionContext, stack: StackResource) -> None:
+        plan = make_plan(context, stack, group.kind)
+        context.log_event(recorded(dg.AssetKey(group.plan), plan_metadata(plan), version=plan.digest))
+        context.log_event(recorded(dg.AssetKey(group.apply), carry_out(context, stack, group, plan.digest)))
+
+    return plan_and_apply
 
 
 def make_plan(context: Any, stack: StackResource, kind: str) -> "StoredPlan":
@@ -230,11 +237,6 @@ def make_plan(context: Any, stack: StackResource, kind: str) -> "StoredPlan":
 def carry_out(context: Any, stack: StackResource, group: Group, digest: str) -> Metadata:
     """Apply the plan of a digest and return what the asset page shows of it."""
     with operation_of(context.run.run_id, context.instance):
-        if not digest:
-            raise Refused(
-                "a cleanup needs the digest of the plan that it carries out",
-                hint=f"Read the plan on the page of {group.plan}, then start {group.apply}_apply with its plan_digest.",
-            )
         outcome = _verbs(stack.open(), group.kind, context)[1](digest)
     return outcome_metadata(digest, outcome)
 
@@ -339,24 +341,6 @@ def outcome_metadata(digest: str, outcome: "Outcome") -> Metadata:
 
 def _numbers(totals: Mapping[str, Any]) -> Metadata:
     return {name: dg.MetadataValue.json(value) if isinstance(value, dict) else value for name, value in totals.items()}
-
-
-def _plan_of_same_run(context: dg.AssetExecutionContext, plan_key: dg.AssetKey) -> str:
-    """Return the digest of the plan made in this very run, when a schedule started it; else ""."""
-    if context.run.tags.get(TAG_TRIGGER) not in AUTOMATIC:
-        return ""
-    event = context.instance.get_latest_materialization_event(plan_key)
-    made = event.asset_materialization if event is not None else None
-    if event is None or made is None or event.run_id != context.run.run_id:
-        return ""
-    return str(made.metadata["plan_digest"].value)
-
-
-def _job(name: str, assets: list[str], description: str) -> Any:
-    selection = dg.AssetSelection.assets(*assets)
-    return dg.define_asset_job(
-        name, selection=selection, description=description, tags=run_tags(CLEANUP_LIMIT, lane=LANE_REMOVAL)
-    )
 
 
 def _schedule(name: str, job: Any, spec: "Spec", *, is_running: bool) -> dg.ScheduleDefinition:

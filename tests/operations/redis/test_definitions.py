@@ -24,7 +24,7 @@ from tests.redis_servers import RealRedis, fill_every_type
 def _definitions(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> dg.Definitions:
     shared = shared_definitions(monkeypatch, stack)
     place = Place(Path(stack.loaded.path), stack.state_dir, is_embedded=True)
-    return dg.Definitions.merge(shared, definitions_of(REDIS, stack.spec, place))
+    return dg.Definitions.merge(shared, definitions_of([REDIS], stack.spec, place))
 
 
 def test_a_snapshot_is_taken_and_proven_by_the_jobs_of_every_kind(
@@ -46,7 +46,7 @@ def test_a_snapshot_is_taken_and_proven_by_the_jobs_of_every_kind(
         evaluation = last_evaluation(instance, REDIS.backup_key, CHECK_NAME)
         assert evaluation is not None
         assert evaluation.passed
-        assert definitions.resolve_job_def(REDIS.job("expire_plan")).execute_in_process(instance=instance).success
+        assert definitions.resolve_job_def("expire_plan").execute_in_process(instance=instance).success
 
 
 def test_a_snapshot_that_was_damaged_since_leaves_no_green_page(

@@ -177,7 +177,7 @@ def test_by_dagster_left_overs_go_by_the_digest_that_the_plan_asset_printed_and_
 
         def run(job: str, assets: list[str] | None = None, **config: str) -> dg.ExecuteInProcessResult:
             return definitions.resolve_job_def(job).execute_in_process(
-                run_config={"ops": {"snapshot_cleanup": {"config": config}}} if config else None,
+                run_config={"ops": {"apply_cleanup": {"config": {"kind": "snapshots", **config}}}} if config else None,
                 asset_selection=[dg.AssetKey(name) for name in assets] if assets else None,
                 instance=instance,
                 raise_on_error=False,
@@ -190,9 +190,8 @@ def test_by_dagster_left_overs_go_by_the_digest_that_the_plan_asset_printed_and_
         shown = event.asset_materialization.metadata
         assert (shown["deleted"].value, shown["delete_bytes"].value) == (1, left.size_bytes)
 
-        assert not run("snapshot_cleanup_apply").success
-        assert not run("snapshot_cleanup_apply", plan_digest="0" * 64).success
+        assert not run("cleanup_apply", plan_digest="0" * 64).success
         assert names(server, collection) == [left.name]
 
-        assert run("snapshot_cleanup_apply", plan_digest=str(shown["plan_digest"].value)).success
+        assert run("cleanup_apply", plan_digest=str(shown["plan_digest"].value)).success
     assert names(server, collection) == []

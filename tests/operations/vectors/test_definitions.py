@@ -69,7 +69,7 @@ class Dagster:
 @pytest.fixture
 def dagster(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dagster]:
     shared = shared_definitions(monkeypatch, stack)
-    backups = definitions_of(COLLECTIONS, stack.spec, Place())  # type: ignore[arg-type]
+    backups = definitions_of([COLLECTIONS], stack.spec, Place())  # type: ignore[arg-type]
     with dg.DagsterInstance.ephemeral() as instance:
         yield Dagster(instance, stack, StackResource(), dg.Definitions.merge(shared, backups, collection_definitions()))
 
@@ -185,9 +185,11 @@ def test_an_expiry_of_snapshots_needs_the_digest_of_its_plan(
     fill(server, collection, plain_config(), plain_points(20))
     snapshot_collection(dagster.stack, collection)
 
-    planned = dagster.run("vector_expire_plan")
+    planned = dagster.run("expire_plan")
     assert planned.success
-    assert not dagster.run("vector_expire_apply").success
     digest = planned.asset_materializations_for_node("vector_expiry_plan")[0].metadata["plan_digest"].value
-    applied = dagster.run("vector_expire_apply", ops={"vector_retention_set": {"config": {"plan_digest": str(digest)}}})
+    config = {"kind": "vectors", "plan_digest": "0" * 16}
+    assert not dagster.run("expire_apply", ops={"apply_expiry": {"config": config}}).success
+    config["plan_digest"] = str(digest)
+    applied = dagster.run("expire_apply", ops={"apply_expiry": {"config": config}})
     assert applied.success

@@ -106,10 +106,11 @@ def test_run_goes_through_the_code_server_and_leads_back_to_its_log_lines(consol
 
 def test_failed_run_says_what_the_cli_would_have_said(console: Console) -> None:
     """The failure is the operation's own message, with detail and hint, not the framework's."""
-    result = run_job(console, "database_expire_apply")
+    config = {"ops": {"apply_expiry": {"config": {"kind": "database", "plan_digest": "latest"}}}}
+    result = console.wait_for_run(console.start_job("expire_apply", run_config=config), timeout_s=DEADLINE_S)
 
     assert result.status == "FAILURE"
-    assert "an expiry needs the digest of the plan that it carries out" in result.failure
+    assert '"latest" is not the digest of a plan' in result.failure
     assert "hint: " in result.failure
 
 
