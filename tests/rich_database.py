@@ -19,7 +19,7 @@ CREATE FUNCTION app.double(x int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 
 CREATE FUNCTION app.touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN new; END $$;
 CREATE FUNCTION app.on_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$;
 CREATE PROCEDURE app.nothing() LANGUAGE sql AS 'SELECT 1';
-CREATE AGGREGATE app.total(int) (SFUNC = int4pl, STYPE = int, INITCOND = '0');
+CREATE AGGREGATE app.total(what int) (SFUNC = int4pl, STYPE = int, INITCOND = '0');
 CREATE OPERATOR app.=== (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq, COMMUTATOR = OPERATOR(app.===));
 CREATE OPERATOR CLASS app.backwards FOR TYPE int USING btree AS
   OPERATOR 1 > , OPERATOR 2 >= , OPERATOR 3 = , OPERATOR 4 <= , OPERATOR 5 < , FUNCTION 1 btint4cmp(int, int);
@@ -37,7 +37,7 @@ ALTER TABLE app.orders ADD CONSTRAINT orders_late_fkey FOREIGN KEY (late) REFERE
 CREATE TABLE app.parted (k int, v text) PARTITION BY RANGE (k);
 CREATE TABLE app.parted_low PARTITION OF app.parted FOR VALUES FROM (0) TO (10);
 CREATE TABLE app.parted_high PARTITION OF app.parted FOR VALUES FROM (10) TO (20);
-CREATE TABLE app.mother (a int, b int);
+CREATE TABLE app.mother (a int, b int, CONSTRAINT a_of_both CHECK (a > 0));
 CREATE TABLE app.daughter (c int) INHERITS (app.mother);
 CREATE UNLOGGED TABLE app.scratch (x int);
 CREATE TABLE app.quiet () ;
@@ -159,6 +159,18 @@ STRUCTURE_LOSSES = [
     ),
     ("ALTER TABLE app.parted DETACH PARTITION app.parted_low", "table: app.parted_low: p"),
     ("ALTER TABLE app.daughter NO INHERIT app.mother", "table: app.daughter: parents"),
+    (
+        "ALTER TABLE app.daughter NO INHERIT app.mother; ALTER TABLE app.daughter INHERIT app.mother",
+        "table: app.daughter: local_columns",
+    ),
+    (
+        "ALTER TABLE app.daughter NO INHERIT app.mother; ALTER TABLE app.daughter INHERIT app.mother",
+        "constraint: app.daughter.a_of_both: local",
+    ),
+    (
+        "DROP AGGREGATE app.total(int); CREATE AGGREGATE app.total(int) (SFUNC = int4pl, STYPE = int, INITCOND = '0')",
+        "aggregate: app.total(integer): arguments",
+    ),
     ("ALTER TABLE app.scratch SET LOGGED", "table: app.scratch: persistence"),
     ("DROP TABLE app.quiet CASCADE", "table: app.quiet: missing"),
     ("DROP STATISTICS app.people_pair CASCADE", "statistics: app.people_pair: missing"),

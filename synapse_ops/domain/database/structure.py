@@ -20,6 +20,7 @@ FORMAT_VERSION = 2  # 1 looked neither at members of extensions nor at what pg_d
 
 SHARED_KINDS = frozenset({"role", "tablespace", "parameter privileges", "setting of all roles"})
 _SINCE_2 = frozenset({"setting of all roles"})
+_ATTRIBUTES_SINCE_2 = frozenset({"arguments", "local", "local_columns"})
 SHOWN_CHARACTERS = 120  # of a value in a difference; more hides the name it belongs to
 IsSame = Callable[[str, str, Any, Any], bool]  # entry, attribute, expected, actual
 _QUIET = frozenset({"definition"})  # bodies of functions may hold what must not be shown
@@ -104,6 +105,7 @@ def compare(
             found.append(f"{name}: not in the backup")
         else:
             skip = {"tablespace"} if without_tablespaces else set()
+            skip |= _ATTRIBUTES_SINCE_2 if expected.version == 1 else set()
             found += [f"{name}: {words}" for words in _attribute_differences(name, ours, theirs, skip, is_same)]
     return tuple(found)
 

@@ -46,6 +46,7 @@ SELECT '=' || CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate'
         owner=owner("p.proowner"),
         privileges=privileges("p.proacl", "f", "p.proowner"),
         definition="CASE WHEN p.prokind <> 'a' THEN pg_get_functiondef(p.oid) END",
+        arguments="CASE WHEN p.prokind = 'a' THEN pg_get_function_arguments(p.oid) END",
         result="CASE WHEN p.prokind = 'a' THEN pg_get_function_result(p.oid) END",
         parallel="CASE WHEN p.prokind = 'a' THEN p.proparallel END",
         aggregate="(SELECT to_jsonb(a) - '{aggfnoid,aggtranstype,aggmtranstype,aggsortop}'::text[]"

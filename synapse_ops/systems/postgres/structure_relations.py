@@ -54,6 +54,8 @@ SELECT '=' || CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized vi
         f" ELSE {privileges('c.relacl', 'r', 'c.relowner')} END",
         persistence="c.relpersistence",
         columns=_COLUMNS,
+        local_columns=f"CASE WHEN {_INHERITS} THEN (SELECT jsonb_agg(a.attname ORDER BY a.attname)"
+        " FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attislocal AND NOT a.attisdropped) END",
         options=sorted_texts("c.reloptions"),
         toast_options=f"(SELECT {sorted_texts('toast.reloptions')} FROM pg_class toast"
         " WHERE toast.oid = c.reltoastrelid)",
@@ -102,6 +104,7 @@ SELECT format('%s.%I', c.oid::regclass, k.conname), {
         statement="pg_get_constraintdef(k.oid)",
         validated="k.convalidated",
         inheritable="CASE WHEN k.contype = 'c' THEN NOT k.connoinherit END",
+        local=f"CASE WHEN k.contype = 'c' AND {_INHERITS} THEN k.conislocal END",
     )
 }
   FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace

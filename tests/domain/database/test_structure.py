@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from synapse_ops.domain.database.structure import Structure, compare
@@ -63,3 +65,14 @@ def test_json_form_is_inverted_and_anything_else_is_refused() -> None:
     assert Structure.from_json(one.to_json()).digest() == one.digest()
     with pytest.raises(DocumentUnreadable):
         Structure.from_json(one.to_json()[:-20])
+
+
+def test_what_version_1_did_not_look_at_is_no_difference_to_it() -> None:
+    """A stored structure of version 1 is compared by what it holds."""
+    former = Structure(17, {"table: public.daughter": {"owner": "x"}}, version=1)
+    now = Structure(17, {"table: public.daughter": {"owner": "x", "local_columns": ["a"]}}, version=1)
+
+    assert compare(former, now) == ()
+    assert compare(replace(former, version=2), replace(now, version=2)) == (
+        'table: public.daughter: local_columns is ["a"], expected null',
+    )
