@@ -50,14 +50,14 @@ def main() -> None:
 
 def measure(console: Console, database: str, dumps: int, rounds: int) -> None:
     """Print the times of all rounds, and how many runs had been started meanwhile."""
-    console.wait_for_run(console.start_job("database_backup", partition=database), timeout_s=DEADLINE_S)
+    console.wait_for_run(console.start_job("backup_database", partition=database), timeout_s=DEADLINE_S)
     taken = console.asset_metadata("database_dump", database)
     assert taken is not None
     times_s, started = [], []
     for number in range(rounds):
-        waiting = console.instance.get_runs_count(RunsFilter(statuses=WAITING, job_name="database_backup"))
+        waiting = console.instance.get_runs_count(RunsFilter(statuses=WAITING, job_name="backup_database"))
         for _ in range(dumps - waiting):
-            console.start_job("database_backup", partition=database)
+            console.start_job("backup_database", partition=database)
         config = {"backup_id": taken.metadata["backup_id"], "target": f"restored_{number}"}
         began_s = time.time()
         run_id = console.start_job("restore", run_config={"ops": {"restore_backup": {"config": config}}})

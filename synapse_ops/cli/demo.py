@@ -130,16 +130,16 @@ def _run_main_job(stack: Stack, spec_path: Path) -> dict[str, Mapping[str, Any]]
     try:
         for database in stack.spec.database.databases:
             with _step(f"database_dump [{database}]: streamed into S3, fingerprint in the same snapshot"):
-                _run(console, "database_backup", database)
+                _run(console, "backup_database", database)
             with _step(f"database_restore_proof [{database}]: restored into a throwaway server and compared"):
-                _run(console, "database_proof", database)
+                _run(console, "prove_database", database)
         with _step(
             f"vector_snapshot [{collection}]: every shard streamed into S3, every point hashed before and after"
         ):
             console.instance.add_dynamic_partitions(COLLECTIONS_PARTITION, [collection])  # the sensor may not yet have
-            _run(console, "vector_backup", collection)
+            _run(console, "backup_vectors", collection)
         with _step(f"vector_restore_proof [{collection}]: opened in a throwaway engine and compared"):
-            _run(console, "vector_proof", collection)
+            _run(console, "prove_vectors", collection)
         with _step("what retention keeps, and why; health_report; and the cleanup that its schedule starts"):
             for job, run_id in [_start(console, job) for job in ("expire_plan", "report_health", "cleanup")]:
                 _finish(console, job, run_id)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from synapse_ops.defs.policies import TAG_CORRELATION_ID
 from synapse_ops.errors import SynapseOpsError
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ def operation_of(run_id: str, instance: dg.DagsterInstance) -> Iterator[None]:
 
     configure_logging()
     bind_correlation_id(run_id)
-    tag_run(instance, run_id, {TAG_CORRELATION_ID: run_id})
     try:
         yield
     except SynapseOpsError as error:

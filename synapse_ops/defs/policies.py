@@ -43,7 +43,6 @@ TAG_TRIGGER = "synapse/trigger"  # schedule, sensor, launchpad, demo
 TAG_BACKUP_ID = "synapse/backup_id"
 TAG_SET_ID = "synapse/set_id"
 TAG_LANE = "synapse/lane"
-TAG_CORRELATION_ID = "synapse/correlation_id"
 
 TABLE_ROWS = 200  # what a metadata table shows; totals stand beside it, the whole is in the repository
 

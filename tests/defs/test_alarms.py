@@ -165,7 +165,7 @@ def test_failed_run_is_posted_by_job(receiver: Receiver, instance: dg.DagsterIns
     """The labels name the job, never the run: a job that fails each night is one alarm."""
     cursor = tick("failed_run_alarms", instance, None)
     run = dg.DagsterRun(
-        job_name="database_backup", run_id=dg.DagsterRun(job_name="x").run_id, status=dg.DagsterRunStatus.STARTED
+        job_name="backup_database", run_id=dg.DagsterRun(job_name="x").run_id, status=dg.DagsterRunStatus.STARTED
     )
     instance.add_run(run)
     instance.report_run_failed(run, "the disk is full")
@@ -173,7 +173,7 @@ def test_failed_run_is_posted_by_job(receiver: Receiver, instance: dg.DagsterIns
     tick("failed_run_alarms", instance, cursor)
 
     assert [(labels["alertname"], labels["job"]) for labels in receiver.labels()] == [
-        ("DagsterRunFailed", "database_backup")
+        ("DagsterRunFailed", "backup_database")
     ]
 
 

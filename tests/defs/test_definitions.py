@@ -171,7 +171,42 @@ def test_every_job_ends_and_none_is_retried(defs: dg.Definitions) -> None:
             assert all(node.definition.retry_policy is None for node in job.nodes), job.name  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ["database_proof", "restore", "expire_apply", "cleanup_apply"])
+def test_jobs_begin_with_their_verb_and_every_kind_has_the_same(defs: dg.Definitions) -> None:
+    """One pattern of names and descriptions, and no kind with less than the others."""
+    repository = defs.get_repository_def()
+    jobs = {job.name: str(job.description) for job in repository.get_all_jobs() if not job.name.startswith("__")}
+    verbs = {name.partition("_")[0] for name in jobs}
+    of_kind = {
+        word: {
+            *(name.removesuffix(f"_{word}") for name in jobs if name.endswith(f"_{word}")),
+            *(one.name.removeprefix(prefix) for one in repository.schedule_defs if one.name.startswith(f"{prefix}_")),
+            *(one.name.removeprefix(prefix) for one in repository.sensor_defs if one.name.startswith(f"{prefix}_")),
+        }
+        for word, prefix in (("database", "database"), ("vectors", "vector"), ("redis", "redis"))
+    }
+
+    assert verbs <= {"backup", "prove", "restore", "expire", "cleanup", "record", "render", "report", "forget"}
+    assert len(jobs) == 18, sorted(jobs)
+    assert all(text.endswith(".") and len(text.split()) > 5 for text in jobs.values()), jobs
+    assert of_kind["redis"] == of_kind["vectors"] == of_kind["database"]
+    assert of_kind["redis"] == {"backup", "prove", "_backup_schedule", "_proof_schedule", "_repository_sensor"}
+
+
+def test_launchpad_refuses_a_choice_that_is_none(defs: dg.Definitions) -> None:
+    """A wrong word is refused before a run starts, with the words that are right."""
+    wrong = {
+        "report_availability": ("availability_report", {"month": "November"}),
+        "expire_apply": ("apply_expiry", {"kind": "collections", "plan_digest": "0" * 16}),
+        "cleanup_apply": ("apply_cleanup", {"kind": "log", "plan_digest": "0" * 16}),
+    }
+    for job, (op, config) in wrong.items():
+        with pytest.raises(dg.DagsterInvalidConfigError, match="not in enum type"):
+            dg.validate_run_config(defs.resolve_job_def(job), {"ops": {op: {"config": config}}})
+    last_month = {"ops": {"availability_report": {"config": {"month": "last"}}}}
+    assert dg.validate_run_config(defs.resolve_job_def("report_availability"), last_month)
+
+
+@pytest.mark.parametrize("name", ["prove_database", "restore", "expire_apply", "cleanup_apply"])
 def test_every_field_of_the_launchpad_is_described(defs: dg.Definitions, name: str) -> None:
     """An operator reads in the launchpad what a field means."""
     fields = defs.resolve_job_def(name).nodes[0].definition.config_field.config_type.fields  # type: ignore[union-attr]

@@ -75,7 +75,7 @@ def queue(tmp_path: Path, definitions: dg.Definitions) -> Iterator[Queue]:
 
 def test_a_restore_starts_at_once_however_much_waits(queue: Queue) -> None:
     """Work of every lane fills two places each, also on the first night, when Dagster does not know the pools yet."""
-    for job in ("database_backup", "vector_backup", "redis_backup", "report_health", "cleanup"):
+    for job in ("backup_database", "backup_vectors", "backup_redis", "report_health", "cleanup"):
         queue.add(job, 5)
     started = Counter(queue.start())
     while more := queue.start():
@@ -89,10 +89,10 @@ def test_a_restore_starts_at_once_however_much_waits(queue: Queue) -> None:
 
 def test_what_a_person_waits_for_goes_first(queue: Queue) -> None:
     """Restore, then backup, then proof, then reports, whatever their order of arrival."""
-    for job in ("report_health", "vector_proof", "database_backup", "restore"):
+    for job in ("report_health", "prove_vectors", "backup_database", "restore"):
         queue.add(job)
 
-    assert queue.start() == ["restore", "database_backup", "vector_proof", "report_health"]
+    assert queue.start() == ["restore", "backup_database", "prove_vectors", "report_health"]
 
 
 def test_a_button_is_held_by_the_same_pools(queue: Queue) -> None:
@@ -118,7 +118,7 @@ def test_every_run_ends(queue: Queue) -> None:
 
 def test_a_queued_run_outlives_the_supervisor(queue: Queue) -> None:
     """It has no process yet: it starts when Dagster does. What was begun is failed."""
-    [waiting] = queue.add("database_backup")
+    [waiting] = queue.add("backup_database")
     [begun] = queue.add("report_health")
     queue.instance.report_dagster_event(dg.DagsterEvent("PIPELINE_STARTING", "report_health"), begun)
 

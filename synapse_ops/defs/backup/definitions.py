@@ -30,7 +30,7 @@ def definitions_of(kinds: Sequence[AssetKind], spec: "Spec", place: "Place") -> 
 
 def _of_one(kind: AssetKind, spec: "Spec") -> dg.Definitions:
     jobs = backup_jobs(kind, spec)
-    proof = next(job for job in jobs.jobs or () if job.name == kind.job("proof"))
+    proof = next(job for job in jobs.jobs or () if job.name == kind.job("prove"))
     sensors = dg.Definitions(sensors=[repository_sensor(kind, proof)])
     ages = dg.Definitions(asset_checks=[age_checks(kind)])
     return dg.Definitions.merge(backup_assets(kind, spec), ages, jobs, sensors)

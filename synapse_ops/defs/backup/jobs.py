@@ -48,7 +48,7 @@ def backup_jobs(kind: AssetKind, spec: "Spec") -> dg.Definitions:
     )
     its_own_check = dg.AssetSelection.checks(dg.AssetCheckKey(kind.proof_key, PROOF_CHECK_NAME))
     proof = dg.define_asset_job(
-        kind.job("proof"),
+        kind.job("prove"),
         selection=dg.AssetSelection.assets(kind.proof_key).without_checks() | its_own_check,
         description=f"Prove a backup of one {kind.noun} by restoring and comparing it: the newest unproven one, or "
         "the one that the config names.",
@@ -78,7 +78,7 @@ def restore_job(kinds: Sequence[AssetKind]) -> dg.JobDefinition:
     return restore
 
 
-def _partition_schedule(kind: AssetKind, verb: str, job: Any, cron: Any, spec: "Spec") -> dg.ScheduleDefinition:
+def _partition_schedule(kind: AssetKind, noun: str, job: Any, cron: Any, spec: "Spec") -> dg.ScheduleDefinition:
     """Return a schedule that starts one run a partition, all under one set id; a vanished one fails its run."""
     partitions = kind.partitions(spec)
 
@@ -93,7 +93,7 @@ def _partition_schedule(kind: AssetKind, verb: str, job: Any, cron: Any, spec: "
             yield dg.RunRequest(run_key=f"{set_id}-{subject}", partition_key=subject, tags=tags)
 
     return dg.ScheduleDefinition(
-        name=f"{kind.job(verb)}_schedule",
+        name=f"{kind.prefix}_{noun}_schedule",
         job=job,
         cron_schedule=str(cron),
         execution_timezone=spec.time_zone,

@@ -78,8 +78,8 @@ class AssetKind:
         return self.kind.schedule(spec)
 
     def job(self, verb: str) -> str:
-        """Return the name of a job: backup, proof."""
-        return f"{self.prefix}_{verb}"
+        """Return the name of a job: backup or prove, and what."""
+        return f"{verb}_{self.kind.kind.word}"
 
     def catalog(self, stack: "Stack") -> "Catalog":
         """Read what lies in its repository of this kind."""

@@ -233,7 +233,7 @@ def _proof_requests(
 
     A run that ended without a proof is asked for again after an hour; a proof that failed is one, and stays.
     """
-    job = kind.job("proof")
+    job = kind.job("prove")
     running = instance.get_runs(filters=dg.RunsFilter(statuses=list(_UNFINISHED), job_name=job))
     if running:
         return []

@@ -37,6 +37,7 @@ def back_up(context: Any, stack: StackResource, kind: AssetKind) -> tuple[str, M
     for warning in report.warnings:
         context.log.warning(warning)
     metadata = backup_metadata(report.record, report.url, report.tables())
+    metadata.pop("correlation_id", None)  # it is the id of this run
     if report.warnings:
         metadata["warnings"] = _md(report.warnings)
     return report.record.backup_id, metadata

@@ -5,7 +5,9 @@ Nothing is probed here. The prober (services/watch) asks, whether Dagster runs o
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 from pydantic import Field
@@ -29,14 +31,26 @@ REPORT_CHECK = "everything_healthy"
 REPORT_LIMIT = timedelta(minutes=15)
 REPORT_CRON = "0 * * * *"
 MONTH_CRON = "10 0 1 * *"
+MONTHS = 24  # that the launchpad offers
 SENSOR_INTERVAL_S = 30
 KINDS = {"server/redis": "redis", "server/object-store": "s3", "server/disk": "linux", "server/certificates": "openssl"}
+
+
+def _months(now: datetime) -> list[str]:
+    """Return what a report may be of: `last`, `current`, and the last MONTHS by name, as 2026-11."""
+    numbers = range(now.year * 12 + now.month - 1, 0, -1)[:MONTHS]
+    return ["last", "current", *(f"{number // 12}-{number % 12 + 1:02}" for number in numbers)]
+
+
+Month = Enum("Month", {name: name for name in _months(datetime.now(UTC))})  # type: ignore[misc]
 
 
 class MonthConfig(dg.Config):
     """Which month is reported."""
 
-    month: str = Field("", description="The month as 2026-11, in the spec's time zone. Empty: the last that has ended.")
+    month: Month = Field(
+        Month["last"], description="The month in the spec's time zone. last: the last that has ended; current: so far."
+    )
 
 
 def health_definitions(loaded: "LoadedSpec", stack: "Stack") -> dg.Definitions:
@@ -183,14 +197,13 @@ def _availability_report(keys: list[dg.AssetKey], spec: "Spec") -> dg.AssetsDefi
     ) -> dg.MaterializeResult[None]:
         with operation_of(context.run.run_id, context.instance):
             from synapse_ops.domain.health.availability import month_window
-            from synapse_ops.errors import ConfigError
             from synapse_ops.operations.health.availability import read_availability
 
-            try:
-                since, until = month_window(config.month, datetime.now(UTC), time_zone)
-            except ValueError:
-                raise ConfigError(f'month "{config.month}" is not valid', hint="Write it as 2026-11.") from None
-            rows = read_availability(stack.open().state_dir, since, min(until, datetime.now(UTC)))
+            now = datetime.now(UTC)
+            current = f"{now.astimezone(ZoneInfo(time_zone)):%Y-%m}"
+            month = {"last": "", "current": current}.get(config.month.value, config.month.value)
+            since, until = month_window(month, now, time_zone)
+            rows = read_availability(stack.open().state_dir, since, min(until, now))
         ratios = [row.time.uptime_ratio for row in rows if row.time.uptime_ratio is not None]
         columns = {"what": "string", "uptime_of_observed": "string", "unobserved": "string", "outages": "int"}
         columns |= {"longest_outage_min": "float", "failed_min": "float", "latency_mean_ms": "float"}

@@ -107,7 +107,7 @@ def test_a_proof_whose_run_died_is_asked_for_again_after_a_pause(
     store_backup(repository.store, NOW - timedelta(hours=1))
     [first] = repository.tick().run_requests or []
     run = repository.instance.add_run(
-        dg.DagsterRun(job_name="database_proof", tags=dict(first.tags), status=dg.DagsterRunStatus.STARTED)
+        dg.DagsterRun(job_name="prove_database", tags=dict(first.tags), status=dg.DagsterRunStatus.STARTED)
     )
     repository.instance.report_run_failed(run, "the host went down")
 
@@ -147,7 +147,7 @@ def test_backup_of_a_run_in_progress_is_left_to_that_run(repository: Repository)
     """Between backup.json and the run's own event the sensor keeps quiet, and looks again at the next tick."""
     backup = store_backup(repository.store, NOW - timedelta(hours=1))
     run = dg.DagsterRun(
-        job_name="database_backup", run_id=dg.DagsterRun(job_name="x").run_id, status=dg.DagsterRunStatus.STARTED
+        job_name="backup_database", run_id=dg.DagsterRun(job_name="x").run_id, status=dg.DagsterRunStatus.STARTED
     )
     repository.instance.add_run(run)
     record = backup.record.model_copy(update={"correlation_id": run.run_id})

@@ -35,7 +35,7 @@ def test_a_snapshot_is_taken_and_proven_by_the_jobs_of_every_kind(
     definitions = _definitions(stack, monkeypatch)
     with dg.DagsterInstance.ephemeral() as instance:
         [address] = REDIS.expected(stack, instance)
-        for verb in ("backup", "proof"):
+        for verb in ("backup", "prove"):
             job = definitions.resolve_job_def(REDIS.job(verb))
             assert job.execute_in_process(instance=instance, partition_key=address).success
         taken, proven = (
@@ -70,13 +70,13 @@ def test_a_snapshot_that_was_damaged_since_leaves_no_green_page(
             return [one.passed for one in found if one is not None]
 
         assert run("backup").success
-        assert run("proof").success
+        assert run("prove").success
         green = verdicts()
         store = stack.redis_repository().store
         [key] = [found.key for found in store.list_objects() if ".rdb" in found.key]
         data = store.read_bytes(key)
         store.put_bytes(key, data[:-64] + bytes(byte ^ 0xFF for byte in data[-64:]))
-        failed = run("proof")
+        failed = run("prove")
         red = verdicts()
 
     assert not failed.success

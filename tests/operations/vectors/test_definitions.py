@@ -82,8 +82,8 @@ def test_a_collection_is_discovered_snapshotted_and_proven_and_the_check_says_so
     dagster.discover()
     assert collection in dagster.known()
 
-    taken = dagster.run("vector_backup", collection)
-    proven = dagster.run("vector_proof", collection)
+    taken = dagster.run("backup_vectors", collection)
+    proven = dagster.run("prove_vectors", collection)
 
     assert taken.success
     assert proven.success
@@ -170,7 +170,7 @@ def test_a_vanished_collection_is_an_alarm_that_leaves_dagster_and_ends_when_it_
 def test_a_job_on_collections_fails_in_our_own_words(dagster: Dagster) -> None:
     """The run's page says what is not there and what is, instead of a client's exception."""
     dagster.instance.add_dynamic_partitions(COLLECTIONS_PARTITION, ["no_such_collection"])
-    taken = dagster.run("vector_backup", "no_such_collection")
+    taken = dagster.run("backup_vectors", "no_such_collection")
 
     [failed] = taken.get_step_failure_events()
     error = failed.step_failure_data.error

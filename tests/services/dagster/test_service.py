@@ -118,8 +118,8 @@ def test_unknown_job_and_wrong_config_are_refused_before_a_run_starts(console: C
     """Dagster's reasons are in the refusal."""
     config = {"ops": {"database_restore_proof": {"config": {"backup": "nope"}}}}
 
-    with pytest.raises(Refused, match="database_proof") as refused:
-        console.start_job("database_proof", run_config=config, partition="synapse")
+    with pytest.raises(Refused, match="prove_database") as refused:
+        console.start_job("prove_database", run_config=config, partition="synapse")
     with pytest.raises(Refused, match="no_such_job"):
         console.start_job("no_such_job")
 
@@ -183,7 +183,7 @@ def test_invalid_spec_keeps_the_last_valid_one_and_a_new_valid_one_is_loaded(con
 def _accepts(console: Console, database: str) -> bool:
     console.wait_until_ready(DEADLINE_S)
     try:
-        console.start_job("database_backup", partition=database)
+        console.start_job("backup_database", partition=database)
     except Refused:
         console.reload()
         return False
