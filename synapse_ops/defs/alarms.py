@@ -2,10 +2,16 @@
 
 Plain sensors with their own cursors: each looks at what happened since its cursor, oldest first, and moves it only
 after the post was taken, so that an outlet that is down loses nothing. What says the same thing again is the same alarm
-(Alertmanager merges equal labels); a success or a pass ends it.
+(Alertmanager merges equal labels); a success, a pass or a good tick ends it. A check that stays red is sent again each
+hour, because what is sent ends by itself after six. Without an address the sensors are off, and the check
+`alarms_reach_somebody` is red.
+
+A tick that could not reach the code server is no alarm of ours: we restart it for each new spec, and while it is down
+no sensor of it could tell. The supervisor above it does (services/dagster/down_alarm.py).
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -18,13 +24,16 @@ if TYPE_CHECKING:
 
 PER_TICK = 50
 INTERVAL_S = 30
+STANDING_S = 3600.0  # a check that stays red is sent again
 LONGEST_TICK_S = 300.0  # Dagster gives a sensor's tick 60 s by default, and a slow daemon some more
+
+_UNREACHABLE = "gRPC Error code: UNAVAILABLE"
 
 Look = Callable[[dg.DagsterInstance, str], tuple[Sequence["Alarm"], str]]
 
 
 def alarm_definitions(stack_name: str) -> dg.Definitions:
-    """Return the three sensors. stack_name: a label on every alarm."""
+    """Return the three sensors, off where there is no address. stack_name: a label on every alarm."""
     looks: dict[str, tuple[Look, str]] = {
         "failed_run_alarms": (_failed_runs, "Sends an alarm for each job whose run failed, and ends it at a success."),
         "failed_check_alarms": (
@@ -36,12 +45,19 @@ def alarm_definitions(stack_name: str) -> dg.Definitions:
     return dg.Definitions(sensors=[_sensor(name, look, text, stack_name) for name, (look, text) in looks.items()])
 
 
+def has_address() -> bool:
+    """Say whether an address is set, a wrong one too: its sensors run and their ticks say what is wrong with it."""
+    from synapse_ops.systems.alert_outlet import ALERTMANAGER_VARIABLE, WEBHOOK_VARIABLE
+
+    return any(os.environ.get(name) for name in (ALERTMANAGER_VARIABLE, WEBHOOK_VARIABLE))
+
+
 def _sensor(name: str, look: Look, description: str, stack_name: str) -> dg.SensorDefinition:
     @dg.sensor(
         name=name,
         minimum_interval_seconds=INTERVAL_S,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"{description} Address: SYNAPSE_ALERTMANAGER_URL or SYNAPSE_ALERT_WEBHOOK.",
+        default_status=dg.DefaultSensorStatus.RUNNING if has_address() else dg.DefaultSensorStatus.STOPPED,
+        description=f"{description} Address: SYNAPSE_ALERTMANAGER_URL or SYNAPSE_ALERT_WEBHOOK; off without one.",
     )
     def alarm_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         from synapse_ops.defs.redacted_errors import redact_recorded_errors
@@ -89,42 +105,59 @@ def _failed_runs(instance: dg.DagsterInstance, cursor: str) -> tuple[Sequence["A
 
 
 def _failed_checks(instance: dg.DagsterInstance, cursor: str) -> tuple[Sequence["Alarm"], str]:
-    """Return alarms for check evaluations since the cursor (a storage id; empty: from now on)."""
-    from synapse_ops.systems.alert_outlet import Alarm
+    """Return alarms for check evaluations since the cursor, and each hour for those that stay red.
+
+    cursor: {"id": storage id, "red": check by its labels' words: [storage id, when it was sent]}; empty: from now on.
+    """
     from synapse_ops.systems.dagster_storage import check_evaluations_after, newest_storage_id
 
-    if not cursor:
-        return [], str(newest_storage_id(instance))
+    former: Any = json.loads(cursor) if cursor else {"id": newest_storage_id(instance)}
+    if not isinstance(former, dict):
+        former = {"id": former}  # as this sensor kept it before
+    now_s, newest, red = time.time(), former["id"], dict(former.get("red", {}))
     alarms = []
-    for storage_id, timestamp, evaluation in check_evaluations_after(instance, int(cursor), limit=PER_TICK):
-        asset = evaluation.asset_key.to_user_string()
-        alarms.append(
-            Alarm(
-                labels={
-                    "alertname": "DagsterCheckFailed",
-                    "severity": "critical" if evaluation.severity is dg.AssetCheckSeverity.ERROR else "warning",
-                    "asset": asset,
-                    "check": evaluation.check_name,
-                },
-                summary=f"check {evaluation.check_name} of {asset} {'passed' if evaluation.passed else 'failed'}",
-                description=evaluation.description or "",
-                at=datetime.fromtimestamp(timestamp, UTC),
-                is_resolved=evaluation.passed,
-            )
-        )
-        cursor = str(storage_id)
-    return alarms, cursor
+    for storage_id, timestamp, evaluation in check_evaluations_after(instance, newest, limit=PER_TICK):
+        name = f"{evaluation.asset_key.to_user_string()}:{evaluation.check_name}"
+        alarms.append(_check_alarm(evaluation, timestamp))
+        red.pop(name, None)
+        if not evaluation.passed:
+            red[name] = [storage_id, now_s]
+        newest = storage_id
+    for name, (storage_id, sent_s) in red.items():
+        if now_s - sent_s >= STANDING_S:
+            alarms += [
+                _check_alarm(one, now_s) for _, _, one in check_evaluations_after(instance, storage_id - 1, limit=1)
+            ]
+            red[name] = [storage_id, now_s]
+    return alarms, json.dumps({"id": newest, "red": red})
+
+
+def _check_alarm(evaluation: dg.AssetCheckEvaluation, at_s: float) -> "Alarm":
+    from synapse_ops.systems.alert_outlet import Alarm
+
+    asset = evaluation.asset_key.to_user_string()
+    return Alarm(
+        labels={
+            "alertname": "DagsterCheckFailed",
+            "severity": "critical" if evaluation.severity is dg.AssetCheckSeverity.ERROR else "warning",
+            "asset": asset,
+            "check": evaluation.check_name,
+        },
+        summary=f"check {evaluation.check_name} of {asset} {'passed' if evaluation.passed else 'failed'}",
+        description=evaluation.description or "",
+        at=datetime.fromtimestamp(at_s, UTC),
+        is_resolved=evaluation.passed,
+    )
 
 
 def _failed_ticks(instance: dg.DagsterInstance, cursor: str) -> tuple[Sequence["Alarm"], str]:
-    """Return alarms for ticks that failed, each once. cursor: {"at": seconds since the epoch, "sent": names}; empty:
-    from now on.
+    """Return alarms for ticks that failed, each once, and the end of those whose schedule or sensor ticked well since.
 
+    cursor: {"at": seconds since the epoch, "sent": ticks, "firing": {name: since when}}; empty: from now on.
     A failed tick raises no event in Dagster: nothing else would report a broken sensor. A tick is kept under
     the time it began and fails when it ends, so the look goes back by the longest tick: a hung one would be missed.
     """
-    from synapse_ops.systems.alert_outlet import Alarm
-    from synapse_ops.systems.dagster_storage import failed_ticks_after
+    from synapse_ops.systems.dagster_storage import failed_ticks_after, good_ticks
 
     now_s = time.time()
     former: Any = json.loads(cursor) if cursor else {"at": now_s}
@@ -133,19 +166,30 @@ def _failed_ticks(instance: dg.DagsterInstance, cursor: str) -> tuple[Sequence["
     failed = {
         f"{name}@{at_s:f}": (name, at_s, message)
         for name, at_s, message in failed_ticks_after(instance, former["at"] - LONGEST_TICK_S, limit=PER_TICK)
+        if _UNREACHABLE not in message
     }
-    sent = former.get("sent", failed)
-    alarms = [
-        Alarm(
-            labels={"alertname": "DagsterTickFailed", "severity": "critical", "instigator": name},
-            summary=f"a tick of {name} failed",
-            description=message[:500],
-            at=datetime.fromtimestamp(at_s, UTC),
-        )
-        for key, (name, at_s, message) in failed.items()
-        if key not in sent
-    ]
-    return alarms, json.dumps({"at": now_s, "sent": sorted(failed)})
+    sent, firing = former.get("sent", failed), dict(former.get("firing", {}))
+    alarms = []
+    for key, (name, at_s, message) in failed.items():
+        if key not in sent:
+            alarms.append(_tick_alarm(name, at_s, f"a tick of {name} failed", message[:500]))
+            firing[name] = at_s
+    for name, at_s in good_ticks(instance, firing).items():
+        alarms.append(_tick_alarm(name, at_s, f"{name} ticks again", "", is_resolved=True))
+        del firing[name]
+    return alarms, json.dumps({"at": now_s, "sent": sorted(failed), "firing": firing})
+
+
+def _tick_alarm(name: str, at_s: float, summary: str, description: str, *, is_resolved: bool = False) -> "Alarm":
+    from synapse_ops.systems.alert_outlet import Alarm
+
+    return Alarm(
+        labels={"alertname": "DagsterTickFailed", "severity": "critical", "instigator": name},
+        summary=summary,
+        description=description,
+        at=datetime.fromtimestamp(at_s, UTC),
+        is_resolved=is_resolved,
+    )
 
 
 def _with_stack(alarm: "Alarm", stack_name: str) -> "Alarm":

@@ -140,6 +140,27 @@ def failed_ticks_after(instance: DagsterInstance, after_s: float, *, limit: int)
     return sorted(found, key=lambda row: row[1])[:limit]
 
 
+def good_ticks(instance: DagsterInstance, since_s: Mapping[str, float]) -> dict[str, float]:
+    """Return, of schedules and sensors by name, when each ticked without a failure after a moment of its own.
+
+    since_s: seconds since the epoch. One that is stopped or gone counts as good now: it fails no more.
+    """
+    from dagster._core.scheduler.instigation import InstigatorStatus, TickStatus
+
+    states = {state.instigator_name: state for state in instance.all_instigator_state()} if since_s else {}
+    found = {}
+    for name, after_s in since_s.items():
+        state = states.get(name)
+        if state is None or state.status is InstigatorStatus.STOPPED:
+            found[name] = datetime.now(UTC).timestamp()
+            continue
+        good = [TickStatus.SUCCESS, TickStatus.SKIPPED]
+        ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, after=after_s, limit=1, statuses=good)
+        if ticks:
+            found[name] = ticks[0].timestamp
+    return found
+
+
 def fail_abandoned_runs(instance: DagsterInstance, reason: str) -> Sequence[str]:
     """Mark every run that was begun and not finished as failed and give its pool slots back; return their ids.
 

@@ -28,7 +28,9 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster._utils.error import SerializableErrorInfo
 
+from synapse_ops.defs import alarms
 from synapse_ops.defs.alarms import alarm_definitions
+from synapse_ops.defs.health.active_alerts import outlet_verdict
 from synapse_ops.errors import ConfigError, Unreachable
 from synapse_ops.systems.alert_outlet import find_outlet
 
@@ -119,9 +121,30 @@ def test_outlet_that_is_down_loses_no_alarm(receiver: Receiver, instance: dg.Dag
     with pytest.raises(Unreachable, match="Alertmanager answers 503"):
         tick("failed_check_alarms", instance, cursor)
     receiver.status = 200
-    tick("failed_check_alarms", instance, cursor)
+    cursor = tick("failed_check_alarms", instance, cursor)
 
     assert [labels["check"] for labels in receiver.labels()] == ["restore_proven"]
+
+
+def test_a_check_that_stays_red_is_sent_again_each_hour_and_no_more_once_it_passed(
+    receiver: Receiver, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent ends by itself after six hours, and the check is still red."""
+    cursor = tick("failed_check_alarms", instance, None)
+    report_check(instance, passed=False)
+    cursor = tick("failed_check_alarms", instance, cursor)
+    begun_s, sent = time.time(), []
+    for minutes in (59, 61, 100, 122):
+        monkeypatch.setattr(alarms.time, "time", lambda now_s=begun_s + minutes * 60: now_s)
+        cursor = tick("failed_check_alarms", instance, cursor)
+        sent.append(len(receiver.posted))
+    report_check(instance, passed=True)
+    cursor = tick("failed_check_alarms", instance, cursor)
+    monkeypatch.setattr(alarms.time, "time", lambda: begun_s + 1e6)
+    tick("failed_check_alarms", instance, cursor)
+
+    assert sent == [1, 2, 2, 3]
+    assert len(receiver.posted) == 4
 
 
 def begin_tick(instance: dg.DagsterInstance, sensor: str, began_s: float) -> InstigatorTick:
@@ -142,6 +165,11 @@ def begin_tick(instance: dg.DagsterInstance, sensor: str, began_s: float) -> Ins
     return instance.create_tick(data)
 
 
+def fail_tick(instance: dg.DagsterInstance, sensor: str, began_s: float, message: str) -> None:
+    error = SerializableErrorInfo(message, [], "DagsterUserCodeUnreachableError")
+    instance.update_tick(begin_tick(instance, sensor, began_s).with_status(TickStatus.FAILURE, error=error))
+
+
 def test_a_tick_that_failed_is_posted_once_even_when_it_began_long_before(receiver: Receiver, tmp_path: Path) -> None:
     """A tick that hangs until its time-out began before the last look: it must not pass in silence."""
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
@@ -159,6 +187,45 @@ def test_a_tick_that_failed_is_posted_once_even_when_it_began_long_before(receiv
     [(_, [alarm])] = receiver.posted
     assert (alarm["labels"]["alertname"], alarm["labels"]["instigator"]) == ("DagsterTickFailed", "health_sensor")
     assert "the tick timed out" in alarm["annotations"]["description"]
+
+
+def test_a_good_tick_ends_the_alarm_of_a_failed_one_and_a_restart_of_the_code_server_is_none(
+    receiver: Receiver, tmp_path: Path
+) -> None:
+    """Every alarm has an end; and eight sensors that met the restart for a new spec are not eight faults."""
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        cursor = tick("failed_tick_alarms", instance, None)
+        now_s = time.time()
+        fail_tick(instance, "spec_sensor", now_s, "Could not reach user code server. gRPC Error code: UNAVAILABLE")
+        fail_tick(instance, "health_sensor", now_s, "the history is damaged")
+        cursor = tick("failed_tick_alarms", instance, cursor)
+        cursor = tick("failed_tick_alarms", instance, cursor)
+        good = begin_tick(instance, "health_sensor", now_s + 30)
+        instance.update_tick(good.with_status(TickStatus.SKIPPED))
+        cursor = tick("failed_tick_alarms", instance, cursor)
+        tick("failed_tick_alarms", instance, cursor)
+
+    [(_, [failed]), (_, [ended])] = receiver.posted
+    assert failed["labels"] == ended["labels"]
+    assert failed["labels"]["instigator"] == "health_sensor"
+    assert failed["endsAt"] > failed["startsAt"]
+    assert ended["endsAt"] == ended["startsAt"]
+
+
+@pytest.mark.parametrize(("address", "status"), [("http://127.0.0.1:9", "RUNNING"), ("", "STOPPED")])
+def test_without_an_address_the_sensors_are_off_and_a_check_says_that_nobody_will_be_told(
+    address: str, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would run for ever to say that there is nobody to tell."""
+    monkeypatch.delenv("SYNAPSE_ALERT_WEBHOOK", raising=False)
+    monkeypatch.setenv("SYNAPSE_ALERTMANAGER_URL", address)
+
+    sensors = alarm_definitions("synapse").get_repository_def().sensor_defs
+    verdict = outlet_verdict()
+
+    assert {sensor.default_status.name for sensor in sensors} == {status}
+    assert verdict["passed"] is bool(address)
+    assert address or "set SYNAPSE_ALERTMANAGER_URL or SYNAPSE_ALERT_WEBHOOK" in verdict["description"]
 
 
 def test_failed_run_is_posted_by_job(receiver: Receiver, instance: dg.DagsterInstance) -> None:

@@ -95,11 +95,11 @@ def _external_assets(stack: "Stack") -> list[dg.AssetSpec]:
             owners=OWNERS,
             kinds={_kind_of(probe.name, probe.kind)},
             freshness_policy=dg.FreshnessPolicy.time_window(
-                warn_window=timedelta(minutes=12), fail_window=timedelta(minutes=20)
+                warn_window=timedelta(minutes=75), fail_window=timedelta(hours=2)
             ),
             description=f"{probe.target}, asked every {probe.interval_s:g} s for at most {probe.timeout_s:g} s by the "
-            "prober. One event for each five minutes with what was measured, one observation for each change of state; "
-            "no event for 20 minutes means that no prober runs.",
+            "prober. An event for each change of state, and one an hour with what was measured; no event for two hours "
+            "means that no prober runs.",
         )
         for probe in probes_of(stack, HttpClients())
     ]
@@ -275,20 +275,41 @@ def _report_check() -> dg.AssetChecksDefinition:
         description="Green while everything probed is healthy and a prober runs; names what is not.",
     )
     def everything_healthy(context: dg.AssetCheckExecutionContext, stack: StackResource) -> dg.AssetCheckResult:
-        from synapse_ops.domain.health.states import State
-        from synapse_ops.operations.health.report import read_health, summary_of
+        from synapse_ops.operations.health.report import read_health
 
         with operation_of(context.run.run_id, context.instance):
             report = read_health(stack.open().state_dir, datetime.now(UTC))
-        only_degraded = report.worst is State.DEGRADED and report.is_watched
-        return dg.AssetCheckResult(
-            passed=report.worst is State.HEALTHY and report.is_watched,
-            severity=dg.AssetCheckSeverity.WARN if only_degraded else dg.AssetCheckSeverity.ERROR,
-            description=summary_of(report.rows) + ("" if report.is_watched else "; no prober runs"),
-            metadata={str(state): len(report.of(state)) for state in State},
-        )
+        return dg.AssetCheckResult(**_verdict_on(report))
 
     return everything_healthy
+
+
+def _verdict_on(report: "HealthReport") -> dict[str, Any]:
+    """Return what the check says of a report, as fields of an evaluation or a result."""
+    from synapse_ops.domain.health.states import State
+    from synapse_ops.operations.health.report import summary_of
+
+    only_degraded = report.worst is State.DEGRADED and report.is_watched
+    return {
+        "passed": report.worst is State.HEALTHY and report.is_watched,
+        "severity": dg.AssetCheckSeverity.WARN if only_degraded else dg.AssetCheckSeverity.ERROR,
+        "description": summary_of(report.rows) + ("" if report.is_watched else "; no prober runs"),
+        "metadata": {str(state): len(report.of(state)) for state in State},
+    }
+
+
+def _report_events(report: "HealthReport") -> tuple[dg.AssetMaterialization, dg.AssetCheckEvaluation]:
+    """Return the report and its check, as the sensor writes them at a change of state: an hour later is too late."""
+    from synapse_ops.operations.health.report import summary_of
+
+    written = dg.AssetMaterialization(
+        HEALTH_REPORT_KEY,
+        description=summary_of(report.rows),
+        metadata=_report_metadata(report),
+        tags={TAG_TRIGGER: "sensor"},
+    )
+    verdict = dg.AssetCheckEvaluation(asset_key=HEALTH_REPORT_KEY, check_name=REPORT_CHECK, **_verdict_on(report))
+    return written, verdict
 
 
 def _schedule(name: str, job: Any, cron: str, spec: "Spec") -> dg.ScheduleDefinition:
@@ -312,7 +333,8 @@ def _sensor() -> dg.SensorDefinition:
         name="health_sensor",
         minimum_interval_seconds=SENSOR_INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Reports what the prober found: every change of state, and one event for each five minutes.",
+        description="Reports what the prober found: every change of state, with a new health_report, and one event an "
+        "hour.",
     )
     def health_sensor(context: dg.SensorEvaluationContext, stack: StackResource) -> dg.SensorResult | dg.SkipReason:
         from synapse_ops.errors import Refused
@@ -322,7 +344,9 @@ def _sensor() -> dg.SensorDefinition:
             cursor = tick.run(datetime.now(UTC))
         except Refused as refused:
             return dg.SkipReason(refused.message)
-        reported = dg.SkipReason(f"{len(tick.events)} events reported")
-        return dg.SensorResult(skip_reason=reported, asset_events=tick.events, cursor=cursor)
+        events = [*tick.events, *(_report_events(tick.report) if tick.report and tick.has_changed else ())]
+        return dg.SensorResult(
+            skip_reason=dg.SkipReason(f"{len(events)} events reported"), asset_events=events, cursor=cursor
+        )
 
     return health_sensor

@@ -1,7 +1,8 @@
-"""The prober's history as events of `health/<name>`: every change of state, and one event for each five minutes.
+"""The prober's history as events of `health/<name>`: every change of state, and one event an hour without any.
 
-The sensor only reads a file of this host, so an idle tick costs a millisecond. Its cursor holds the last change and the
-last five minutes that were reported; without one it begins now, with the state of every probe.
+A change is a materialization: the page of an asset shows the newest one, and would go on to say "healthy" beside a red
+check. The sensor only reads a file of this host, so an idle tick costs a millisecond. Its cursor holds the last change
+and the last hour that were reported; without one it begins now, with the state of every probe.
 """
 
 import json
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 CHECK_NAME = "healthy"
 CHANGES_PER_TICK = 200
+HOUR_S = 3600
 HEALTH_PREFIX = "health"
 
 
@@ -41,10 +43,14 @@ def evaluation_of(row: "HealthRow", *, instance: dg.DagsterInstance) -> dg.Asset
         check_name=CHECK_NAME,
         passed=row.is_healthy,
         severity=dg.AssetCheckSeverity.WARN if warns else dg.AssetCheckSeverity.ERROR,
-        description=row.condition.reason or str(state),
+        description=_sentence(row.probe.name, str(state), row.condition.since, row.condition.reason),
         metadata={"state": str(state), "since": dg.MetadataValue.timestamp(row.condition.since)},
         target_materialization_data=newest_as_target(instance, health_key(row.probe.name)),
     )
+
+
+def _sentence(name: str, state: str, since: datetime, reason: str) -> str:
+    return f"{name} is {state} since {since:%d %b %H:%M:%S} UTC" + (f": {reason}" if reason else "")
 
 
 class HealthTick:
@@ -54,25 +60,27 @@ class HealthTick:
         self._instance = instance
         self._cursor: dict[str, Any] = json.loads(cursor or "{}")
         self._state_dir = state_dir
-        self.events: list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation] = []
+        self.events: list[dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
+        self.report: HealthReport | None = None
+        self.has_changed = False
 
     def run(self, now: datetime) -> str:
         """Gather what is new in `events`, and return the cursor. Raises Refused when no prober has run.
 
         The daemon records the events and the cursor together: a tick that dies reports nothing, and so nothing twice.
         """
-        from synapse_ops.operations.health.history import SPAN_S, HistoryReader, history_file
+        from synapse_ops.operations.health.history import HistoryReader, history_file
         from synapse_ops.operations.health.report import read_health
 
-        report = read_health(self._state_dir, now)
-        span_start = datetime.fromtimestamp(now.timestamp() // SPAN_S * SPAN_S, UTC)
-        last_span = self._cursor.get("span")
-        since = max(datetime.fromtimestamp(last_span or 0, UTC), span_start - timedelta(hours=1))
+        report = self.report = read_health(self._state_dir, now)
+        hour = datetime.fromtimestamp(now.timestamp() // HOUR_S * HOUR_S, UTC)
+        last_hour = self._cursor.get("hour")
+        since = hour - timedelta(hours=1)
         with HistoryReader(history_file(self._state_dir)) as history:
             after = self._cursor.get("change")
             changes = history.changes(after=after, limit=CHANGES_PER_TICK) if after is not None else []
             newest = changes[-1].number if changes else after if after is not None else history.newest_change()
-            spans = history.spans(since, span_start)
+            spans = history.spans(since, hour)
         known: dict[str, str] = dict(self._cursor.get("states", {}))
         names = {row.probe.name for row in report.rows}
         for change in changes:
@@ -81,11 +89,12 @@ class HealthTick:
             ):  # the prober's silence was reported
                 self.events.append(_change_event(change))
                 known[change.probe] = str(change.new)
-        is_new_span = last_span != span_start.timestamp()
+        is_new_hour = last_hour != hour.timestamp()
         for row in report.rows:
-            self._report_row(row, known, spans, report, is_new_span=is_new_span)
+            self._report_row(row, known, spans, report, is_new_hour=is_new_hour)
         states = {row.probe.name: str(row.condition.state) for row in report.rows}
-        cursor = {"change": newest, "span": span_start.timestamp(), "states": states}
+        self.has_changed = bool(changes) or states != self._cursor.get("states")
+        cursor = {"change": newest, "hour": hour.timestamp(), "states": states}
         return json.dumps(cursor, sort_keys=True)
 
     def _report_row(
@@ -95,27 +104,28 @@ class HealthTick:
         spans: dict[str, "Span"],
         report: "HealthReport",
         *,
-        is_new_span: bool,
+        is_new_hour: bool,
     ) -> None:
         name, state = row.probe.name, str(row.condition.state)
         overdue = name in known and known[name] != state
         if overdue:  # not in the history: the prober is away
             self.events.append(
-                dg.AssetObservation(
+                dg.AssetMaterialization(
                     health_key(name),
                     description=f"{known[name]} -> {state}: {row.condition.reason}",
                     metadata=_state_metadata(row),
+                    tags={TAG_TRIGGER: "sensor"},
                 )
             )
-        is_due = (is_new_span or name not in known) and report.is_watched
+        is_due = (is_new_hour or name not in known) and report.is_watched
         if is_due:
-            self.events.append(_span_event(row, spans.get(name)))
+            self.events.append(_hour_event(row, spans.get(name)))
         if is_due or overdue or self._cursor.get("states", {}).get(name) != state:
             self.events.append(evaluation_of(row, instance=self._instance))
 
 
-def _change_event(change: "Change") -> dg.AssetObservation:
-    return dg.AssetObservation(
+def _change_event(change: "Change") -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
         health_key(change.probe),
         description=f"{change.old} -> {change.new}" + (f": {change.reason}" if change.reason else ""),
         metadata={
@@ -125,6 +135,7 @@ def _change_event(change: "Change") -> dg.AssetObservation:
             "change": change.number,
             **({"reason": change.reason} if change.reason else {}),
         },
+        tags={TAG_TRIGGER: "sensor"},
     )
 
 
@@ -137,8 +148,8 @@ def _state_metadata(row: "HealthRow") -> Metadata:
     }
 
 
-def _span_event(row: "HealthRow", span: "Span | None") -> dg.AssetMaterialization:
-    """Return the event of some minutes: numbers that the asset page plots. What was not measured is absent."""
+def _hour_event(row: "HealthRow", span: "Span | None") -> dg.AssetMaterialization:
+    """Return the event of the last whole hour: numbers that the asset page plots. What was not measured is absent."""
     metadata = _state_metadata(row)
     if span is not None:
         metadata |= {"verdicts": span.verdicts, "latency_max_s": round(span.latency_max_s, 4)}

@@ -1,4 +1,4 @@
-"""The prober's history as Dagster shows it: each change once, one event for five minutes, red when nobody knows."""
+"""The prober's history as Dagster shows it: each change at once, one event an hour, red when nobody knows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from synapse_ops.defs.everything import merged_definitions
 from synapse_ops.defs.health.events import CHECK_NAME, HealthTick, health_key
+from synapse_ops.defs.resources import StackResource
 from synapse_ops.domain.health.states import State
 from synapse_ops.operations.health.availability import read_availability
 from synapse_ops.operations.health.report import read_health
@@ -36,12 +37,16 @@ class Reported:
             self.instance.report_runless_asset_event(event)
         return len(tick.events)
 
-    def changes(self, name: str) -> list[str]:
-        records = self.instance.fetch_observations(health_key(name), limit=100).records
-        return [str(record.asset_observation.description) for record in reversed(records)]  # type: ignore[union-attr]
+    def pages(self, name: str) -> list[dg.AssetMaterialization]:
+        """Return what the asset's page showed, the newest first."""
+        records = self.instance.fetch_materializations(health_key(name), limit=100).records
+        return [record.asset_materialization for record in records if record.asset_materialization is not None]
 
-    def spans(self, name: str) -> int:
-        return len(self.instance.fetch_materializations(health_key(name), limit=100).records)
+    def changes(self, name: str) -> list[str]:
+        return [text for page in reversed(self.pages(name)) if "->" in (text := str(page.description))]
+
+    def hours(self, name: str) -> int:
+        return len(self.pages(name)) - len(self.changes(name))
 
     def is_green(self, name: str) -> bool | None:
         found = last_evaluation(self.instance, health_key(name), CHECK_NAME)
@@ -70,20 +75,60 @@ def test_each_change_is_reported_once_and_turns_the_check(reported: Reported) ->
     assert reported.changes("api") == ["healthy -> failed: it said no", "failed -> healthy"]
 
 
-def test_five_minutes_are_one_event_however_often_the_sensor_ticks(reported: Reported) -> None:
-    """Ticks every 30 s for 20 minutes: one event at the start, then one for each five minutes."""
-    history = WrittenHistory(reported.state_dir, ["api", "server/redis"], START)
+def test_an_hour_is_one_event_however_often_the_sensor_ticks(reported: Reported) -> None:
+    """Two hours without a change: one event at the start, then one for each whole hour with what was measured in it."""
+    names, pause = ["api", "server/redis"], timedelta(minutes=3)
+    history = WrittenHistory(reported.state_dir, names, START, interval=pause)
     with watched(reported.state_dir):
         for _ in range(40):
             history.add("server/redis", H)
             reported.tick(history.add("api", H))
 
-    assert reported.spans("api") == reported.spans("server/redis") == 5
-    [newest] = reported.instance.fetch_materializations(health_key("api"), limit=1).records
-    assert newest.asset_materialization is not None
-    metadata = newest.asset_materialization.metadata
-    assert metadata["verdicts"].value == 10
+    assert reported.hours("api") == reported.hours("server/redis") == 3
+    metadata = reported.pages("api")[0].metadata
+    assert metadata["verdicts"].value == 20
     assert metadata["uptime_ratio"].value == pytest.approx(1.0)
+
+
+def test_the_page_of_what_is_down_says_so_as_soon_as_its_check(reported: Reported) -> None:
+    """A page that shows the last hour's "healthy" beside a red check is not believed the next time."""
+    history = WrittenHistory(reported.state_dir, ["api"], START)
+    with watched(reported.state_dir):
+        reported.tick(history.add("api", H))
+        reported.tick(history.add("api", F, F))
+
+    page = reported.pages("api")[0]
+    assert reported.is_green("api") is False
+    assert page.metadata["state"].value == "failed"
+    assert page.metadata["reason"].value == "it said no"
+
+
+def test_a_change_of_state_makes_the_report_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hourly report would say "10 of 10" for up to an hour. A tick without a change writes none."""
+    spec = tmp_path / "infrastructure.yaml"
+    spec.write_text("name: synapse\nwatch: {servers: []}\n")
+    for name, value in {"SYNAPSE_SPEC": spec, "SYNAPSE_STATE_DIR": tmp_path, "SYNAPSE_EMBEDDED": 0}.items():
+        monkeypatch.setenv(name, str(value))
+    history = WrittenHistory(tmp_path, ["api"], datetime.now(UTC) - timedelta(minutes=2))
+    history.add("api", H)
+    sensor = merged_definitions().resolve_sensor_def("health_sensor")
+
+    def written(cursor: str | None) -> tuple[list[tuple[str, object]], str]:
+        context = dg.build_sensor_context(instance=instance, cursor=cursor, resources={"stack": StackResource()})
+        result = sensor(context)
+        assert isinstance(result, dg.SensorResult)
+        events = [event for event in result.asset_events if event.asset_key == dg.AssetKey("health_report")]
+        return [(type(event).__name__, event.description) for event in events], str(result.cursor)
+
+    with dg.DagsterInstance.ephemeral() as instance, watched(tmp_path):
+        first, cursor = written(None)
+        same, cursor = written(cursor)
+        history.add("api", F, F)
+        changed, _ = written(cursor)
+
+    assert [kind for kind, _ in first] == ["AssetMaterialization", "AssetCheckEvaluation"]
+    assert same == []
+    assert changed == [(kind, "0 of 1 healthy; failed: api") for kind, _ in first]
 
 
 def test_a_prober_that_is_gone_turns_everything_red_and_makes_nothing_fresh(reported: Reported) -> None:
@@ -92,12 +137,14 @@ def test_a_prober_that_is_gone_turns_everything_red_and_makes_nothing_fresh(repo
     with watched(reported.state_dir):
         now = history.add("api", H)
         reported.tick(now)
-    before = reported.spans("api")
+    before = reported.hours("api")
 
-    reported.tick(now + timedelta(minutes=10))
+    for minutes in (10, 70, 130):
+        reported.tick(now + timedelta(minutes=minutes))
 
     assert reported.is_green("api") is False
-    assert reported.spans("api") == before
+    assert reported.hours("api") == before
+    assert len(reported.changes("api")) == 1
     assert reported.changes("api")[-1].startswith("healthy -> unknown: no verdict since")
 
 
