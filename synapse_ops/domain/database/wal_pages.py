@@ -106,15 +106,3 @@ class PageJudge:
         stop = min(len(view), start + self._segment_bytes - (base + start) % self._segment_bytes)
         if view.count(0, start, stop) != stop - start:
             raise IntegrityError(f"a page at or after {Lsn(base + start)} holds data behind the end of its segment")
-
-
-def without_headers(data: bytes, start: Lsn, *, segment_bytes: int, page_bytes: int) -> bytes:
-    """Return whole pages without their headers: records as one stream, aligned to 8 bytes as they were.
-
-    start: of `data`, the beginning of a page.
-    """
-    pieces = []
-    for offset in range(0, len(data), page_bytes):
-        is_first = (start.position + offset) % segment_bytes == 0
-        pieces.append(data[offset + (LONG_BYTES if is_first else SHORT_BYTES) : offset + page_bytes])
-    return b"".join(pieces)

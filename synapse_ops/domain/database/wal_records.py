@@ -2,6 +2,7 @@
 
 Walking every record in Python costs seconds for each segment. So the bytes that could be the kind of a record are
 looked for at every eighth byte, where records begin; what is found is judged by the record's own structure and CRC.
+A record of the kinds looked for is longer than 64 KiB only with some thousand subtransactions or dropped tables.
 Commit times are judged by structure, and only the earliest and the latest by CRC as well: those are what is kept.
 Source: PostgreSQL's xlogrecord.h, xact.h, xlog_internal.h, pg_control.h.
 """
@@ -10,16 +11,16 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal_facts import ParameterChange, RestorePoint
-from synapse_ops.domain.database.wal_pages import LONG_BYTES, SHORT_BYTES, without_headers
+from synapse_ops.domain.database.wal_pages import LONG_BYTES, SHORT_BYTES
 
 _HEADER = struct.Struct("<IIQBBHI")  # xl_tot_len, xl_xid, xl_prev, xl_info, xl_rmid, padding, xl_crc
-_KIND_AT = 16  # xl_info; xl_rmid follows
+_KIND_AT = 16  # xl_info, then xl_rmid
 _XLOG, _XACT = 0, 1
 _PARAMETER_CHANGE, _RESTORE_POINT = 0x60, 0x70
 _COMMITS = {0x00, 0x30, 0x80, 0xB0}  # commit and commit prepared, with and without XLOG_XACT_HAS_INFO
@@ -27,7 +28,7 @@ _FARTHEST_PREVIOUS = 1 << 30  # a record is at most that long
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _RESTORE_POINT_BODY = struct.Struct("<q64s")
 _PARAMETER_BODY = struct.Struct("<6i??")
-CARRIED_BYTES = 64 * 1024  # of the end of a segment: a record that begins there may end in the next one
+CARRIED_BYTES = 64 * 1024  # of the end of a segment: a record that begins there may end in the next one; none is longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +57,12 @@ class FoundRecords:
 def find_records(
     data: bytes, start: Lsn, *, segment_bytes: int, page_bytes: int, tail: bytes = b""
 ) -> tuple[FoundRecords, bytes]:
-    """Return what the records that end in `data` say, and the tail for the next segment: its end without page headers.
+    """Return what the records that end in `data` say, and the tail for what follows it: its last pages.
 
     data: from the beginning of a page on. tail: of what comes before; empty: not at hand, and then a record that lies
     across the border is not found.
     """
-    own = without_headers(data, start, segment_bytes=segment_bytes, page_bytes=page_bytes)
-    stream, own_from = tail + own, len(tail)
-    scan = _Scan(stream, own_from, start, segment_bytes, page_bytes)
+    scan = _Scan(tail + data, Lsn(start.position - len(tail)), len(tail), segment_bytes, page_bytes)
     times = sorted(scan.commit_times())
     first = next((found for found in times if scan.is_intact(found[1])), None)
     last = next((found for found in reversed(times) if scan.is_intact(found[1])), None)
@@ -74,58 +73,65 @@ def find_records(
         restore_points=tuple(scan.restore_points()),
         parameters=tuple(scan.parameter_changes()),
     )
-    return found, stream[max(0, len(stream) - CARRIED_BYTES) :]
+    whole = len(data) // page_bytes * page_bytes
+    return found, data[max(0, whole - CARRIED_BYTES) : whole]
+
+
+def _classes(by_class: Mapping[int, Collection[int]]) -> bytes:
+    """Return a table for `bytes.translate` that sets a bit for each class that a byte belongs to."""
+    return bytes(sum(bit for bit, values in by_class.items() if value in values) for value in range(256))
+
+
+_IS_COMMIT, _IS_XLOG = 1, 2
+_OF_INFO = _classes({_IS_COMMIT: _COMMITS, _IS_XLOG: {_PARAMETER_CHANGE, _RESTORE_POINT}})
+_OF_MANAGER = _classes({_IS_COMMIT: {_XACT}, _IS_XLOG: {_XLOG}})
 
 
 class _Scan:
-    """Records in one stream. own_from: only those that end behind it count; the ones before were counted."""
+    """Records in some pages. base: where these begin. own_from: only records that end behind this offset count."""
 
-    def __init__(self, stream: bytes, own_from: int, start: Lsn, segment_bytes: int, page_bytes: int) -> None:
-        self._stream = stream
+    def __init__(self, data: bytes, base: Lsn, own_from: int, segment_bytes: int, page_bytes: int) -> None:
+        self._data = data
+        self._base = base
         self._own_from = own_from
-        self._start = start
         self._segment_bytes = segment_bytes
         self._page_bytes = page_bytes
-
-    def lsn(self, offset: int) -> Lsn:
-        """Return the position of a byte; before the segment only nearly, by the page headers in between."""
-        own, payload = offset - self._own_from, self._page_bytes - SHORT_BYTES
-        if own < 0:
-            pages = -(own // payload)
-            return Lsn(max(0, self._start.position + own - pages * SHORT_BYTES))
-        first = LONG_BYTES if self._start.position % self._segment_bytes == 0 else SHORT_BYTES
-        pages = (own + first - SHORT_BYTES) // payload
-        return Lsn(self._start.position + own + first + pages * SHORT_BYTES)
+        # a header is of a multiple of 8 bytes, as a page's is: the kind of each record is at a multiple of 8
+        infos, managers = data[0::8].translate(_OF_INFO), data[1::8].translate(_OF_MANAGER)
+        size = len(managers)
+        both = int.from_bytes(infos[:size], "little") & int.from_bytes(managers, "little")
+        self._kinds = both.to_bytes(size, "little")
 
     def commit_times(self) -> Iterator[tuple[int, int]]:
         """Yield time (microseconds since 2000) and offset of what has the structure of a commit."""
-        for offset in self._of_kind(_XACT, _COMMITS):
-            body = self._main_data(offset, at_least=8)
+        for offset in self._of_kind(_IS_COMMIT):
+            body = _main_data(self._record(offset), at_least=8)
             if body is not None:
-                [moment] = struct.unpack_from("<q", self._stream, body)
+                [moment] = struct.unpack_from("<q", body)
                 if 0 < moment < 1 << 58:
                     yield moment, offset
 
     def restore_points(self) -> Iterator[RestorePoint]:
-        for offset in self._of_kind(_XLOG, {_RESTORE_POINT}):
-            body = self._main_data(offset, at_least=_RESTORE_POINT_BODY.size)
-            if body is not None and self.is_intact(offset):
-                moment, name = _RESTORE_POINT_BODY.unpack_from(self._stream, body)
-                length = _HEADER.unpack_from(self._stream, offset)[0]
+        for offset in self._of_kind(_IS_XLOG):
+            record = self._record(offset)
+            body = _main_data(record, at_least=_RESTORE_POINT_BODY.size)
+            if body is not None and record[_KIND_AT] == _RESTORE_POINT and self.is_intact(offset):
+                moment, name = _RESTORE_POINT_BODY.unpack_from(body)
                 yield RestorePoint(
                     name=name.partition(b"\0")[0].decode("utf-8", errors="replace"),
-                    lsn=str(self.lsn(offset)),
-                    stop_lsn=str(self.lsn(offset + length)),
+                    lsn=str(self._base + offset),
+                    stop_lsn=str(self._base + self._end(offset, -(-len(record) // 8) * 8)),
                     at=_moment(moment),
                 )
 
     def parameter_changes(self) -> Iterator[ParameterChange]:
-        for offset in self._of_kind(_XLOG, {_PARAMETER_CHANGE}):
-            body = self._main_data(offset, at_least=_PARAMETER_BODY.size)
-            if body is not None and self.is_intact(offset):
-                connections, workers, senders, prepared, locks, *_ = _PARAMETER_BODY.unpack_from(self._stream, body)
+        for offset in self._of_kind(_IS_XLOG):
+            record = self._record(offset)
+            body = _main_data(record, at_least=_PARAMETER_BODY.size)
+            if body is not None and record[_KIND_AT] == _PARAMETER_CHANGE and self.is_intact(offset):
+                connections, workers, senders, prepared, locks, *_ = _PARAMETER_BODY.unpack_from(body)
                 yield ParameterChange(
-                    lsn=str(self.lsn(offset)),
+                    lsn=str(self._base + offset),
                     max_connections=connections,
                     max_worker_processes=workers,
                     max_wal_senders=senders,
@@ -133,52 +139,80 @@ class _Scan:
                     max_locks_per_transaction=locks,
                 )
 
-    def _of_kind(self, manager: int, infos: set[int]) -> Iterator[int]:
-        """Yield offsets where a record of this kind may begin."""
-        stream = self._stream
-        at, values = (_KIND_AT + 1, {manager}) if manager else (_KIND_AT, infos)  # the byte that is the rarer one
-        lane = stream[at : len(stream) - _HEADER.size + at + 1 : 8]
-        for value in values:
-            for match in re.finditer(re.escape(bytes([value])), lane):
-                offset = match.start() * 8
-                info, found, padding = struct.unpack_from("<BBH", stream, offset + _KIND_AT)
-                if found == manager and info in infos and not padding and self._may_begin(offset):
-                    yield offset
+    def _of_kind(self, kind: int) -> Iterator[int]:
+        """Yield offsets where a whole record of this kind may begin, that follows on another one."""
+        for match in re.finditer(bytes([kind]), self._kinds):
+            offset = self._begin(match.start() * 8)
+            if offset is None:
+                continue
+            header = self._read(offset, _HEADER.size)
+            if len(header) < _HEADER.size:
+                continue
+            length, _, previous, _, _, padding, _ = _HEADER.unpack(header)
+            behind = self._base.position + offset - previous
+            if padding or not 0 < behind < _FARTHEST_PREVIOUS or not _HEADER.size < length <= CARRIED_BYTES:
+                continue
+            if self._own_from < self._end(offset, length) <= len(self._data):
+                yield offset
 
-    def _may_begin(self, offset: int) -> bool:
-        """Return whether a whole record of a believable length, that follows on another one, may begin here."""
-        length, previous = struct.unpack_from("<I4xQ", self._stream, offset)
-        behind: int = self.lsn(offset).position - previous
-        is_whole: bool = length > _HEADER.size and self._own_from < offset + length <= len(self._stream)
-        return is_whole and 0 < behind < _FARTHEST_PREVIOUS
+    def _page_header(self, page: int) -> int:
+        """Return the size of the header of the page at an offset."""
+        return LONG_BYTES if (self._base.position + page) % self._segment_bytes == 0 else SHORT_BYTES
 
-    def _main_data(self, offset: int, *, at_least: int) -> int | None:
-        """Return where the main data of a record without blocks begins; None for another structure."""
-        length = _HEADER.unpack_from(self._stream, offset)[0]
-        at, stop = offset + _HEADER.size, offset + length
-        while at < stop:
-            mark = self._stream[at]
-            if mark == 253:  # XLR_BLOCK_ID_ORIGIN
-                at += 3
-            elif mark == 252:  # XLR_BLOCK_ID_TOPLEVEL_XID
-                at += 5
-            elif mark == 255 and at + 2 <= stop:  # XLR_BLOCK_ID_DATA_SHORT
-                size, at = self._stream[at + 1], at + 2
-                return at if at + size == stop and size >= at_least else None
-            elif mark == 254 and at + 5 <= stop:  # XLR_BLOCK_ID_DATA_LONG
-                [size] = struct.unpack_from("<I", self._stream, at + 1)
-                at += 5
-                return at if at + size == stop and size >= at_least else None
-            else:
-                return None
-        return None
+    def _begin(self, kind_at: int) -> int | None:
+        """Return where the record begins whose kind is at an offset; None where that is a page's header, or before."""
+        page = kind_at // self._page_bytes * self._page_bytes
+        inside = kind_at - page - self._page_header(page)
+        if inside >= _KIND_AT:
+            return kind_at - _KIND_AT
+        return page - (_KIND_AT - inside) if inside >= 0 and page else None
+
+    def _pieces(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges of offsets that hold `size` bytes of records from `offset` on, page headers left out."""
+        while size > 0:
+            stop = min(offset + size, offset // self._page_bytes * self._page_bytes + self._page_bytes)
+            yield offset, stop
+            size -= stop - offset
+            offset = stop + self._page_header(stop)
+
+    def _end(self, offset: int, size: int) -> int:
+        *_, (_, stop) = self._pieces(offset, size)
+        return stop
+
+    def _read(self, offset: int, size: int) -> bytes:
+        return b"".join(self._data[start:stop] for start, stop in self._pieces(offset, size))
+
+    def _record(self, offset: int) -> bytes:
+        [length] = struct.unpack("<I", self._read(offset, 4))
+        return self._read(offset, length)
 
     def is_intact(self, offset: int) -> bool:
         """Return whether a record has its own CRC: of its data, then of its header up to the CRC."""
-        length, *_, crc = _HEADER.unpack_from(self._stream, offset)
-        header_end = offset + _HEADER.size
-        found = crc32c(self._stream[offset : header_end - 4], crc32c(self._stream[header_end : offset + length]))
-        return found == int(crc)
+        record = self._record(offset)
+        *_, crc = _HEADER.unpack_from(record)
+        return crc32c(record[: _HEADER.size - 4], crc32c(record[_HEADER.size :])) == int(crc)
+
+
+def _main_data(record: bytes, *, at_least: int) -> bytes | None:
+    """Return the main data of a record without blocks; None for another structure."""
+    at = _HEADER.size
+    while at < len(record):
+        mark = record[at]
+        if mark == 253:  # XLR_BLOCK_ID_ORIGIN
+            at += 3
+        elif mark == 252:  # XLR_BLOCK_ID_TOPLEVEL_XID
+            at += 5
+        elif mark == 255:  # XLR_BLOCK_ID_DATA_SHORT
+            return _exactly(record[at + 2 :], record[at + 1 : at + 2], at_least)
+        elif mark == 254:  # XLR_BLOCK_ID_DATA_LONG
+            return _exactly(record[at + 5 :], record[at + 1 : at + 5], at_least)
+        else:
+            return None
+    return None
+
+
+def _exactly(data: bytes, size: bytes, at_least: int) -> bytes | None:
+    return data if len(data) == int.from_bytes(size, "little") >= at_least else None
 
 
 def _moment(microseconds: int) -> datetime:

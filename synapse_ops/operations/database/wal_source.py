@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.backup.layout import Identity
+from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.postgres.connection import connect, postgres_errors
 from synapse_ops.systems.postgres.identity import ensure_identity
@@ -51,6 +52,13 @@ class WalServer:
         with postgres_errors(f"WAL of {self.address}"):
             rows = self._connection.execute("SELECT name FROM pg_ls_waldir() WHERE name = ANY(%s)", [list(names)])
             return frozenset(name for (name,) in rows)
+
+    def position(self) -> tuple[int, Lsn]:
+        """Return the timeline that the server writes, and up to where WAL is on its disk."""
+        with postgres_errors(f"the WAL position of {self.address}"):
+            query = "SELECT left(pg_walfile_name(lsn), 8), lsn::text FROM pg_current_wal_flush_lsn() AS lsn"
+            [(timeline, lsn)] = self._connection.execute(query).fetchall()
+        return int(timeline, 16), Lsn.parse(lsn)
 
     def end_stale_sender(self, slot: str) -> None:
         """End the walsender that streams from a slot, if there is one."""

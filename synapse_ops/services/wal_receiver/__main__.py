@@ -24,9 +24,11 @@ from pathlib import Path
 
 import structlog
 
-from synapse_ops.errors import ConfigError, Refused, SynapseOpsError
+from synapse_ops.errors import Refused, SynapseOpsError
+from synapse_ops.operations.database.wal_status import FOLDER
 from synapse_ops.operations.spec_in_force import read_spec_in_force
 from synapse_ops.operations.stack import Stack
+from synapse_ops.services.spec_watch import SpecWatch
 from synapse_ops.services.wal_receiver.metrics import serve
 from synapse_ops.services.wal_receiver.receiver import Receiver
 from synapse_ops.systems.log_output import configure_logging
@@ -39,7 +41,7 @@ log = structlog.get_logger()
 @contextlib.contextmanager
 def only_receiver(state_dir: Path, *, wait: bool) -> Iterator[None]:
     """Hold the state directory's lock. wait: for another receiver to end; otherwise raises Refused."""
-    folder = state_dir / "wal"
+    folder = state_dir / FOLDER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / "lock").open("ab") as lock:
         while True:
@@ -52,23 +54,24 @@ def only_receiver(state_dir: Path, *, wait: bool) -> Iterator[None]:
         yield
 
 
-def run(spec_path: Path, state_dir: Path) -> None:
-    """Receive until SIGTERM or SIGINT."""
+def run(spec_path: Path, state_dir: Path, port: int | None = None) -> None:
+    """Receive until SIGTERM or SIGINT. port: of its metrics; None: the usual one, or a free one."""
     stack = Stack(read_spec_in_force(spec_path, state_dir).loaded, state_dir)
-    if stack.spec.backup.database.wal_archiving == "off":
-        raise ConfigError("backup.database.wal_archiving is off: no WAL is received")
-    receiver = Receiver(stack, state_dir)
+    spec_watch = SpecWatch(spec_path, state_dir)
+    receiver = Receiver(stack, state_dir, has_new_spec=spec_watch.has_new_spec)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: receiver.stop())
-    server = serve(receiver.standing, stack.spec.watch.host)
+    server = serve(receiver.standing, stack.spec.watch.host, port)
     host, port = server.server_address[:2]
-    address = state_dir / "wal" / "address.json"
+    address = state_dir / FOLDER / "address.json"
     body = {"url": f"http://{host!s}:{port}", "host": str(host), "port": port, "pid": os.getpid()}
     making = address.with_suffix(".making")
     making.write_text(json.dumps(body) + "\n", encoding="utf-8")
     making.replace(address)
     try:
-        receiver.run()
+        while not receiver.is_stopping:
+            receiver.run()  # ends by itself for a new spec
+            receiver.use(Stack(read_spec_in_force(spec_path, state_dir).loaded, state_dir))
     finally:
         address.unlink(missing_ok=True)
 
@@ -78,6 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="synapse_ops.services.wal_receiver", description="Store WAL until stopped.")
     parser.add_argument("--spec", type=Path, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--port", type=int, help="Of its metrics; else 9110, or a free one.")
     parser.add_argument("--wait", action="store_true", help="Wait for another receiver of the state directory to end.")
     given = parser.parse_args()
     configure_logging()
@@ -86,7 +90,7 @@ def main() -> None:
     status = 0
     try:
         with only_receiver(state_dir, wait=given.wait):
-            run(given.spec.absolute(), state_dir)
+            run(given.spec.absolute(), state_dir, given.port)
     except SynapseOpsError as error:
         print(error.render(), file=sys.stderr)
         status = error.exit_code

@@ -10,7 +10,6 @@ from synapse_ops.operations.backup.lease import Lease, hold_lease
 from synapse_ops.operations.repository import Repository
 
 TTL_S = 10.0
-WAIT_S = 0.0
 
 
 class HeldLease:
@@ -21,10 +20,13 @@ class HeldLease:
         self._name = name
         self._held: ExitStack | None = None
         self._lease: Lease | None = None
+        self._is_closed = False
 
     def take(self) -> None:
-        """Raises LeaseHeld while another receiver lives, Unreachable without the store."""
-        self.release()
+        """Raises LeaseHeld while another receiver lives, LeaseLost once it is closed, Unreachable without the store."""
+        if self._is_closed:
+            raise LeaseLost(f'lease "{self._name}" was given up')
+        self._release()
         stack = ExitStack()
         owner = f"WAL receiver on {socket.gethostname()}"
         self._lease = stack.enter_context(hold_lease(self._repository, self._name, owner=owner, ttl_s=TTL_S))
@@ -45,7 +47,12 @@ class HeldLease:
             return True
         return False
 
-    def release(self) -> None:
+    def close(self) -> None:
+        """Let go of it for good: whoever still works for this session writes nothing more."""
+        self._is_closed = True
+        self._release()
+
+    def _release(self) -> None:
         held, self._held, self._lease = self._held, None, None
         if held is not None:
             held.close()

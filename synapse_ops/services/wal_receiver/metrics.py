@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -51,8 +51,8 @@ class _Collector:
             yield CounterMetricFamily(f"{PREFIX}_{name}", told, value=standing.counts.get(name, 0))
 
 
-def serve(standing: Standing, host: str) -> ThreadingHTTPServer:
-    """Serve from threads until the process ends; on the usual port, or a free one where that is taken."""
+def serve(standing: Standing, host: str, port: int | None = None) -> ThreadingHTTPServer:
+    """Serve from threads until the process ends. port: None: the usual one, or a free one where that is taken."""
     registry = CollectorRegistry()
     registry.register(_Collector(standing))
 
@@ -80,20 +80,20 @@ def serve(standing: Standing, host: str) -> ThreadingHTTPServer:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's own name
             """Requests are not logged."""
 
-    server = _bound(host, Handler)
+    server = _bound(host, (USUAL_PORT, 0) if port is None else (port,), Handler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server
 
 
-def _bound(host: str, handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+def _bound(host: str, ports: Sequence[int], handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
     fault: OSError | None = None
-    for port in (USUAL_PORT, 0):
+    for port in ports:
         try:
             return Server((host, port), handler)
         except OSError as error:
             fault = error
-    raise ConfigError(f"could not serve metrics on {host}: {fault}", hint="Correct watch.host.")
+    raise ConfigError(f"could not serve metrics on {host}: {fault}", hint="Correct watch.host, or free the port.")

@@ -17,6 +17,7 @@ import random
 import select
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,9 +31,10 @@ from synapse_ops.domain.database.wal_chain import WalArchive
 from synapse_ops.domain.database.wal_facts import TimelineClaim
 from synapse_ops.domain.database.wal_pages import PageJudge
 from synapse_ops.domain.database.wal_start import StreamStart, candidates, plan_start
-from synapse_ops.errors import SynapseOpsError, WrongIdentity
+from synapse_ops.errors import SynapseOpsError, Unreachable, WrongIdentity
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.database.wal_source import WalServer, open_wal_server, wal_conninfo
+from synapse_ops.operations.database.wal_status import FOLDER
 from synapse_ops.operations.database.wal_writer import WalWriter, read_digest_key
 from synapse_ops.operations.stack import Stack
 from synapse_ops.services.wal_receiver.lease import HeldLease
@@ -53,6 +55,7 @@ APPLICATION_NAME = "synapse-ops wal"
 STATUS_S = 1.0  # how often the server hears from us at least
 LONGEST_PAUSE_S = 5.0  # between two sessions
 DRAIN_S = 10.0  # at a stop: for what has arrived
+HANG_UP_S = 10.0  # a server that shuts down waits for us as long as we answer and the store takes nothing
 
 log = structlog.get_logger()
 
@@ -69,20 +72,34 @@ class _Session:
 
 
 class Receiver:
-    """One per cluster. `run` blocks until `stop` is called; raises only what is a fault of ours."""
+    """One per cluster. `run` blocks until `stop` is called or `has_new_spec`; raises only what is a fault of ours."""
 
-    def __init__(self, stack: Stack, state_dir: Path) -> None:
+    def __init__(self, stack: Stack, state_dir: Path, *, has_new_spec: Callable[[], bool] = lambda: False) -> None:
         self.standing = Standing()
-        self._stack = stack
-        self._folder = state_dir / "wal"
+        self._folder = state_dir / FOLDER
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        wal = stack.spec.backup.database.wal
-        self._interval_s = wal.chunk_interval.total_seconds()
-        self._spool = Spool(self._folder / "spool", wal.spool)
+        self._has_new_spec = has_new_spec
         self._stopping = threading.Event()
+        self.use(stack)
         self._wake_out, self._wake_in = os.pipe()
         os.set_blocking(self._wake_in, False)
         os.set_blocking(self._wake_out, False)
+
+    def use(self, stack: Stack) -> None:
+        """Take another spec; not while it runs."""
+        self._stack = stack
+        wal = stack.spec.backup.database.wal
+        self._interval_s = wal.chunk_interval.total_seconds()
+        self._spool = Spool(self._folder / "spool", wal.spool)
+        self._is_over = False
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def _is_done(self) -> bool:
+        self._is_over = self._is_over or self._stopping.is_set() or self._has_new_spec()
+        return self._is_over
 
     def stop(self) -> None:
         """Ask `run` to end."""
@@ -97,7 +114,11 @@ class Receiver:
 
     def run(self) -> None:
         pause_s = 0.2
-        while not self._stopping.is_set():
+        while not self._is_done():
+            if self._stack.spec.backup.database.wal_archiving == "off":
+                self.standing.fault = "backup.database.wal_archiving is off"
+                self._stopping.wait(STATUS_S)
+                continue
             began_s = time.monotonic()
             try:
                 self._run_session()
@@ -119,7 +140,7 @@ class Receiver:
             repository = self._stack.database_repository()
             lease = HeldLease(repository, f"wal-{server.identity}")
             lease.take()
-            opened.callback(lease.release)
+            opened.callback(lease.close)
             connection = opened.enter_context(connect_replication(conninfo, application_name=APPLICATION_NAME))
             session = self._begin(server, connection)
             server.close()
@@ -205,7 +226,8 @@ class Receiver:
             major=server.version_num // 10000,
         )
         said_at_s, said = 0.0, Lsn(0)
-        while not self._stopping.is_set() and uploader.is_alive():
+        asked_at_s: float | None = None
+        while not self._is_done() and uploader.is_alive():
             now_s = time.monotonic()
             if now_s - said_at_s >= STATUS_S or standing.durable_lsn > said:
                 said_at_s, said = now_s, standing.durable_lsn
@@ -223,11 +245,15 @@ class Receiver:
                 standing.count("received_bytes", len(message.data))
             elif isinstance(message, Keepalive):
                 standing.server_lsn = max(message.server_lsn, standing.server_lsn)
-                if message.wants_reply:
-                    said_at_s = 0.0
+                if message.wants_reply:  # it hears from us each second: it asks only when it shuts down
+                    said_at_s, asked_at_s = 0.0, asked_at_s or now_s
             elif isinstance(message, EndOfTimeline):
                 log.info("the timeline ended", timeline=segment.timeline, next=message.next_timeline)
                 return
+            if standing.durable_lsn >= standing.server_lsn:
+                asked_at_s = None
+            elif asked_at_s is not None and now_s - asked_at_s > HANG_UP_S:
+                raise Unreachable(f"{server.address} shuts down, and the store does not take the last of its WAL")
             standing.server = standing.server or server.address
             standing.note_waiting(judge.position)
 

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 from synapse_ops.domain.database.lsn import Lsn
@@ -29,14 +30,14 @@ class SpooledSegment:
 
     segment: Segment
     path: Path
-    fd: int
+    file: FileIO  # an uploader that outlives its session must not read what another file has become
     received: int = 0
     chunks: list[Chunk] = field(default_factory=list)
     unread: list[Chunk] = field(default_factory=list)
     is_stored: bool = False
 
     def read_at(self, offset: int, size: int) -> bytes:
-        data = os.pread(self.fd, size, offset)
+        data = os.pread(self.file.fileno(), size, offset)
         if len(data) != size:
             raise OSError(f"{self.path} gave {len(data)} bytes at {offset}, expected {size}")
         return data
@@ -57,7 +58,7 @@ class Spool:
         """Forget everything."""
         with self._lock:
             for one in self._segments:
-                os.close(one.fd)
+                one.file.close()
             self._segments.clear()
         for path in self._folder.iterdir():
             path.unlink(missing_ok=True)
@@ -70,7 +71,7 @@ class Spool:
                 one = self._open(segment)
                 offset = start - segment.start
                 piece = data[: segment_bytes - offset]
-                os.pwrite(one.fd, piece, offset)
+                os.pwrite(one.file.fileno(), piece, offset)
                 one.received = offset + len(piece)
                 start, data = start + len(piece), data[len(piece) :]
 
@@ -79,8 +80,7 @@ class Spool:
             if self._segments and self._segments[-1].segment == segment:
                 return self._segments[-1]
             path = self._folder / segment.name
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-            self._segments.append(SpooledSegment(segment, path, fd))
+            self._segments.append(SpooledSegment(segment, path, FileIO(path, "w+")))
             return self._segments[-1]
 
     def begin(self, segment: Segment, chunks: tuple[Chunk, ...], *, is_stored: bool) -> None:
@@ -98,7 +98,7 @@ class Spool:
         """Remove a segment that is stored whole."""
         with self._lock:
             self._segments.remove(one)
-        os.close(one.fd)
+        one.file.close()
         one.path.unlink(missing_ok=True)
 
     @property

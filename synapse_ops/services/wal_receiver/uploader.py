@@ -68,7 +68,7 @@ class Uploader(threading.Thread):
         self._page_bytes = page_bytes
         self._interval_s = interval_s
         self._on_durable = on_durable
-        self._stop = threading.Event()
+        self._is_stopping = threading.Event()
         self._wake = threading.Event()
         self._tail = b""
         self._stored: dict[int, WalRange] = {}  # what this run has stored, by timeline
@@ -82,14 +82,14 @@ class Uploader(threading.Thread):
 
     def stop(self) -> None:
         """Ask it to end; what has arrived is stored first, if the store takes it."""
-        self._stop.set()
+        self._is_stopping.set()
         self._wake.set()
 
     def run(self) -> None:
         try:
             while True:
                 began_s = time.monotonic()
-                is_last = self._stop.is_set()
+                is_last = self._is_stopping.is_set()
                 try:
                     self._store_all()
                 except SynapseOpsError as error:
@@ -110,7 +110,7 @@ class Uploader(threading.Thread):
             self._on_durable(self._standing.durable_lsn)  # it wakes up
 
     def _pause(self, until_s: float) -> None:
-        self._stop.wait(max(0.0, until_s - time.monotonic()))
+        self._is_stopping.wait(max(0.0, until_s - time.monotonic()))
 
     def _store_all(self) -> None:
         if self._lease.renew():

@@ -215,7 +215,7 @@ class WalStream:
             return None
         if found == -1:
             return self._end()
-        return _parsed(bytes(message or b""))
+        return _parsed(message or memoryview(b""))
 
     def _copy_data(self) -> tuple[int, memoryview | None]:
         from psycopg import OperationalError
@@ -266,18 +266,18 @@ class WalStream:
             raise self._connection.lost() from None
 
 
-def _parsed(message: bytes) -> WalData | Keepalive:
-    kind, body = message[:1], message[1:]
+def _parsed(message: memoryview) -> WalData | Keepalive:
+    kind = bytes(message[:1])
     try:
         if kind == b"w":
-            start, end, _ = _WAL.unpack_from(body)
-            return WalData(Lsn(start), Lsn(end), body[_WAL.size :])
+            start, end, _ = _WAL.unpack_from(message, 1)
+            return WalData(Lsn(start), Lsn(end), bytes(message[1 + _WAL.size :]))
         if kind == b"k":
-            end, _, wants_reply = _KEEPALIVE.unpack_from(body)
+            end, _, wants_reply = _KEEPALIVE.unpack_from(message, 1)
             return Keepalive(Lsn(end), bool(wants_reply))
     except struct.error:
         pass
-    raise Unreachable(f"the server sent a message of replication that is not known: {message[:24]!r}")
+    raise Unreachable(f"the server sent a message of replication that is not known: {bytes(message[:24])!r}")
 
 
 @contextmanager

@@ -41,6 +41,21 @@ def wait_until(is_true: Callable[[], Any], what: str) -> Any:
     return found
 
 
+class _Running(threading.Thread):
+    """A receiver in a thread. fault: what it should never raise."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        super().__init__(daemon=True)
+        self._receiver = receiver
+        self.fault: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._receiver.run()
+        except BaseException as fault:  # noqa: BLE001 - the test asks for it
+            self.fault = fault
+
+
 @dataclass
 class Receiving:
     """One repository and state directory, and the server whose WAL goes there."""
@@ -77,7 +92,7 @@ class Receiving:
     def in_process(self) -> Iterator[Receiver]:
         """Run a receiver in threads of this process."""
         receiver = Receiver(self.stack, self.folder)
-        thread = threading.Thread(target=receiver.run, daemon=True)
+        thread = _Running(receiver)
         thread.start()
         try:
             yield receiver
@@ -85,6 +100,7 @@ class Receiving:
             receiver.stop()
             thread.join(DEADLINE_S)
             assert not thread.is_alive()
+            assert thread.fault is None
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start a receiver as its own process."""
@@ -169,3 +185,10 @@ def receiving(
         yield found
     finally:
         found.end()
+
+
+def wait_durable(wal: Receiving, receiver: Receiver) -> Lsn:
+    """Wait until a receiver of this process has stored what is flushed now."""
+    wanted = wal.flushed()
+    wait_until(lambda: receiver.standing.durable_lsn >= wanted, f"durable {wanted}: {receiver.standing}")
+    return wanted

@@ -1,0 +1,73 @@
+"""Whether WAL arrives: what the receiver of a state directory says, and how the archive stands to the server."""
+
+from __future__ import annotations
+
+import fcntl
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal_chain import WalArchive
+from synapse_ops.operations.database.wal_archive import read_wal_archive
+from synapse_ops.operations.database.wal_source import open_wal_server, wal_conninfo
+from synapse_ops.operations.stack import Stack
+
+FOLDER = "wal"  # of the receiver, in a state directory
+
+
+def is_receiving(state_dir: Path) -> bool:
+    """Say whether a receiver holds the state directory's lock and serves its metrics."""
+    folder = state_dir / FOLDER
+    try:
+        with (folder / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return (folder / "address.json").exists()
+    except OSError:
+        return False
+    return False
+
+
+@dataclass(frozen=True)
+class WalStatus:
+    """How the archive stands. server_lsn: end of WAL on the primary, read before the archive; timeline: its own.
+
+    last_lsn, last_commit_at: of what is stored of that timeline; None: nothing. lag_s: how old the newest stored bytes
+    are while the server has more, 0 when it has not; None: nothing is stored.
+    """
+
+    archive: WalArchive
+    server: str
+    timeline: int
+    server_lsn: Lsn
+    last_lsn: Lsn | None
+    last_commit_at: datetime | None
+    lag_s: float | None
+
+    @property
+    def lag_bytes(self) -> int | None:
+        return None if self.last_lsn is None else max(0, self.server_lsn - self.last_lsn)
+
+
+def read_wal_status(stack: Stack) -> WalStatus:
+    """Compare the primary with what the repository holds of its WAL. Raises what either of them does."""
+    with open_wal_server(wal_conninfo(stack)) as server:
+        timeline, lsn = server.position()
+    repository = stack.database_repository()
+    archive = read_wal_archive(repository, server.identity, age_identities=stack.age_identities())
+    row = next((one for one in archive.timelines if one.timeline == timeline), None)
+    last = row.last_lsn if row is not None else None
+    lag_s: float | None = None
+    if row is not None and last is not None:
+        stored_at = row.stored_at or archive.read_at
+        lag_s = max(0.0, (archive.read_at - stored_at).total_seconds()) if last < lsn else 0.0
+    return WalStatus(
+        archive,
+        server.address,
+        timeline,
+        lsn,
+        last,
+        row.last_commit_at if row is not None else None,
+        lag_s,
+    )

@@ -1,0 +1,133 @@
+"""A promotion, followed by the receiver: lost commits stay lost, and everything before and after the fork is there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal import Segment
+from synapse_ops.domain.database.wal_chain import missing, reach
+from synapse_ops.domain.database.wal_keys import history_key
+from synapse_ops.errors import WalNotArchived
+from synapse_ops.operations.database.wal_fetch import fetch_history
+from synapse_ops.services.wal_receiver.uploader import Uploader
+from synapse_ops.systems.host.processes import free_ports, run_as, server_identity
+from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
+from synapse_ops.systems.s3.store import StoreAccess
+from tests.servers import PASSWORD, SUPERUSER, PostgresServer, servers_dir
+from tests.services.wal_receiver.receiving import Receiving, receiving, wait_durable, wait_until
+
+
+@pytest.fixture
+def standby(postgres_server: PostgresServer) -> Iterator[PgServer]:
+    """A standby that streams from the tests' server."""
+    folder = servers_dir("standby")
+    primary = postgres_server.server
+    [port] = free_ports(1)
+    address = primary.conninfo(user=SUPERUSER, password=PASSWORD, host="127.0.0.1")
+    server = replace(
+        primary,
+        data_dir=folder / "data",
+        socket_dir=make_socket_dir(folder / "data", server_identity()),
+        port=port,
+        log_path=folder / "postgres.log",
+        settings={**primary.settings, "primary_conninfo": address, "hot_standby": True},
+        _child=None,
+    )
+    try:
+        command = [primary.tools.path("pg_basebackup"), "-d", address, "-D", server.data_dir]
+        command += ["-X", "stream", "--checkpoint=fast", "--no-sync"]
+        run_as(server.identity, command, timeout_s=60, env=primary.tools.environment())
+        (server.data_dir / "standby.signal").touch(mode=0o600)
+        server.start()
+        yield server
+    finally:
+        server.stop("immediate")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(server.socket_dir, ignore_errors=True)
+
+
+def promoted(standby: PgServer, reached: Lsn) -> str:
+    """Promote the standby once it has replayed up to a position; return its address."""
+    address = standby.conninfo(user=SUPERUSER, password=PASSWORD, host="127.0.0.1")
+    with psycopg.connect(address, autocommit=True) as connection:
+        query = "select pg_last_wal_replay_lsn() >= %s::pg_lsn"
+        wait_until(lambda: connection.execute(query, [str(reached)]).fetchone() == (True,), "it has replayed")
+        assert connection.execute("select pg_promote(true, 30)").fetchone() == (True,)
+    return address
+
+
+def test_lost_commits_do_not_come_back(
+    tmp_path: Path,
+    postgres_server: PostgresServer,
+    standby: PgServer,
+    object_store_access: StoreAccess,
+    bucket_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Timeline 1 is stored past the fork; a reader of timeline 2 gets it only up to there, zeros after (W1). And the
+    history, which leads readers to timeline 2, is stored only once its own segment with the fork is.
+    """
+    conninfo, data_dir = postgres_server.conninfo(), postgres_server.server.data_dir
+    with receiving(tmp_path, conninfo, data_dir, object_store_access, bucket_url) as wal:
+        with wal.in_process() as receiver:
+            wal.execute("drop table if exists promoted", "create table promoted (n int)", "select pg_switch_wal()")
+            wal.execute("insert into promoted values (1)")
+            shared = wait_durable(wal, receiver)
+            address = promoted(standby, shared)
+            wal.execute("insert into promoted select generate_series(1000, 1198)")
+            lost = wait_durable(wal, receiver)
+        (tmp_path / "admin.url").write_text(address)
+        after = Receiving(tmp_path, wal.spec, address, standby.data_dir)
+
+        store = Uploader._store
+        monkeypatch.setattr(Uploader, "_store", lambda *_: None)
+        with after.in_process() as receiver:
+            wait_until(lambda: receiver.standing.timeline == 2 and receiver.standing.server, "it streams timeline 2")
+        archive = after.archive()
+        assert [row.timeline for row in archive.timelines] == [1, 2]
+        assert archive.newest.timeline == 1  # nothing leads to timeline 2 before its segment is there
+        assert after.repository.store.head(history_key(archive.identity, 2)) is None
+
+        monkeypatch.setattr(Uploader, "_store", store)
+        with after.in_process() as receiver:
+            after.execute("insert into promoted values (2)")
+            last = wait_durable(after, receiver)
+        archive = after.archive()
+        history = archive.history(2)
+        [fork] = history.forks
+        assert archive.newest.timeline == 2
+        assert shared <= fork.at < lost
+        assert (
+            fetch_history(after.repository, archive, 2)
+            == (standby.data_dir / "pg_wal" / "00000002.history").read_bytes()
+        )
+
+        size = archive.newest.segment_bytes
+        old = Segment.at(1, fork.at, size)
+        data, stored = after.fetched(old, archive)
+        assert stored == fork.at - old.start
+        assert data[:stored] == wal.own_file(old)[:stored]
+        assert data[stored:] == bytes(size - stored)
+        new = Segment.at(2, fork.at, size)
+        data, stored = after.fetched(new, archive)
+        assert stored >= last - new.start
+        assert data[:stored] == after.own_file(new)[:stored]
+        with pytest.raises(WalNotArchived, match="is past"):
+            after.fetched(Segment(1, old.number + 1, size), archive)
+        assert missing(archive, history, shared, last) == ()
+        commits = after.execute("select count(*) from promoted")
+        assert commits == 2
+        found = reach(archive, history, old.start)
+        assert found.gap is None
+        assert found.stop >= last
+
+        (tmp_path / "admin.url").write_text(conninfo)
+        with wal.in_process() as receiver:  # the old primary returns
+            wait_until(lambda: "holds WAL of timeline 2" in receiver.standing.fault, "it is refused by name")
