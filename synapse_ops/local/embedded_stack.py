@@ -86,7 +86,7 @@ def start_stack(
         try:
             stack.start(tell, die_with_us=ends_with_us)
             write_spec(layout, stack.ports)
-            stack.start_watch(tell, die_with_us=ends_with_us)
+            stack.start_residents(tell, die_with_us=ends_with_us)
         finally:
             state.servers = _describe(stack)
             write_state(layout.state_file, state)
@@ -187,7 +187,7 @@ def _describe(stack: StackServers) -> dict[str, ServerState]:
             address=f"{_SCHEMES.get(name, 'http')}://127.0.0.1:{stack.ports['s3.port' if name == 's3' else name]}",
             pid=mark.pid if mark is not None else None,
             started_s=mark.started_s if mark is not None else None,
-            data_dir=str(stack.layout.data / name) if name not in {"api", "watch"} else "",
+            data_dir=str(stack.layout.data / name) if name not in {"api", "watch", "wal"} else "",
             log=str(stack.layout.log(name)),
             detail=fence or "",
         )
@@ -290,7 +290,7 @@ def resettable(layout: StackLayout) -> list[Path]:
     from synapse_ops.operations.release import store as release
 
     own = [layout.data, layout.logs, layout.temp, layout.secrets, layout.programs, layout.root / "ledger"]
-    own += [layout.root / name for name in ("proof", "locks", "cache", "dagster", "spec", "plans", "watch")]
+    own += [layout.root / name for name in ("proof", "locks", "cache", "dagster", "spec", "plans", "watch", "wal")]
     own += [layout.root / name for name in (release.FOLDER, document_changes.FOLDER)]
     own += [layout.root / RUNNER_LOCK, layout.state_file, layout.lock_file, layout.spec_file, layout.authority]
     if layout.state_dir.is_symlink():

@@ -1,9 +1,9 @@
 """The servers of the embedded stack as one thing: made from a layout, started side by side, stopped in order.
 
 Order of start: SeaweedFS, Redis, Qdrant, `ops` and the primary at once; the standby once the primary can be cloned or
-followed; the application once its database exists; the prober at the end, when its spec is written. Every process is
-launched from the calling thread, because the kernel ends a child when the *thread* that forked it ends; only waiting
-happens in other threads.
+followed; the application once its database exists; prober and WAL receiver at the end, when their spec is written.
+Every process is launched from the calling thread, because the kernel ends a child when the *thread* that forked it
+ends; only waiting happens in other threads.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from synapse_ops.local.servers.program import ProgramServer
 from synapse_ops.local.servers.redis import find_redis, redis_server
 from synapse_ops.local.servers.s3 import LISTENERS, SeaweedServer, find_weed
 from synapse_ops.local.servers.vectors import vector_server
+from synapse_ops.local.servers.wal import wal_server
 from synapse_ops.local.servers.watch import watch_server
 from synapse_ops.systems.host.processes import (
     ProcessMark,
@@ -43,8 +44,8 @@ POSTGRES_MAJOR = 17
 BUCKET = "backups"
 S3_ACCESS_KEY = "synapse"
 TELL = Callable[[str], None]
-PORT_NAMES = ("db-primary", "db-standby", "ops", "redis", "qdrant", "api", "watch", *LISTENERS)
-SERVER_NAMES = ("db-primary", "db-standby", "ops", "redis", "qdrant", "s3", "api", "watch")
+PORT_NAMES = ("db-primary", "db-standby", "ops", "redis", "qdrant", "api", "watch", "wal", *LISTENERS)
+SERVER_NAMES = ("db-primary", "db-standby", "ops", "redis", "qdrant", "s3", "api", "watch", "wal")
 
 
 Server = PgServer | SeaweedServer | ProgramServer
@@ -102,6 +103,7 @@ class StackServers:
     qdrant: ProgramServer
     api: ProgramServer | None
     watch: ProgramServer
+    wal: ProgramServer
 
     def postgres(self) -> Mapping[str, PgServer]:
         databases = self.databases
@@ -116,6 +118,7 @@ class StackServers:
         if self.api is not None:
             found["api"] = self.api.mark()
         found["watch"] = self.watch.mark()
+        found["wal"] = self.wal.mark()
         return found
 
     def logs(self) -> dict[str, Path]:
@@ -175,17 +178,21 @@ class StackServers:
         launcher.launch(server)
         server.wait_ready()
 
-    def start_watch(self, tell: TELL, *, die_with_us: bool) -> None:
-        """Start the prober, if it does not run: once the spec is written and all that it probes is up."""
-        with _telling("watch", tell):
-            if self.watch.mark() is None:
-                self.watch.begin_start(die_with_parent=die_with_us)
-            self.watch.wait_ready()
+    def start_residents(self, tell: TELL, *, die_with_us: bool) -> None:
+        """Start prober and WAL receiver where they do not run: once the spec is written and all servers are up."""
+        residents = (self.watch, self.wal)
+        for one in residents:
+            if one.mark() is None:
+                one.begin_start(die_with_parent=die_with_us)
+        for one in residents:
+            with _telling(one.name, tell):
+                one.wait_ready()
 
     def stop(self, tell: TELL) -> None:
         """Stop everything: clients first, the primary before its standby (it sends the last WAL). Safe to repeat."""
-        with _telling("watch", tell):
-            self.watch.stop()
+        for one in (self.watch, self.wal):
+            with _telling(one.name, tell):
+                one.stop()
         if self.api is not None:
             with _telling("api", tell):
                 self.api.stop()
@@ -271,7 +278,8 @@ def make_stack(layout: StackLayout, kept_ports: Mapping[str, int]) -> StackServe
     qdrant = vector_server(layout, ports["qdrant"])
     databases = database_servers(layout, tools, ports, passwords)
     api = api_server(layout, ports["api"], ports["db-primary"], ports["db-standby"], ports["qdrant"], passwords.app)
-    return StackServers(layout, ports, databases, store, redis, qdrant, api, watch_server(layout))
+    wal = wal_server(layout, ports["wal"])
+    return StackServers(layout, ports, databases, store, redis, qdrant, api, watch_server(layout), wal)
 
 
 def _reachable_program(layout: StackLayout, program: Path, name: str) -> Path:

@@ -164,7 +164,7 @@ def test_two_ups_at_once_start_every_server_once(state_dir: Path) -> None:
     stop_stack(state_dir)
 
     assert [code for _, code in outcomes] == [0, 0], outcomes
-    for name in ("redis", "qdrant", "s3", "api", "watch"):  # each is one process
+    for name in ("redis", "qdrant", "s3", "api", "watch", "wal"):  # each is one process
         assert [mark.pid for key, mark in alive.items() if key.startswith(f"{name}/")] == [named[name]]
 
 

@@ -16,7 +16,7 @@ from synapse_ops.manifests.stack.units import milliseconds
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import MONITORING_USER
 
-READS = frozenset({"name", "server", "worker", "database", "resources", "failover", "tls", "backup"})
+READS = frozenset({"name", "server", "worker", "database", "resources", "failover", "tls"})
 
 OTHER_CONNECTIONS = 20  # superuser, replication, backup, monitoring and probes, beside the application's
 SENDERS = 10  # standby, WAL receiver, base backups, and room for each to come back before its old sender is gone
@@ -45,7 +45,7 @@ def postgresql_conf(spec: Spec, role: str) -> str:
         "TLS": _tls(spec),
         "Memory": _memory(spec),
         "Write-ahead log and replication": _replication(spec, node, other, followed),
-        "Archiving": _archiving(spec),
+        "Archiving": {"archive_mode": "off"},  # WAL is streamed to the receiver, which keeps a slot
         "Time limits": _limits(spec),
         "Log": _log(),
     }
@@ -146,15 +146,6 @@ def primary_conninfo(spec: Spec, node: str, followed: Address, *, authority: str
         "passfile": passfile,
     }
     return " ".join(f"{key}={_conninfo_value(value)}" for key, value in settings.items())
-
-
-def _archiving(spec: Spec) -> dict[str, str]:
-    """WAL is streamed into the repository by a receiver with a slot of its own. archive_mode can only be changed by a
-    restart, so it is on, and its command does nothing until an operator names one.
-    """
-    if spec.backup.database.wal_archiving == "off":
-        return {"archive_mode": "off"}
-    return {"archive_mode": "on", "archive_command": quoted("/bin/true"), "archive_timeout": "0"}
 
 
 def _limits(spec: Spec) -> dict[str, str]:
