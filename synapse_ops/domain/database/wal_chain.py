@@ -24,10 +24,10 @@ from synapse_ops.errors import Refused
 class ArchivedTimeline:
     """One timeline as it is stored.
 
-    segments: whole ones with their facts, by number; unindexed: those of them that are in no index yet. unread: numbers
-    of whole segments without facts. chunks: of each segment that has some, by number. open_facts: of the newest
-    segment, which is not whole: None where its bytes could not be read. stored_at: when its newest bytes were stored,
-    by the store's clock.
+    segments: whole ones with their facts, by number; unindexed: those of them that are in no index yet. indexed:
+    numbers of all segments, whole or not, that are in one. unread: numbers of whole segments without facts. chunks: of
+    each segment that has some, by number. open_facts: of the newest segment, which is not whole: None where its bytes
+    could not be read. stored_at: when its newest bytes were stored, by the store's clock.
     """
 
     timeline: int
@@ -38,6 +38,7 @@ class ArchivedTimeline:
     unread: frozenset[int] = frozenset()
     chunks: Mapping[int, tuple[Chunk, ...]] = field(default_factory=dict)
     unindexed: Mapping[int, SegmentFacts] = field(default_factory=dict)
+    indexed: frozenset[int] = frozenset()
     open_facts: SegmentFacts | None = None
     stored_at: datetime | None = None
 

@@ -54,12 +54,27 @@ class SegmentFacts(Part):
     parameters: tuple[ParameterChange, ...] = ()
 
 
+class PartialSegment(Part):
+    """A segment that stays in chunks: what follows was lost. chunks: offsets in it, from and to."""
+
+    segment: str = Field(pattern=r"^[0-9A-F]{24}$")
+    chunks: tuple[tuple[int, int], ...]
+
+
 class SegmentIndex(Document):
-    """The facts of up to 256 segments in their order; of a single one until the index of its 256 is written."""
+    """The facts of up to 256 segments in their order; of a single one until the index of its 256 is written.
+
+    partial: those of the 256 that are not whole: nobody lists their chunks any more.
+    """
 
     VERSIONS: ClassVar[tuple[int, ...]] = (FORMAT_VERSION,)
 
-    segments: tuple[SegmentFacts, ...] = Field(min_length=1)
+    segments: tuple[SegmentFacts, ...] = ()
+    partial: tuple[PartialSegment, ...] = ()
+
+    def names(self) -> list[str]:
+        """Return the file names of its segments."""
+        return [one.segment for one in self.segments] + [one.segment for one in self.partial]
 
 
 _SAME = (

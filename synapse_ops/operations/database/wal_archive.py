@@ -80,14 +80,19 @@ def _read_timeline(
         return None
     size = claim.segment_bytes
     indexes = [row for row in store.list_objects(index_prefix(identity, timeline)) if _parsed(row) is not None]
-    facts = [one for rows in pool.map(lambda row: _read_index(store, row), indexes) for one in rows]
+    read = [one for one in pool.map(lambda row: _read_index(store, row), indexes) if one is not None]
+    facts = [one for index in read for one in index.segments]
     listed = list(_list_open(store, identity, timeline, indexes, size))
     loose = [row for row, key in listed if key.kind == "facts"]
-    single = [one for rows in pool.map(lambda row: _read_index(store, row), loose) for one in rows]
+    single = [one for index in pool.map(lambda row: _read_index(store, row), loose) if index for one in index.segments]
     facts += single
     segments = {Segment.parse(one.segment, size).number: one for one in facts}
     whole = {Segment.parse(one.segment, size).number for _, one in listed if one.kind == "segment"}
-    chunks: dict[int, list[Chunk]] = {}
+    chunks = {
+        Segment.parse(one.segment, size).number: [Chunk(*offsets) for offsets in one.chunks]
+        for index in read
+        for one in index.partial
+    }
     for _, one in listed:
         if one.kind == "chunk":
             chunks.setdefault(Segment.parse(one.segment, size).number, []).append(Chunk(one.start, one.stop))
@@ -97,6 +102,7 @@ def _read_timeline(
         claim=claim,
         history=_read_history(store, identity, timeline),
         segments=segments,
+        indexed=frozenset(Segment.parse(name, size).number for index in read for name in index.names()),
         unindexed={Segment.parse(one.segment, size).number: one for one in single},
         unread=frozenset(whole - segments.keys()),
         chunks={number: tuple(sorted(rows)) for number, rows in chunks.items()},
@@ -109,13 +115,13 @@ def _parsed(row: ObjectInfo) -> WalKey | None:
     return parse_wal_key(row.key)
 
 
-def _read_index(store: ObjectStore, row: ObjectInfo) -> tuple[SegmentFacts, ...]:
-    """Return the facts in an index or beside a segment; none where an index took them over meanwhile."""
+def _read_index(store: ObjectStore, row: ObjectInfo) -> SegmentIndex | None:
+    """Return an index, or the facts beside a segment; None where an index took these over meanwhile."""
     try:
         data = store.read_listed(row.key, row.size_bytes, row.etag, max_bytes=_MOST_BYTES)
     except ObjectMissing:
-        return ()
-    return SegmentIndex.from_json(data, key=row.key).segments
+        return None
+    return SegmentIndex.from_json(data, key=row.key)
 
 
 def _list_open(

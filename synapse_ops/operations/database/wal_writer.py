@@ -220,10 +220,10 @@ class WalWriter:
         """Write the facts of one segment beside it."""
         self._write_once(facts_key(self.identity, segment), SegmentIndex(segments=(facts,)).to_json())
 
-    def store_index(self, facts: Sequence[SegmentFacts], segment_bytes: int) -> None:
-        """Write the index of a group and remove the single facts that it replaces. facts: of one group, in order."""
-        segments = [Segment.parse(one.segment, segment_bytes) for one in facts]
-        self._write_once(index_key(self.identity, segments[0]), SegmentIndex(segments=tuple(facts)).to_json())
+    def store_index(self, first: Segment, index: SegmentIndex) -> None:
+        """Write the index of a group and remove the single facts that it replaces. first: any segment of the group."""
+        self._write_once(index_key(self.identity, first), index.to_json())
+        segments = (Segment.parse(one.segment, first.size_bytes) for one in index.segments)
         self._remove(facts_key(self.identity, segment) for segment in segments)
 
     def remove_chunks(self, segment: Segment, chunks: Iterable[Chunk]) -> None:

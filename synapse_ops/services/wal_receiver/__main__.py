@@ -71,7 +71,8 @@ def run(spec_path: Path, state_dir: Path, port: int | None = None) -> None:
     try:
         while not receiver.is_stopping:
             receiver.run()  # ends by itself for a new spec
-            receiver.use(Stack(read_spec_in_force(spec_path, state_dir).loaded, state_dir))
+            if not receiver.is_stopping:
+                receiver.use(Stack(read_spec_in_force(spec_path, state_dir).loaded, state_dir))
     finally:
         address.unlink(missing_ok=True)
 

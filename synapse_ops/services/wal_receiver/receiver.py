@@ -36,6 +36,7 @@ from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.database.wal_source import WalServer, open_wal_server, wal_conninfo
 from synapse_ops.operations.database.wal_status import FOLDER
 from synapse_ops.operations.database.wal_writer import WalWriter, read_digest_key
+from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
 from synapse_ops.services.wal_receiver.lease import HeldLease
 from synapse_ops.services.wal_receiver.spool import Spool
@@ -142,7 +143,7 @@ class Receiver:
             lease.take()
             opened.callback(lease.close)
             connection = opened.enter_context(connect_replication(conninfo, application_name=APPLICATION_NAME))
-            session = self._begin(server, connection)
+            session = self._begin(repository, server, connection)
             server.close()
             writer = WalWriter(
                 repository,
@@ -177,16 +178,14 @@ class Receiver:
             if uploader.error is not None:
                 raise uploader.error
 
-    def _begin(self, server: WalServer, connection: ReplicationConnection) -> _Session:
+    def _begin(self, repository: Repository, server: WalServer, connection: ReplicationConnection) -> _Session:
         """Find out where to go on. Raises Refused or WrongIdentity for a server whose WAL does not belong here."""
         system = connection.identify()
         if system.system_identifier != server.identity.system_identifier:
             raise WrongIdentity(f"two connections led to two servers: {server.identity} and {system.system_identifier}")
         data = connection.timeline_history(system.timeline) if system.timeline > 1 else b""
         history = TimelineHistory.parse(system.timeline, data)
-        archive = read_wal_archive(
-            self._stack.database_repository(), server.identity, age_identities=self._stack.age_identities()
-        )
+        archive = read_wal_archive(repository, server.identity, age_identities=self._stack.age_identities())
         slot_lsn = _ready_slot(server, connection)
         wanted = candidates(archive, history, slot_lsn, server.segment_bytes)
         start = plan_start(

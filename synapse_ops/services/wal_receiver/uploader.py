@@ -15,8 +15,8 @@ import structlog
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment, TimelineHistory, WalRange
 from synapse_ops.domain.database.wal_chain import WalArchive
-from synapse_ops.domain.database.wal_facts import SegmentFacts
-from synapse_ops.domain.database.wal_keys import AGE, first_of_group
+from synapse_ops.domain.database.wal_facts import PartialSegment, SegmentFacts, SegmentIndex
+from synapse_ops.domain.database.wal_keys import AGE, GROUP, first_of_group
 from synapse_ops.domain.database.wal_plan import (
     Chunk,
     contiguous_stop,
@@ -74,6 +74,12 @@ class Uploader(threading.Thread):
         self._stored: dict[int, WalRange] = {}  # what this run has stored, by timeline
         self._facts = {
             (row.timeline, number): facts for row in archive.timelines for number, facts in row.unindexed.items()
+        }
+        self._indexed = {
+            (row.timeline, number)
+            for row in archive.timelines
+            for number in row.segments
+            if number not in row.unindexed
         }
         self._is_published = history.timeline == 1 or any(
             row.timeline == history.timeline and row.history is not None for row in archive.timelines
@@ -211,22 +217,11 @@ class Uploader(threading.Thread):
         segment = one.segment
         self._durable(one, segment.size_bytes)
         found, self._tail = self._scan(one)
-        if (segment.timeline, segment.number) not in self._facts:
-            written = written or self._writer.read_whole(segment)
-            facts = SegmentFacts(
-                segment=segment.name,
-                size_bytes=written.size_bytes,
-                sha256=written.sha256,
-                etag=written.etag,
-                encrypted=written.key.endswith(AGE),
-                commits=found.commits,
-                min_commit_at=found.min_commit_at,
-                max_commit_at=found.max_commit_at,
-                restore_points=found.restore_points,
-                parameters=found.parameters,
-            )
+        name = (segment.timeline, segment.number)
+        if name not in self._facts and name not in self._indexed:
+            facts = _facts_of(segment, written or self._writer.read_whole(segment), found)
             self._writer.store_facts(segment, facts)
-            self._facts[segment.timeline, segment.number] = facts
+            self._facts[name] = facts
         self._writer.remove_chunks(segment, [*one.chunks, *one.unread])
         one.chunks, one.unread, one.is_stored = [], [], True
         self._index_before(segment)
@@ -247,16 +242,48 @@ class Uploader(threading.Thread):
 
     def _index_before(self, segment: Segment) -> None:
         """Write the indexes of groups that lie before this segment's: nothing is added to them any more."""
-        current = first_of_group(segment).number
-        groups: dict[Segment, list[SegmentFacts]] = {}
-        for (timeline, number), facts in sorted(self._facts.items()):
-            if timeline == segment.timeline and number < current:
-                first = first_of_group(Segment(timeline, number, segment.size_bytes))
-                groups.setdefault(first, []).append(facts)
-        for rows in groups.values():
+        current = first_of_group(segment)
+        loose = set(self._facts) | {
+            (row.timeline, number) for row in self._archive.timelines for number in {*row.unread, *row.chunks}
+        }
+        groups = {first_of_group(Segment(*name, segment.size_bytes)) for name in loose - self._indexed}
+        for first in sorted(group for group in groups if group.timeline == segment.timeline and group < current):
             self._lease.check()
-            self._writer.store_index(rows, segment.size_bytes)
-            for facts in rows:
-                number = Segment.parse(facts.segment, segment.size_bytes).number
-                del self._facts[segment.timeline, number]
+            numbers = range(first.number, first.number + GROUP)
+            index = self._index_of(first, [n for n in numbers if (first.timeline, n) in loose])
+            self._writer.store_index(first, index)
+            for number in numbers:
+                self._facts.pop((first.timeline, number), None)
+                self._indexed.add((first.timeline, number))
             self._standing.count("indexes")
+
+    def _index_of(self, first: Segment, numbers: list[int]) -> SegmentIndex:
+        """Return the index of a group. What an earlier run left in it is in it too, or it would not be found again."""
+        archived = next((row for row in self._archive.timelines if row.timeline == first.timeline), None)
+        rows: list[SegmentFacts] = []
+        partial = []
+        for number in numbers:
+            segment = Segment(first.timeline, number, first.size_bytes)
+            if (facts := self._facts.get((first.timeline, number))) is not None:
+                rows.append(facts)
+            elif archived is not None and number in archived.unread:  # its facts were not written: no commits are known
+                rows.append(_facts_of(segment, self._writer.read_whole(segment), FoundRecords()))
+            elif archived is not None:
+                offsets = tuple((chunk.start, chunk.stop) for chunk in archived.chunks[number])
+                partial.append(PartialSegment(segment=segment.name, chunks=offsets))
+        return SegmentIndex(segments=tuple(rows), partial=tuple(partial))
+
+
+def _facts_of(segment: Segment, written: WrittenObject, found: FoundRecords) -> SegmentFacts:
+    return SegmentFacts(
+        segment=segment.name,
+        size_bytes=written.size_bytes,
+        sha256=written.sha256,
+        etag=written.etag,
+        encrypted=written.key.endswith(AGE),
+        commits=found.commits,
+        min_commit_at=found.min_commit_at,
+        max_commit_at=found.max_commit_at,
+        restore_points=found.restore_points,
+        parameters=found.parameters,
+    )

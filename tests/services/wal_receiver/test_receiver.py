@@ -29,6 +29,8 @@ from tests.services.wal_receiver.receiving import (
     wait_until,
 )
 
+PLACES_OF_GROUP = ("domain.database.wal_keys", "operations.database.wal_archive", "services.wal_receiver.uploader")
+
 
 @pytest.fixture
 def begin(
@@ -87,14 +89,16 @@ def test_nothing_is_acknowledged_before_it_is_durable(
     begin: Callable[..., Receiving], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server may forget what is acknowledged, and a commit waits for it (W8, W9): while no put succeeds, the slot
-    and the flushed position stand still, although the server hears of everything that has arrived.
+    and the flushed position stand still, although the server hears of everything that has arrived. The lease is lost
+    and taken again (W12).
     """
+    monkeypatch.setattr("synapse_ops.services.wal_receiver.lease.TTL_S", 1.0)
     wal = begin()
     blocked = threading.Event()
     put = ObjectStore.put_bytes
 
     def may_block(self: ObjectStore, key: str, data: bytes, **more: object) -> object:
-        if blocked.is_set() and "/wal/" in key:
+        if blocked.is_set():
             raise Unreachable("the store is away")
         return put(self, key, data, **more)  # type: ignore[arg-type]
 
@@ -114,8 +118,10 @@ def test_nothing_is_acknowledged_before_it_is_durable(
         assert wal.execute(state % (written, "synapse-ops wal"))
         slot = Lsn.parse(wal.execute(f"select restart_lsn::text from pg_replication_slots where slot_name = '{SLOT}'"))
         assert before <= slot < written
+        wait_until(lambda: receiver.standing.lag_s > 2.0, "the lease is lost as well")
         blocked.clear()
         wait_durable(wal, receiver)
+        assert "failed_sessions" not in receiver.standing.counts  # it went on from what had arrived
 
 
 def test_a_server_can_stop_while_the_store_is_away(
@@ -241,7 +247,7 @@ def test_an_index_takes_over_the_facts_of_its_group(
     begin: Callable[..., Receiving], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """256 segments share one (W6): the group's single facts go, and readers see the same as before."""
-    for place in ("domain.database.wal_keys", "operations.database.wal_archive"):
+    for place in PLACES_OF_GROUP:
         monkeypatch.setattr(f"synapse_ops.{place}.GROUP", 2)
     wal = begin()
     with wal.in_process() as receiver:
@@ -413,7 +419,9 @@ def test_a_receiver_on_another_host_waits_for_the_lease(begin: Callable[..., Rec
             assert not first.standing.unhealthy()
 
 
-def test_a_lost_slot_is_made_anew_and_the_gap_is_exact(begin: Callable[..., Receiving]) -> None:
+def test_a_lost_slot_is_made_anew_and_the_gap_is_exact(
+    begin: Callable[..., Receiving], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What no server holds any more is named, to the byte; what follows is received (W11)."""
     wal = begin()
     with wal.in_process() as receiver:
@@ -437,6 +445,14 @@ def test_a_lost_slot_is_made_anew_and_the_gap_is_exact(begin: Callable[..., Rece
     assert receiver.standing.gap_bytes == gap.size_bytes
     assert reach(archive, archive.history(1), last).gap == gap
     assert reach(archive, archive.history(1), gap.stop).stop >= end
+    for place in PLACES_OF_GROUP:
+        monkeypatch.setattr(f"synapse_ops.{place}.GROUP", 1)
+    with wal.in_process() as receiver:
+        for number in range(2):
+            wal.execute("insert into lost values (4)", "select pg_switch_wal()")
+            wait_until(lambda n=number: receiver.standing.counts.get("segments", 0) > n, "a segment")
+        wait_durable(wal, receiver)
+    assert wal.archive().newest.gaps == (gap,)  # what stayed in chunks before it is in an index by now
 
 
 def test_the_status_tells_how_far_the_store_is_behind(begin: Callable[..., Receiving]) -> None:
