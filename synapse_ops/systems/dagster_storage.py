@@ -67,13 +67,17 @@ def newest_as_target(instance: DagsterInstance, asset_key: AssetKey) -> Any:
 
 
 def last_evaluation(instance: DagsterInstance, asset_key: AssetKey, check_name: str) -> AssetCheckEvaluation | None:
-    """Return the newest verdict of a check, None when it was never evaluated."""
-    from dagster import AssetCheckKey
+    """Return the newest verdict of a check, None when it was never evaluated.
+
+    A run plans its checks before: one that is on its way, or ended without a verdict, does not hide the last.
+    """
+    from dagster import AssetCheckEvaluation, AssetCheckKey
 
     history = instance.event_log_storage.get_asset_check_execution_history(
         AssetCheckKey(asset_key, check_name), limit=10
     )
-    return next((record.evaluation for record in history if record.evaluation is not None), None)
+    verdicts = (record.evaluation for record in history)
+    return next((verdict for verdict in verdicts if isinstance(verdict, AssetCheckEvaluation)), None)
 
 
 def check_evaluations_after(
@@ -99,12 +103,14 @@ def failing_checks(
     instance: DagsterInstance, keys: Collection[AssetCheckKey]
 ) -> list[tuple[float, AssetCheckEvaluation]]:
     """Return (timestamp, evaluation) of each check whose newest verdict is a failure, by asset and name."""
-    newest = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(keys))
-    found = [
-        (record.create_timestamp, record.evaluation)
-        for record in newest.values()
-        if record.evaluation is not None and not record.evaluation.passed
-    ]
+    from dagster import AssetCheckEvaluation
+
+    found = []
+    for key, record in instance.event_log_storage.get_latest_asset_check_execution_by_key(list(keys)).items():
+        is_verdict = isinstance(record.evaluation, AssetCheckEvaluation)
+        verdict = record.evaluation if is_verdict else last_evaluation(instance, key.asset_key, key.name)
+        if verdict is not None and not verdict.passed:
+            found.append((record.create_timestamp, verdict))
     return sorted(found, key=lambda row: (row[1].asset_key.path, row[1].check_name))
 
 

@@ -64,6 +64,23 @@ def test_the_newest_event_of_each_asset_partition_and_check_stays(instance: dg.D
     assert storage.last_evaluation(instance, dg.AssetKey("a"), "c") is not None
 
 
+def test_a_check_that_is_planned_does_not_hide_its_last_verdict(instance: dg.DagsterInstance) -> None:
+    """A run plans its checks first: while it runs, and when it ended without a verdict, the last one stands."""
+    check = dg.AssetCheckKey(dg.AssetKey("a"), "sound")
+
+    @dg.asset(key="a", check_specs=[dg.AssetCheckSpec("sound", asset="a")])
+    def broken():  # type: ignore[no-untyped-def]
+        raise dg.Failure("the disk is full")
+
+    evaluate(instance, "sound", passed=False)
+    assert not dg.materialize([broken], instance=instance, raise_on_error=False).success
+
+    verdict = storage.last_evaluation(instance, check.asset_key, check.name)
+    assert verdict is not None
+    assert verdict.passed is False
+    assert [found for _, found in storage.failing_checks(instance, [check])] == [verdict]
+
+
 def test_a_young_event_stays_though_a_newer_one_stands(instance: dg.DagsterInstance) -> None:
     """Age alone decides among those that have a successor."""
     report(instance, "a")
