@@ -61,20 +61,31 @@ def measure(console: Console, database: str, dumps: int, rounds: int) -> None:
         config = {"backup_id": taken.metadata["backup_id"], "target": f"restored_{number}"}
         began_s = time.time()
         run_id = console.start_job("restore", run_config={"ops": {"restore_backup": {"config": config}}})
-        times_s.append(first_line_s(console, run_id) - began_s)
+        stages = stages_s(console, run_id, began_s)
+        times_s.append(sum(stages.values()))
         started.append(console.instance.get_runs_count(RunsFilter(statuses=WAITING[1:])))
-        print(f"{times_s[-1]:6.2f} s, {started[-1]} runs started, load {os.getloadavg()[0]:.1f}", flush=True)
+        shown = ", ".join(f"{name} {seconds:.1f}" for name, seconds in stages.items())
+        print(f"{times_s[-1]:6.2f} s ({shown}), {started[-1]} runs started, load {os.getloadavg()[0]:.1f}", flush=True)
         console.wait_for_run(run_id, timeout_s=DEADLINE_S)
     print(f"median {statistics.median(times_s):.1f} s [{min(times_s):.1f}-{max(times_s):.1f}], {rounds} rounds")
 
 
-def first_line_s(console: Console, run_id: str) -> float:
-    """Return when the run's step began, in seconds since the epoch."""
+def stages_s(console: Console, run_id: str, began_s: float) -> dict[str, float]:
+    """Return how long each stage took until the run's step began: accepted, queued, its process, its first line."""
+    kinds = {
+        "accept": DagsterEventType.PIPELINE_ENQUEUED,
+        "queue": DagsterEventType.PIPELINE_STARTING,
+        "process": DagsterEventType.PIPELINE_START,
+        "step": DagsterEventType.STEP_START,
+    }
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
-        for entry in console.instance.all_logs(run_id, of_type=DagsterEventType.STEP_START):
-            return float(entry.timestamp)
-        time.sleep(0.1)
+        time.sleep(1.0)  # the times are those of the events: a look costs, and delays nothing
+        found = {entry.dagster_event_type: entry.timestamp for entry in console.instance.all_logs(run_id)}
+        if DagsterEventType.STEP_START in found:
+            ends = {name: found[kind] for name, kind in kinds.items() if kind in found}
+            starts = [began_s, *ends.values()]
+            return {name: end - start for (name, end), start in zip(ends.items(), starts, strict=False)}
     raise TimeoutError(f"run {run_id} has no first line after {DEADLINE_S:g} s")
 
 

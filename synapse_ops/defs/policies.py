@@ -5,11 +5,10 @@ Two lists live here, and tests read both: which assets have a freshness policy, 
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -101,22 +100,20 @@ def freshness_of(longest_gap: timedelta) -> dg.FreshnessPolicy:
 
 @cache
 def code_version(*modules: str) -> str:
-    """Return 12 hex digits of what the modules do: comments, docstrings and layout do not count.
+    """Return 12 hex digits of the files of some modules, comments included: to parse them would cost every run 0.2 s.
 
     The modules are read as files, never imported: an operation's module may load a heavy client.
     """
     digest = hashlib.sha256()
     for module in modules:
-        digest.update(_meaning_of(module).encode())
+        spec = importlib.util.find_spec(module)
+        digest.update(Path(spec.origin).read_bytes() if spec is not None and spec.origin else module.encode())
     return digest.hexdigest()[:12]
 
 
 @cache
 def code_version_of(module: str, package: str) -> str:
-    """Return 12 hex digits of the files of a module and of all that it imports, directly or not, from its package.
-
-    Of the files as they are, comments included: to parse fifty of them would cost every run a seventh of a second.
-    """
+    """Return 12 hex digits of the files of a module and of all that it imports, directly or not, from its package."""
     digest, waiting, seen = hashlib.sha256(), [module], set[str]()
     while waiting:
         name = waiting.pop()
@@ -143,21 +140,3 @@ def _is_module(package: str, name: str) -> bool:
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec is not None else None
     return any((Path(folder) / f"{name}.py").is_file() for folder in folders or ())
-
-
-def _meaning_of(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        return module
-    tree = ast.parse(Path(spec.origin).read_bytes())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and _has_docstring(node.body):
-            node.body = node.body[1:]
-        del body
-    return ast.dump(tree)
-
-
-def _has_docstring(body: Sequence[ast.stmt]) -> bool:
-    first = body[0] if body else None
-    return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)

@@ -10,7 +10,7 @@ from pydantic import Field
 from synapse_ops.defs.backup.kinds import AssetKind
 from synapse_ops.defs.backup.restore_check import evaluation_of, judge_now
 from synapse_ops.defs.event_metadata import BACKUP_ID, Metadata, backup_metadata, table
-from synapse_ops.defs.in_run import operation_of, progress_into, tag_run
+from synapse_ops.defs.in_run import operation_of, progress_into, tag_run, yield_processor
 from synapse_ops.defs.policies import TAG_BACKUP_ID, TAG_SET_ID
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.errors import PlanChanged, Refused
@@ -28,6 +28,7 @@ def back_up(context: Any, stack: StackResource, kind: AssetKind) -> tuple[str, M
 
     What a schedule's tick or a backfill started belongs together: their name is the set id.
     """
+    yield_processor()
     with operation_of(context.run.run_id, context.instance):
         set_id = context.run.tags.get(TAG_SET_ID) or context.run.tags.get(_TAG_BACKFILL)
         report = kind.kind.verbs().take(
@@ -62,6 +63,7 @@ def prove(context: Any, stack: StackResource, kind: AssetKind, config: ProofConf
     Returns None when there is nothing to prove. The proof is written and reported whatever its verdict; the caller
     fails the run afterwards. The verdict is read anew: a proof may take an hour, and others prove meanwhile.
     """
+    yield_processor()
     with operation_of(context.run.run_id, context.instance):
         opened = stack.open()
         report = kind.kind.prove(
