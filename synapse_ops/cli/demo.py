@@ -22,6 +22,7 @@ from synapse_ops.cli.terminal import echo
 from synapse_ops.errors import ConfigError, SynapseOpsError, Unproven
 
 if TYPE_CHECKING:
+    from synapse_ops.domain.recovery.recoverability import Recoverability
     from synapse_ops.operations.health.report import HealthReport
     from synapse_ops.operations.stack import Stack
     from synapse_ops.services.dagster.console import Console
@@ -128,28 +129,32 @@ def _run_main_job(stack: Stack, spec_path: Path) -> dict[str, Mapping[str, Any]]
         console_context = start_console(stack.state_dir, spec_path, webserver=False)
         console = console_context.__enter__()
     try:
-        for database in stack.spec.database.databases:
-            with _step(f"database_dump [{database}]: streamed into S3, fingerprint in the same snapshot"):
-                _run(console, "backup_database", database)
-            with _step(f"database_restore_proof [{database}]: restored into a throwaway server and compared"):
-                _run(console, "prove_database", database)
-        with _step(
-            f"vector_snapshot [{collection}]: every shard streamed into S3, every point hashed before and after"
+        console.instance.add_dynamic_partitions(COLLECTIONS_PARTITION, [collection])  # the sensor may not yet have
+        databases = stack.spec.database.databases
+        for what, runs in (
+            (
+                "database_dump, vector_snapshot: streamed into S3, every row and point hashed",
+                [*(("backup_database", database) for database in databases), ("backup_vectors", collection)],
+            ),
+            (
+                "base_backup: the whole cluster, physically; vector_restore_proof: opened in a throwaway engine",
+                [("backup_cluster", "cluster"), ("prove_vectors", collection)],
+            ),
+            (
+                "database_restore_proof: restored into a throwaway server and compared",
+                [*(("prove_database", database) for database in databases), ("expire_plan", None)],
+            ),
+            (
+                "base_backup_proof: recovered to a moment from S3 alone; health_report; the cleanup",
+                [("prove_cluster", "cluster"), ("report_health", None), ("cleanup", None)],
+            ),
         ):
-            console.instance.add_dynamic_partitions(COLLECTIONS_PARTITION, [collection])  # the sensor may not yet have
-            _run(console, "backup_vectors", collection)
-        with _step(f"vector_restore_proof [{collection}]: opened in a throwaway engine and compared"):
-            _run(console, "prove_vectors", collection)
-        with _step("what retention keeps, and why; health_report; and the cleanup that its schedule starts"):
-            for job, run_id in [_start(console, job) for job in ("expire_plan", "report_health", "cleanup")]:
-                _finish(console, job, run_id)
+            with _step(what):
+                for job, run_id in [_start(console, job, partition) for job, partition in runs]:
+                    _finish(console, job, run_id)
         return {kind: _recorded(console, asset) for kind, asset in CLEANED.items()}
     finally:
         console_context.__exit__(None, None, None)
-
-
-def _run(console: Console, job: str, partition: str | None = None) -> None:
-    _finish(console, *_start(console, job, partition))
 
 
 def _start(console: Console, job: str, partition: str | None = None) -> tuple[str, str]:
@@ -179,23 +184,37 @@ def _show(stack: Stack, cleaned: Mapping[str, Mapping[str, Any]], began: float) 
 
     from synapse_ops.cli.demo_tables import cleanup_table, health_table, protected_table, read_protected
     from synapse_ops.cli.health import error_of
-    from synapse_ops.operations.backup_kinds import DUMPS, SNAPSHOTS
+    from synapse_ops.operations.backup_kinds import BASES, DUMPS, SNAPSHOTS
+    from synapse_ops.operations.recovery.recoverability import read_recoverability
 
     now, spec = datetime.now(UTC), stack.spec
     databases = read_protected(DUMPS, stack, spec.database.databases, now)
     vectors = read_protected(SNAPSHOTS, stack, (spec.qdrant.collection,), now)
+    cluster = read_protected(BASES, stack, (BASES.word,), now)
+    recoverable = read_recoverability(stack, datetime.now(UTC), kinds=(BASES,))
     health = _settled_health(stack)
     terminal = Terminal(width=140)
-    for table in (protected_table((databases, vectors)), health_table(health), cleanup_table(cleaned)):
+    for table in (protected_table((databases, vectors, cluster)), health_table(health), cleanup_table(cleaned)):
         terminal.print(table)
-    echo(f"databases: {databases.totals}\nvectors:   {vectors.totals}")
+    echo(f"databases: {databases.totals}\nvectors:   {vectors.totals}\ncluster:   {cluster.totals}")
+    echo(_recovery_lines(recoverable))
     echo(f"Finished in {time.monotonic() - began:.0f} s.")
-    unproven = (*databases.unproven, *vectors.unproven)
+    unproven = (*databases.unproven, *vectors.unproven, *cluster.unproven)
     if unproven:
         raise Unproven("the newest backup is not proven", detail="\n".join(unproven))
     error = error_of(replace(health, rows=tuple(row for row in health.rows if row.probe.name not in OF_THE_HOST)))
     if error is not None:
         raise error
+
+
+def _recovery_lines(recoverable: Recoverability) -> str:
+    """Return to when the cluster can be restored, what would be lost now, and what proved it."""
+    from synapse_ops.domain.recovery.recoverability import table_rows
+
+    [row] = recoverable.rows
+    text = table_rows([row], recoverable.time_zone)[0]
+    proven = f"proven by a point-in-time restore in {row.evidence.restore_s or 0:.0f} s"
+    return f"restorable from {text['from']} to {text['to']}; lost if now: {text['lost_now']}; {proven}"
 
 
 def _settled_health(stack: Stack) -> HealthReport:

@@ -64,9 +64,10 @@ def read_protected(kind: BackupKind, stack: Stack, subjects: tuple[str, ...], no
 
 
 def _cells(kind: BackupKind, url: str, entry: CatalogEntry, reason: str, now: datetime) -> tuple[str, ...]:
+    name = "" if entry.place.subject == kind.word else f" {entry.place.subject}"
     taken_at = entry.database_time or entry.started_at
     return (
-        f"{kind.noun} {entry.place.subject}\n{entry.item_count:,} {kind.items}",
+        f"{kind.noun}{name}\n{entry.item_count:,} {kind.items}",
         url,
         f"{format_bytes(entry.source_size_bytes)}\n-> {format_bytes(entry.size_bytes)} stored",
         f"{(now - taken_at).total_seconds():.0f} s",

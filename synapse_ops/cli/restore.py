@@ -14,8 +14,11 @@ from synapse_ops.cli.terminal import echo, print_json
 from synapse_ops.errors import ConfigError
 
 if TYPE_CHECKING:
+    from synapse_ops.domain.backup.layout import BackupPlace
     from synapse_ops.domain.backup.record import Fact
     from synapse_ops.operations.backup.restoring import RestorePlan, RestoreReport
+    from synapse_ops.operations.backup_kinds import BackupKind
+    from synapse_ops.operations.repository import Repository
 
 
 @click.command()
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     required=True,
     metavar="TARGET",
     help="The new target, which must not exist yet. For a database: a name, a conninfo without a password, "
-    "or a data directory, which starts with / or ./; for a collection: a name; for Redis: a data directory.",
+    "or a data directory, which starts with / or ./; for a collection: a name; for Redis and the cluster: a directory.",
 )
 @click.option(
     "--server",
@@ -34,6 +37,14 @@ if TYPE_CHECKING:
     help="The server of a new database, as superuser: env:NAME or file:PATH of a libpq URL, or service:NAME. "
     "Default: database.admin of the spec.",
 )
+@click.option(
+    "--until",
+    metavar="MOMENT",
+    help="Of the cluster: latest, immediate (the end of the base backup), time:2026-11-30T08:15:00Z, lsn:0/5012DD0, "
+    "name:RESTORE_POINT or xid:771. Default: latest for `cluster`, immediate for the id of a base backup.",
+)
+@click.option("--timeline", type=click.IntRange(1), help="Of the cluster: the timeline to follow. Default: the newest.")
+@click.option("--go-live", "goes_live", is_flag=True, help="Of the cluster: make the copy a server of its own.")
 @click.option("--plan", "only_plan", is_flag=True, help="Print what would be done. The default.")
 @click.option("--apply", "apply", is_flag=True, help="Carry it out.")
 @timeout_option("the restore. Default: a day.")
@@ -45,6 +56,9 @@ def command(
     backup_id: str,
     target: str,
     server: str | None,
+    until: str | None,
+    timeline: int | None,
+    goes_live: bool,
     only_plan: bool,
     apply: bool,
     timeout_s: float | None,
@@ -53,11 +67,14 @@ def command(
 ) -> None:
     """Restore a backup into a new target and compare it there. Nothing that exists is ever replaced.
 
+    ID is that of a backup; or `cluster`, for the whole PostgreSQL cluster at the moment of --until.
+
     \b
     Examples:
       synapse-ops restore 20261123T201726Z-3f9a1c --to synapse_yesterday --plan
       synapse-ops restore 20261123T201726Z-3f9a1c --to synapse_yesterday --apply
       synapse-ops restore 20261123T201726Z-3f9a1c --to /var/lib/postgresql/restored --apply
+      synapse-ops restore cluster --until time:2026-11-30T08:15:00Z --to /var/lib/postgresql/restored --apply
       synapse-ops restore ID --repository s3://backups/database/ --to copy --server env:TARGET_DSN --apply
     """
     from synapse_ops.cli.progress_bar import progress_bar
@@ -67,7 +84,11 @@ def command(
         raise ConfigError("--plan and --apply are mutually exclusive")
     if not target:
         raise ConfigError("--to is empty", hint="Name a target that does not exist yet.")
-    repository, found, kind = place.locate(backup_id)
+    if backup_id == "cluster":
+        until = until or "latest"
+        repository, found, kind = _locate_cluster(place, until, timeline)
+    else:
+        repository, found, kind = place.locate(backup_id)
     request = RestoreRequest(
         repository=repository,
         place=found,
@@ -75,6 +96,9 @@ def command(
         open_stack=place.stack if place.has_spec else None,
         work_dir=work_dir or place.work_dir,
         server=server,
+        until=until,
+        timeline=timeline,
+        goes_live=goes_live,
         identities=place.age_identities(),
         timeout_s=timeout_s or DEFAULT_TIMEOUT_S,
     )
@@ -87,6 +111,17 @@ def command(
     with progress_bar() as progress:
         report = kind.apply_restore(replace(request, progress=progress), plan)
     print_json(report.as_json()) if as_json else echo(_render_report(report))
+
+
+def _locate_cluster(place: Place, until: str, timeline: int | None) -> tuple[Repository, BackupPlace, BackupKind]:
+    """Return the base backup from which the cluster is restored to a moment."""
+    from synapse_ops.domain.database.recovery_target import RecoveryTarget
+    from synapse_ops.operations.backup_kinds import BASES
+    from synapse_ops.operations.database.restore_cluster import newest_place
+
+    target = RecoveryTarget.parse(until)
+    [source] = place.sources("cluster")
+    return source.repository, newest_place(source.repository, target, timeline, place.age_identities()), BASES
 
 
 def _render_plan(plan: RestorePlan) -> str:

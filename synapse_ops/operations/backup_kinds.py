@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops.domain.backup.kinds import DUMP, RDB, SNAPSHOT, Kind
+from synapse_ops.domain.backup.kinds import BASE, DUMP, RDB, SNAPSHOT, Kind
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
 from synapse_ops.errors import ConfigError
 from synapse_ops.operations.backup.proving import DEFAULT_TIMEOUT_S, Proof, ProofReport, carry_out_proof
@@ -88,6 +88,8 @@ class BackupKind:
         """Return what a restore would do; raises ConfigError for a server that this kind takes none of."""
         if request.server is not None and not self.takes_server:
             raise ConfigError(f"--server names the server of a new database, and this is a backup of a {self.noun}")
+        if self is not BASES and (request.until is not None or request.goes_live):
+            raise ConfigError(f"--until and --go-live are of the whole cluster, and this is a backup of a {self.noun}")
         plan = self.verbs().plan_restore(request)
         return replace(plan, notes=(*plan.notes, *foresee_hold(request.repository, request.place)))
 
@@ -227,6 +229,14 @@ def _rdb_verbs() -> Verbs:
     return Verbs(_take_rdb, prove_rdb, plan_rdb_restore, apply_rdb_restore)
 
 
+def _base_verbs() -> Verbs:
+    from synapse_ops.operations.database.base_backup import take_base_backup
+    from synapse_ops.operations.database.base_proof import prove_base
+    from synapse_ops.operations.database.restore_cluster import apply_cluster_restore, plan_cluster_restore
+
+    return Verbs(take_base_backup, prove_base, plan_cluster_restore, apply_cluster_restore)
+
+
 DUMPS = BackupKind(
     kind=DUMP,
     is_on=lambda spec: True,
@@ -255,7 +265,16 @@ RDBS = BackupKind(
     subjects=lambda stack: (redis_address(stack.spec),),
     verbs=_rdb_verbs,
 )
-KINDS = (DUMPS, SNAPSHOTS, RDBS)
+BASES = BackupKind(
+    kind=BASE,
+    is_on=lambda spec: spec.backup.database.wal_archiving == "continuous",
+    retention=lambda spec: spec.backup.database.retention,
+    schedule=lambda spec: spec.backup.database.schedule,
+    repository=Stack.database_repository,
+    subjects=lambda stack: (BASE.word,),
+    verbs=_base_verbs,
+)
+KINDS = (DUMPS, SNAPSHOTS, RDBS, BASES)
 
 
 def kinds_of(spec: Spec) -> tuple[BackupKind, ...]:

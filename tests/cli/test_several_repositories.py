@@ -44,7 +44,7 @@ class TwoKinds:
 name: test
 object_store: {{endpoint: "{access.endpoint}", credentials: "file:{folder}/store"}}
 backup:
-  database: {{destination: "{root}database/", retention: 10d}}
+  database: {{destination: "{root}database/", retention: 10d, wal_archiving: "off"}}
   vectors: {{destination: "{root}vectors/", retention: 90d}}
 retention: {{max_expiry_ratio: 1.0}}
 """,
@@ -113,7 +113,8 @@ def test_a_repository_of_two_kinds_is_one_source(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("TEST_STORE_SECRET_ACCESS_KEY", "secret")
     spec = tmp_path / "infrastructure.yaml"
     spec.write_text(
-        "object_store: {credentials: 'env:TEST_STORE'}\nbackup: {database: {destination: 's3://one/all/'}}\n"
+        "object_store: {credentials: 'env:TEST_STORE'}\n"
+        "backup: {database: {destination: 's3://one/all/', wal_archiving: 'off'}}\n"
     )
 
     sources = Place(spec, tmp_path / "state").sources()

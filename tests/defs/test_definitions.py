@@ -157,7 +157,7 @@ def test_materialize_all_removes_nothing(defs: dg.Definitions) -> None:
     graph = defs.resolve_asset_graph()
     removes = {key for key in graph.get_all_asset_keys() if key.path[-1].endswith(("_retention_set", "_cleanup"))}
 
-    assert len(removes) == 8
+    assert len(removes) == 9
     assert not any(graph.get(key).is_executable for key in removes)
 
 
@@ -182,13 +182,18 @@ def test_jobs_begin_with_their_verb_and_every_kind_has_the_same(defs: dg.Definit
             *(one.name.removeprefix(prefix) for one in repository.schedule_defs if one.name.startswith(f"{prefix}_")),
             *(one.name.removeprefix(prefix) for one in repository.sensor_defs if one.name.startswith(f"{prefix}_")),
         }
-        for word, prefix in (("database", "database"), ("vectors", "vector"), ("redis", "redis"))
+        for word, prefix in (
+            ("database", "database"),
+            ("vectors", "vector"),
+            ("redis", "redis"),
+            ("cluster", "cluster"),
+        )
     }
 
     assert verbs <= {"backup", "prove", "restore", "expire", "cleanup", "record", "render", "report", "forget"}
-    assert len(jobs) == 18, sorted(jobs)
+    assert len(jobs) == 20, sorted(jobs)
     assert all(text.endswith(".") and len(text.split()) > 5 for text in jobs.values()), jobs
-    assert of_kind["redis"] == of_kind["vectors"] == of_kind["database"]
+    assert of_kind["redis"] == of_kind["vectors"] == of_kind["database"] == of_kind["cluster"]
     assert of_kind["redis"] == {"backup", "prove", "_backup_schedule", "_proof_schedule", "_repository_sensor"}
 
 

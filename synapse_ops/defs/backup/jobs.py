@@ -31,10 +31,19 @@ PROOF_MARGIN = timedelta(minutes=15)  # after its own deadline a proof removes t
 class RestoreConfig(dg.Config):
     """What is restored, and where to."""
 
-    backup_id: str = Field(description="Id of the backup; an unknown one is refused with the nearest ids.")
+    backup_id: str = Field(
+        description="Id of the backup; an unknown one is refused with the nearest ids. Or `cluster`, for the whole "
+        "PostgreSQL cluster at the moment of `until`."
+    )
     target: str = Field(
         description="The new target, on the spec's servers or this host: a new database, a new collection, "
-        "or the absolute path of a new data directory (dumps and Redis). An existing target is refused."
+        "or the absolute path of a new data directory (dumps, Redis, the cluster). An existing target is refused."
+    )
+    until: str = Field(
+        "",
+        description="Of the cluster: latest, immediate, time:2026-11-30T08:15:00Z, lsn:0/5012DD0, name:RESTORE_POINT "
+        "or xid:771; a moment that cannot be reached is refused with the nearest one. Empty: latest for `cluster`, "
+        "the end of the base backup for its id.",
     )
 
 
@@ -66,7 +75,8 @@ def restore_job(kinds: Sequence[AssetKind]) -> dg.JobDefinition:
 
     @dg.op(name="restore_backup", out=dg.Out(dg.Nothing))
     def restore_chosen(context: dg.OpExecutionContext, config: RestoreConfig, stack: StackResource) -> None:
-        context.log_event(restore_backup(context, stack, kinds, backup_id=config.backup_id, target=config.target))
+        chosen = {"backup_id": config.backup_id, "target": config.target, "until": config.until}
+        context.log_event(restore_backup(context, stack, kinds, **chosen))
 
     @dg.job(
         description="Restore a backup of any kind into a target that does not exist yet, and compare it there.",

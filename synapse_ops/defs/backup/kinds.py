@@ -18,7 +18,7 @@ from synapse_ops.defs.policies import (
     POOL_QDRANT_IO,
     POOL_REDIS_IO,
 )
-from synapse_ops.operations.backup_kinds import DUMPS, RDBS, SNAPSHOTS, BackupKind, redis_address
+from synapse_ops.operations.backup_kinds import BASES, DUMPS, RDBS, SNAPSHOTS, BackupKind, redis_address
 
 if TYPE_CHECKING:
     from synapse_ops.operations.backup.catalog import Catalog
@@ -153,7 +153,25 @@ REDIS = AssetKind(
     "from the first byte read to a server that answers.",
 )
 
-ASSET_KINDS = (DATABASES, COLLECTIONS, REDIS)
+CLUSTER = AssetKind(
+    kind=BASES,
+    group=GROUP_DATABASE,
+    pool=POOL_POSTGRES_IO,
+    technology="postgres",
+    blocks=("database", "backup", "encryption", "object_store"),
+    partitions=lambda spec: dg.StaticPartitionsDefinition([BASES.word]),
+    expected=lambda stack, _: BASES.subjects(stack),
+    versioned=(
+        ("synapse_ops.operations.database.base_backup", "synapse_ops.operations.backup.writer"),
+        ("synapse_ops.operations.database.base_proof", "synapse_ops.operations.database.cluster_copy"),
+    ),
+    about_backup="A physical copy of the whole PostgreSQL cluster in the repository: with the WAL since, any moment "
+    "from its end on can be restored. `duration_s` includes the wait for its WAL, `copy_phase_s` does not.",
+    about_proof="A base backup recovered to the newest moment, or to one in between, by a throwaway server from the "
+    "repository alone; every page and index is checked. `restore_s` is the time until that server takes queries.",
+)
+
+ASSET_KINDS = (DATABASES, COLLECTIONS, REDIS, CLUSTER)
 
 
 def asset_kinds_of(spec: "Spec") -> tuple[AssetKind, ...]:

@@ -145,30 +145,39 @@ def apply_plan(context: Any, stack: StackResource, plan_digest: str, kind: Asset
 
 
 def restore_backup(
-    context: Any, stack: StackResource, kinds: Sequence[AssetKind], *, backup_id: str, target: str
+    context: Any, stack: StackResource, kinds: Sequence[AssetKind], *, backup_id: str, target: str, until: str = ""
 ) -> dg.AssetObservation:
     """Restore a backup, of whichever kind, into a target that does not exist yet; return the event for its asset."""
     with operation_of(context.run.run_id, context.instance):
+        from synapse_ops.domain.database.recovery_target import RecoveryTarget
         from synapse_ops.operations.backup.catalog import locate_backup
         from synapse_ops.operations.backup.restoring import RestoreRequest
+        from synapse_ops.operations.backup_kinds import BASES
+        from synapse_ops.operations.database.restore_cluster import newest_place
 
         opened = stack.open()
         by_url = {found.url: found for found in (kind.kind.repository(opened) for kind in kinds)}
-        repository, place = locate_backup(list(by_url.values()), backup_id)
+        if backup_id == BASES.word:
+            until = until or "latest"
+            repository = opened.database_repository()
+            place = newest_place(repository, RecoveryTarget.parse(until), None, opened.age_identities())
+        else:
+            repository, place = locate_backup(list(by_url.values()), backup_id)
         kind = next(kind for kind in kinds if kind.kind.name == place.kind)
         request = RestoreRequest(
             repository=repository,
             place=place,
             target=target,
             open_stack=lambda: opened,
+            until=until or None,
             work_dir=opened.state_dir / "proof",
             identities=opened.age_identities(),
             progress=progress_into(context.log),
         )
         report = kind.kind.apply_restore(request, kind.kind.plan_restore(request))
-    tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: backup_id})
+    tag_run(context.instance, context.run.run_id, {TAG_BACKUP_ID: place.backup_id})
     metadata: Metadata = {
-        BACKUP_ID: backup_id,
+        BACKUP_ID: place.backup_id,
         "restored_to": report.plan.where,
         "restore_s": report.restore_s,
         kind.kind.items: report.item_count,

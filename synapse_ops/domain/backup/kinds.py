@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from synapse_ops.domain.backup.base_record import BaseRecord
 from synapse_ops.domain.backup.document import read_body
 from synapse_ops.domain.backup.dump_record import DumpRecord
-from synapse_ops.domain.backup.layout import KIND_DUMP, KIND_RDB, KIND_SNAPSHOT
+from synapse_ops.domain.backup.layout import KIND_BASE, KIND_DUMP, KIND_RDB, KIND_SNAPSHOT
 from synapse_ops.domain.backup.rdb_record import RdbRecord
 from synapse_ops.domain.backup.record import BackupRecord
 from synapse_ops.domain.backup.snapshot_record import SnapshotRecord
@@ -35,7 +36,7 @@ class Kind:
 
     @property
     def proof_asset(self) -> str:
-        return f"{self.prefix}_restore_proof"
+        return f"{self.prefix}_restore_proof" if self.name != KIND_BASE else "base_backup_proof"
 
     @property
     def retention_asset(self) -> str:
@@ -78,7 +79,19 @@ RDB = Kind(
     alert="RedisSnapshot",
     model=RdbRecord,
 )
-KINDS = {kind.name: kind for kind in (DUMP, SNAPSHOT, RDB)}
+BASE = Kind(
+    name=KIND_BASE,
+    word="cluster",
+    noun="PostgreSQL cluster",
+    form="cluster",
+    backup_noun="base backup",
+    items="databases",
+    prefix="cluster",
+    backup_asset="base_backup",
+    alert="BaseBackup",
+    model=BaseRecord,
+)
+KINDS = {kind.name: kind for kind in (DUMP, SNAPSHOT, RDB, BASE)}
 
 
 def parse_backup(data: bytes, *, key: str) -> BackupRecord:

@@ -7,6 +7,7 @@
       <identity>/dump/<database>/<backup id>/            a logical dump of one database
       <identity>/snapshot/<collection>/<backup id>/      the Qdrant snapshots of one collection
       <identity>/rdb/<address>/<backup id>/              an RDB snapshot of one Redis server
+      <identity>/base/cluster/<backup id>/               a base backup of the whole PostgreSQL cluster
       <identity>/wal/                                    its WAL (domain/database/wal_keys.py)
         started.json                                     written first
         heartbeat.json                                   rewritten while the backup runs; its age decides left-overs
@@ -16,6 +17,8 @@
         shard-<n>-of-<peer>.snapshot[.zst][.age]         one shard of a collection, in the server's own archive layout
         collection.json[.age]  canaries.json[.age]       its configuration, payload schema and aliases; stored queries
         dump.rdb[.age]                                   every logical database of a Redis server, as it was sent
+        base.tar[.zst][.age]  <oid>.tar[.zst][.age]      data directory, and each tablespace, as the server sent it
+        backup_manifest[.age]                            every file of both, with its sha256
         backup.json                                      written last: a backup exists when this exists
         proof-<time>.json                                one per completed proof, passed or failed
         attempt-<time>.json                              a proof that never began: no key, programs or space
@@ -44,7 +47,8 @@ BACKUP = "backup.json"
 KIND_DUMP = "dump"
 KIND_SNAPSHOT = "snapshot"
 KIND_RDB = "rdb"
-KINDS = (KIND_DUMP, KIND_SNAPSHOT, KIND_RDB)
+KIND_BASE = "base"
+KINDS = (KIND_DUMP, KIND_SNAPSHOT, KIND_RDB, KIND_BASE)
 WAL = "wal"  # the folder of an identity's WAL, in which no backup lies (domain/database/wal_keys.py)
 
 # every name that this tool writes below a backup's prefix; anything else there is foreign and never touched
@@ -52,6 +56,7 @@ _OWN_NAME = re.compile(
     r"started\.json|heartbeat\.json|backup\.json"
     r"|(?:database\.dump|globals\.sql|fingerprint\.json|structure\.json|supplement\.sql)(?:\.age)?"
     r"|(?:collection\.json|canaries\.json|dump\.rdb)(?:\.age)?"
+    r"|(?:base|\d{1,10})\.tar(?:\.zst)?(?:\.age)?|backup_manifest(?:\.age)?"
     r"|shard-\d{1,6}-of-\d{1,20}\.snapshot(?:\.zst)?(?:\.age)?"
     r"|(?:proof|attempt)-\d{8}T\d{6}Z\.json|(?:pin|reading)-[A-Za-z0-9_%~-]+\.json",
     re.ASCII,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
-from synapse_ops.domain.backup.document import Document, ObjectRecord, Part, Sha256
+from synapse_ops.domain.backup.document import Document, LsnText, ObjectRecord, Part, Sha256
 
 
 class Verdict(StrEnum):
@@ -80,6 +80,27 @@ class RdbFindings(Part):
         }
 
 
+class BaseFindings(Part):
+    """What a proof of a base backup found in the recovered cluster.
+
+    target: as `--until` has it. end_lsn: where replay ended. wal_bytes: replayed. databases: checked, each of them.
+    """
+
+    target: str
+    end_lsn: LsnText
+    timeline: int = Field(ge=1)
+    wal_bytes: int = Field(ge=0)
+    databases: tuple[str, ...]
+
+    def compared(self) -> dict[str, int | float | str]:
+        return {
+            "target": self.target,
+            "end_lsn": self.end_lsn,
+            "wal_bytes": self.wal_bytes,
+            "databases": ", ".join(self.databases),
+        }
+
+
 class ProofRecord(Document):
     """`proof-<time>.json`: a restore that was carried out and compared. `attempt-<time>.json`: one that never began.
 
@@ -106,6 +127,7 @@ class ProofRecord(Document):
     amcheck_relations: int = Field(default=0, ge=0)
     snapshot: SnapshotFindings | None = None
     rdb: RdbFindings | None = None
+    base: BaseFindings | None = None
     reason: str = ""
     differences: tuple[str, ...] = ()
     correlation_id: str = ""
@@ -115,11 +137,13 @@ class ProofRecord(Document):
         fields = super().body()
         if self.format_version == 1:
             del fields["not_in_backup"]
+        if self.base is None:
+            del fields["base"]  # of a kind that came later: proofs of the others stay as they are
         return fields
 
     def compared(self) -> dict[str, int | float | str]:
         """Return what was compared, by names that keep their meaning: the asset page plots them."""
-        for findings in (self.snapshot, self.rdb):
+        for findings in (self.snapshot, self.rdb, self.base):
             if findings is not None:
-                return findings.compared()
+                return {**findings.compared()}
         return {"amcheck_relations": self.amcheck_relations}

@@ -20,7 +20,7 @@ from itertools import groupby
 from typing import Any, Self
 
 from synapse_ops.domain.backup.catalog import HOLD_GRACE, CatalogEntry
-from synapse_ops.domain.backup.layout import BackupPlace
+from synapse_ops.domain.backup.layout import KIND_BASE, BackupPlace
 from synapse_ops.domain.durations import format_days
 
 CLOCK_TOLERANCE = timedelta(minutes=5)  # NTP keeps hosts within a second; signatures of S3 fail beyond 15 minutes
@@ -94,6 +94,7 @@ class Rule(StrEnum):
     CLOCKS_DIFFER = "clocks-differ"
     UNREADABLE = "unreadable"
     PINNED = "pinned"
+    PHYSICAL = "physical"
     HELD = "held"
     FUTURE_DATED = "future-dated"
     LAST_PROVEN = "last-proven"
@@ -242,6 +243,8 @@ def _untouchable(one: _Aged, clocks: Clocks) -> Decision | None:
         return Decision(
             entry, False, Rule.CLOCKS_DIFFER, f"our clock and the store's differ by more than {minutes} min"
         )
+    if entry.place.kind == KIND_BASE:
+        return Decision(entry, False, Rule.PHYSICAL, "base backups and WAL do not expire yet")
     if entry.pins:
         return Decision(entry, False, Rule.PINNED, "pinned: " + ", ".join(entry.pins))
     if is_held(entry.held_at, clocks):

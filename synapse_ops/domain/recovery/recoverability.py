@@ -42,7 +42,8 @@ class NextStep:
 class Evidence:
     """What is known of the backups of one subject.
 
-    from_at, to_at: the first and the last moment that can be restored; None: none. points: how many there are between.
+    from_at, to_at: the first and the last moment that can be restored; None: none. points: how many there are between;
+    is_continuous: every moment between.
     backup_id: what restores the last one. restore_s: predicted by what was measured. proven_at: of the newest proof
     that passed. faults: what stands against it; warnings: what does not yet. unread: why nothing is known, or "".
     """
@@ -50,6 +51,7 @@ class Evidence:
     from_at: datetime | None = None
     to_at: datetime | None = None
     points: int = 0
+    is_continuous: bool = False
     backup_id: str = ""
     restore_s: float | None = None
     proven_at: datetime | None = None
@@ -94,7 +96,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return f"{self.word}/{self.subject}"
+        return self.word if self.subject == self.word else f"{self.word}/{self.subject}"
 
     @property
     def lost_now(self) -> timedelta | None:
@@ -221,7 +223,9 @@ def _as_text(row: Row, time_zone: str) -> dict[str, str]:
     return {
         "what": row.name,
         "to": when(evidence.to_at),
-        "from": f"{when(evidence.from_at)} ({evidence.points} moments)"
+        "from": f"{when(evidence.from_at)} (every moment)"
+        if evidence.is_continuous
+        else f"{when(evidence.from_at)} ({evidence.points} moments)"
         if evidence.points > 1
         else when(evidence.from_at),
         "lost_now": "everything" if row.lost_now is None else format_age(row.lost_now),
@@ -245,7 +249,7 @@ def as_json(row: Row) -> dict[str, Any]:
         "subject": row.subject,
         "from_at": _iso(evidence.from_at),
         "to_at": _iso(evidence.to_at),
-        "moments": evidence.points,
+        "moments": None if evidence.is_continuous else evidence.points,
         "backup_id": evidence.backup_id or None,
         "lost_now_s": row.lost_now.total_seconds() if row.lost_now is not None else None,
         "predicted_restore_s": evidence.restore_s,

@@ -32,6 +32,8 @@ class RestoreRequest:
     target: what a person wrote after --to. server: reference to the server of a new database, None for the spec's.
     open_stack: opens the spec; None where there is a repository alone. identities: age secret keys.
     work_dir: for what is staged; left-overs of killed runs are removed from it first.
+    until, timeline, goes_live: of a cluster alone: the moment as `--until` has it, the timeline to follow (None: the
+    newest), and whether the copy is given a generation of its own.
     """
 
     repository: Repository
@@ -40,6 +42,9 @@ class RestoreRequest:
     open_stack: Callable[[], Stack] | None
     work_dir: Path
     server: str | None = None
+    until: str | None = None
+    timeline: int | None = None
+    goes_live: bool = False
     identities: tuple[str, ...] = ()
     timeout_s: float = DEFAULT_TIMEOUT_S
     progress: ReportProgress = ignore_progress

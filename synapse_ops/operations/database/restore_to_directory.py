@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,18 +128,27 @@ def apply(run: RestoreRun, target: DirectoryTarget, work_dir: Path) -> RestoreRe
             )
             run.compare(staged, throwaway.conninfo(record.source.database))
             throwaway.server.stop("fast")
-        _make_permanent(throwaway.server.data_dir, throwaway.server.tools, superuser, throwaway_dir.identity)
+        make_permanent(throwaway.server.data_dir, throwaway.server.tools, superuser, throwaway_dir.identity)
         move_into_place(throwaway.server.data_dir, directory)
     return DirectoryRestoreReport(**vars(run.report(planned)), superuser=superuser)
 
 
-def _make_permanent(data_dir: Path, tools: PgTools, superuser: str, identity: ServerIdentity | None) -> None:
-    """Give the cluster a configuration to live with, and flush it: it was made with fsync off."""
+def make_permanent(
+    data_dir: Path,
+    tools: PgTools,
+    superuser: str,
+    identity: ServerIdentity | None,
+    settings: Mapping[str, int] | None = None,
+) -> None:
+    """Give the cluster a configuration to live with, and flush it: it was made with fsync off.
+
+    settings: what it cannot start without, beside PostgreSQL's defaults.
+    """
     owner = pwd.getpwuid(data_dir.stat().st_uid).pw_name
     users = dict.fromkeys([owner, *(["root"] if identity is not None else [])])
     quoted = superuser.replace('"', '""')
     texts = {
-        "postgresql.conf": CONFIGURATION,
+        "postgresql.conf": CONFIGURATION + "".join(f"{name} = {value}\n" for name, value in (settings or {}).items()),
         "pg_hba.conf": AUTHENTICATION.format(superuser=quoted),
         "pg_ident.conf": "".join(f'restored {user} "{quoted}"\n' for user in users),
     }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -82,12 +82,19 @@ def _inert_settings(major: int, *, database_size_bytes: int) -> dict[str, object
 
 @contextlib.contextmanager
 def throwaway_server(
-    directory: ThrowawayDir, *, tools: PgTools, superuser: str, database_size_bytes: int, deadline: Deadline
+    directory: ThrowawayDir,
+    *,
+    tools: PgTools,
+    superuser: str,
+    database_size_bytes: int,
+    deadline: Deadline,
+    recovery: Mapping[str, object] | None = None,
 ) -> Iterator[Throwaway]:
     """Run an inert server of `tools`' major version in the directory while the block lasts.
 
     superuser: name of its bootstrap role. When the deadline passes the server is killed, so that no query outlasts it.
-    Raises what initdb and postgres say.
+    recovery: further settings for a cluster that lies in the directory already, and recovers as it starts; None: a new
+    one is made. Raises what initdb and postgres say.
     """
     tools = tools_for(directory.identity, tools, directory.programs_dir)
     data_dir = directory.path / "data"
@@ -98,9 +105,9 @@ def throwaway_server(
         socket_dir=make_socket_dir(data_dir, directory.identity),
         port=PORT,
         log_path=directory.path / "postgres.log",
-        settings=_inert_settings(tools.major, database_size_bytes=database_size_bytes),
+        settings={**_inert_settings(tools.major, database_size_bytes=database_size_bytes), **(recovery or {})},
     )
-    keeper = _Keeper(server, superuser, deadline)
+    keeper = _Keeper(server, None if recovery is not None else superuser, deadline)
     try:
         is_isolated = keeper.run_server()
         _give_way(server)
@@ -129,7 +136,7 @@ class _Keeper:
     The server dies with the thread that started it, and a thread that has left the network cannot come back.
     """
 
-    def __init__(self, server: PgServer, superuser: str, deadline: Deadline) -> None:
+    def __init__(self, server: PgServer, superuser: str | None, deadline: Deadline) -> None:
         self._server, self._superuser, self._deadline = server, superuser, deadline
         self._is_up, self._may_end = threading.Event(), threading.Event()
         self._error: BaseException | None = None
@@ -147,8 +154,12 @@ class _Keeper:
     def _keep(self) -> None:
         try:
             self._is_isolated = enter_empty_network()
-            self._server.init(self._superuser, durable=False)
-            self._server.start(self._deadline.remaining_s(START_TIMEOUT_S))
+            if self._superuser is not None:
+                self._server.init(self._superuser, durable=False)
+                self._server.start(self._deadline.remaining_s(START_TIMEOUT_S))
+            else:
+                self._server.start(self._deadline.remaining_s())
+                self._server.wait_recovered(self._deadline.remaining_s())  # takes as long as its WAL is
         except BaseException as error:  # noqa: BLE001 - carried over to the thread that waits
             self._error = error
         self._is_up.set()

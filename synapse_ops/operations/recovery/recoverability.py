@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from synapse_ops.domain.backup.ages import SLACK
-from synapse_ops.domain.backup.kinds import DUMP
+from synapse_ops.domain.backup.kinds import BASE, DUMP
 from synapse_ops.domain.recovery.recoverability import (
     Evidence,
     NextStep,
@@ -18,11 +18,14 @@ from synapse_ops.domain.recovery.recoverability import (
 )
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.backup_kinds import BackupKind, kinds_of
+from synapse_ops.operations.recovery.cluster_evidence import with_wal
 from synapse_ops.operations.stack import Stack
 
 if TYPE_CHECKING:
     from synapse_ops.operations.backup.catalog import Catalog
     from synapse_ops.spec import Spec
+
+WAL_PROMISE = timedelta(minutes=1)  # WAL is stored each second; a slow store and a restarted receiver are not a fault
 
 Read = Callable[[BackupKind], "Catalog"]
 
@@ -87,7 +90,10 @@ def _rows_of(
     held = catalog.subjects()
     names = sorted({*(held if wanted is None else wanted), *held})
     for subject in names:
-        evidence = evidence_of(catalog.of_subject(subject), stack.spec.retention.proof_max_age, now)
+        entries = catalog.of_subject(subject)
+        evidence = evidence_of(entries, stack.spec.retention.proof_max_age, now)
+        if kind.kind is BASE:
+            evidence = with_wal(evidence, entries, stack, now)
         is_expected = wanted is None or subject in wanted
         yield Row(
             kind.word,
@@ -112,12 +118,14 @@ def label_of(kind: BackupKind, subject: str) -> str:
     """Return a subject as a sentence names it: a database by its name alone."""
     if not subject:
         return f"any {kind.noun}"
+    if kind.kind is BASE:
+        return "the whole PostgreSQL cluster"
     return subject if kind.kind is DUMP else f"{kind.noun} {subject}"
 
 
 def objectives_of(kind: BackupKind, spec: Spec) -> Objectives:
     """Return what a subject of a kind is held to: `objectives.rpo`, or what its own schedule promises."""
-    promised = kind.schedule(spec).longest_gap(spec.time_zone) + SLACK
+    promised = WAL_PROMISE if kind.kind is BASE else kind.schedule(spec).longest_gap(spec.time_zone) + SLACK
     return Objectives(rpo=spec.objectives.rpo or promised, rto=spec.objectives.rto)
 
 

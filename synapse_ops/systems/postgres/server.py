@@ -172,6 +172,20 @@ class PgServer:
                 )
             time.sleep(POLL_S)
 
+    def wait_recovered(self, timeout_s: float) -> None:
+        """Return once recovery has ended and queries are taken; raises as `start` does.
+
+        Without hot standby a server that recovers is ready in its own words, and lets nobody in.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self._status() != "ready":
+            self.raise_if_ended()
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(
+                    f"PostgreSQL in {self.data_dir} had not recovered within {timeout_s:g} s", detail=self.log_tail()
+                )
+            time.sleep(POLL_S)
+
     def begin_start(self, *, die_with_parent: bool = True) -> bool:
         """Launch without waiting; False when it runs already. For starting several servers side by side."""
         if self.is_running():
@@ -281,8 +295,11 @@ class PgServer:
 
     def is_ready(self) -> bool:
         """Whether it takes queries (a standby: read-only ones)."""
+        return self._status() in _READY and self.mark() is not None
+
+    def _status(self) -> str:
         lines = self._pid_file()
-        return len(lines) >= 8 and lines[7].strip() in _READY and self.mark() is not None
+        return lines[7].strip() if len(lines) >= 8 else ""
 
     def stop(self, mode: StopMode = "fast", timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Stop and wait until no process works in the directory; after `timeout_s` immediate, then SIGKILL.

@@ -88,7 +88,7 @@ def night(
     spec.write_text(
         f"object_store: {{endpoint: '{object_store_access.endpoint}', credentials: 'env:TEST_STORE'}}\n"
         f"qdrant: {{host: 127.0.0.1, port: 1}}\n"
-        f"backup:\n  database: {{destination: '{bucket_url}'}}\n"
+        f"backup:\n  database: {{destination: '{bucket_url}', wal_archiving: 'off'}}\n"
         f"  vectors: {{destination: '{bucket_url[:-1]}-vectors/'}}\n"
     )
     monkeypatch.setenv("SYNAPSE_SPEC", str(spec))

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from synapse_ops.domain.backup.base_record import BaseRecord, ClusterSource, TablespaceRecord
 from synapse_ops.domain.backup.document import ObjectRecord
 from synapse_ops.domain.backup.dump_record import DumpRecord, DumpSource
-from synapse_ops.domain.backup.proof_record import ProofRecord, RdbFindings, SnapshotFindings, Verdict
+from synapse_ops.domain.backup.proof_record import BaseFindings, ProofRecord, RdbFindings, SnapshotFindings, Verdict
 from synapse_ops.domain.backup.rdb_record import RdbRecord, RdbWindow, RedisSource
 from synapse_ops.domain.backup.record import SUBJECT_FIELDS, StartedRecord
 from synapse_ops.domain.backup.snapshot_record import CollectionSource, ShardRecord, SnapshotRecord, SnapshotWindow
@@ -34,6 +35,10 @@ PAGE = (Path(__file__).parents[3] / "docs" / "repository-format.md").read_text(e
         RdbRecord,
         RedisSource,
         RdbWindow,
+        BaseFindings,
+        BaseRecord,
+        ClusterSource,
+        TablespaceRecord,
     ],
 )
 def test_every_field_of_every_document_is_specified(model: type[BaseModel]) -> None:

@@ -105,7 +105,7 @@ def test_a_cache_has_no_backup_and_no_schedule() -> None:
 
 def test_history_keeps_the_events_of_every_kind() -> None:
     """A run that made a backup stays while the backup stands, whatever its kind (operations/cleanup/run_history.py)."""
-    kept = {"database_dump", "vector_snapshot", "redis_snapshot"}
+    kept = {"database_dump", "vector_snapshot", "redis_snapshot", "base_backup", "base_backup_proof"}
     kept |= {f"{kind}_restore_proof" for kind in ("database", "vector", "redis")}
 
     assert set(BACKUP_KEYS) == kept

@@ -1,0 +1,91 @@
+"""`backup.json` of a base backup: the whole PostgreSQL cluster, physically."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import AwareDatetime, Field
+
+from synapse_ops.domain.backup.document import LsnText, Part
+from synapse_ops.domain.backup.record import BackupRecord, Fact, Source
+
+
+class ClusterSource(Source):
+    """The server and its cluster. node: host:port as connected. cluster_size_bytes: as the server estimated it.
+
+    bootstrap_role: the superuser that initdb made. catalog_version, block_size, wal_segment_bytes: another build of
+    PostgreSQL that has others cannot start the copy. databases: those that take connections.
+    """
+
+    server_version: str
+    server_version_num: int
+    node: str
+    is_standby: bool
+    cluster_size_bytes: int = Field(ge=0)
+    bootstrap_role: str
+    catalog_version: int
+    block_size: int
+    wal_segment_bytes: int
+    databases: tuple[str, ...]
+
+
+class TablespaceRecord(Part):
+    """A tablespace. oid: of its archive, `<oid>.tar`. location: its path on the source's host."""
+
+    oid: int
+    location: str
+
+
+class BaseRecord(BackupRecord):
+    """start_lsn, timeline: where replay of the copy begins; stop_lsn: where the copy is consistent at the earliest.
+
+    started_time, stopped_time: the server's clock before and after. compression: of the archives, `zstd:1` or `none`.
+    fingerprint_digest: sha256 of `backup_manifest`, which names every file of the copy with its own sha256.
+    """
+
+    kind: Literal["base"]
+    source: ClusterSource
+    start_lsn: LsnText
+    stop_lsn: LsnText
+    timeline: int = Field(ge=1)
+    started_time: AwareDatetime
+    stopped_time: AwareDatetime
+    compression: Literal["zstd:1", "none"]
+    tablespaces: tuple[TablespaceRecord, ...] = ()
+
+    @property
+    def subject(self) -> str:
+        return "cluster"
+
+    @property
+    def source_size_bytes(self) -> int:
+        return self.source.cluster_size_bytes
+
+    @property
+    def item_count(self) -> int:
+        return len(self.source.databases)
+
+    @property
+    def data_time(self) -> datetime:
+        return self.stopped_time
+
+    @property
+    def archives(self) -> tuple[str, ...]:
+        """The names of the archives as the server gave them, that of the data directory first."""
+        suffix = ".tar.zst" if self.compression == "zstd:1" else ".tar"
+        return (f"base{suffix}", *(f"{space.oid}{suffix}" for space in self.tablespaces))
+
+    def own_facts(self) -> dict[str, Fact]:
+        return {
+            "databases": ", ".join(self.source.databases),
+            "cluster_size_bytes": self.source.cluster_size_bytes,
+            "cluster_bytes_per_s": round(self.source.cluster_size_bytes / max(self.duration_s, 0.001)),
+            "restorable_from": self.stopped_time,
+            "start_lsn": self.start_lsn,
+            "stop_lsn": self.stop_lsn,
+            "timeline": self.timeline,
+            "tablespaces": len(self.tablespaces),
+            "server_version": self.source.server_version,
+            "node": self.source.node,
+        }

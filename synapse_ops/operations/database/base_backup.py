@@ -1,0 +1,160 @@
+"""A base backup of the whole cluster into the repository: streamed as the server sends it, nothing staged on disk.
+
+It is listed only when the WAL from its start to its stop is in the repository too, for without it no copy becomes
+consistent: until then it waits, with its heartbeat, and a receiver that does not come within `WAL_WAIT_S` ends it.
+A page whose checksum is wrong ends it as well: the server says so after its last byte, and nothing is listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from synapse_ops.domain.backup.base_record import BaseRecord, ClusterSource, TablespaceRecord
+from synapse_ops.domain.backup.layout import KIND_BASE
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal_chain import missing
+from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
+from synapse_ops.errors import DeadlineExceeded, Refused
+from synapse_ops.operations.backup.lease import hold_lease
+from synapse_ops.operations.backup.measured import Measured
+from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, Taking, identity_fields, taking_backup
+from synapse_ops.operations.database.wal_archive import read_wal_archive
+from synapse_ops.systems.postgres.base_backup import Member, base_backup
+from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
+from synapse_ops.systems.postgres.identity import ensure_identity, read_facts, read_moment
+
+if TYPE_CHECKING:
+    from synapse_ops.operations.stack import Stack
+
+SUBJECT = "cluster"
+WAL_WAIT_S = 600.0
+POLL_S = 0.5
+
+_CLUSTER = """
+SELECT (SELECT catalog_version_no FROM pg_control_system()), current_setting('block_size')::int,
+       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'),
+       (SELECT array_agg(datname::text ORDER BY datname) FROM pg_database WHERE datallowconn)"""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseReport(BackupReport):
+    """A base backup that exists."""
+
+    record: BaseRecord
+
+
+def take_base_backup(
+    stack: Stack, subject: str = SUBJECT, *, set_id: str | None = None, progress: ReportProgress = ignore_progress
+) -> BaseReport:
+    """Take a base backup of the cluster and return it once it exists. Each call is a new backup.
+
+    Raises Refused (a standby), LeaseHeld, Unreachable, PostgresRefused, and DeadlineExceeded where its WAL does not
+    arrive; after any of them the backup is not listed.
+    """
+    repository = stack.database_repository()
+    conninfo = stack.admin_conninfo("postgres")
+    measured = Measured()
+    with connect(conninfo) as connection:
+        facts, identity = read_facts(connection), ensure_identity(connection)
+        if facts.is_standby:
+            raise Refused(
+                f"{describe(conninfo)} is a standby: base backups are taken from the primary",
+                hint="database.admin in the spec must name the primary, or both with target_session_attrs=read-write.",
+            )
+        with (
+            hold_lease(repository, f"base-{identity}", owner=f"base backup of {describe(conninfo)}") as lease,
+            taking_backup(stack, repository, KIND_BASE, identity, SUBJECT, set_id=set_id) as taking,
+        ):
+            with postgres_errors("the cluster's facts"):
+                row = connection.execute(_CLUSTER).fetchone()
+            if row is None:
+                raise Refused("the server said nothing of its cluster")
+            started = read_moment(connection)
+            objects = []
+            with (
+                measured.phase("copy"),
+                base_backup(conninfo, label=f"synapse-ops {taking.place.backup_id}", progress=progress) as stream,
+            ):
+                for member in stream.members():
+                    hashed = _Hashed(member)
+                    objects.append(taking.writer.write_stream(member.name, hashed))
+            stopped = read_moment(connection)
+            if stream.stop is None or stream.stop.timeline != stream.start.timeline:
+                raise Refused(
+                    f"the base backup began on timeline {stream.start.timeline} and did not end there",
+                    hint="The server was promoted meanwhile: take another.",
+                )
+            with measured.phase("read_back"):
+                taking.writer.read_back()
+            with measured.phase("wait_for_wal"):
+                _wait_for_wal(taking, stream.start.timeline, stream.start.lsn, stream.stop.lsn, progress)
+            catalog_version, block_size, wal_segment_bytes, databases = row
+            record = BaseRecord(
+                **taking.shared_fields(objects, phase_s=measured.phase_s, tool_versions={"postgres": facts.version}),
+                source=ClusterSource(
+                    **identity_fields(taking.place),
+                    server_version=facts.version,
+                    server_version_num=facts.version_num,
+                    node=describe(conninfo).rpartition("/")[0],
+                    is_standby=False,
+                    cluster_size_bytes=stream.size_bytes,
+                    bootstrap_role=facts.bootstrap_role,
+                    catalog_version=catalog_version,
+                    block_size=block_size,
+                    wal_segment_bytes=wal_segment_bytes,
+                    databases=tuple(databases),
+                ),
+                start_lsn=str(stream.start.lsn),
+                stop_lsn=str(stream.stop.lsn),
+                timeline=stream.start.timeline,
+                started_time=started.database_time,
+                stopped_time=stopped.database_time,
+                compression=stream.compression,
+                tablespaces=tuple(
+                    TablespaceRecord(oid=int(space.oid), location=space.path) for space in stream.tablespaces
+                ),
+                dumped_bytes=sum(one.plain_size_bytes or 0 for one in objects),
+                fingerprint_digest=hashed.sha256.hexdigest(),  # of the manifest, which comes last
+            )
+            lease.check()
+            taking.seal(record)
+    warnings = () if record.encryption_recipients else (NOT_ENCRYPTED,)
+    return BaseReport(record, taking.place, taking.url, (*lease.warnings, *warnings))
+
+
+class _Hashed:
+    """Hashes the plain bytes that pass."""
+
+    def __init__(self, source: Member) -> None:
+        self._source = source
+        self.sha256 = hashlib.sha256()
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._source.read(size)
+        self.sha256.update(data)
+        return data
+
+
+def _wait_for_wal(taking: Taking, timeline: int, start: Lsn, stop: Lsn, progress: ReportProgress) -> None:
+    """Return when the WAL from start to stop is stored. Raises DeadlineExceeded when it does not arrive."""
+    deadline = time.monotonic() + WAL_WAIT_S
+    repository, identity = taking.stack.database_repository(), taking.place.identity
+    while True:
+        archive = read_wal_archive(repository, identity)
+        is_known = any(one.timeline == timeline for one in archive.timelines)
+        gaps = missing(archive, archive.history(timeline), start, stop) if is_known else ()
+        lacking = sum(gap.size_bytes for gap in gaps) if is_known else stop - start
+        if not lacking:
+            return
+        taking.heartbeat.raise_if_lost()
+        progress(Progress("waiting for WAL", stop - start - lacking, stop - start))
+        if time.monotonic() > deadline:
+            raise DeadlineExceeded(
+                f"the WAL of this base backup, {start} to {stop}, did not arrive within {WAL_WAIT_S:g} s",
+                detail=f"missing: {', '.join(map(str, gaps)) or f'everything of timeline {timeline}'}",
+                hint="Is the WAL receiver running? `synapse-ops health` shows it.",
+            )
+        time.sleep(POLL_S)

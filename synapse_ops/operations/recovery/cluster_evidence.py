@@ -1,0 +1,68 @@
+"""How far the WAL carries a base backup: every moment from its end to the last byte that is stored without a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from synapse_ops.domain.backup.ages import data_time
+from synapse_ops.domain.backup.base_record import BaseRecord
+from synapse_ops.domain.backup.retention import counts_as_proven
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal_chain import WalArchive, reach
+from synapse_ops.domain.recovery.recoverability import Evidence
+from synapse_ops.errors import SynapseOpsError
+from synapse_ops.operations.backup.catalog import read_record
+from synapse_ops.operations.database.wal_archive import read_wal_archive
+from synapse_ops.operations.database.wal_status import read_wal_status
+
+if TYPE_CHECKING:
+    from synapse_ops.domain.backup.catalog import CatalogEntry
+    from synapse_ops.operations.stack import Stack
+
+RECEIVER_HINT = "is the WAL receiver running?"
+
+
+def with_wal(evidence: Evidence, entries: Sequence[CatalogEntry], stack: Stack, now: datetime) -> Evidence:
+    """Return the evidence of base backups with the WAL behind the newest proven one.
+
+    The last moment is now where the primary has nothing that is not stored; else when the last bytes were stored.
+    """
+    proven = [entry for entry in entries if counts_as_proven(entry, now)]
+    if not proven:
+        return evidence
+    newest = max(proven, key=data_time)
+    repository = stack.database_repository()
+    server_lsn, faults = None, list(evidence.faults)
+    try:
+        status = read_wal_status(stack)
+        archive, server_lsn = status.archive, status.server_lsn
+        if archive.identity != newest.place.identity:
+            faults.append(f"the server at {status.server} is another than the one that was backed up")
+            server_lsn = None
+    except SynapseOpsError:  # a dead primary: what is stored says how far
+        archive = read_wal_archive(repository, newest.place.identity)
+    record = read_record(repository, newest.place)
+    if not isinstance(record, BaseRecord):
+        return evidence
+    to_at = _last_moment(archive, record, server_lsn, faults, now)
+    return replace(evidence, to_at=max(to_at, record.stopped_time), is_continuous=True, faults=tuple(faults))
+
+
+def _last_moment(
+    archive: WalArchive, record: BaseRecord, server_lsn: Lsn | None, faults: list[str], now: datetime
+) -> datetime:
+    history = archive.history(archive.newest.timeline)
+    reached = reach(archive, history, Lsn.parse(record.start_lsn))
+    if reached.gap is not None:
+        faults.append(f"WAL is missing: {reached.gap}; take a base backup")
+        return reached.last_commit_at or record.stopped_time
+    if server_lsn is not None and reached.stop >= server_lsn:
+        return now
+    stored_at = archive.newest.stored_at or record.stopped_time
+    lag = archive.read_at - stored_at
+    if server_lsn is not None and lag > timedelta(minutes=1):
+        faults.append(f"{server_lsn - reached.stop} bytes of WAL are not stored: {RECEIVER_HINT}")
+    return now - lag

@@ -1,0 +1,278 @@
+"""The whole cluster, physically: a base backup, its WAL, and every moment since as a new data directory."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from synapse_ops.domain.backup.base_record import BaseRecord
+from synapse_ops.domain.backup.proof_record import Verdict
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal import Segment
+from synapse_ops.errors import Refused, Unreachable
+from synapse_ops.operations.backup.restoring import RestoreRequest
+from synapse_ops.operations.backup_kinds import BASES
+from synapse_ops.operations.database import wal_prefetch
+from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
+from synapse_ops.operations.stack import Stack
+from synapse_ops.systems.host.processes import START_TIMEOUT_S, give_to, make_private_dir, run_as, server_identity
+from synapse_ops.systems.postgres.connection import connect
+from synapse_ops.systems.postgres.identity import ensure_identity, read_identity
+from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.postgres.server import make_socket_dir
+from synapse_ops.systems.s3.store import StoreAccess
+from tests.operations.database.backups import make_stack
+from tests.operations.database.wal_uploads import WalUploads
+from tests.servers import PostgresServer, running_postgres, servers_dir
+
+
+@dataclass
+class Cluster:
+    """A server with a base backup and a ledger: row n was committed as the n-th, and is known by its LSN and time."""
+
+    server: PostgresServer
+    stack: Stack
+    upload: WalUploads
+    base: BaseReport
+    commits: list[tuple[Lsn, datetime]]
+
+    def request(self, target: Path, until: str, work_dir: Path) -> RestoreRequest:
+        return RestoreRequest(
+            repository=self.stack.database_repository(),
+            place=self.base.place,
+            target=str(target),
+            open_stack=None,
+            work_dir=work_dir,
+            until=until,
+            timeout_s=300,
+        )
+
+    def commit(self, count: int = 1) -> None:
+        with psycopg.connect(self.server.conninfo(), autocommit=True) as connection:
+            for _ in range(count):
+                number = len(self.commits) + 1
+                connection.execute("insert into ledger values (%s, repeat(md5(%s::text), 40))", [number, number])
+                row = connection.execute(
+                    "select pg_current_wal_insert_lsn()::text, pg_xact_commit_timestamp(xmin) from ledger where n = %s",
+                    [number],
+                ).fetchone()
+                assert row is not None
+                self.commits.append((Lsn.parse(row[0]), row[1]))
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    server_tools: PgTools,
+    tmp_path_factory: pytest.TempPathFactory,
+    bucket: str,
+    object_store_access: StoreAccess,
+) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    tablespace = make_private_dir(servers_dir("tablespace") / "space", server_identity())
+    with running_postgres(server_tools) as server:
+        server.execute("alter system set track_commit_timestamp = on")
+        server.execute("alter system set primary_conninfo = 'host=live.example'")
+        restart(server)
+        server.execute("create table ledger (n int primary key, filling text)")
+        server.execute(f"create tablespace elsewhere location '{tablespace}'")
+        server.execute("create table beside tablespace elsewhere as select generate_series(1, 1000) as n")
+        for name in ("standby.signal", "synapse.fenced"):  # read at a start only
+            (server.server.data_dir / name).touch()
+            give_to(server_identity(), server.server.data_dir / name)
+        stack = make_stack(folder, server.conninfo(), f"{bucket}{secrets.token_hex(8)}/database/", object_store_access)
+        with connect(server.conninfo()) as connection:
+            identity = ensure_identity(connection)
+        upload = WalUploads(
+            stack.database_repository(), identity, server.conninfo(), server.server.data_dir, folder / "wal"
+        )
+        with uploading(upload):
+            base = take_base_backup(stack)
+        for name in ("standby.signal", "synapse.fenced"):
+            (server.server.data_dir / name).unlink()
+        found = Cluster(server, stack, upload, base, [])
+        found.commit(20)
+        server.execute("select pg_create_restore_point('before_import')")
+        found.commit(20)
+        server.execute("select pg_switch_wal()")
+        upload()
+        server.execute("alter system set max_connections = 200")
+        server.execute("alter system set max_prepared_transactions = 20")
+        restart(server)
+        for number in range(8):
+            server.execute(f"begin; insert into ledger values ({1000 + number}); prepare transaction 'p{number}'")
+        found.commit(5)
+        upload()
+        yield found
+    shutil.rmtree(tablespace.parent)
+
+
+def restart(server: PostgresServer) -> None:
+    server.server.stop("fast")
+    server.server.start(START_TIMEOUT_S)
+
+
+@contextmanager
+def uploading(upload: WalUploads) -> Iterator[None]:
+    """Upload twice a second while the block lasts."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.3):
+            upload()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def started(directory: Path, tools: PgTools) -> Iterator[str]:
+    """Start a restored directory as its configuration has it, as a person would; yield a conninfo of its superuser."""
+    identity = server_identity()
+    socket_dir = make_socket_dir(directory, identity)
+    own = f"-c listen_addresses= -c unix_socket_directories={socket_dir}"
+    control = [tools.path("pg_ctl"), "-D", directory, "-w", "-t", "120"]
+    log = directory.with_name(f"{directory.name}.log")
+    run_as(identity, [*control, "-o", own, "-l", log, "start"], timeout_s=150, env=tools.environment())
+    try:
+        yield make_conninfo(host=str(socket_dir), dbname="postgres", user="postgres")
+    finally:
+        run_as(identity, [*control, "stop"], timeout_s=150, env=tools.environment())
+        shutil.rmtree(socket_dir, ignore_errors=True)
+
+
+def restore(cluster: Cluster, target: Path, until: str, *, work_dir: Path) -> list[int]:
+    """Restore to a moment and return the ledger's rows there."""
+    request = cluster.request(target, until, work_dir)
+    BASES.apply_restore(request, BASES.plan_restore(request))
+    with started(target, cluster.server.server.tools) as conninfo, psycopg.connect(conninfo) as connection:
+        return [number for (number,) in connection.execute("select n from ledger order by n").fetchall()]
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that the servers' user can enter."""
+    folder = servers_dir("cluster")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_latest_is_all_that_was_stored(cluster: Cluster, place: Path) -> None:
+    """Also where settings were raised since the base backup, and prepared transactions wait for their end (W4)."""
+    assert restore(cluster, place / "latest", "latest", work_dir=place / "work") == list(range(1, 46))
+
+
+def test_a_copy_is_tied_to_nothing(cluster: Cluster, place: Path) -> None:
+    """A standby's signal outranks recovery.signal, and an old connection string would follow the live primary (W16)."""
+    target = place / "inert"
+    restore(cluster, target, "immediate", work_dir=place / "work")
+    kept = {path.name for path in target.iterdir()}
+
+    assert not kept & {"standby.signal", "synapse.fenced", "recovery.signal", "tablespace_map"}
+    assert "live.example" not in (target / "postgresql.auto.conf").read_text()
+    [space] = (target / "pg_tblspc").iterdir()
+    assert space.resolve().is_relative_to(place / "inert.tablespaces")
+    with started(target, cluster.server.server.tools) as conninfo, psycopg.connect(conninfo) as connection:
+        assert connection.execute("select count(*) from beside").fetchone() == (1000,)
+
+
+def test_a_failing_store_is_never_taken_for_the_end_of_wal(
+    cluster: Cluster, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With exit 1 for an error of S3 the server would open without what came later (W2)."""
+    whole = wal_prefetch.fetch_segment
+
+    def fails(repository: object, archive: object, segment: Segment, *rest: object, **more: object) -> None:
+        if segment.number > Lsn.parse(cluster.base.record.stop_lsn).position // segment.size_bytes:
+            raise Unreachable("S3 answers 503")
+        whole(repository, archive, segment, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(wal_prefetch, "fetch_segment", fails)
+    monkeypatch.setattr(wal_prefetch, "TRIES", 1)
+
+    with pytest.raises(Unreachable, match="503"):
+        restore(cluster, place / "cut", "latest", work_dir=place / "work")
+    assert not (place / "cut").exists()
+
+
+def test_a_copy_that_goes_live_is_another_server(cluster: Cluster, place: Path) -> None:
+    """With the generation of its source both would write one archive."""
+    target = place / "live"
+    request = replace(cluster.request(target, "latest", place / "work"), goes_live=True)
+    BASES.apply_restore(request, BASES.plan_restore(request))
+
+    with started(target, cluster.server.server.tools) as conninfo, connect(conninfo) as connection:
+        identity = read_identity(connection)
+    assert identity is not None
+    assert identity.system_identifier == cluster.base.place.identity.system_identifier
+    assert identity.generation != cluster.base.place.identity.generation
+
+
+def test_a_moment_is_what_had_committed_until_then(cluster: Cluster, place: Path) -> None:
+    moment = cluster.commits[9][1]
+
+    assert restore(cluster, place / "time", f"time:{moment.isoformat()}", work_dir=place / "work") == list(range(1, 11))
+
+
+def test_a_position_is_what_lies_before_it(cluster: Cluster, place: Path) -> None:
+    """A position is exclusive: inclusive replay would go on to the end of the record that begins there (W3)."""
+    lsn = cluster.commits[14][0]
+
+    assert restore(cluster, place / "lsn", f"lsn:{lsn}", work_dir=place / "work") == list(range(1, 16))
+
+
+def test_a_restore_point_is_what_lies_before_it(cluster: Cluster, place: Path) -> None:
+    assert restore(cluster, place / "name", "name:before_import", work_dir=place / "work") == list(range(1, 21))
+
+
+def test_a_proof_recovers_the_cluster_from_the_repository_alone(cluster: Cluster, place: Path) -> None:
+    report = BASES.prove(cluster.stack.database_repository(), place=cluster.base.place, work_dir=place / "work")
+
+    assert report is not None
+    assert report.record.verdict is Verdict.PROVEN, report.record
+    assert report.record.base is not None
+    assert "postgres" in report.record.base.databases
+    assert report.record.amcheck_relations > 0
+
+
+@pytest.mark.parametrize(
+    ("until", "said"),
+    [
+        ("time:2020-01-01T00:00:00Z", "the oldest base backup ended at"),
+        ("time:2040-01-01T00:00:00Z", "no later commit is stored"),
+        ("lsn:0/1", "is consistent from"),
+        ("lsn:FF/0", "WAL is stored up to"),
+        ("name:nowhere", "before_import"),
+    ],
+)
+def test_what_cannot_be_reached_is_refused_before_the_disk_is_touched(
+    cluster: Cluster, place: Path, until: str, said: str
+) -> None:
+    """PostgreSQL would recover silently to the first commit, or fail after the last byte (W17)."""
+    with pytest.raises(Refused) as refused:
+        restore(cluster, place / "refused", until, work_dir=place / "work")
+
+    assert said in f"{refused.value.message} {refused.value.detail}"
+    assert not (place / "refused").exists()
+
+
+def test_a_base_backup_says_what_it_holds(cluster: Cluster) -> None:
+    record = cluster.base.record
+
+    assert isinstance(record, BaseRecord)
+    assert Lsn.parse(record.start_lsn) < Lsn.parse(record.stop_lsn)
+    assert record.to_json() == BaseRecord.from_json(record.to_json(), key="k").to_json()
