@@ -23,7 +23,9 @@ class SpecWatch:
         self._state_dir = state_dir
         self._next_look_s = 0.0
         self._seen = self._stamp()
-        self._digest = read_spec_in_force(spec_path, state_dir).loaded.digest
+        in_force = read_spec_in_force(spec_path, state_dir).loaded
+        self.stack_name = in_force.spec.name  # at the start: a label of alarms must not change while one stands
+        self._digest = in_force.digest
 
     def has_new_spec(self) -> bool:
         """Say whether a spec with other values came into force since the last call."""

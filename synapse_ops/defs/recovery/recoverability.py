@@ -155,6 +155,9 @@ def _sensor(kinds: Collection[AssetKind], checks: Collection[dg.AssetCheckKey]) 
     def recoverability_sensor(
         context: dg.SensorEvaluationContext, stack: StackResource
     ) -> dg.SensorResult | dg.SkipReason:
+        from synapse_ops.operations.recovery.last_tick import touch_last_tick
+
+        touch_last_tick(stack.open().state_dir)
         return refresh(context, stack, kinds, checks, time.time())
 
     return recoverability_sensor

@@ -25,6 +25,7 @@ from synapse_ops.systems.host.processes import ProcessMark, end_process, spawn
 FIRST_PAUSE_S = 0.5  # before the first restart; doubles with each crash in a row
 LONGEST_PAUSE_S = 30.0
 STEADY_AFTER_S = 60.0  # a program that ran this long crashed for a new reason: the pause starts over
+UP_AFTER_S = 20.0  # a code server that refuses its definitions ends within this time, on a busy host too
 STOP_GRACE_S = 8.0
 _TICK_S = 0.2
 _LOG_TAIL_LINES = 12
@@ -60,10 +61,23 @@ class _Running:
 class Supervisor:
     """Keeps programs running until `stop` is called. `run` blocks; the rest may be called from other threads."""
 
-    def __init__(self, programs: Sequence[Program], *, on_tick: Callable[[], Sequence[str]] = tuple) -> None:
-        """on_tick: called about five times a second; returns the names of programs to restart."""
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        *,
+        on_tick: Callable[[], Sequence[str]] = tuple,
+        on_down: Callable[[Mapping[str, Path]], None] = lambda down: None,
+        up_after_s: float = UP_AFTER_S,
+    ) -> None:
+        """on_tick: called about five times a second; returns the names of programs to restart.
+
+        on_down: called as often, with the log of each program that crashed twice in a row and has not run for
+        `up_after_s` since.
+        """
         self._programs = tuple(programs)
         self._on_tick = on_tick
+        self._on_down = on_down
+        self._up_after_s = up_after_s
         self._running: dict[str, _Running] = {}
         self._stop = threading.Event()
         self._ready = threading.Event()
@@ -127,6 +141,7 @@ class Supervisor:
         """Wait until a program is ready, restarting it as often as it crashes; False when we are to stop."""
         while not self._stop.wait(_TICK_S / 4):
             self._revive(self._running[program.name])
+            self._on_down(self._down())
             if self._running[program.name].start_again_at_s is None and program.is_ready():
                 return True
         return False
@@ -136,7 +151,17 @@ class Supervisor:
             self._revive(running)
         for name in self._on_tick():
             self._restart(name)
+        self._on_down(self._down())
         self._reap_adopted()
+
+    def _down(self) -> Mapping[str, Path]:
+        now_s = time.monotonic()
+        return {
+            name: running.program.log_path
+            for name, running in self._running.items()
+            if running.crashes > 1
+            and (running.start_again_at_s is not None or now_s - running.started_at_s < self._up_after_s)
+        }
 
     def _revive(self, running: _Running) -> None:
         """Notice a crash, and start the program again once its pause is over."""

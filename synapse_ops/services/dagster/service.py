@@ -15,8 +15,10 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ from synapse_ops.errors import ConfigError, Refused, Unreachable
 from synapse_ops.operations.health.report import is_watched
 from synapse_ops.operations.spec_in_force import read_spec_in_force
 from synapse_ops.services.dagster import webserver
+from synapse_ops.services.dagster.down_alarm import DownAlarm, last_tick_s, why_it_ended
 from synapse_ops.services.dagster.home import (
     HOME_VARIABLE,
     DagsterHome,
@@ -46,6 +49,7 @@ DAEMON = "daemon"
 WEBSERVER = "webserver"
 WATCH = "watch"
 
+SILENT_AFTER_S = 300.0  # ten ticks of the sensor that writes last-tick
 _LEFT_OVER_GRACE_S = 4.0
 _CODE_SERVER_GRACE_S = 3.0  # it waits for its runs, which are to go on without it
 _PROBE_TIMEOUT_S = 2.0
@@ -68,7 +72,9 @@ class DagsterService:
         self._spec_path = spec_path.absolute()
         self._session_secret = secrets.token_urlsafe(32)
         self._watch = SpecWatch(spec_path, self.home.state_dir)
-        self.supervisor = Supervisor(self._programs(), on_tick=self._restarts)
+        self._down_alarm = DownAlarm(self._watch.stack_name)
+        self._began_s = time.time()
+        self.supervisor = Supervisor(self._programs(), on_tick=self._restarts, on_down=self._look_at_down)
 
     @property
     def token_file(self) -> Path:
@@ -108,6 +114,21 @@ class DagsterService:
     def _restarts(self) -> Sequence[str]:
         return [CODE_SERVER] if self._watch.has_new_spec() else []
 
+    def _look_at_down(self, down: Mapping[str, Path]) -> None:
+        """Raise an alarm for what ends again and again, and for a daemon that hangs and calls itself well."""
+        reasons: dict[str, Callable[[], str]] = {
+            name: partial(why_it_ended, log_path, self._spec_path) for name, log_path in down.items()
+        }
+        silent_s = time.time() - max(self._began_s, last_tick_s(self.home.state_dir))
+        if silent_s > SILENT_AFTER_S and not down:
+            reasons[DAEMON] = lambda: (
+                f"no sensor has ticked for {silent_s / 60:.0f} min; its log is {self._log(DAEMON)}"
+            )
+        self._down_alarm.look(reasons)
+
+    def _log(self, name: str) -> Path:
+        return self.home.dir / "logs" / f"{name}.log"
+
     def _programs(self) -> list[Program]:
         python = sys.executable
         address = ["-h", _LOOPBACK, "-p", str(self.code_port)]
@@ -141,7 +162,7 @@ class DagsterService:
         self, name: str, argv: Sequence[str], is_ready: Callable[[], bool], more: Mapping[str, str] | None = None
     ) -> Program:
         grace = {"stop_grace_s": _CODE_SERVER_GRACE_S} if name == CODE_SERVER else {}
-        log_path = self.home.dir / "logs" / f"{name}.log"
+        log_path = self._log(name)
         environment = {**self.environment, **(more or {})}
         return Program(name, argv, environment, self.home.dir, log_path, is_ready, **grace)
 
