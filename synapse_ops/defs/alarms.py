@@ -14,10 +14,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+
+from synapse_ops.defs.runbook_links import RUNBOOK
+from synapse_ops.domain.runbooks import CHECK_PAGES, RUN_PAGE, TICK_PAGE, UI_PATH, alarm_url
 
 if TYPE_CHECKING:
     from synapse_ops.systems.alert_outlet import Alarm
@@ -29,11 +33,15 @@ LONGEST_TICK_S = 300.0  # Dagster gives a sensor's tick 60 s by default, and a s
 
 _UNREACHABLE = "gRPC Error code: UNAVAILABLE"
 
+# The alarms that a look returns name the runbook's page alone; the sensor makes it an address.
 Look = Callable[[dg.DagsterInstance, str], tuple[Sequence["Alarm"], str]]
 
 
-def alarm_definitions(stack_name: str) -> dg.Definitions:
-    """Return the three sensors, off where there is no address. stack_name: a label on every alarm."""
+def alarm_definitions(stack_name: str, runbook_base: str | None = None) -> dg.Definitions:
+    """Return the three sensors, off where there is no address.
+
+    stack_name: a label on every alarm. runbook_base: `alerting.runbook_url`.
+    """
     looks: dict[str, tuple[Look, str]] = {
         "failed_run_alarms": (_failed_runs, "Sends an alarm for each job whose run failed, and ends it at a success."),
         "failed_check_alarms": (
@@ -42,7 +50,12 @@ def alarm_definitions(stack_name: str) -> dg.Definitions:
         ),
         "failed_tick_alarms": (_failed_ticks, "Sends an alarm for each schedule or sensor whose tick failed."),
     }
-    return dg.Definitions(sensors=[_sensor(name, look, text, stack_name) for name, (look, text) in looks.items()])
+
+    def told(alarm: "Alarm") -> "Alarm":
+        url = alarm_url(alarm.runbook_url, runbook_base)
+        return replace(alarm, labels={**alarm.labels, "stack": stack_name, "source": "synapse-ops"}, runbook_url=url)
+
+    return dg.Definitions(sensors=[_sensor(name, look, text, told) for name, (look, text) in looks.items()])
 
 
 def has_address() -> bool:
@@ -52,7 +65,7 @@ def has_address() -> bool:
     return any(os.environ.get(name) for name in (ALERTMANAGER_VARIABLE, WEBHOOK_VARIABLE))
 
 
-def _sensor(name: str, look: Look, description: str, stack_name: str) -> dg.SensorDefinition:
+def _sensor(name: str, look: Look, description: str, told: Callable[["Alarm"], "Alarm"]) -> dg.SensorDefinition:
     @dg.sensor(
         name=name,
         minimum_interval_seconds=INTERVAL_S,
@@ -69,7 +82,7 @@ def _sensor(name: str, look: Look, description: str, stack_name: str) -> dg.Sens
             return dg.SkipReason("no address for alarms: set SYNAPSE_ALERTMANAGER_URL or SYNAPSE_ALERT_WEBHOOK")
         alarms, cursor = look(context.instance, context.cursor or "")
         if alarms:
-            outlet.post([_with_stack(alarm, stack_name) for alarm in alarms])
+            outlet.post([told(alarm) for alarm in alarms])
         sent = dg.SkipReason(f"{len(alarms)} alarms sent to the {outlet.kind}")
         return dg.SensorResult(skip_reason=sent, cursor=cursor)
 
@@ -98,6 +111,7 @@ def _failed_runs(instance: dg.DagsterInstance, cursor: str) -> tuple[Sequence["A
                 description=f"run {run.run_id}",
                 at=record.update_timestamp.replace(tzinfo=UTC),
                 is_resolved=not failed,
+                runbook_url=RUN_PAGE,
             )
         )
         cursor = repr(record.update_timestamp.replace(tzinfo=UTC).timestamp())
@@ -147,7 +161,16 @@ def _check_alarm(evaluation: dg.AssetCheckEvaluation, at_s: float) -> "Alarm":
         description=evaluation.description or "",
         at=datetime.fromtimestamp(at_s, UTC),
         is_resolved=evaluation.passed,
+        runbook_url=_page_of(evaluation),
     )
+
+
+def _page_of(evaluation: dg.AssetCheckEvaluation) -> str:
+    """Return the page that the evaluation links to, else the one of its check."""
+    link = evaluation.metadata.get(RUNBOOK)
+    if isinstance(link, dg.UrlMetadataValue) and link.url is not None:
+        return link.url.removeprefix(UI_PATH)
+    return CHECK_PAGES.get(evaluation.check_name, RUN_PAGE)
 
 
 def _failed_ticks(instance: dg.DagsterInstance, cursor: str) -> tuple[Sequence["Alarm"], str]:
@@ -189,10 +212,5 @@ def _tick_alarm(name: str, at_s: float, summary: str, description: str, *, is_re
         description=description,
         at=datetime.fromtimestamp(at_s, UTC),
         is_resolved=is_resolved,
+        runbook_url=TICK_PAGE,
     )
-
-
-def _with_stack(alarm: "Alarm", stack_name: str) -> "Alarm":
-    from dataclasses import replace
-
-    return replace(alarm, labels={**alarm.labels, "stack": stack_name, "source": "synapse-ops"})

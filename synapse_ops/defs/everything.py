@@ -36,7 +36,7 @@ def merged_definitions() -> dg.Definitions:
         health_definitions(loaded, Stack(loaded, place.state_dir)),
         active_alert_definitions(),
         cleanup_definitions(loaded.spec, place),
-        alarm_definitions(loaded.spec.name),
+        alarm_definitions(loaded.spec.name, loaded.spec.alerting.runbook_url),
     )
     return dg.Definitions.merge(shared, recovery_definitions(loaded.spec, groups), groups)
 

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from synapse_ops.defs.runbook_links import runbook
+from synapse_ops.domain.runbooks import RUN_PAGE
 from synapse_ops.errors import SynapseOpsError
+from synapse_ops.redaction import redact
 
 if TYPE_CHECKING:
     from synapse_ops.domain.progress import Progress, ReportProgress
@@ -24,7 +27,8 @@ _PROGRESS_INTERVAL_S = 5.0  # a line of progress costs a row in Dagster's storag
 def operation_of(run_id: str, instance: dg.DagsterInstance) -> Iterator[None]:
     """Run an operation as part of a run: its log lines and `started.json` carry the run's id.
 
-    Our own errors become failures that say message, detail and hint, and that the framework never retries.
+    Our own errors become failures that say message, detail and hint, and that the framework never retries. Every
+    failure links to its runbook, a bug's too.
     """
     from synapse_ops.systems.host.errors import host_error
     from synapse_ops.systems.log_output import bind_correlation_id, configure_logging
@@ -35,11 +39,14 @@ def operation_of(run_id: str, instance: dg.DagsterInstance) -> Iterator[None]:
         yield
     except SynapseOpsError as error:
         raise failure_of(error) from error
-    except OSError as error:
-        known = host_error(error)
-        if known is None:
-            raise
-        raise failure_of(known) from error
+    except dg.Failure:
+        raise
+    except Exception as bug:
+        known = host_error(bug) if isinstance(bug, OSError) else None
+        if known is not None:
+            raise failure_of(known) from bug
+        said = f"internal error: {type(bug).__name__}: {redact(str(bug))}"
+        raise dg.Failure(said, metadata=runbook(RUN_PAGE), allow_retries=False) from bug
 
 
 def recorded(key: dg.AssetKey, metadata: Mapping[str, Any], *, version: str = "") -> dg.AssetMaterialization:
@@ -49,10 +56,9 @@ def recorded(key: dg.AssetKey, metadata: Mapping[str, Any], *, version: str = ""
 
 def failure_of(error: SynapseOpsError) -> dg.Failure:
     """Return the failure that shows an operator what the CLI would have printed."""
-    metadata = {"code": error.code, "detail": error.detail, "hint": error.hint}
-    return dg.Failure(
-        error.render(), metadata={name: text for name, text in metadata.items() if text}, allow_retries=False
-    )
+    told = {"code": error.code, "detail": error.detail, "hint": error.hint}
+    metadata = {name: text for name, text in told.items() if text} | runbook(RUN_PAGE)
+    return dg.Failure(error.render(), metadata=metadata, allow_retries=False)
 
 
 def yield_processor() -> None:

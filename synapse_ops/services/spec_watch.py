@@ -24,7 +24,7 @@ class SpecWatch:
         self._next_look_s = 0.0
         self._seen = self._stamp()
         in_force = read_spec_in_force(spec_path, state_dir).loaded
-        self.stack_name = in_force.spec.name  # at the start: a label of alarms must not change while one stands
+        self.spec = in_force.spec  # at the start: the labels of alarms must not change while one stands
         self._digest = in_force.digest
 
     def has_new_spec(self) -> bool:

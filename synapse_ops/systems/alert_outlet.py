@@ -37,13 +37,18 @@ class Alarm:
     at: datetime
     url: str = ""
     is_resolved: bool = False
+    runbook_url: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the alarm as Alertmanager's v2 API takes it."""
         ends_at = self.at if self.is_resolved else self.at + _STANDS_FOR
         body: dict[str, Any] = {
             "labels": dict(self.labels),
-            "annotations": {"summary": self.summary, "description": self.description},
+            "annotations": {
+                "summary": self.summary,
+                "description": self.description,
+                **({"runbook_url": self.runbook_url} if self.runbook_url else {}),
+            },
             "startsAt": self.at.astimezone(UTC).isoformat(),
             "endsAt": ends_at.astimezone(UTC).isoformat(),
         }

@@ -108,6 +108,7 @@ def test_failed_check_is_posted_and_its_pass_ends_it(receiver: Receiver, instanc
     assert failed["labels"]["alertname"] == "DagsterCheckFailed"
     assert failed["labels"]["stack"] == "synapse"
     assert failed["annotations"]["description"] == "orders: differs"
+    assert failed["annotations"]["runbook_url"] == "docs/runbooks/proof-failed.md"
     assert failed["endsAt"] > failed["startsAt"]
     assert passed["endsAt"] == passed["startsAt"]
 

@@ -14,6 +14,7 @@ import pytest
 
 from synapse_ops.defs.everything import merged_definitions
 from synapse_ops.defs.policies import POOL_POSTGRES_IO, POOL_REPOSITORY_DELETE, WITHOUT_FRESHNESS
+from synapse_ops.domain.runbooks import CHECK_PAGES
 
 HEAVY = [
     "boto3",
@@ -209,6 +210,23 @@ def test_launchpad_refuses_a_choice_that_is_none(defs: dg.Definitions) -> None:
             dg.validate_run_config(defs.resolve_job_def(job), {"ops": {op: {"config": config}}})
     last_month = {"ops": {"availability_report": {"config": {"month": "last"}}}}
     assert dg.validate_run_config(defs.resolve_job_def("report_availability"), last_month)
+
+
+def test_every_check_links_to_its_runbook(defs: dg.Definitions) -> None:
+    """Whoever is woken by it needs no search: the page exists, and the guarded webserver serves it."""
+    specs = [spec for one in _with_checks(defs) for spec in one.check_specs]
+    pages = {spec.name: spec.metadata["runbook"] for spec in specs}
+
+    assert {spec.name for spec in specs} == set(CHECK_PAGES)
+    folder = Path(__file__).parents[2] / "docs" / "runbooks"
+    for name, link in pages.items():
+        assert isinstance(link, dg.UrlMetadataValue), name
+        assert (folder / f"{str(link.url).removeprefix('/runbooks/')}.md").is_file(), name
+
+
+def _with_checks(defs: dg.Definitions) -> list[dg.AssetsDefinition]:
+    made = (*(defs.assets or ()), *(defs.asset_checks or ()))
+    return [one for one in made if isinstance(one, dg.AssetsDefinition)]
 
 
 @pytest.mark.parametrize("name", ["prove_database", "restore", "expire_apply", "cleanup_apply"])

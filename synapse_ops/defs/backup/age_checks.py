@@ -14,6 +14,7 @@ from synapse_ops.defs.backup.kinds import AssetKind
 from synapse_ops.defs.backup.restore_check import result_of
 from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.runbook_links import runbook_of_check
 from synapse_ops.domain.backup.ages import AgeVerdict, backup_ages, proof_ages
 
 if TYPE_CHECKING:
@@ -46,7 +47,11 @@ def age_evaluations(
             passed=verdict.passed,
             severity=dg.AssetCheckSeverity.ERROR,
             description=verdict.sentence,
-            metadata={f"late_{kind.noun}s": len(verdict.late), f"{kind.noun}s": len(wanted)},
+            metadata={
+                f"late_{kind.noun}s": len(verdict.late),
+                f"{kind.noun}s": len(wanted),
+                **runbook_of_check(name),
+            },
             target_materialization_data=newest_as_target(instance, key),
         )
         for (key, name), verdict in verdicts.items()
@@ -63,12 +68,14 @@ def age_checks(kind: AssetKind) -> dg.AssetChecksDefinition:
             dg.AssetCheckSpec(
                 BACKUP_AGE,
                 asset=kind.backup_key,
+                metadata=runbook_of_check(BACKUP_AGE),
                 description=f"Red while the newest backup of any {kind.noun} is older than its schedule promises, and "
                 "two hours; it names each that is late.",
             ),
             dg.AssetCheckSpec(
                 PROOF_AGE,
                 asset=kind.proof_key,
+                metadata=runbook_of_check(PROOF_AGE),
                 description=f"Red while a backup of any {kind.noun} waits for its proof for longer than a window of "
                 "proof.schedule, proof.timeout and two hours; it names each that waits.",
             ),

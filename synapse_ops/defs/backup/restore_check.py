@@ -17,6 +17,7 @@ import dagster as dg
 from synapse_ops.defs.backup.kinds import AssetKind
 from synapse_ops.defs.event_metadata import Metadata, table
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.runbook_links import runbook_of_check
 from synapse_ops.domain.backup.faults import fault_of, newest_proof_fault_of, warning_of
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def proof_check_spec(kind: AssetKind) -> dg.AssetCheckSpec:
     return dg.AssetCheckSpec(
         PROOF_CHECK_NAME,
         asset=kind.proof_key,
+        metadata=runbook_of_check(PROOF_CHECK_NAME),
         description=f"Red while the newest proof of any {kind.noun} did not pass, whoever made it; a warning while it "
         f"could not be attempted. The page above shows the last that passed. Lists the failing ones.",
     )
@@ -146,6 +148,7 @@ def evaluation_of(
         f"failing_{kind.noun}s": len(judgement.failing),
         f"proven_{kind.noun}s": len(judgement.proven),
         f"{kind.noun}s": table(rows, {kind.noun: "string", "verdict": "string", "what": "string"}),
+        **runbook_of_check(judgement.check.name),
     }
     if backup_id is not None:
         metadata["backup_id"] = backup_id
@@ -171,6 +174,7 @@ def restore_check(kind: AssetKind) -> dg.AssetChecksDefinition:
             dg.AssetCheckSpec(
                 CHECK_NAME,
                 asset=kind.backup_key,
+                metadata=runbook_of_check(CHECK_NAME),
                 description=f"Red while the newest proof of any {kind.noun} is anything but a pass, or is older than "
                 "retention.proof_max_age; a warning while a later one could not be attempted. "
                 f"Judges each {kind.noun} from the repository and lists the failing ones. "

@@ -8,11 +8,12 @@ import dagster as dg
 from pydantic import Field
 
 from synapse_ops.defs.backup.kinds import AssetKind
-from synapse_ops.defs.backup.restore_check import evaluation_of, judge_now
+from synapse_ops.defs.backup.restore_check import PROOF_CHECK_NAME, evaluation_of, judge_now
 from synapse_ops.defs.event_metadata import BACKUP_ID, Metadata, backup_metadata, table
 from synapse_ops.defs.in_run import operation_of, progress_into, tag_run, yield_processor
 from synapse_ops.defs.policies import TAG_BACKUP_ID, TAG_SET_ID
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.runbook_links import runbook_of_check
 from synapse_ops.errors import PlanChanged, Refused
 
 if TYPE_CHECKING:
@@ -102,7 +103,12 @@ def refuse_unless_proven(report: "ProofReport") -> None:
         reasons = [record.reason, *record.differences[:10]]
         raise dg.Failure(
             f"backup {record.backup_id} is {record.verdict}: " + "; ".join(reason for reason in reasons if reason),
-            metadata={BACKUP_ID: record.backup_id, "verdict": str(record.verdict), "url": report.url},
+            metadata={
+                BACKUP_ID: record.backup_id,
+                "verdict": str(record.verdict),
+                "url": report.url,
+                **runbook_of_check(PROOF_CHECK_NAME),
+            },
             allow_retries=False,
         )
 

@@ -5,7 +5,7 @@ applies one takes its digest, which a person gives. The one exception is a job o
 carries them out: its schedule runs only where an operator switched it on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -28,6 +28,7 @@ from synapse_ops.defs.policies import (
     run_tags,
 )
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.runbook_links import runbook_of_check
 from synapse_ops.defs.spec.assets import spec_key
 
 if TYPE_CHECKING:
@@ -276,6 +277,7 @@ def _redis_check() -> Any:
     @dg.asset_check(
         name=REDIS_CHECK,
         asset="cache_cleanup_plan",
+        metadata=runbook_of_check(REDIS_CHECK),
         description="Red while the running Redis cannot do what the spec expects of it: connections, memory, policy of "
         "eviction, time-outs, databases. A setting that it does not report counts as a warning.",
     )
@@ -292,10 +294,19 @@ def _redis_check() -> Any:
         return dg.AssetCheckResult(
             passed=not levels & {"fault", "warning", "unknown"},
             severity=dg.AssetCheckSeverity.ERROR if "fault" in levels else dg.AssetCheckSeverity.WARN,
-            metadata={"findings": table(rows, dict.fromkeys(("level", "setting", "found", "reason"), "string"))},
+            description=_redis_sentence(rows),
+            metadata={
+                "findings": table(rows, dict.fromkeys(("level", "setting", "found", "reason"), "string")),
+                **runbook_of_check(REDIS_CHECK),
+            },
         )
 
     return redis_fits_spec
+
+
+def _redis_sentence(rows: Sequence[Mapping[str, str]]) -> str:
+    bad = [f"{row['setting']} is {row['found']}: {row['reason']}" for row in rows if row["level"] != "note"]
+    return "; ".join(bad) or "Redis can do what the spec expects of it."
 
 
 def plan_metadata(plan: "StoredPlan") -> Metadata:

@@ -14,6 +14,7 @@ import dagster as dg
 from synapse_ops.defs.event_metadata import table
 from synapse_ops.defs.policies import GROUP_HEALTH, OWNERS, TAG_TRIGGER
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.runbook_links import runbook_of_check
 from synapse_ops.defs.spec.assets import spec_key
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def _outlet_check() -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=ACTIVE_ALERTS_KEY,
         name=OUTLET_CHECK,
+        metadata=runbook_of_check(OUTLET_CHECK),
         description="Red while failed runs, checks and ticks of Dagster are sent to nobody: no address is set.",
     )
     def alarms_reach_somebody() -> dg.AssetCheckResult:
@@ -62,7 +64,12 @@ def outlet_verdict() -> dict[str, Any]:
         said += "where Dagster is started, and start it again."
     else:
         said = f"Failed runs, checks and ticks are sent to the {outlet.kind}."
-    return {"passed": outlet is not None, "severity": dg.AssetCheckSeverity.ERROR, "description": said}
+    return {
+        "passed": outlet is not None,
+        "severity": dg.AssetCheckSeverity.ERROR,
+        "description": said,
+        "metadata": runbook_of_check(OUTLET_CHECK),
+    }
 
 
 def _sensor() -> dg.SensorDefinition:

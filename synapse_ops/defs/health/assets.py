@@ -17,7 +17,9 @@ from synapse_ops.defs.health.events import CHECK_NAME, HealthTick, evaluation_of
 from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.policies import GROUP_HEALTH, LANE_REPORT, OWNERS, TAG_TRIGGER, code_version, run_tags
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.runbook_links import runbook, runbook_of_check
 from synapse_ops.defs.spec.assets import spec_key
+from synapse_ops.domain.runbooks import page_of_probe
 
 if TYPE_CHECKING:
     from synapse_ops.operations.health.availability import AvailabilityRow
@@ -239,6 +241,7 @@ def _healthy_checks(keys: list[dg.AssetKey]) -> dg.AssetChecksDefinition:
         dg.AssetCheckSpec(
             CHECK_NAME,
             asset=key,
+            metadata=runbook(page_of_probe("/".join(key.path[1:]))),
             description="Green while the state is healthy; a warning while degraded, red while failed or unknown.",
         )
         for key in keys
@@ -272,6 +275,7 @@ def _report_check() -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=HEALTH_REPORT_KEY,
         name=REPORT_CHECK,
+        metadata=runbook_of_check(REPORT_CHECK),
         description="Green while everything probed is healthy and a prober runs; names what is not.",
     )
     def everything_healthy(context: dg.AssetCheckExecutionContext, stack: StackResource) -> dg.AssetCheckResult:
@@ -294,7 +298,7 @@ def _verdict_on(report: "HealthReport") -> dict[str, Any]:
         "passed": report.worst is State.HEALTHY and report.is_watched,
         "severity": dg.AssetCheckSeverity.WARN if only_degraded else dg.AssetCheckSeverity.ERROR,
         "description": summary_of(report.rows) + ("" if report.is_watched else "; no prober runs"),
-        "metadata": {str(state): len(report.of(state)) for state in State},
+        "metadata": {str(state): len(report.of(state)) for state in State} | runbook_of_check(REPORT_CHECK),
     }
 
 

@@ -13,6 +13,8 @@ import dagster as dg
 
 from synapse_ops.defs.event_metadata import Metadata
 from synapse_ops.defs.policies import TAG_TRIGGER
+from synapse_ops.defs.runbook_links import runbook
+from synapse_ops.domain.runbooks import page_of_probe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +46,11 @@ def evaluation_of(row: "HealthRow", *, instance: dg.DagsterInstance) -> dg.Asset
         passed=row.is_healthy,
         severity=dg.AssetCheckSeverity.WARN if warns else dg.AssetCheckSeverity.ERROR,
         description=_sentence(row.probe.name, str(state), row.condition.since, row.condition.reason),
-        metadata={"state": str(state), "since": dg.MetadataValue.timestamp(row.condition.since)},
+        metadata={
+            "state": str(state),
+            "since": dg.MetadataValue.timestamp(row.condition.since),
+            **runbook(page_of_probe(row.probe.name)),
+        },
         target_materialization_data=newest_as_target(instance, health_key(row.probe.name)),
     )
 

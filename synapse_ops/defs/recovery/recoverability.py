@@ -19,6 +19,7 @@ from synapse_ops.defs.event_metadata import Metadata, table
 from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.policies import GROUP_RECOVERY, OWNERS, TAG_TRIGGER, code_version
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.runbook_links import RUNBOOK, runbook_of_check
 from synapse_ops.defs.spec.assets import spec_key
 from synapse_ops.errors import SynapseOpsError
 
@@ -72,6 +73,7 @@ class Page:
         )
         return {
             "summary": self.found.sentence,
+            **({"what_to_do": dg.MetadataValue.md(_links(self.failing))} if self.failing else {}),
             "recoverability": table(table_rows(rows, self.found.time_zone), dict.fromkeys(COLUMNS, "string")),
             "wrong_now": table(wrong, dict.fromkeys(("check", "at", "severity", "says"), "string")),
             "failing_checks": len(self.failing),
@@ -89,8 +91,31 @@ class Page:
             "passed": self.found.is_met,
             "severity": dg.AssetCheckSeverity.ERROR,
             "description": self.found.sentence,
-            "metadata": {"missed": [row.name for row in self.found.missed], "warnings": list(self.found.warnings)},
+            "metadata": {
+                "missed": [row.name for row in self.found.missed],
+                "warnings": list(self.found.warnings),
+                **runbook_of_check(CHECK_NAME),
+            },
         }
+
+
+def _links(failing: Sequence[tuple[float, dg.AssetCheckEvaluation]]) -> str:
+    """Return a link to the runbook of each failing check with the beginning of what it says, errors first.
+
+    The UI shows markdown under 1,000 characters in place, and the rest behind a click.
+    """
+    said: list[str] = []
+    room = 900
+    for _, one in sorted(failing, key=lambda row: row[1].severity is not dg.AssetCheckSeverity.ERROR):
+        page = one.metadata.get(RUNBOOK)
+        name = f"{one.asset_key.to_user_string()}: {one.check_name}"
+        line = f"- [{name}]({page.value})" if isinstance(page, dg.UrlMetadataValue) else f"- {name}"
+        line += f": {' '.join((one.description or '').split())[:110]}"
+        room -= len(line) + 1
+        if room < 0:
+            return "\n".join([*said, f"- and {len(failing) - len(said)} more: see wrong_now"])
+        said.append(line)
+    return "\n".join(said)
 
 
 def _restorable(
@@ -123,6 +148,7 @@ def _page(kinds: Collection[AssetKind], checks: Collection[dg.AssetCheckKey]) ->
             dg.AssetCheckSpec(
                 CHECK_NAME,
                 asset=RECOVERABILITY_KEY,
+                metadata=runbook_of_check(CHECK_NAME),
                 description="Red while any subject cannot be restored as `objectives` of the spec promise, or while "
                 "something stands against its backups. Its sentence says what is lost.",
             )

@@ -11,6 +11,7 @@ import dagster as dg
 from synapse_ops.defs.event_metadata import table
 from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.runbook_links import runbook_of_check
 
 if TYPE_CHECKING:
     from synapse_ops.operations.release.render import Judged
@@ -25,7 +26,7 @@ _TEXT = (
 
 def manifest_check(key: dg.AssetKey) -> dg.AssetCheckSpec:
     """Return the check of a document or of the release."""
-    return dg.AssetCheckSpec(CONSISTENT, asset=key, description=_TEXT)
+    return dg.AssetCheckSpec(CONSISTENT, asset=key, description=_TEXT, metadata=runbook_of_check(CONSISTENT))
 
 
 def document_checks(targets: Sequence[str]) -> dg.AssetChecksDefinition:
@@ -58,5 +59,10 @@ def manifest_result(key: dg.AssetKey, judged: "Judged") -> dg.AssetCheckResult:
         check_name=CONSISTENT,
         passed=not errors,
         description=f"{errors[0].path}: {errors[0].message}" if errors else f"no error, {len(found)} notes",
-        metadata={"errors": len(errors), "notes": len(found) - len(errors), "findings": table(rows, columns)},
+        metadata={
+            "errors": len(errors),
+            "notes": len(found) - len(errors),
+            "findings": table(rows, columns),
+            **runbook_of_check(CONSISTENT),
+        },
     )

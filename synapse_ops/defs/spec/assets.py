@@ -13,6 +13,7 @@ import dagster as dg
 from synapse_ops.defs.place import Place
 from synapse_ops.defs.policies import GROUP_SPEC, LANE_REPORT, OWNERS, code_version, run_tags
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.runbook_links import runbook_of_check
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -76,6 +77,7 @@ def spec_definitions(place: Place, loaded: "LoadedSpec") -> dg.Definitions:
     @dg.asset_check(
         asset=FILE_KEY,
         name=CHECK_NAME,
+        metadata=runbook_of_check(CHECK_NAME),
         description="Red while the file is not valid, or differs from what is loaded. The last valid spec "
         "stays in force meanwhile; the code server restarts by itself when a new valid one appears.",
     )
@@ -100,8 +102,12 @@ def evaluate_file(place: Place, loaded_digest: str) -> dg.AssetCheckResult:
         asset_key=FILE_KEY,
         check_name=CHECK_NAME,
         passed=not difference,
-        description=difference or "the file is what is loaded",
-        metadata={"loaded_digest": loaded_digest, "path": dg.MetadataValue.path(str(place.spec_path))},
+        description=difference or "The file is what is loaded.",
+        metadata={
+            "loaded_digest": loaded_digest,
+            "path": dg.MetadataValue.path(str(place.spec_path)),
+            **runbook_of_check(CHECK_NAME),
+        },
     )
 
 

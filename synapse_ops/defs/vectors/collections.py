@@ -14,6 +14,7 @@ from synapse_ops.defs.event_metadata import table
 from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.policies import PRIORITY_RESTORE, run_tags
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.runbook_links import runbook_of_check
 from synapse_ops.errors import Refused, Unreachable
 
 FORGET_LIMIT = timedelta(minutes=10)
@@ -79,6 +80,7 @@ def presence_of(discovery: Discovery, known: Sequence[str] | None = None) -> dg.
         metadata={
             "vanished_collections": len(discovery.vanished),
             "collections": table(rows, {"collection": "string", "is_there": "bool"}),
+            **runbook_of_check(PRESENT_CHECK),
         },
     )
 
@@ -90,6 +92,7 @@ def _collections_present() -> dg.AssetChecksDefinition:
             dg.AssetCheckSpec(
                 PRESENT_CHECK,
                 asset=COLLECTIONS.backup_key,
+                metadata=runbook_of_check(PRESENT_CHECK),
                 description="Red while a collection that was discovered once is not on the server any more: its "
                 "backups have ended. The job forget_collection confirms that this is intended.",
             )

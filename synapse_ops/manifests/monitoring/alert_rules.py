@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from synapse_ops.domain.runbooks import alarm_url
 from synapse_ops.manifests.document import Document, yaml_document
 from synapse_ops.manifests.monitoring.alert_catalog import own_alerts
 from synapse_ops.manifests.monitoring.alert_measures import alert_of
@@ -65,5 +66,4 @@ def _rule(spec: Spec, alert: AlertRule) -> dict[str, object]:
 
 def runbook(spec: Spec, alert: AlertRule) -> str:
     """Return where the alert's page is read; without `alerting.runbook_url` its path in this project."""
-    base = (spec.alerting.runbook_url or "docs/runbooks").rstrip("/")
-    return f"{base}/{alert.page}.md"
+    return alarm_url(alert.page, spec.alerting.runbook_url)

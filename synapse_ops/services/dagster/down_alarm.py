@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from synapse_ops.domain.runbooks import DOWN_PAGE, alarm_url
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.recovery.last_tick import last_tick_file
 from synapse_ops.redaction import redact
@@ -36,11 +37,13 @@ class DownAlarm:
     def __init__(
         self,
         stack_name: str,
+        runbook_base: str | None = None,
         *,
         find: Callable[[], AlertOutlet | None] = find_outlet,
         retry_s: float = RETRY_S,
     ) -> None:
         self._stack_name = stack_name
+        self._runbook_base = runbook_base
         self._find = find
         self._retry_s = retry_s
         self._due_s: dict[str, float] = {}
@@ -84,6 +87,7 @@ class DownAlarm:
             description=why,
             at=datetime.now(UTC),
             is_resolved=is_resolved,
+            runbook_url=alarm_url(DOWN_PAGE, self._runbook_base),
         )
 
 

@@ -72,7 +72,7 @@ class DagsterService:
         self._spec_path = spec_path.absolute()
         self._session_secret = secrets.token_urlsafe(32)
         self._watch = SpecWatch(spec_path, self.home.state_dir)
-        self._down_alarm = DownAlarm(self._watch.stack_name)
+        self._down_alarm = DownAlarm(self._watch.spec.name, self._watch.spec.alerting.runbook_url)
         self._began_s = time.time()
         self.supervisor = Supervisor(self._programs(), on_tick=self._restarts, on_down=self._look_at_down)
 

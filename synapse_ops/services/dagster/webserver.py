@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 from synapse_ops.services.dagster.webserver_guard import App, GuardSettings, WebserverGuard
@@ -36,7 +37,15 @@ def guard_settings(environ: dict[str, str]) -> GuardSettings:
         session_secret=environ[SESSION_VARIABLE],
         token_file=Path(environ[ONE_TIME_FILE_VARIABLE]),
         report_token=environ.get(REPORT_VARIABLE) or None,
+        runbooks=runbooks_folder(),
     )
+
+
+def runbooks_folder() -> Path | None:
+    """Return the folder of the runbooks: of the checkout, or of the installed package."""
+    package = Path(str(files("synapse_ops")))
+    candidates = (package.parent / "docs" / "runbooks", package / "runbooks")
+    return next((folder for folder in candidates if folder.is_dir()), None)
 
 
 def serve(environ: dict[str, str]) -> None:

@@ -10,6 +10,7 @@ tried, all were obeyed. So everything is refused but these:
     POST /report_*      the report token as bearer; never the cookie, which a browser sends by itself
     POST /graphql       the cookie, our own Origin, application/json
     WS   /graphql       the cookie, our own Origin
+    GET  /runbooks/NAME the cookie; a page of docs/runbooks as text, which checks and failures link to
     GET, HEAD           the cookie; never /graphql, whose GET carries mutations
 
 Secrets are compared in constant time. This module knows ASGI, not Dagster.
@@ -18,11 +19,14 @@ Secrets are compared in constant time. This module knows ASGI, not Dagster.
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
+
+from synapse_ops.domain.runbooks import UI_PATH
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -43,6 +47,7 @@ class GuardSettings:
 
     hosts: allowed Host headers, port included, lower case. session_secret: the cookie's value.
     token_file: holds the one-time token; removed when it is used. report_token: None refuses every /report_*.
+    runbooks: the folder of the pages.
     """
 
     hosts: frozenset[str]
@@ -50,6 +55,7 @@ class GuardSettings:
     session_secret: str = field(repr=False)
     token_file: Path
     report_token: str | None = field(default=None, repr=False)
+    runbooks: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,20 @@ class WebserverGuard:
             await self._open(request, send)
         else:
             refusal = refusal or self._refusal(request)
-            if refusal is None:
+            if refusal is None and request.path.startswith(UI_PATH) and request.method == "GET":
+                await self._runbook(request.path.removeprefix(UI_PATH), send)
+            elif refusal is None:
                 await self._app(scope, receive, send)
             else:
                 await _respond(send, refusal.status, refusal.sentence)
+
+    async def _runbook(self, name: str, send: Send) -> None:
+        folder = self._settings.runbooks
+        page = folder / f"{name}.md" if folder is not None and re.fullmatch(r"[a-z0-9-]{1,64}", name) else None
+        if page is None or not page.is_file():
+            await _respond(send, 404, "There is no such runbook.")
+        else:
+            await _respond(send, 200, page.read_text(encoding="utf-8").rstrip())
 
     def _refusal(self, request: _Request) -> Refusal | None:
         """Return why the request may not pass, or None when it may. The Host has been looked at already."""

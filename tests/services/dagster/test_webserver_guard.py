@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from synapse_ops.services.dagster.webserver import runbooks_folder
 from synapse_ops.services.dagster.webserver_guard import App, GuardSettings, WebserverGuard
 from synapse_ops.systems.dagster_storage import open_workspace
 
@@ -115,7 +116,7 @@ def token_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def guarded(bare_app: App, token_file: Path) -> App:
-    settings = GuardSettings(frozenset({HOST}), "synapse_session", SESSION, token_file, TOKEN)
+    settings = GuardSettings(frozenset({HOST}), "synapse_session", SESSION, token_file, TOKEN, runbooks_folder())
     return WebserverGuard(bare_app, settings)
 
 
@@ -231,6 +232,23 @@ def test_wrong_token_does_not_use_up_the_right_one(guarded: App, token_file: Pat
     assert ask(guarded, "GET", "/open?token=guess").status == 403
     assert ask(guarded, "GET", "/open").status == 403
     assert ask(guarded, "GET", "/open?token=once").status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/runbooks/proof-failed", 200),
+        ("/runbooks/nothing", 404),
+        ("/runbooks/../../README", 404),
+        ("/runbooks/", 404),
+    ],
+)
+def test_a_runbook_is_served_to_who_has_a_session_and_no_other_file_is(guarded: App, path: str, status: int) -> None:
+    """The link in a check's metadata works where the check is read."""
+    reply = ask(guarded, "GET", path, {"cookie": COOKIE})
+
+    assert (reply.status, ask(guarded, "GET", path).status) == (status, 401)
+    assert (b"**Do**" in reply.body) is (status == 200)
 
 
 def test_settings_never_show_their_secrets(token_file: Path) -> None:
