@@ -13,6 +13,7 @@ from synapse_ops.defs.health.active_alerts import active_alert_definitions
 from synapse_ops.defs.health.assets import health_definitions
 from synapse_ops.defs.place import find_place
 from synapse_ops.defs.recovery.recoverability import recovery_definitions
+from synapse_ops.defs.recovery.wal_archive import wal_archive_definitions
 from synapse_ops.defs.release.assets import manifest_definitions
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec.assets import spec_definitions
@@ -37,6 +38,7 @@ def merged_definitions() -> dg.Definitions:
         active_alert_definitions(),
         cleanup_definitions(loaded.spec, place),
         alarm_definitions(loaded.spec.name, loaded.spec.alerting.runbook_url),
+        *([wal_archive_definitions()] if loaded.spec.backup.database.wal_archiving == "continuous" else []),
     )
     return dg.Definitions.merge(shared, recovery_definitions(loaded.spec, groups), groups)
 

@@ -55,6 +55,7 @@ MANIFESTS = (
 # assets without a clock, and the reason; a new asset must have a policy or stand here
 WITHOUT_FRESHNESS = {
     "active_alerts": "no alert for a month is good news; Watchdog notices when alerts stop coming",
+    "wal_archive": "the check wal_is_stored judges it in minutes, and is red when nobody can say",
     "infrastructure_file": "an operator edits it when there is a reason to, not on a schedule",
     "spec/*": "changes when the operator changes the file; spec_loaded_equals_file watches that it is loaded",
     **dict.fromkeys(

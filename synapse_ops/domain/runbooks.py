@@ -10,6 +10,7 @@ CHECK_PAGES: Mapping[str, str] = {
     "newest_proof_passed": "proof-failed",
     "backup_age": "backup-too-old",
     "proof_age": "backup-unproven",
+    "wal_is_stored": "wal-not-stored",
     "healthy": "probe-failed",
     "everything_healthy": "probe-failed",
     "alarms_reach_somebody": "alarms-reach-nobody",

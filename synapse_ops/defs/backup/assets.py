@@ -57,7 +57,7 @@ def _backup(kind: AssetKind, spec: "Spec") -> dg.AssetsDefinition:
 def _proof(kind: AssetKind, spec: "Spec") -> dg.AssetsDefinition:
     proof = dg.AssetSpec(
         kind.proof_key,
-        deps=[kind.backup_key, spec_key("proof"), spec_key("encryption")],
+        deps=[kind.backup_key, *map(dg.AssetKey, kind.proven_with), spec_key("proof"), spec_key("encryption")],
         group_name=kind.group,
         owners=OWNERS,
         kinds={kind.technology, "s3"},

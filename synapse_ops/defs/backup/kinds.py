@@ -37,6 +37,7 @@ class AssetKind:
 
     expected: names that must have backups. blocks: of the spec, that a backup reads. versioned: modules whose code
     makes a backup, and a proof. about_backup, about_proof: what the figures on the asset pages mean.
+    proven_with: further assets that a proof reads.
     """
 
     kind: BackupKind
@@ -49,6 +50,7 @@ class AssetKind:
     versioned: tuple[tuple[str, ...], tuple[str, ...]]
     about_backup: str
     about_proof: str
+    proven_with: tuple[str, ...] = ()
 
     @property
     def noun(self) -> str:
@@ -169,6 +171,7 @@ CLUSTER = AssetKind(
     "from its end on can be restored. `duration_s` includes the wait for its WAL, `copy_phase_s` does not.",
     about_proof="A base backup recovered to the newest moment, or to one in between, by a throwaway server from the "
     "repository alone; every page and index is checked. `restore_s` is the time until that server takes queries.",
+    proven_with=("wal_archive",),
 )
 
 ASSET_KINDS = (DATABASES, COLLECTIONS, REDIS, CLUSTER)

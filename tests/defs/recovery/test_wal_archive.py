@@ -1,0 +1,50 @@
+"""`wal_archive` says what is stored, and is red where nobody can say."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from synapse_ops.domain.backup.layout import Identity
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal_chain import ArchivedTimeline, WalArchive
+from synapse_ops.domain.database.wal_plan import Chunk
+from synapse_ops.operations.database.wal_report import WalReport
+from synapse_ops.operations.database.wal_status import WalStatus
+
+NOW = datetime(2026, 11, 30, 9, tzinfo=UTC)
+SIZE = 16 * 2**20
+MINUTE = timedelta(minutes=1)
+
+
+def report(chunks: dict[int, tuple[Chunk, ...]], *, lag_s: float | None, unknown: str = "") -> WalReport:
+    row = ArchivedTimeline(1, SIZE, chunks=chunks, stored_at=NOW)
+    archive = WalArchive(Identity("7", "ab12cd34"), (row,), NOW)
+    status = WalStatus(archive, "127.0.0.1:5432", 1, Lsn(2 * SIZE), row.last_lsn, NOW, lag_s)
+    return WalReport(archive, None if unknown else status, unknown, MINUTE)
+
+
+WHOLE = {1: (Chunk(0, SIZE),)}
+
+
+def test_wal_that_is_stored_up_to_the_end_is_well() -> None:
+    found = report(WHOLE, lag_s=0.0)
+
+    assert found.faults == ()
+    assert found.facts()["stored_to_lsn"] == str(Lsn(2 * SIZE))
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (report(WHOLE, lag_s=61.0), "1 min 1 s ago"),
+        (report({}, lag_s=None), "no WAL of timeline 1 is stored"),
+        (report({1: (Chunk(0, 100), Chunk(200, SIZE))}, lag_s=0.0), "0/1000064 to 0/10000C8"),
+        (report(WHOLE, lag_s=0.0, unknown="could not reach PostgreSQL"), "could not reach PostgreSQL"),
+    ],
+    ids=["late", "nothing", "gap", "unknown"],
+)
+def test_what_is_late_missing_or_unknown_is_a_fault(found: WalReport, said: str) -> None:
+    assert said in " ".join(found.faults)
+    assert found.sentence != report(WHOLE, lag_s=0.0).sentence
