@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
 from synapse_ops.defs.everything import merged_definitions
+from synapse_ops.defs.in_run import yield_processor
 from synapse_ops.services.dagster.home import shipped_file
 from synapse_ops.systems.dagster_storage import fail_abandoned_runs
 
@@ -114,6 +117,18 @@ def test_every_run_ends(queue: Queue) -> None:
 
     assert isinstance(bound, int)
     assert bound == max(int(job.tags["dagster/max_runtime"]) for job in jobs)
+
+
+def test_a_backup_leaves_the_processor_to_others() -> None:
+    """In a process of its own, as a run is; the caller's own priority stays as it is."""
+    before = os.nice(0)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(yield_processor)
+        yielded = pool.apply(os.nice, (0,))
+    yield_processor()
+
+    assert yielded == min(before + 10, 19)
+    assert os.nice(0) == before
 
 
 def test_a_queued_run_outlives_the_supervisor(queue: Queue) -> None:
