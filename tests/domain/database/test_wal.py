@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synapse_ops.domain.backup.layout import Identity, parse_key
@@ -56,6 +56,7 @@ def segments(draw: st.DrawFn) -> Segment:
     return Segment(draw(st.integers(1, 2**32 - 1)), draw(st.integers(0, 2**64 // size - 1)), size)
 
 
+@settings(deadline=None)
 @given(segments())
 def test_a_segments_name_gives_the_segment_back(segment: Segment) -> None:
     """24 hex digits, whatever the size (W22)."""
@@ -71,6 +72,7 @@ def test_names_are_postgresqls_own() -> None:
         Segment.parse("000000010000000100000004", 1 << 30)
 
 
+@settings(deadline=None)
 @given(segments(), st.booleans(), st.data())
 def test_every_key_is_parsed_back_and_none_is_a_folder_of_another(
     segment: Segment, encrypted: bool, data: st.DataObject
@@ -156,6 +158,7 @@ def test_a_slow_segment_is_never_more_than_128_chunks() -> None:
     assert written < 3 * end
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), max_size=12))
 def test_contiguous_bytes_end_at_the_first_that_is_nowhere(pieces: list[tuple[int, int]]) -> None:
     """Chunks may overlap and come in any order."""
@@ -199,6 +202,7 @@ def at(segment: float) -> Lsn:
     return Lsn(int(segment * SIZE))
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 12)), st.dictionaries(st.integers(0, 12), st.integers(1, SIZE), max_size=4), st.data())
 def test_missing_wal_is_named_to_the_byte(whole: set[int], partial: dict[int, int], data: st.DataObject) -> None:
     """Chunks count like segments; the oracle looks at single bytes around every border."""

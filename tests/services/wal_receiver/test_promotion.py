@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,12 +15,12 @@ from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment
 from synapse_ops.domain.database.wal_chain import missing, reach
 from synapse_ops.domain.database.wal_keys import history_key
-from synapse_ops.errors import WalNotArchived
+from synapse_ops.errors import Unreachable, WalNotArchived
 from synapse_ops.operations.database.wal_fetch import fetch_history
-from synapse_ops.services.wal_receiver.uploader import Uploader
+from synapse_ops.operations.database.wal_writer import WalWriter
 from synapse_ops.systems.host.processes import free_ports, run_as, server_identity
 from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
-from synapse_ops.systems.s3.store import StoreAccess
+from synapse_ops.systems.s3.store import StoreAccess, WrittenObject
 from tests.servers import PASSWORD, SUPERUSER, PostgresServer, servers_dir
 from tests.services.wal_receiver.receiving import Receiving, receiving, wait_durable, wait_until
 
@@ -86,16 +87,26 @@ def test_lost_commits_do_not_come_back(
         (tmp_path / "admin.url").write_text(address)
         after = Receiving(tmp_path, wal.spec, address, standby.data_dir)
 
-        store = Uploader._store
-        monkeypatch.setattr(Uploader, "_store", lambda *_: None)
+        store = WalWriter.store
+        stored: list[object] = []
+
+        def store_once(self: WalWriter, *what: Any) -> WrittenObject:
+            if stored:
+                raise Unreachable("the store is away")
+            stored.append(what)
+            return store(self, *what)
+
+        monkeypatch.setattr(WalWriter, "store", store_once)
+        monkeypatch.setattr("synapse_ops.domain.database.wal_plan.MOST_CHUNK_BYTES", 100)
         with after.in_process() as receiver:
             wait_until(lambda: receiver.standing.timeline == 2 and receiver.standing.server, "it streams timeline 2")
+            wait_until(lambda: "is away" in receiver.standing.fault, "the beginning of its first segment is stored")
         archive = after.archive()
         assert [row.timeline for row in archive.timelines] == [1, 2]
         assert archive.newest.timeline == 1  # nothing leads to timeline 2 before its segment is there
         assert after.repository.store.head(history_key(archive.identity, 2)) is None
 
-        monkeypatch.setattr(Uploader, "_store", store)
+        monkeypatch.undo()
         with after.in_process() as receiver:
             after.execute("insert into promoted values (2)")
             last = wait_durable(after, receiver)
@@ -111,14 +122,14 @@ def test_lost_commits_do_not_come_back(
 
         size = archive.newest.segment_bytes
         old = Segment.at(1, fork.at, size)
-        data, stored = after.fetched(old, archive)
-        assert stored == fork.at - old.start
-        assert data[:stored] == wal.own_file(old)[:stored]
-        assert data[stored:] == bytes(size - stored)
+        data, size_bytes = after.fetched(old, archive)
+        assert size_bytes == fork.at - old.start
+        assert data[:size_bytes] == wal.own_file(old)[:size_bytes]
+        assert data[size_bytes:] == bytes(size - size_bytes)
         new = Segment.at(2, fork.at, size)
-        data, stored = after.fetched(new, archive)
-        assert stored >= last - new.start
-        assert data[:stored] == after.own_file(new)[:stored]
+        data, size_bytes = after.fetched(new, archive)
+        assert size_bytes >= last - new.start
+        assert data[:size_bytes] == after.own_file(new)[:size_bytes]
         with pytest.raises(WalNotArchived, match="is past"):
             after.fetched(Segment(1, old.number + 1, size), archive)
         assert missing(archive, history, shared, last) == ()
