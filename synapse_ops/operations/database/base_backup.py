@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.backup.base_record import BaseRecord, ClusterSource, TablespaceRecord
 from synapse_ops.domain.backup.layout import KIND_BASE
@@ -22,16 +23,24 @@ from synapse_ops.operations.backup.lease import hold_lease
 from synapse_ops.operations.backup.measured import Measured
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, Taking, identity_fields, taking_backup
 from synapse_ops.operations.database.wal_archive import read_wal_archive
+from synapse_ops.operations.database.wal_source import SLOT
 from synapse_ops.systems.postgres.base_backup import Member, base_backup
 from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
 from synapse_ops.systems.postgres.identity import ensure_identity, read_facts, read_moment
 
 if TYPE_CHECKING:
+    import psycopg
+
+    from synapse_ops.domain.backup.layout import Identity
+    from synapse_ops.operations.repository import Repository
     from synapse_ops.operations.stack import Stack
 
 SUBJECT = "cluster"
 WAL_WAIT_S = 600.0
 POLL_S = 0.5
+FRESH = timedelta(minutes=1)  # WAL that was stored so lately has a receiver, which connects again by itself
+
+_ACTIVE = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active"
 
 _CLUSTER = """
 SELECT (SELECT catalog_version_no FROM pg_control_system()), current_setting('block_size')::int,
@@ -64,6 +73,7 @@ def take_base_backup(
                 f"{describe(conninfo)} is a standby: base backups are taken from the primary",
                 hint="database.admin in the spec must name the primary, or both with target_session_attrs=read-write.",
             )
+        _require_receiver(connection, repository, identity)
         with (
             hold_lease(repository, f"base-{identity}", owner=f"base backup of {describe(conninfo)}") as lease,
             taking_backup(stack, repository, KIND_BASE, identity, SUBJECT, set_id=set_id) as taking,
@@ -123,6 +133,22 @@ def take_base_backup(
             taking.seal(record)
     warnings = () if record.encryption_recipients else (NOT_ENCRYPTED,)
     return BaseReport(record, taking.place, taking.url, (*lease.warnings, *warnings))
+
+
+def _require_receiver(connection: psycopg.Connection[Any], repository: Repository, identity: Identity) -> None:
+    """Raise Refused where nobody stores WAL: the copy would be made, and never become a backup."""
+    with postgres_errors("the replication slots of the primary"):
+        active = connection.execute(_ACTIVE, [SLOT]).fetchone()
+    if active is not None:
+        return
+    archive = read_wal_archive(repository, identity)
+    stored_at = max((row.stored_at for row in archive.timelines if row.stored_at is not None), default=None)
+    if stored_at is None or archive.read_at - stored_at > FRESH:
+        raise Refused(
+            "no WAL receiver is connected, and a base backup without its WAL cannot be restored",
+            detail=f"slot {SLOT} is not active; newest stored WAL: {stored_at.isoformat() if stored_at else 'none'}",
+            hint="Start one (docs/wal.md), or set backup.database.wal_archiving to off. `synapse-ops check` tries it.",
+        )
 
 
 class _Hashed:

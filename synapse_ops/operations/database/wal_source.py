@@ -16,6 +16,8 @@ from synapse_ops.systems.postgres.identity import ensure_identity
 if TYPE_CHECKING:
     import psycopg
 
+SLOT = "synapse_wal"  # the receiver's, on whichever node takes writes
+
 
 def wal_conninfo(stack: Stack) -> str:
     """Return a libpq conninfo that leads to whichever node of the database takes writes. Never log it."""

@@ -33,7 +33,7 @@ from synapse_ops.domain.database.wal_pages import PageJudge
 from synapse_ops.domain.database.wal_start import StreamStart, candidates, plan_start
 from synapse_ops.errors import SynapseOpsError, Unreachable, WrongIdentity
 from synapse_ops.operations.database.wal_archive import read_wal_archive
-from synapse_ops.operations.database.wal_source import WalServer, open_wal_server, wal_conninfo
+from synapse_ops.operations.database.wal_source import SLOT, WalServer, open_wal_server, wal_conninfo
 from synapse_ops.operations.database.wal_status import FOLDER
 from synapse_ops.operations.database.wal_writer import WalWriter, read_digest_key
 from synapse_ops.operations.repository import Repository
@@ -51,7 +51,6 @@ from synapse_ops.systems.postgres.replication import (
     connect_replication,
 )
 
-SLOT = "synapse_wal"
 APPLICATION_NAME = "synapse-ops wal"
 STATUS_S = 1.0  # how often the server hears from us at least
 LONGEST_PAUSE_S = 5.0  # between two sessions

@@ -51,6 +51,7 @@ def make_stack(
     access: StoreAccess,
     *,
     recipients: tuple[str, ...] = (),
+    wal_archiving: str = "off",
 ) -> Stack:
     """Return the stack of one database and one bucket; its secrets lie in files of `folder`."""
     parts = conninfo_to_dict(conninfo)
@@ -68,7 +69,7 @@ def make_stack(
 name: tests
 database: {{host: {parts["host"]}, port: {parts["port"]}, name: "{parts["dbname"]}", user: app,
             databases: ["{parts["dbname"]}"], admin: "file:{folder}/admin"}}
-backup: {{database: {{destination: "{bucket_url}"}}}}
+backup: {{database: {{destination: "{bucket_url}", wal_archiving: "{wal_archiving}"}}}}
 object_store: {{endpoint: "{access.endpoint}", credentials: "file:{folder}/store"}}
 encryption: {{recipients: [{", ".join(f'"{r}"' for r in recipients)}]}}
 """

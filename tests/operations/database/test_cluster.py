@@ -22,8 +22,9 @@ from synapse_ops.domain.database.wal import Segment
 from synapse_ops.errors import Refused, Unreachable
 from synapse_ops.operations.backup.restoring import RestoreRequest
 from synapse_ops.operations.backup_kinds import BASES
-from synapse_ops.operations.database import wal_prefetch
+from synapse_ops.operations.database import wal_check, wal_prefetch
 from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
+from synapse_ops.operations.database.wal_check import check_wal
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.host.processes import START_TIMEOUT_S, give_to, make_private_dir, run_as, server_identity
 from synapse_ops.systems.postgres.connection import connect
@@ -89,12 +90,16 @@ def cluster(
         for name in ("standby.signal", "synapse.fenced"):  # read at a start only
             (server.server.data_dir / name).touch()
             give_to(server_identity(), server.server.data_dir / name)
-        stack = make_stack(folder, server.conninfo(), f"{bucket}{secrets.token_hex(8)}/database/", object_store_access)
+        bucket_url = f"{bucket}{secrets.token_hex(8)}/database/"
+        stack = make_stack(folder, server.conninfo(), bucket_url, object_store_access, wal_archiving="continuous")
         with connect(server.conninfo()) as connection:
             identity = ensure_identity(connection)
         upload = WalUploads(
             stack.database_repository(), identity, server.conninfo(), server.server.data_dir, folder / "wal"
         )
+        with pytest.raises(Refused, match="no WAL receiver"):
+            take_base_backup(stack)
+        upload()
         with uploading(upload):
             base = take_base_backup(stack)
         for name in ("standby.signal", "synapse.fenced"):
@@ -276,3 +281,22 @@ def test_a_base_backup_says_what_it_holds(cluster: Cluster) -> None:
     assert isinstance(record, BaseRecord)
     assert Lsn.parse(record.start_lsn) < Lsn.parse(record.stop_lsn)
     assert record.to_json() == BaseRecord.from_json(record.to_json(), key="k").to_json()
+
+
+def test_a_check_sees_wal_arrive_and_names_what_would_stop_it(cluster: Cluster) -> None:
+    """The settings of this server keep WAL without a bound, and no receiver has made its slot."""
+    with uploading(cluster.upload):
+        rows = {row.what: row for row in check_wal(cluster.stack)}
+
+    assert {row.what for row in rows.values() if row.fault} == {"max_slot_wal_keep_size", "slot"}
+    assert "was in the repository after" in rows["arrival"].found
+    assert "was read back" in rows["readable"].found
+    assert all(row.fix for row in rows.values() if row.fault)
+
+
+def test_a_check_is_red_when_wal_does_not_arrive(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wal_check, "WAIT_S", 1.0)
+    rows = {row.what: row for row in check_wal(cluster.stack)}
+
+    assert "did not arrive" in rows["arrival"].fault
+    assert "readable" not in rows

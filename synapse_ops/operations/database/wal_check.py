@@ -1,0 +1,160 @@
+"""Whether WAL archiving works, tried from end to end: a restore point is made and seen to arrive in the repository.
+
+What would stop it later is looked at as well: rights, settings, the slot. Each row has the command that corrects it.
+Source: PostgreSQL documentation, "Replication" settings and pg_replication_slots.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal import Segment
+from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
+from synapse_ops.errors import SynapseOpsError
+from synapse_ops.operations.database.wal_archive import read_wal_archive
+from synapse_ops.operations.database.wal_fetch import fetch_segment
+from synapse_ops.operations.database.wal_source import SLOT, wal_conninfo
+from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
+from synapse_ops.systems.postgres.identity import ensure_identity
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from synapse_ops.domain.backup.layout import Identity
+    from synapse_ops.operations.stack import Stack
+
+WAIT_S = 30.0
+POLL_S = 0.25
+
+_SETTINGS = """
+SELECT current_setting('wal_level'), current_setting('archive_mode'), current_setting('archive_command'),
+       current_setting('max_slot_wal_keep_size'), current_setting('max_wal_senders')::int,
+       (SELECT count(*) FROM pg_stat_replication)::int,
+       (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user)"""
+_SLOT = "SELECT active, coalesce(wal_status, ''), safe_wal_size FROM pg_replication_slots WHERE slot_name = %s"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRow:
+    """One thing that was looked at. fault: empty when it is right. fix: what corrects it."""
+
+    what: str
+    found: str
+    fault: str = ""
+    fix: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"what": self.what, "found": self.found, "fault": self.fault or None, "fix": self.fix or None}
+
+
+def check_wal(stack: Stack, *, progress: ReportProgress = ignore_progress) -> tuple[CheckRow, ...]:
+    """Return everything that was looked at. Raises what the primary or the repository raise when they do not answer."""
+    conninfo = wal_conninfo(stack)
+    with connect(conninfo) as connection:
+        identity = ensure_identity(connection)
+        rows = [CheckRow("primary", f"{describe(conninfo)}, identity {identity}"), *_settings(connection)]
+        rows.append(_slot(connection))
+        rows += _arrival(stack, connection, identity, progress)
+    return tuple(rows)
+
+
+def _settings(connection: psycopg.Connection[Any]) -> Iterator[CheckRow]:
+    with postgres_errors("the settings of the primary"):
+        row = connection.execute(_SETTINGS).fetchone()
+    if row is None:
+        return
+    level, mode, command, keep, senders, used, may_replicate = row
+    fault = "" if level in {"replica", "logical"} else "WAL holds too little to recover from"
+    yield CheckRow("wal_level", level, fault, "alter system set wal_level = 'replica'; then restart" if fault else "")
+    idle = mode != "off" and command.strip() in {"/bin/true", "true", ":"}
+    yield CheckRow(
+        "archive_mode",
+        mode if mode == "off" else f"{mode}, by {command or 'a library'}",
+        "it reports success for WAL that nobody stores" if idle else "",
+        "alter system set archive_mode = 'off'; then restart" if idle else "",
+    )
+    unbounded = keep == "-1"
+    yield CheckRow(
+        "max_slot_wal_keep_size",
+        keep,
+        "a receiver that does not come fills the primary's disk until it stops" if unbounded else "",
+        "alter system set max_slot_wal_keep_size = '10GB'; select pg_reload_conf()" if unbounded else "",
+    )
+    full = used >= senders
+    yield CheckRow(
+        "max_wal_senders",
+        f"{used} of {senders} in use",
+        "none is free for a base backup" if full else "",
+        f"alter system set max_wal_senders = {senders + 5}; then restart" if full else "",
+    )
+    yield CheckRow(
+        "rights",
+        "may replicate" if may_replicate else "may not replicate",
+        "" if may_replicate else "the role of database.admin can neither stream WAL nor take a base backup",
+        "" if may_replicate else "alter role ... replication",
+    )
+
+
+def _slot(connection: psycopg.Connection[Any]) -> CheckRow:
+    with postgres_errors("the replication slots of the primary"):
+        row = connection.execute(_SLOT, [SLOT]).fetchone()
+    start = "start the receiver: python -m synapse_ops.services.wal_receiver (synapse-ops local up does)"
+    if row is None:
+        return CheckRow("slot", f"no slot {SLOT}", "no receiver has ever connected", start)
+    active, status, safe_bytes = row
+    said = f"{SLOT}: {'active' if active else 'not active'}, WAL {status}"
+    said += f", {safe_bytes // 2**20} MiB until it is lost" if safe_bytes is not None else ""
+    if status == "lost":
+        return CheckRow("slot", said, "WAL that is not stored is gone", "synapse-ops backup now cluster")
+    return CheckRow("slot", said, "" if active else "no receiver is connected", "" if active else start)
+
+
+def _arrival(
+    stack: Stack, connection: psycopg.Connection[Any], identity: Identity, progress: ReportProgress
+) -> Iterator[CheckRow]:
+    """Make a restore point, and wait until the repository holds it and gives it back."""
+    name = f"synapse_ops_check_{secrets.token_hex(4)}"
+    with postgres_errors("a restore point"):
+        row = connection.execute(
+            "SELECT lsn::text, left(pg_walfile_name(lsn), 8) FROM pg_create_restore_point(%s) AS lsn", [name]
+        ).fetchone()
+    if row is None:
+        return
+    lsn, timeline, begun = Lsn.parse(row[0]), int(row[1], 16), time.monotonic()
+    repository, keys = stack.database_repository(), stack.age_identities()
+    while True:
+        archive = read_wal_archive(repository, identity)
+        line = next((one for one in archive.timelines if one.timeline == timeline), None)
+        waited_s = time.monotonic() - begun
+        if line is not None and line.last_lsn is not None and line.last_lsn >= lsn:
+            yield CheckRow("arrival", f"restore point {name} at {lsn} was in the repository after {waited_s:.1f} s")
+            break
+        if waited_s > WAIT_S:
+            last = str(line.last_lsn) if line is not None else "nothing"
+            yield CheckRow(
+                "arrival",
+                f"restore point at {lsn}; the repository holds {last} of timeline {timeline}",
+                f"it did not arrive within {WAIT_S:.0f} s",
+                "see what the receiver says: curl http://127.0.0.1:9110/health",
+            )
+            return
+        progress(Progress("waiting for WAL to arrive", int(waited_s), int(WAIT_S), unit="s"))
+        time.sleep(POLL_S)
+    segment = Segment.at(timeline, Lsn(lsn.position - 1), line.segment_bytes)
+    if stack.spec.encryption.recipients and not keys:
+        yield CheckRow("readable", f"{segment.name}: not tried, no age key is at hand")
+        return
+    try:
+        fetch_segment(
+            repository, archive, segment, io.BytesIO(), history=archive.history(timeline), age_identities=keys
+        )
+    except SynapseOpsError as error:
+        yield CheckRow("readable", segment.name, error.message, error.hint)
+        return
+    yield CheckRow("readable", f"{segment.name} was read back")
