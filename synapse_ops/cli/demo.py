@@ -131,22 +131,22 @@ def _run_main_job(stack: Stack, spec_path: Path) -> dict[str, Mapping[str, Any]]
     try:
         console.instance.add_dynamic_partitions(COLLECTIONS_PARTITION, [collection])  # the sensor may not yet have
         databases = stack.spec.database.databases
-        for what, runs in (
+        for what, runs in (  # a proof right behind its backup: else the sensor starts another beside it
             (
                 "database_dump, vector_snapshot: streamed into S3, every row and point hashed",
                 [*(("backup_database", database) for database in databases), ("backup_vectors", collection)],
             ),
             (
-                "base_backup: the whole cluster, physically; vector_restore_proof: opened in a throwaway engine",
-                [("backup_cluster", "cluster"), ("prove_vectors", collection)],
+                "database_restore_proof, vector_restore_proof: restored into throwaway servers and compared",
+                [*(("prove_database", database) for database in databases), ("prove_vectors", collection)],
             ),
             (
-                "database_restore_proof: restored into a throwaway server and compared",
-                [*(("prove_database", database) for database in databases), ("expire_plan", None)],
+                "base_backup: the whole cluster, physically; what retention keeps, and why; health_report",
+                [("backup_cluster", "cluster"), ("expire_plan", None), ("report_health", None)],
             ),
             (
-                "base_backup_proof: recovered to a moment from S3 alone; health_report; the cleanup",
-                [("prove_cluster", "cluster"), ("report_health", None), ("cleanup", None)],
+                "base_backup_proof: recovered to a moment from S3 alone; the cleanup that its schedule starts",
+                [("prove_cluster", "cluster"), ("cleanup", None)],
             ),
         ):
             with _step(what):
