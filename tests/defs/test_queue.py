@@ -127,7 +127,7 @@ def test_a_backup_leaves_the_processor_to_others() -> None:
         yielded = pool.apply(os.nice, (0,))
     yield_processor()
 
-    assert yielded == min(before + 10, 19)
+    assert before < yielded <= before + 5  # lower, a run meets its limits on a busy host
     assert os.nice(0) == before
 
 
