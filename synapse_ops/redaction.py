@@ -18,7 +18,7 @@ _LEAST_INSIDE = 8  # a shorter one, or a word, is replaced only where it stands 
 _LEAST_PIECE = 6
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_NAMED = re.compile(r"(?i)\w*(?:pass|pwd|secret|token|key)\w*\s*=\s*('(?:[^'\\]|\\.)*'|[^\s&;]+)")
+_NAMED = re.compile(r"(?i)\w*(?:pass|pwd|secret|token|key)\w*(?<!_id)\s*=\s*('(?:[^'\\]|\\.)*'|[^\s&;]+)")
 
 _known: dict[str, None] = {}
 _pattern: re.Pattern[str] | None = None

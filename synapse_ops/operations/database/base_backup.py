@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 SUBJECT = "cluster"
 WAL_WAIT_S = 600.0
+RECEIVER_WAIT_S = 20.0
 POLL_S = 0.5
 FRESH = timedelta(minutes=1)  # WAL that was stored so lately has a receiver, which connects again by itself
 
@@ -136,19 +137,26 @@ def take_base_backup(
 
 
 def _require_receiver(connection: psycopg.Connection[Any], repository: Repository, identity: Identity) -> None:
-    """Raise Refused where nobody stores WAL: the copy would be made, and never become a backup."""
-    with postgres_errors("the replication slots of the primary"):
-        active = connection.execute(_ACTIVE, [SLOT]).fetchone()
-    if active is not None:
-        return
-    archive = read_wal_archive(repository, identity)
-    stored_at = max((row.stored_at for row in archive.timelines if row.stored_at is not None), default=None)
-    if stored_at is None or archive.read_at - stored_at > FRESH:
-        raise Refused(
-            "no WAL receiver is connected, and a base backup without its WAL cannot be restored",
-            detail=f"slot {SLOT} is not active; newest stored WAL: {stored_at.isoformat() if stored_at else 'none'}",
-            hint="Start one (docs/wal.md), or set backup.database.wal_archiving to off. `synapse-ops check` tries it.",
-        )
+    """Raise Refused where nobody stores WAL: the copy would be made, and never become a backup.
+
+    A receiver that was started just now is waited for.
+    """
+    deadline = time.monotonic() + RECEIVER_WAIT_S
+    while True:
+        with postgres_errors("the replication slots of the primary"):
+            if connection.execute(_ACTIVE, [SLOT]).fetchone() is not None:
+                return
+        archive = read_wal_archive(repository, identity)
+        stored_at = max((row.stored_at for row in archive.timelines if row.stored_at is not None), default=None)
+        if stored_at is not None and archive.read_at - stored_at <= FRESH:
+            return
+        if time.monotonic() > deadline:
+            raise Refused(
+                "no WAL receiver is connected, and a base backup without its WAL cannot be restored",
+                detail=f"slot {SLOT} is not active; newest WAL: {stored_at.isoformat() if stored_at else 'none'}",
+                hint="Start one (docs/wal.md), or set backup.database.wal_archiving to off; see `synapse-ops check`.",
+            )
+        time.sleep(POLL_S)
 
 
 class _Hashed:

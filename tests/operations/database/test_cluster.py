@@ -22,7 +22,7 @@ from synapse_ops.domain.database.wal import Segment
 from synapse_ops.errors import Refused, Unreachable
 from synapse_ops.operations.backup.restoring import RestoreRequest
 from synapse_ops.operations.backup_kinds import BASES
-from synapse_ops.operations.database import wal_check, wal_prefetch
+from synapse_ops.operations.database import base_backup, wal_check, wal_prefetch
 from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
 from synapse_ops.operations.database.wal_check import check_wal
 from synapse_ops.operations.stack import Stack
@@ -97,8 +97,10 @@ def cluster(
         upload = WalUploads(
             stack.database_repository(), identity, server.conninfo(), server.server.data_dir, folder / "wal"
         )
-        with pytest.raises(Refused, match="no WAL receiver"):
-            take_base_backup(stack)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(base_backup, "RECEIVER_WAIT_S", 0.5)
+            with pytest.raises(Refused, match="no WAL receiver"):
+                take_base_backup(stack)
         upload()
         with uploading(upload):
             base = take_base_backup(stack)
