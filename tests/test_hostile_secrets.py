@@ -23,7 +23,7 @@ from synapse_ops.defs.place import Place
 from synapse_ops.errors import ConfigError, SynapseOpsError
 from synapse_ops.operations.database.restore_target import parse_target
 from synapse_ops.operations.stack import Stack, open_stack
-from synapse_ops.redaction import redact
+from synapse_ops.redaction import redact, remember
 from synapse_ops.spec.secrets import SecretRef
 from synapse_ops.systems.log_output import configure_logging
 from synapse_ops.systems.qdrant.server import QdrantServer
@@ -225,3 +225,10 @@ def test_what_is_no_secret_stays_readable() -> None:
     assert redact("ab is short") == "ab is short"
     assert redact("created by age-keygen: AGE-SECRET-KEY-1QQQ") == f"created by age-keygen: {redaction.MASK}"
     assert redact("POST /services/T000/B000/key-of-this-hook") == f"POST /services/T000/B000/{redaction.MASK}"
+
+
+def test_the_id_of_an_access_key_is_no_secret_and_masks_nothing() -> None:
+    """The embedded store's id is `synapse`: each message that named us would be full of masks."""
+    remember("[default]\naws_access_key_id = synapse\naws_secret_access_key = Zr8kq2LmVw41\n")
+
+    assert redact("slot synapse_wal of synapse-ops: Zr8kq2LmVw41") == "slot synapse_wal of synapse-ops: [secret]"
