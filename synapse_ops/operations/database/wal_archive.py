@@ -29,11 +29,12 @@ from synapse_ops.domain.database.wal_keys import (
 from synapse_ops.domain.database.wal_plan import Chunk, contiguous_stop
 from synapse_ops.domain.database.wal_records import find_records
 from synapse_ops.errors import KeyMissing, ObjectMissing
-from synapse_ops.operations.database.wal_fetch import read_chunks
+from synapse_ops.operations.database.wal_fetch import ChunksMerged, read_chunks
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.s3.store import ObjectInfo, ObjectStore
 
 READERS = 16
+TRIES = 5  # the receiver merges chunks of the open segment every minute or so
 _MOST_BYTES = 64 * 1024 * 1024
 
 
@@ -57,7 +58,16 @@ def read_wal_archive(repository: Repository, identity: Identity, *, age_identiti
     Raises the store's errors, and DocumentUnreadable for an index or claim that is none: then it is not known what is
     restorable.
     """
-    store = repository.store
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return _read(repository.store, identity, age_identities)
+        except ChunksMerged:
+            if not tries_left:
+                raise
+    raise AssertionError("unreachable")  # the last try returns or raises
+
+
+def _read(store: ObjectStore, identity: Identity, age_identities: Sequence[str]) -> WalArchive:
     read_at = store.server_time()
     numbers = [name for name in store.list_prefixes(wal_prefix(identity)) if _is_timeline(name)]
     with ThreadPoolExecutor(READERS, thread_name_prefix="wal") as pool:

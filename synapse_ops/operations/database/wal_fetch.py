@@ -25,6 +25,10 @@ from synapse_ops.systems.s3.store import ObjectStore
 _ZEROS = bytes(1024 * 1024)
 
 
+class ChunksMerged(Unreachable):
+    """The receiver merged chunks between their listing and their reading: list them again."""
+
+
 def fetch_segment(
     repository: Repository,
     archive: WalArchive,
@@ -148,7 +152,7 @@ def read_chunks(
         except ObjectMissing as missing:
             if chunk in list_chunks(store, identity, segment):
                 raise
-            raise Unreachable(f"chunks of WAL segment {segment.name} were merged while they were read") from missing
+            raise ChunksMerged(f"chunks of WAL segment {segment.name} were merged while they were read") from missing
         overlap = min(len(done), chunk.stop) - chunk.start
         if done[chunk.start : chunk.start + overlap] != data[:overlap]:
             raise ChecksumMismatch(

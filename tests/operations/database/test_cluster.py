@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -22,9 +23,10 @@ from synapse_ops.domain.database.wal import Segment
 from synapse_ops.errors import Refused, Unreachable
 from synapse_ops.operations.backup.restoring import RestoreRequest
 from synapse_ops.operations.backup_kinds import BASES
-from synapse_ops.operations.database import base_backup, wal_check, wal_prefetch
+from synapse_ops.operations.database import base_backup, wal_archive, wal_check, wal_prefetch
 from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
 from synapse_ops.operations.database.wal_check import check_wal
+from synapse_ops.operations.database.wal_fetch import ChunksMerged
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.host.processes import START_TIMEOUT_S, give_to, make_private_dir, run_as, server_identity
 from synapse_ops.systems.postgres.connection import connect
@@ -302,3 +304,22 @@ def test_a_check_is_red_when_wal_does_not_arrive(cluster: Cluster, monkeypatch: 
 
     assert "did not arrive" in rows["arrival"].fault
     assert "readable" not in rows
+
+
+def test_chunks_that_are_merged_while_they_are_read_are_listed_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver merges chunks of the open segment all the time: a base backup failed of it once in the demo."""
+    whole, failed = wal_archive.read_chunks, []
+
+    def merged_once(*given: Any, **more: Any) -> None:
+        if not failed:
+            failed.append(1)
+            raise ChunksMerged("merged")
+        whole(*given, **more)
+
+    monkeypatch.setattr(wal_archive, "read_chunks", merged_once)
+    archive = wal_archive.read_wal_archive(cluster.stack.database_repository(), cluster.base.place.identity)
+
+    assert failed
+    assert archive.newest.last_lsn is not None
