@@ -43,8 +43,8 @@ NOT_COMPARED = {
     "of the host's library": "pg_collation.collversion pg_database.datcollversion",
     "a secret": "pg_authid.rolpassword pg_subscription.subconninfo",
     "only its order counts": "pg_enum.enumsortorder pg_ts_config_map.mapseqno",
-    "of the trigger's constraint": "pg_trigger.tgconstrrelid pg_trigger.tgconstrindid pg_trigger.tgdeferrable"
-    " pg_trigger.tginitdeferred",
+    "of the trigger's constraint": "pg_trigger.tgconstraint pg_trigger.tgconstrrelid pg_trigger.tgconstrindid"
+    " pg_trigger.tgdeferrable pg_trigger.tginitdeferred",
     "derived from the base or the array type": "pg_type.typarray pg_type.typndims",
     "a restore gives another": "pg_database.datname",
     "pg_dump does not carry it": "pg_extension.extowner pg_extension.extrelocatable pg_extension.extcondition "
