@@ -115,13 +115,11 @@ def command(
 
 def _locate_cluster(place: Place, until: str, timeline: int | None) -> tuple[Repository, BackupPlace, BackupKind]:
     """Return the base backup from which the cluster is restored to a moment."""
-    from synapse_ops.domain.database.recovery_target import RecoveryTarget
     from synapse_ops.operations.backup_kinds import BASES
     from synapse_ops.operations.database.restore_cluster import newest_place
 
-    target = RecoveryTarget.parse(until)
     [source] = place.sources("cluster")
-    return source.repository, newest_place(source.repository, target, timeline, place.age_identities()), BASES
+    return source.repository, newest_place(source.repository, until, timeline, place.age_identities()), BASES
 
 
 def _render_plan(plan: RestorePlan) -> str:

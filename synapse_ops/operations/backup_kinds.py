@@ -51,6 +51,7 @@ class BackupKind:
     kind: its words and record. is_on: whether the spec has it backed up. schedule, retention: of the spec.
     repository: of the spec's destination. subjects: names to back up now, asked of the server where the spec does not
     say. verbs: imports the subject and its clients, so only when one is used. takes_server: a restore may name one.
+    takes_moment: a restore may go to any.
     """
 
     kind: Kind
@@ -61,6 +62,7 @@ class BackupKind:
     subjects: Callable[[Stack], tuple[str, ...]]
     verbs: Callable[[], Verbs]
     takes_server: bool = False
+    takes_moment: bool = False
 
     @property
     def name(self) -> str:
@@ -88,7 +90,7 @@ class BackupKind:
         """Return what a restore would do; raises ConfigError for a server that this kind takes none of."""
         if request.server is not None and not self.takes_server:
             raise ConfigError(f"--server names the server of a new database, and this is a backup of a {self.noun}")
-        if self is not BASES and (request.until is not None or request.goes_live):
+        if not self.takes_moment and (request.until is not None or request.goes_live):
             raise ConfigError(f"--until and --go-live are of the whole cluster, and this is a backup of a {self.noun}")
         plan = self.verbs().plan_restore(request)
         return replace(plan, notes=(*plan.notes, *foresee_hold(request.repository, request.place)))
@@ -273,6 +275,7 @@ BASES = BackupKind(
     repository=Stack.database_repository,
     subjects=lambda stack: (BASE.word,),
     verbs=_base_verbs,
+    takes_moment=True,
 )
 KINDS = (DUMPS, SNAPSHOTS, RDBS, BASES)
 

@@ -75,8 +75,9 @@ def restore_job(kinds: Sequence[AssetKind]) -> dg.JobDefinition:
 
     @dg.op(name="restore_backup", out=dg.Out(dg.Nothing))
     def restore_chosen(context: dg.OpExecutionContext, config: RestoreConfig, stack: StackResource) -> None:
-        chosen = {"backup_id": config.backup_id, "target": config.target, "until": config.until}
-        context.log_event(restore_backup(context, stack, kinds, **chosen))
+        context.log_event(
+            restore_backup(context, stack, kinds, backup_id=config.backup_id, target=config.target, until=config.until)
+        )
 
     @dg.job(
         description="Restore a backup of any kind into a target that does not exist yet, and compare it there.",

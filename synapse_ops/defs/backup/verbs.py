@@ -155,7 +155,6 @@ def restore_backup(
 ) -> dg.AssetObservation:
     """Restore a backup, of whichever kind, into a target that does not exist yet; return the event for its asset."""
     with operation_of(context.run.run_id, context.instance):
-        from synapse_ops.domain.database.recovery_target import RecoveryTarget
         from synapse_ops.operations.backup.catalog import locate_backup
         from synapse_ops.operations.backup.restoring import RestoreRequest
         from synapse_ops.operations.backup_kinds import BASES
@@ -166,7 +165,7 @@ def restore_backup(
         if backup_id == BASES.word:
             until = until or "latest"
             repository = opened.database_repository()
-            place = newest_place(repository, RecoveryTarget.parse(until), None, opened.age_identities())
+            place = newest_place(repository, until, None, opened.age_identities())
         else:
             repository, place = locate_backup(list(by_url.values()), backup_id)
         kind = next(kind for kind in kinds if kind.kind.name == place.kind)

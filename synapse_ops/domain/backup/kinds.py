@@ -19,7 +19,7 @@ class Kind:
 
     name: of `backup.json` and of keys. word: what a person types before `/NAME`. noun: what one subject is.
     form: how a person names a subject. backup_noun: what one backup is called. items: what is counted in it.
-    prefix: of the names of its assets, jobs and sensors. backup_asset: name of the asset that is backed up.
+    prefix: of the names of its assets, jobs and sensors. backup_asset, proof_asset: names of its assets.
     alert: how the names of its alerts begin. model: of its `backup.json`.
     """
 
@@ -31,12 +31,9 @@ class Kind:
     items: str
     prefix: str
     backup_asset: str
+    proof_asset: str
     alert: str
     model: type[BackupRecord]
-
-    @property
-    def proof_asset(self) -> str:
-        return f"{self.prefix}_restore_proof" if self.name != KIND_BASE else "base_backup_proof"
 
     @property
     def retention_asset(self) -> str:
@@ -52,6 +49,7 @@ DUMP = Kind(
     items="rows",
     prefix="database",
     backup_asset="database_dump",
+    proof_asset="database_restore_proof",
     alert="Dump",
     model=DumpRecord,
 )
@@ -64,6 +62,7 @@ SNAPSHOT = Kind(
     items="points",
     prefix="vector",
     backup_asset="vector_snapshot",
+    proof_asset="vector_restore_proof",
     alert="Snapshot",
     model=SnapshotRecord,
 )
@@ -76,6 +75,7 @@ RDB = Kind(
     items="keys",
     prefix="redis",
     backup_asset="redis_snapshot",
+    proof_asset="redis_restore_proof",
     alert="RedisSnapshot",
     model=RdbRecord,
 )
@@ -88,6 +88,7 @@ BASE = Kind(
     items="databases",
     prefix="cluster",
     backup_asset="base_backup",
+    proof_asset="base_backup_proof",
     alert="BaseBackup",
     model=BaseRecord,
 )

@@ -90,11 +90,20 @@ class WalArchive:
     timelines: tuple[ArchivedTimeline, ...]
     read_at: datetime
 
+    def find(self, number: int) -> ArchivedTimeline | None:
+        """Return a timeline; None: nothing of it is stored."""
+        return next((one for one in self.timelines if one.timeline == number), None)
+
+    @property
+    def stored_at(self) -> datetime | None:
+        """When the newest bytes were stored, by the store's clock; None: nothing is."""
+        return max((one.stored_at for one in self.timelines if one.stored_at is not None), default=None)
+
     def timeline(self, number: int) -> ArchivedTimeline:
         """Raises Refused for one of which nothing is stored."""
-        for one in self.timelines:
-            if one.timeline == number:
-                return one
+        found = self.find(number)
+        if found is not None:
+            return found
         known = ", ".join(str(one.timeline) for one in self.timelines) or "none"
         raise Refused(f"no WAL of timeline {number} is in the repository", detail=f"stored: {known}")
 
@@ -136,7 +145,8 @@ def missing(archive: WalArchive, history: TimelineHistory, start: Lsn, stop: Lsn
 
 
 def _covered(archive: WalArchive, wanted: WalRange) -> Iterable[WalRange]:
-    return next((one.covered for one in archive.timelines if one.timeline == wanted.timeline), ())
+    row = archive.find(wanted.timeline)
+    return row.covered if row is not None else ()
 
 
 def _missing(covered: Iterable[WalRange], wanted: WalRange) -> Iterator[WalRange]:
@@ -177,7 +187,7 @@ def facts_between(
     Of a segment with a fork only the newer timeline's copy: the ancestor's also holds what was lost behind the fork.
     """
     for wanted in history.ranges(start, stop):
-        row = next((one for one in archive.timelines if one.timeline == wanted.timeline), None)
+        row = archive.find(wanted.timeline)
         if row is None:
             continue
         for number, facts in row.facts:

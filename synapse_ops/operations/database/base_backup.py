@@ -147,7 +147,7 @@ def _require_receiver(connection: psycopg.Connection[Any], repository: Repositor
             if connection.execute(_ACTIVE, [SLOT]).fetchone() is not None:
                 return
         archive = read_wal_archive(repository, identity)
-        stored_at = max((row.stored_at for row in archive.timelines if row.stored_at is not None), default=None)
+        stored_at = archive.stored_at
         if stored_at is not None and archive.read_at - stored_at <= FRESH:
             return
         if time.monotonic() > deadline:
@@ -178,7 +178,7 @@ def _wait_for_wal(taking: Taking, timeline: int, start: Lsn, stop: Lsn, progress
     repository, identity = taking.stack.database_repository(), taking.place.identity
     while True:
         archive = read_wal_archive(repository, identity)
-        is_known = any(one.timeline == timeline for one in archive.timelines)
+        is_known = archive.find(timeline) is not None
         gaps = missing(archive, archive.history(timeline), start, stop) if is_known else ()
         lacking = sum(gap.size_bytes for gap in gaps) if is_known else stop - start
         if not lacking:

@@ -23,7 +23,6 @@ from synapse_ops.operations.database.cluster_copy import (
     objects_of,
     recovered_cluster,
     stage_cluster,
-    tools_of,
 )
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.systems.postgres.amcheck import check_relations
@@ -38,7 +37,7 @@ def prove_base(proof: Proof) -> None:
     """Recover the base backup to a moment, and check what came of it."""
     begun = time.monotonic()
     record = proof.read_record(BaseRecord)
-    tools = tools_of(record, find_pg_tools(record.source.server_version_num // 10000))
+    tools = find_pg_tools(record.source.server_version_num // 10000)
     archive = read_wal_archive(proof.repository, proof.place.identity, age_identities=proof.identities)
     base = BaseCandidate(proof.place, record)
     plan = plan_recovery([base], archive, _target(archive, base), timeline=archive.newest.timeline)

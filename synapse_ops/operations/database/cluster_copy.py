@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -24,7 +24,7 @@ from synapse_ops.domain.database.recovery_plan import RecoveryPlan
 from synapse_ops.domain.database.wal import Segment, TimelineHistory
 from synapse_ops.domain.database.wal_chain import WalArchive, parameters
 from synapse_ops.domain.progress import ReportProgress
-from synapse_ops.errors import IntegrityError, Refused, SynapseOpsError, ToolFailed, Unproven
+from synapse_ops.errors import IntegrityError, SynapseOpsError, ToolFailed, Unproven
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.backup.reading import BackupReader
 from synapse_ops.operations.backup.throwaway_directory import ThrowawayDir
@@ -193,23 +193,25 @@ def recovered_cluster(
         "primary_slot_name": "",
         "synchronous_standby_names": "",
     }
-    with prefetcher:
+    with prefetcher, ExitStack() as running:
         try:
-            with throwaway_server(
-                directory,
-                tools=tools,
-                superuser=record.source.bootstrap_role,
-                database_size_bytes=record.source.cluster_size_bytes,
-                deadline=deadline,
-                recovery=settings,
-            ) as throwaway:
-                end = _end_of_replay(data_dir, plan.history)
-                _check_end(prefetcher, plan, end, tools, directory, deadline)
-                yield Recovered(throwaway, end, least)
+            throwaway = running.enter_context(
+                throwaway_server(
+                    directory,
+                    tools=tools,
+                    superuser=record.source.bootstrap_role,
+                    database_size_bytes=record.source.cluster_size_bytes,
+                    deadline=deadline,
+                    recovery=settings,
+                )
+            )
         except ToolFailed as error:
             if prefetcher.error is not None:
                 raise prefetcher.error from error
             raise Unproven("the cluster did not recover", detail=error.detail) from error
+        end = _end_of_replay(data_dir, plan.history)
+        _check_end(prefetcher, plan, end, tools, directory, deadline)
+        yield Recovered(throwaway, end, least)
 
 
 def _least_settings(control: Mapping[str, str], archive: WalArchive, plan: RecoveryPlan) -> dict[str, int]:
@@ -256,13 +258,3 @@ def _check_end(
         file, str(end), tools, directory.identity, timeout_s=deadline.remaining_s(60)
     ):
         raise Unproven(f"replay ended at {end}, and whole records lie behind it", detail=f"stored up to {plan.end}")
-
-
-def tools_of(record: BaseRecord, found: PgTools) -> PgTools:
-    """Return the programs of the source's major version; raises Refused for another."""
-    if found.major != record.source.server_version_num // 10000:
-        raise Refused(
-            f"a base backup of PostgreSQL {record.source.server_version} needs programs of that major version",
-            detail=f"found: {found.version} in {found.bin_dir}",
-        )
-    return found

@@ -38,7 +38,6 @@ from synapse_ops.operations.database.cluster_copy import (
     objects_of,
     recovered_cluster,
     stage_cluster,
-    tools_of,
 )
 from synapse_ops.operations.database.restore_to_directory import SOCKET_DIR, make_permanent
 from synapse_ops.operations.database.wal_archive import read_wal_archive
@@ -99,10 +98,13 @@ class ClusterRestoreReport(RestoreReport):
 
 
 def newest_place(
-    repository: Repository, target: RecoveryTarget, timeline: int | None, age_identities: tuple[str, ...]
+    repository: Repository, until: str, timeline: int | None, age_identities: tuple[str, ...]
 ) -> BackupPlace:
-    """Return the base backup that a restore of the cluster to a target begins with. Raises Refused, ConfigError."""
-    return _plan(repository, None, target, timeline, age_identities)[0].base.place
+    """Return the base backup that a restore of the cluster begins with. until: as `--until`.
+
+    Raises Refused, ConfigError.
+    """
+    return _plan(repository, None, RecoveryTarget.parse(until), timeline, age_identities)[0].base.place
 
 
 def plan_cluster_restore(request: RestoreRequest) -> ClusterRestorePlan:
@@ -121,7 +123,7 @@ def plan_cluster_restore(request: RestoreRequest) -> ClusterRestorePlan:
     target = RecoveryTarget.parse(request.until or "immediate")
     recovery, archive = _plan(request.repository, request.place, target, request.timeline, request.identities)
     record = recovery.base.record
-    tools = tools_of(record, find_pg_tools(record.source.server_version_num // 10000))
+    tools = find_pg_tools(record.source.server_version_num // 10000)
     owner = [f'the directory will belong to user "{identity.name}"'] if identity is not None else []
     spaces = [f"tablespaces will lie in {directory}.{TABLESPACES}"] if record.tablespaces else []
     return ClusterRestorePlan(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
@@ -58,13 +59,10 @@ def read_wal_archive(repository: Repository, identity: Identity, *, age_identiti
     Raises the store's errors, and DocumentUnreadable for an index or claim that is none: then it is not known what is
     restorable.
     """
-    for tries_left in reversed(range(TRIES)):
-        try:
+    for _ in range(TRIES - 1):
+        with suppress(ChunksMerged):
             return _read(repository.store, identity, age_identities)
-        except ChunksMerged:
-            if not tries_left:
-                raise
-    raise AssertionError("unreachable")  # the last try returns or raises
+    return _read(repository.store, identity, age_identities)
 
 
 def _read(store: ObjectStore, identity: Identity, age_identities: Sequence[str]) -> WalArchive:

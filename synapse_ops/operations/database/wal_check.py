@@ -130,7 +130,7 @@ def _arrival(
     repository, keys = stack.database_repository(), stack.age_identities()
     while True:
         archive = read_wal_archive(repository, identity)
-        line = next((one for one in archive.timelines if one.timeline == timeline), None)
+        line = archive.find(timeline)
         waited_s = time.monotonic() - begun
         if line is not None and line.last_lsn is not None and line.last_lsn >= lsn:
             yield CheckRow("arrival", f"restore point {name} at {lsn} was in the repository after {waited_s:.1f} s")

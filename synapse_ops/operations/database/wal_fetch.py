@@ -47,7 +47,7 @@ def fetch_segment(
     """
     stop = _stop_of(segment, history)
     store, identity = repository.store, archive.identity
-    timeline = next((row for row in archive.timelines if row.timeline == segment.timeline), None)
+    timeline = archive.find(segment.timeline)
     cut = _Cut(sink, stop)
     if timeline is not None and segment.number in timeline.segments:
         _read_segment(store, identity, segment, timeline.segments[segment.number].sha256, cut, age_identities)

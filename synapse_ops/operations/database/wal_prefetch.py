@@ -38,7 +38,6 @@ n=0
 while [ ! -e "$1" ]; do
   [ -e {_FAILED} ] && exit 255
   n=$((n + 1)); [ "$n" -gt {WAIT_LOOPS} ] && exit 255
-  : > "want-$1"
   sleep 0.05
 done
 cp -- "$1" {{data_dir}}/"$2" || exit 255
@@ -49,7 +48,7 @@ cp -- "$1" {{data_dir}}/"$2" || exit 255
 class WalPrefetcher:
     """Fetches the segments of a plan ahead of a server that replays them, while the block lasts.
 
-    directory: new, of the server's identity. last_error: what ended it, if it has ended early.
+    directory: new, of the server's identity. error: what ended it, if it has ended early.
     """
 
     def __init__(
@@ -68,6 +67,7 @@ class WalPrefetcher:
         self._age_identities, self._progress, self._identity = age_identities, progress, identity
         self.directory = make_private_dir(directory, identity)
         self._data_dir = data_dir
+        self._taken = 0  # segments that the server has taken
         self._stop = threading.Event()
         self.error: SynapseOpsError | None = None
         self._thread = threading.Thread(target=self._run, name="wal-prefetch", daemon=True)
@@ -129,10 +129,13 @@ class WalPrefetcher:
 
         It reads the last segment again when it begins a timeline of its own.
         """
-        taken = [number for number in range(position) if (self.directory / f"taken-{segments[number].name}").exists()]
-        for number in taken[:-2]:
+        before = self._taken
+        for number in range(before, position):
+            if (self.directory / f"taken-{segments[number].name}").exists():
+                self._taken = number + 1
+        for number in range(max(0, before - 2), max(0, self._taken - 2)):
             (self.directory / segments[number].name).unlink(missing_ok=True)
-        return position - (taken[-1] + 1 if taken else 0)
+        return position - self._taken
 
     def _fetch(self, segment: Segment) -> None:
         making = self.directory / f"making-{segment.name}"

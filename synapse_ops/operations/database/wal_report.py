@@ -95,7 +95,4 @@ def _stored(stack: Stack) -> WalArchive | None:
     except SynapseOpsError:
         return None
 
-    def stored_at(archive: WalArchive) -> datetime:
-        return max((row.stored_at for row in archive.timelines if row.stored_at), default=_NEVER)
-
-    return max(archives, key=stored_at, default=None)
+    return max(archives, key=lambda archive: archive.stored_at or _NEVER, default=None)

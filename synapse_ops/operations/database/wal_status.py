@@ -56,7 +56,7 @@ def read_wal_status(stack: Stack) -> WalStatus:
         timeline, lsn = server.position()
     repository = stack.database_repository()
     archive = read_wal_archive(repository, server.identity, age_identities=stack.age_identities())
-    row = next((one for one in archive.timelines if one.timeline == timeline), None)
+    row = archive.find(timeline)
     last = row.last_lsn if row is not None else None
     lag_s: float | None = None
     if row is not None and last is not None:

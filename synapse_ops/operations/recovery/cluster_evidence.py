@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from synapse_ops.domain.backup.ages import data_time
@@ -16,13 +16,12 @@ from synapse_ops.domain.recovery.recoverability import Evidence
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.backup.catalog import read_record
 from synapse_ops.operations.database.wal_archive import read_wal_archive
+from synapse_ops.operations.database.wal_report import PROMISE
 from synapse_ops.operations.database.wal_status import read_wal_status
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.catalog import CatalogEntry
     from synapse_ops.operations.stack import Stack
-
-RECEIVER_HINT = "is the WAL receiver running?"
 
 
 def with_wal(evidence: Evidence, entries: Sequence[CatalogEntry], stack: Stack, now: datetime) -> Evidence:
@@ -63,6 +62,6 @@ def _last_moment(
         return now
     stored_at = archive.newest.stored_at or record.stopped_time
     lag = archive.read_at - stored_at
-    if server_lsn is not None and lag > timedelta(minutes=1):
-        faults.append(f"{server_lsn - reached.stop} bytes of WAL are not stored: {RECEIVER_HINT}")
+    if server_lsn is not None and lag > PROMISE:
+        faults.append(f"{server_lsn - reached.stop} bytes of WAL are not stored: is the WAL receiver running?")
     return now - lag

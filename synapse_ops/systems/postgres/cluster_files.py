@@ -32,12 +32,11 @@ _LEFT_OUT = (
 _COPY_BYTES = 1024 * 1024
 
 
-def unpack(source: IO[bytes], directory: Path, identity: ServerIdentity | None) -> int:
-    """Unpack a tar archive into a directory that is there already; return the bytes written.
+def unpack(source: IO[bytes], directory: Path, identity: ServerIdentity | None) -> None:
+    """Unpack a tar archive into a directory that is there already.
 
     Raises IntegrityError for a member that is no plain file or directory below it.
     """
-    written = 0
     with tarfile.open(fileobj=source, mode="r|", bufsize=_COPY_BYTES) as archive:
         for member in archive:
             parts = PurePosixPath(member.name).parts
@@ -52,9 +51,7 @@ def unpack(source: IO[bytes], directory: Path, identity: ServerIdentity | None) 
                 raise IntegrityError(f'the archive holds "{member.name}" without content')
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as sink:
                 shutil.copyfileobj(content, sink, _COPY_BYTES)
-                written += sink.tell()
             give_to(identity, path)
-    return written
 
 
 def link_tablespaces(data_dir: Path, places: Mapping[int, Path]) -> None:
