@@ -71,7 +71,10 @@ class RecoveryTarget:
 
 
 def _parse_time(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f'"{text}" is not a time of the form 2026-11-30T08:15:00Z') from None
     if moment.tzinfo is None:
         raise ValueError("the time has no offset; append Z for UTC, or +02:00")
     return moment
