@@ -142,7 +142,7 @@ def _render_plan(plan: RestorePlan) -> str:
 def _render_report(report: RestoreReport) -> str:
     """Return a finished restore as an operator reads it, with the step that makes it live."""
     lines = [
-        f"restored and compared equal: {report.plan.where}",
+        f"{report.outcome}: {report.plan.where}",
         *fact_lines({"items": report.item_count, "usable_after_s": report.restore_s}),
         *(f"  note: {note}" for note in report.notes),
         *(f"  to make it live:  {step}" for step in report.next_steps()),

