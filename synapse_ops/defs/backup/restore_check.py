@@ -64,11 +64,13 @@ class Judgement:
 
     @property
     def sentence(self) -> str:
-        """The verdict in words: what fails, or how many databases are proven."""
-        faults = "; ".join(f"{name}: {reason}" for name, reason in (*self.failing, *self.warned))
-        return faults or "restored and compared equal: " + ", ".join(
-            f"{name} ({found})" for name, found, _ in self.proven
-        )
+        """The verdict in words: what cannot be counted on and why, or what was restored; ids of backups after it."""
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in (*self.failing, *self.warned))
+        if self.failing:
+            names = ", ".join(name for name, _ in self.failing)
+            return f"Do not count on the newest backup of {names}. {reasons}"
+        proven = ", ".join(f"{name} ({found})" for name, found, _ in self.proven)
+        return reasons or f"Restored and found equal: {proven}."
 
 
 def judge_repository(

@@ -58,7 +58,7 @@ def manifest_result(key: dg.AssetKey, judged: "Judged") -> dg.AssetCheckResult:
         asset_key=key,
         check_name=CONSISTENT,
         passed=not errors,
-        description=f"{errors[0].path}: {errors[0].message}" if errors else f"no error, {len(found)} notes",
+        description=f"{errors[0].path}: {errors[0].message}" if errors else f"It breaks no rule; {len(found)} notes.",
         metadata={
             "errors": len(errors),
             "notes": len(found) - len(errors),

@@ -14,7 +14,7 @@ from typing import Any
 
 from synapse_ops.domain.backup.ages import data_time
 from synapse_ops.domain.backup.catalog import CatalogEntry
-from synapse_ops.domain.backup.faults import fault_of, warning_of
+from synapse_ops.domain.backup.faults import fault_of, newest_proof_fault_of, warning_of
 from synapse_ops.domain.backup.restore_estimate import predict_from
 from synapse_ops.domain.backup.retention import counts_as_proven
 from synapse_ops.domain.durations import format_age, format_when
@@ -63,8 +63,10 @@ class Evidence:
 def evidence_of(entries: Sequence[CatalogEntry], proof_max_age: timedelta, now: datetime) -> Evidence:
     """Return what whole backups of one subject prove. entries: of all its identities, newest first."""
     proven = [entry for entry in entries if counts_as_proven(entry, now)]
-    fault, warning = fault_of(entries, proof_max_age, now), warning_of(entries, proof_max_age, now)
-    found = Evidence(faults=(fault,) if fault else (), warnings=(warning,) if warning else ())
+    judged = (fault_of(entries, proof_max_age, now), newest_proof_fault_of(entries, proof_max_age, now))
+    warning = warning_of(entries, proof_max_age, now)
+    faults = tuple(dict.fromkeys(fault for fault in judged if fault))
+    found = Evidence(faults=faults, warnings=(warning,) if warning else ())
     if not proven:
         return found
     newest, oldest = max(proven, key=data_time), min(proven, key=data_time)

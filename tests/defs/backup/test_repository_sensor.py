@@ -175,7 +175,9 @@ def test_check_lists_every_failing_database(repository: Repository) -> None:
     assert evaluation is not None
     assert evaluation.passed is False
     assert evaluation.description is not None
-    assert evaluation.description.startswith(f"orders: backup {bad.place.backup_id}: newest proof: differs")
+    assert evaluation.description.startswith(
+        f"Do not count on the newest backup of orders. orders: backup {bad.place.backup_id}: newest proof: differs"
+    )
     assert evaluation.metadata["failing_databases"].value == 1
 
 

@@ -124,6 +124,20 @@ def test_a_newest_proof_that_failed_is_a_fault_although_an_older_backup_can_be_r
     assert "differs: 3 rows" in row.sentence("UTC")
 
 
+def test_a_later_proof_of_an_older_backup_that_failed_is_a_fault_too() -> None:
+    """Whoever proves last week's backup again and sees it differ must find that on the page."""
+    older = LAST - timedelta(days=7)
+    again = replace(
+        entry(older, proven_at=None, doubt="newest proof: differs: 3 rows", verdict=Verdict.DIFFERS), last_proof_at=NOW
+    )
+    newest = replace(entry(LAST, proven_at=LAST), last_proof_at=LAST)
+    row = row_of(evidence_of([newest, again], MAX_AGE, NOW))
+
+    assert row.evidence.to_at == LAST
+    assert not row.is_met
+    assert "differs: 3 rows" in row.sentence("UTC")
+
+
 @pytest.mark.parametrize(
     ("objectives", "wrong"),
     [
