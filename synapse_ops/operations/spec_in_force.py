@@ -8,6 +8,7 @@ differ; the check `spec_loaded_equals_file` is red while they do.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -38,12 +39,12 @@ def read_spec_in_force(file_path: Path, state_dir: Path) -> SpecInForce:
     folder = state_dir / _FOLDER
     try:
         content = _read(file_path)
-        loaded = load_spec(file_path)
+        loaded = _load(file_path, content)
     except ConfigError as fault:
         kept = _kept(folder)
         if kept is None:
             raise
-        return SpecInForce(load_spec(kept), file_path, fault)
+        return SpecInForce(_load(kept, _read(kept)), file_path, fault)
     return SpecInForce(replace(loaded, path=_keep(folder, loaded.digest, content)), file_path, None)
 
 
@@ -52,8 +53,24 @@ def compare_with_file(file_path: Path, digest: str) -> str:
     try:
         found = load_spec(file_path).digest
     except ConfigError as fault:
-        return "\n".join([f"the file is not valid: {fault.message}", *fault.detail.splitlines()])
-    return "" if found == digest else f"the file has digest {found[:12]}, loaded is {digest[:12]}"
+        return "\n".join(
+            [f"The file is not valid, an older one stays in force: {fault.message}", *fault.detail.splitlines()]
+        )
+    if found == digest:
+        return ""
+    return f"The file is valid and is not what is loaded: it has digest {found[:12]}, loaded is {digest[:12]}"
+
+
+@lru_cache(maxsize=4)  # every tick of a sensor asks, and reading YAML takes 45 ms
+def _load(path: Path, content: bytes) -> LoadedSpec:
+    """Return what the file says. content: what it holds now; the loader reads the file itself.
+
+    Raises ConfigError for a file that is saved meanwhile: what was loaded would be kept for another content.
+    """
+    loaded = load_spec(path)
+    if _read(path) != content:
+        raise ConfigError(f'spec "{path}" changed while it was read', hint="It is read again in a moment.")
+    return loaded
 
 
 def _read(path: Path) -> bytes:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
 
 EVENTS_PER_TICK = 100  # a first tick over a large repository must end within Dagster's 60 s; the next one goes on
-INTERVAL_S = 30
+INTERVAL_S = 60
 PROOF_RETRY_S = 3600.0
 _PAGE = 1000
 FAULT = "fault"  # in the metadata of an observation: why a document could not be read

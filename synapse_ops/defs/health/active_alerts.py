@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ACTIVE_ALERTS_KEY = dg.AssetKey("active_alerts")
 OUTLET_CHECK = "alarms_reach_somebody"
 NEVER_TOLD = "Nobody has ever told us: no Alertmanager has called the prober, so alerts may fire without being here."
-SENSOR_INTERVAL_S = 30
+SENSOR_INTERVAL_S = 60
 _NEVER = "never"
 
 

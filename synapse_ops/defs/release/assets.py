@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 RENDERERS = "synapse_ops.manifests"
 RENDER_LIMIT = timedelta(minutes=10)
-AUTOMATION_INTERVAL_S = 10
+AUTOMATION_INTERVAL_S = 60
 
 _KINDS = {
     "dockerfile": "docker",

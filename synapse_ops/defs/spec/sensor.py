@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from synapse_ops.defs.place import Place
     from synapse_ops.spec import LoadedSpec
 
-INTERVAL_S = 10
+INTERVAL_S = 30
 RETRY_S = 60.0
 TAG_SPEC_DIGEST = "synapse/spec_digest"
 

@@ -18,7 +18,7 @@ from synapse_ops.defs.runbook_links import runbook_of_check
 from synapse_ops.errors import Refused, Unreachable
 
 FORGET_LIMIT = timedelta(minutes=10)
-SENSOR_INTERVAL_S = 60
+SENSOR_INTERVAL_S = 120
 PRESENT_CHECK = "collections_present"
 
 

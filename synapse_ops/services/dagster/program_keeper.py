@@ -7,11 +7,13 @@ long as they should. Nothing here knows Dagster.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +29,8 @@ LONGEST_PAUSE_S = 30.0
 STEADY_AFTER_S = 60.0  # a program that ran this long crashed for a new reason: the pause starts over
 UP_AFTER_S = 20.0  # a code server that refuses its definitions ends within this time, on a busy host too
 STOP_GRACE_S = 8.0
+ROTATE_EVERY_S = 60.0
+MOST_LOG_BYTES = 5 << 20  # and as much of the one before
 _TICK_S = 0.2
 _LOG_TAIL_LINES = 12
 
@@ -78,6 +82,7 @@ class Supervisor:
         self._on_tick = on_tick
         self._on_down = on_down
         self._up_after_s = up_after_s
+        self._rotate_at_s = 0.0
         self._running: dict[str, _Running] = {}
         self._stop = threading.Event()
         self._ready = threading.Event()
@@ -152,7 +157,15 @@ class Supervisor:
         for name in self._on_tick():
             self._restart(name)
         self._on_down(self._down())
+        self._rotate_logs()
         self._reap_adopted()
+
+    def _rotate_logs(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._rotate_at_s:
+            self._rotate_at_s = now_s + ROTATE_EVERY_S
+            for program in self._programs:
+                rotate_log(program.log_path)
 
     def _down(self) -> Mapping[str, Path]:
         now_s = time.monotonic()
@@ -240,6 +253,20 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return process.children(recursive=True)
     except psutil.Error:
         return []
+
+
+def rotate_log(path: Path, most_bytes: int = MOST_LOG_BYTES) -> None:
+    """Keep a log and one before it below a size. It is copied and cut, because its program has it open for appending.
+
+    A full disk costs the copy, not the space.
+    """
+    try:
+        if path.stat().st_size > most_bytes:
+            with suppress(OSError):
+                shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+            os.truncate(path, 0)
+    except OSError:
+        return
 
 
 def _tail(path: Path) -> str:

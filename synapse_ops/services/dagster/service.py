@@ -54,6 +54,7 @@ _LEFT_OVER_GRACE_S = 4.0
 _CODE_SERVER_GRACE_S = 3.0  # it waits for its runs, which are to go on without it
 _PROBE_TIMEOUT_S = 2.0
 _LOOPBACK = "127.0.0.1"
+_QUIET = ("--log-level", "warning")  # a line for each tick that had nothing to do is most of a log
 
 log = structlog.get_logger()
 
@@ -134,9 +135,11 @@ class DagsterService:
         address = ["-h", _LOOPBACK, "-p", str(self.code_port)]
         grpc = ["-m", "dagster", "api", "grpc", "-m", "synapse_ops.definitions", *address]
         programs = [
-            self._program(CODE_SERVER, [python, *grpc, "--location-name", "synapse_ops"], self._code_server_answers),
             self._program(
-                DAEMON, [python, "-m", "dagster._daemon", "run", "-w", str(self.home.workspace)], lambda: True
+                CODE_SERVER, [python, *grpc, "--location-name", "synapse_ops", *_QUIET], self._code_server_answers
+            ),
+            self._program(
+                DAEMON, [python, "-m", "dagster._daemon", "run", "-w", str(self.home.workspace), *_QUIET], lambda: True
             ),
         ]
         if self._serve_ui:

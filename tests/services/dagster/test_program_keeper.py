@@ -17,7 +17,7 @@ import pytest
 
 from synapse_ops.errors import DeadlineExceeded
 from synapse_ops.services.dagster.process_tree import SUPERVISOR_VARIABLE, format_mark, left_by_dead_supervisors
-from synapse_ops.services.dagster.program_keeper import Program, Supervisor
+from synapse_ops.services.dagster.program_keeper import Program, Supervisor, rotate_log
 from synapse_ops.systems.host.processes import ProcessMark
 
 Answer = TypeVar("Answer")
@@ -231,3 +231,19 @@ def test_program_that_never_gets_ready_is_named_with_its_last_words(
         supervisor.wait_until_ready(1.0)
 
     assert "the port is taken" in raised.value.detail
+
+
+def test_a_log_that_grew_is_cut_and_its_program_goes_on_writing_to_it(tmp_path: Path) -> None:
+    """Two files of a bounded size, whatever the program does; it holds the file open for appending."""
+    path = tmp_path / "daemon.log"
+    with path.open("ab", buffering=0) as log:
+        log.write(b"x" * 100)
+        rotate_log(path, 100)
+        kept = path.stat().st_size
+        log.write(b"y")
+        rotate_log(path, 100)
+        log.write(b"z")
+
+    assert kept == 100
+    assert path.read_bytes() == b"z"
+    assert path.with_name("daemon.log.1").read_bytes() == b"x" * 100 + b"y"

@@ -1,0 +1,51 @@
+"""Dagster's storage keeps its connections: what an idle daemon did was mostly connecting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+import yaml
+
+from synapse_ops.services.dagster.home import shipped_file
+from tests.servers import PASSWORD, PostgresServer
+
+
+def test_a_hundred_queries_of_all_three_storages_take_few_connections_and_outlive_a_lost_one(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    """The class that dagster.yaml names; a connection that the server ended is replaced before its use."""
+    custom = yaml.safe_load(shipped_file("dagster.yaml").read_text())["storage"]["custom"]
+    database = {**custom["config"]["postgres_db"], "hostname": "127.0.0.1", "port": postgres_server.server.port}
+    database |= {"username": "postgres", "password": PASSWORD, "db_name": "dagster_pooled"}
+    postgres_server.execute("create database dagster_pooled")
+    storage = {"custom": {**custom, "config": {"postgres_db": database}}}
+    with dg.instance_for_test(temp_dir=str(tmp_path), overrides={"storage": storage}) as instance:
+        ask(instance)
+        with psycopg.connect(postgres_server.conninfo("postgres"), autocommit=True) as other:
+            kept = backends(other)
+            for _ in range(33):
+                ask(instance)
+            after = backends(other)
+            other.execute("select pg_terminate_backend(pid) from unnest(%s::int[]) as pid", [list(after)])
+            ask(instance)
+            new = backends(other)
+
+    assert kept
+    assert after == kept
+    assert new
+    assert not new & kept
+
+
+def backends(other: psycopg.Connection) -> set[int]:
+    """Return the servers' processes that serve Dagster now."""
+    wanted = "datname = 'dagster_pooled' and backend_type = 'client backend' and application_name = 'dagster'"
+    return {int(row[0]) for row in other.execute(f"select pid from pg_stat_activity where {wanted}").fetchall()}
+
+
+def ask(instance: dg.DagsterInstance) -> None:
+    """Use each of the three storages once."""
+    instance.get_runs_count()
+    instance.get_latest_materialization_event(dg.AssetKey("a"))
+    instance.all_instigator_state()
