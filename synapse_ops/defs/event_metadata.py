@@ -29,10 +29,15 @@ def backup_metadata(record: "BackupRecord", url: str, tables: "Tables | None" = 
     metadata: Metadata = {BACKUP_ID: record.backup_id, "url": dg.MetadataValue.path(url)}
     for name, value in record.facts().items():
         metadata[name] = dg.MetadataValue.timestamp(value) if isinstance(value, datetime) else value
-    for name, rows in (record.tables() if tables is None else tables).items():
+    return metadata | _tables(record.tables() if tables is None else tables)
+
+
+def _tables(tables: "Tables") -> Metadata:
+    found: Metadata = {}
+    for name, rows in tables.items():
         columns = {column: _COLUMN_TYPES[type(value)] for column, value in rows[0].items()} if rows else {}
-        metadata[name] = table(rows, columns)
-    return metadata
+        found[name] = table(rows, columns)
+    return found
 
 
 def proof_metadata(record: "ProofRecord", url: str) -> Metadata:
@@ -51,6 +56,7 @@ def proof_metadata(record: "ProofRecord", url: str) -> Metadata:
         "duration_s": round((record.finished_at - record.started_at).total_seconds(), 3),
         "restored_bytes": sum(item.size_bytes for item in record.objects),
         **record.compared(),
+        **_tables(record.tables()),
         "finished_at": dg.MetadataValue.timestamp(record.finished_at),
         "server_version": record.server_version or "not known",
         **({"reason": record.reason} if record.reason else {}),

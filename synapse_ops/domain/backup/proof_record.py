@@ -80,10 +80,24 @@ class RdbFindings(Part):
         }
 
 
+class DatabaseContent(Part):
+    """What one database of a recovered cluster holds: two proofs that reached the same position say the same.
+
+    content_digest: of its rows, sequences and large objects. structure_digest: of everything else that has a name.
+    """
+
+    name: str
+    tables: int = Field(ge=0)
+    rows: int = Field(ge=0)
+    content_digest: Sha256
+    structure_digest: Sha256
+
+
 class BaseFindings(Part):
     """What a proof of a base backup found in the recovered cluster.
 
     target: as `--until` has it. end_lsn: where replay ended. wal_bytes: replayed. databases: checked, each of them.
+    contents: of each, at the end of replay; held to nothing.
     """
 
     target: str
@@ -91,6 +105,7 @@ class BaseFindings(Part):
     timeline: int = Field(ge=1)
     wal_bytes: int = Field(ge=0)
     databases: tuple[str, ...]
+    contents: tuple[DatabaseContent, ...] = ()
 
     def compared(self) -> dict[str, int | float | str]:
         return {
@@ -98,7 +113,11 @@ class BaseFindings(Part):
             "end_lsn": self.end_lsn,
             "wal_bytes": self.wal_bytes,
             "databases": ", ".join(self.databases),
+            "rows": sum(one.rows for one in self.contents),
         }
+
+    def tables(self) -> dict[str, list[dict[str, int | float | str]]]:
+        return {"contents": [one.model_dump() for one in self.contents]}
 
 
 class ProofRecord(Document):
@@ -147,3 +166,10 @@ class ProofRecord(Document):
             if findings is not None:
                 return {**findings.compared()}
         return {"amcheck_relations": self.amcheck_relations}
+
+    def tables(self) -> dict[str, list[dict[str, int | float | str]]]:
+        """Return tables for the asset page, by name: rows of equal columns."""
+        found = {} if self.base is None else self.base.tables()
+        took: list[dict[str, int | float | str]]
+        took = [{"phase": name, "seconds": value} for name, value in self.phase_s.items()]
+        return {"phases": took, **found}

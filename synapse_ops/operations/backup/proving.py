@@ -77,6 +77,7 @@ class Proof(Measured):
     """One proof being carried out: what the prover is given, and what it has found so far.
 
     identities: age secret keys. work_dir: where the copy lies for a while.
+    entries: the backups of its kind and subject, newest first.
     has_begun: this host had all that a restore takes; until then a failure does not concern the backup.
     differences: of the copy, as far as it was compared. restore_s: until the copy could be used.
     findings: what only one kind has, by its field of `ProofRecord`.
@@ -88,6 +89,7 @@ class Proof(Measured):
     work_dir: Path
     deadline: Deadline
     progress: ReportProgress
+    entries: Sequence[CatalogEntry] = ()
     has_begun: bool = False
     differences: list[str] = field(default_factory=list)
     restore_s: float | None = None
@@ -165,7 +167,7 @@ def carry_out_proof(
         return None
     if repository.store.head(place.key(BACKUP)) is None:
         raise ObjectMissing(f"there is no backup under {repository.store.full_url(place.prefix)}")
-    proof = Proof(repository, place, identities, work_dir, deadline, progress)
+    proof = Proof(repository, place, identities, work_dir, deadline, progress, entries)
     started_at, predicted_s = datetime.now(UTC), _predict(entries, place)
     try:
         prover(proof)
