@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -44,6 +44,7 @@ class BaseRecord(BackupRecord):
     fingerprint_digest: sha256 of `backup_manifest`, which names every file of the copy with its own sha256.
     """
 
+    SEALED: ClassVar[bool] = True
     kind: Literal["base"]
     source: ClusterSource
     start_lsn: LsnText

@@ -20,6 +20,9 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 LsnText = Annotated[str, Field(pattern=r"^[0-9A-F]{1,8}/[0-9A-F]{1,8}$")]
 
 
+_SEAL = "document_sha256"
+
+
 class Part(BaseModel):
     """A part of a document. Frozen; unknown fields are refused, so that a typo does not pass as a field."""
 
@@ -27,9 +30,13 @@ class Part(BaseModel):
 
 
 class Document(Part):
-    """One JSON document of the repository. VERSIONS: of its format, those that are read; a new one has the default."""
+    """One JSON document of the repository. VERSIONS: of its format, those that are read; a new one has the default.
+
+    SEALED: it carries the sha256 of its own other fields, so that a changed digit is no fact.
+    """
 
     VERSIONS: ClassVar[tuple[int, ...]] = (1,)
+    SEALED: ClassVar[bool] = False
     format_version: int = Field(default=1, strict=True)
 
     @field_validator("format_version")
@@ -45,7 +52,8 @@ class Document(Part):
 
     def to_json(self) -> bytes:
         """Return the canonical bytes: sorted keys, two spaces, UTF-8, one final newline."""
-        return (json.dumps(self.body(), sort_keys=True, ensure_ascii=False, indent=2) + "\n").encode()
+        body = self.body()
+        return _canonical({**body, _SEAL: _sha256_of(body)} if self.SEALED else body)
 
     def digest(self) -> str:
         """Return the sha256 (hex) of the canonical bytes."""
@@ -59,12 +67,25 @@ class Document(Part):
     @classmethod
     def of_body(cls, body: Any, data: bytes, *, key: str) -> Self:
         """Return the document of a value that `read_body` has read from `data`."""
+        if cls.SEALED and isinstance(body, dict) and _SEAL in body:
+            rest = {name: value for name, value in body.items() if name != _SEAL}
+            if body[_SEAL] != (found := _sha256_of(rest)):
+                raise _unreadable(data, key, f"{_SEAL}: the other fields have {found}")
+            body = rest
         try:
             return cls.model_validate(body)
         except ValidationError as invalid:
             fault = invalid.errors(include_input=False, include_url=False)[0]
             field = ".".join(str(part) for part in fault["loc"]) or "the whole document"
             raise _unreadable(data, key, f"{field}: {fault['msg'].lower()}") from invalid
+
+
+def _canonical(body: Any) -> bytes:
+    return (json.dumps(body, sort_keys=True, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def _sha256_of(body: Any) -> str:
+    return hashlib.sha256(_canonical(body)).hexdigest()
 
 
 def read_body(data: bytes, *, key: str) -> Any:

@@ -62,17 +62,23 @@ def plan_recovery(
 ) -> RecoveryPlan:
     """Return how to reach the target: from the newest base backup before it, along a timeline (None: the newest).
 
-    bases: of one identity, in any order. Raises Refused with the value asked for and the nearest one that exists.
+    bases: of one identity, in any order. Raises Refused with the value asked for and the nearest one that exists, and
+    ObjectMissing where less would be restored than was once stored.
     """
+    archive.refuse_lost_documents(leads_to_newest=timeline is None)
     history = archive.history(timeline if timeline is not None else archive.newest.timeline)
     usable = [(base, reached) for base in _newest_first(bases, history) if (reached := _reach(archive, history, base))]
     if not usable:
+        for one in _newest_first(bases, history)[:1]:
+            archive.refuse_lost_wal(history, reach(archive, history, one.start))
         raise Refused(
             f"no base backup with its WAL is in the repository, along timeline {history.timeline}",
             detail=f"base backups: {len(bases)}",
             hint="`synapse-ops backup now cluster` takes one.",
         )
     base, reached, until = _choose(usable, archive, history, target)
+    if target.kind == "latest":
+        archive.refuse_lost_wal(history, reached)
     first = Segment.at(history.timeline, base.start, base.record.source.wal_segment_bytes)
     last = Segment.at(history.timeline, _last_byte(reached.stop), first.size_bytes)
     segments = tuple(
@@ -112,6 +118,7 @@ def _choose(
         for base, reached in usable:
             if base.stop <= target.lsn:
                 if target.lsn > reached.stop:
+                    archive.refuse_lost_wal(history, reached)
                     raise Refused(
                         f"cannot restore to {target.lsn}: WAL is stored up to {reached.stop}",
                         detail=_gap(reached),
@@ -144,10 +151,11 @@ def _choose_by_time(
             f"cannot restore to {moment.isoformat()}: the oldest base backup ended at {first.isoformat()}",
             hint=f"The earliest moment is {first.isoformat()}. {_HINT}",
         )
+    archive.refuse_lost_wal(history, usable[0][1])
     known = last_commit_at.isoformat() if last_commit_at else "none"
     raise Refused(
         f"cannot restore to {moment.isoformat()}: no later commit is stored, and recovery would not know where to stop",
-        detail=f"last commit: {known}; {_gap(usable[0][1])}",
+        detail=f"last commit: {known}; {_gap(usable[0][1])}{_unread(archive)}",
         hint="`--until latest` restores everything that is stored.",
     )
 
@@ -165,8 +173,14 @@ def _choose_by_name(
     for base, reached in usable:
         if found and base.stop <= found[0] <= reached.stop:
             return base, reached, found[0]
+    archive.refuse_lost_wal(history, usable[0][1])
     known = ", ".join(dict.fromkeys(point.name for point in points)) or "none"
     raise Refused(f'restore point "{name}" cannot be reached', detail=f"stored: {known}", hint=_HINT)
+
+
+def _unread(archive: WalArchive) -> str:
+    names = [row.segment(number).name for row in archive.timelines for number in sorted(row.unread)]
+    return f"; facts are missing of {', '.join(names[:20])}" if names else ""
 
 
 def _gap(reached: WalReach) -> str:

@@ -16,8 +16,9 @@ from synapse_ops.domain.backup.layout import Identity
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment, TimelineHistory, WalRange
 from synapse_ops.domain.database.wal_facts import ParameterChange, RestorePoint, SegmentFacts, TimelineClaim
+from synapse_ops.domain.database.wal_keys import claim_key, history_key, segment_key
 from synapse_ops.domain.database.wal_plan import Chunk
-from synapse_ops.errors import Refused
+from synapse_ops.errors import ObjectMissing, Refused
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,15 @@ class ArchivedTimeline:
 
 @dataclass(frozen=True)
 class WalArchive:
-    """All timelines of one server, ascending. read_at: the store's clock when the reading began."""
+    """All timelines of one server, ascending. read_at: the store's clock when the reading began.
+
+    acknowledged: a timeline and up to where its receiver has told the server that it is stored; None: not known.
+    """
 
     identity: Identity
     timelines: tuple[ArchivedTimeline, ...]
     read_at: datetime
+    acknowledged: tuple[int, Lsn] | None = None
 
     def find(self, number: int) -> ArchivedTimeline | None:
         """Return a timeline; None: nothing of it is stored."""
@@ -123,6 +128,48 @@ class WalArchive:
                 f"the history of timeline {timeline} is not in the repository: its WAL cannot be followed yet"
             )
         return found or TimelineHistory(timeline)
+
+    def refuse_lost_documents(self, *, leads_to_newest: bool) -> None:
+        """Raise ObjectMissing where WAL is stored and what leads to it is not: recovery would end in an older history.
+
+        leads_to_newest: histories are asked for as well; one is stored as soon as its timeline's segment with the fork
+        is, so that without it an ancestor would be taken for the newest.
+        """
+        for row in self.timelines:
+            claim = row.claim
+            if claim is None:
+                raise _lost(claim_key(self.identity, row.timeline), f"WAL of timeline {row.timeline} is stored")
+            if claim.forked_at is None or row.history is not None or not leads_to_newest:
+                continue
+            fork = Lsn.parse(claim.forked_at)
+            first = Segment.at(row.timeline, fork, row.segment_bytes).start
+            if any(one.start <= first and fork <= one.stop for one in row.covered):
+                raise _lost(
+                    history_key(self.identity, row.timeline),
+                    f"WAL of timeline {row.timeline} is stored from its fork at {fork} on",
+                    hint=f"`--timeline` follows another one: {row.timeline - 1}, say.",
+                )
+
+    def refuse_lost_wal(self, history: TimelineHistory, reached: WalReach) -> None:
+        """Raise ObjectMissing where WAL was stored behind what recovery reaches: its end would be silently earlier."""
+        lost = reached.gap
+        if lost is None and self.acknowledged is not None:
+            timeline, lsn = self.acknowledged
+            if timeline == history.timeline and reached.stop < lsn:
+                lost = WalRange(timeline, reached.stop, lsn)
+        if lost is not None:
+            row = self.timeline(lost.timeline)
+            key = segment_key(self.identity, Segment.at(row.timeline, lost.start, row.segment_bytes), encrypted=False)
+            raise _lost(
+                key,
+                f"or chunks of it: WAL was stored behind {lost.start}, and is missing up to {lost.stop}",
+                hint=f"`--until lsn:{lost.start}` restores what lies before it.",
+            )
+
+
+def _lost(key: str, why: str, hint: str = "") -> ObjectMissing:
+    cause = "Was WAL lost by the server (docs/wal.md), or does a lifecycle rule or a person remove objects?"
+    return ObjectMissing(f"{key} is missing, {why}", hint=f"{hint} {cause}".strip())
 
 
 @dataclass(frozen=True, slots=True)

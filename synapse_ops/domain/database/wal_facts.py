@@ -68,6 +68,7 @@ class SegmentIndex(Document):
     """
 
     VERSIONS: ClassVar[tuple[int, ...]] = (FORMAT_VERSION,)
+    SEALED: ClassVar[bool] = True
 
     segments: tuple[SegmentFacts, ...] = ()
     partial: tuple[PartialSegment, ...] = ()
@@ -96,6 +97,7 @@ class TimelineClaim(Document):
     """
 
     VERSIONS: ClassVar[tuple[int, ...]] = (FORMAT_VERSION,)
+    SEALED: ClassVar[bool] = True
 
     system_identifier: str
     timeline: int = Field(ge=1)

@@ -21,7 +21,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -79,18 +79,25 @@ class Lease:
 
 @contextmanager
 def hold_lease(
-    repository: Repository, name: str, *, owner: str, ttl_s: float = TTL_S, wait_s: float = 0.0
+    repository: Repository,
+    name: str,
+    *,
+    owner: str,
+    ttl_s: float = TTL_S,
+    wait_s: float = 0.0,
+    note: Callable[[Any], Any] | None = None,
 ) -> Iterator[Lease]:
     """Hold the lease `name` while the block runs; renewed in a thread, released at the end.
 
     owner: for people, "expire on host-1". wait_s: how long to wait for a *living* holder; a silent one is waited for
-    until its own TTL has passed. Raises LeaseHeld when another one lives on.
+    until its own TTL has passed. note: given the note that stands in the lease, returns what is to stand there; it is
+    written with each renewal and outlives its holder. Raises LeaseHeld when another one lives on.
     """
     if not repository.store.features.conditional_writes:
         with _hold_on_this_host(repository, name, owner) as lease:
             yield lease
         return
-    keeper = _Keeper(repository.store, name, owner, ttl_s)
+    keeper = _Keeper(repository.store, name, owner, ttl_s, note)
     keeper.acquire(wait_s)
     stop = threading.Event()
     thread = threading.Thread(target=keeper.keep_renewing, args=(stop,), name=f"lease-{name}", daemon=True)
@@ -106,9 +113,13 @@ def hold_lease(
 class _Keeper:
     """The object of one lease, written by us."""
 
-    def __init__(self, store: ObjectStore, name: str, owner: str, ttl_s: float) -> None:
+    def __init__(
+        self, store: ObjectStore, name: str, owner: str, ttl_s: float, note: Callable[[Any], Any] | None
+    ) -> None:
         self._store = store
-        self._key = f"leases/{quote_segment(name)}.json"
+        self._key = lease_key(name)
+        self._make_note = note
+        self._noted: Any = None
         self._ttl_s = ttl_s
         self._token = secrets.token_hex(8)  # identifies our own write when a reply was lost
         self._renewals = 0
@@ -128,6 +139,7 @@ class _Keeper:
                 seen_etag, seen_at = etag, time.monotonic()
             ttl_s = body.get("ttl_s", self._ttl_s)
             silent_s = time.monotonic() - seen_at
+            self._noted = body.get("note")
             is_free = found is None or body.get("state") == "released" or silent_s >= ttl_s or has_ended_here(body)
             if is_free and self._write(body.get("epoch", 0) + 1, "held", over=etag):
                 return
@@ -171,6 +183,9 @@ class _Keeper:
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             **presence_of_this_process(),
         }
+        if self._make_note is not None:
+            self._noted = self._make_note(self._noted)
+            body["note"] = self._noted
         data = (json.dumps(body, sort_keys=True) + "\n").encode()
         try:
             self._etag = write_over(self._store, self._key, data, etag=over)
@@ -179,6 +194,16 @@ class _Keeper:
         self.lease.epoch = epoch
         self.lease.extend(asked_at + self._ttl_s)
         return True
+
+
+def read_note(store: ObjectStore, name: str) -> Any:
+    """Return the note in a lease, whoever holds it; None where there is none."""
+    found = store.read_with_etag(lease_key(name))
+    return None if found is None else _parse(found[0], TTL_S).get("note")
+
+
+def lease_key(name: str) -> str:
+    return f"leases/{quote_segment(name)}.json"
 
 
 def _parse(data: bytes, ttl_s: float) -> dict[str, Any]:

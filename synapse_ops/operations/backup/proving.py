@@ -166,7 +166,7 @@ def carry_out_proof(
     if place is None or (only_untried and any(entry.place == place and entry.was_tried for entry in entries)):
         return None
     if repository.store.head(place.key(BACKUP)) is None:
-        raise ObjectMissing(f"there is no backup under {repository.store.full_url(place.prefix)}")
+        raise ObjectMissing(f"there is no backup under {repository.store.full_url(place.prefix)}: it has no {BACKUP}")
     proof = Proof(repository, place, identities, work_dir, deadline, progress, entries)
     started_at, predicted_s = datetime.now(UTC), _predict(entries, place)
     try:

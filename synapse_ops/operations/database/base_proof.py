@@ -14,7 +14,7 @@ from synapse_ops.domain.backup.base_record import BaseRecord
 from synapse_ops.domain.backup.proof_record import BaseFindings, DatabaseContent
 from synapse_ops.domain.database.recovery_plan import BaseCandidate, RecoveryPlan, plan_recovery
 from synapse_ops.domain.database.recovery_target import RecoveryTarget
-from synapse_ops.domain.database.wal_chain import WalArchive, reach
+from synapse_ops.domain.database.wal_chain import WalReach, reach
 from synapse_ops.domain.progress import Progress
 from synapse_ops.operations.backup.catalog import read_proofs
 from synapse_ops.operations.backup.proving import Proof
@@ -41,7 +41,11 @@ def prove_base(proof: Proof) -> None:
     tools = find_pg_tools(record.source.server_version_num // 10000)
     archive = read_wal_archive(proof.repository, proof.place.identity, age_identities=proof.identities)
     base = BaseCandidate(proof.place, record)
-    plan = plan_recovery([base], archive, _target(proof, archive, base), timeline=archive.newest.timeline)
+    archive.refuse_lost_documents(leads_to_newest=True)
+    history = archive.history(archive.newest.timeline)
+    reached = reach(archive, history, base.start)
+    archive.refuse_lost_wal(history, reached)
+    plan = plan_recovery([base], archive, _target(proof, base, reached))
     with proof.throwaway(database_size_bytes=record.source.cluster_size_bytes, scratch_bytes=0) as directory:
         reader = BackupReader(proof.repository, proof.place, record, objects_of(record), **proof.limits())
         with proof.phase("read"):
@@ -67,10 +71,9 @@ def prove_base(proof: Proof) -> None:
     proof.findings["base"] = _findings(plan, recovered, contents)
 
 
-def _target(proof: Proof, archive: WalArchive, base: BaseCandidate) -> RecoveryTarget:
+def _target(proof: Proof, base: BaseCandidate, reached: WalReach) -> RecoveryTarget:
     """Return the end of the archive; after a proof that went there, a moment between the base backup and that end."""
-    last = reach(archive, archive.history(archive.newest.timeline), base.start).last_commit_at
-    first = base.record.stopped_time
+    first, last = base.record.stopped_time, reached.last_commit_at
     if last is None or last <= first or not _went_to_the_end(proof):
         return RecoveryTarget("latest")
     return RecoveryTarget("time", time=first + (last - first) * random.SystemRandom().random())

@@ -81,6 +81,7 @@ def stage_cluster(
     the manifest.
     """
     identity = directory.identity
+    manifest = reader.read_document(MANIFEST, record.fingerprint_digest)  # small: damage to it shows at once
     data_dir = make_private_dir(directory.path / "data", identity)
     places = {}
     for name, place in zip(record.archives, [data_dir, *_tablespace_dirs(record, directory)], strict=True):
@@ -89,7 +90,6 @@ def stage_cluster(
         with _unpacking(place, directory, is_compressed=record.compression != "none") as sink:
             reader.read(name, sink)
     link_tablespaces(data_dir, places)
-    manifest = reader.read_document(MANIFEST, record.fingerprint_digest)
     verify(data_dir, manifest, tools, identity, timeout_s=deadline.remaining_s())
     make_inert(data_dir, identity)
     return data_dir

@@ -6,21 +6,25 @@ month of a terabyte a day costs some thousand small reads, not a listing of two 
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from synapse_ops.domain.backup.layout import WAL, Identity
-from synapse_ops.domain.database.wal import Segment, TimelineHistory
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal import Segment, TimelineHistory, WalRange
 from synapse_ops.domain.database.wal_chain import ArchivedTimeline, WalArchive
 from synapse_ops.domain.database.wal_facts import SegmentFacts, SegmentIndex, TimelineClaim
 from synapse_ops.domain.database.wal_keys import (
     GROUP,
     WalKey,
     claim_key,
+    first_of_group,
     history_key,
     index_prefix,
     parse_wal_key,
@@ -29,7 +33,8 @@ from synapse_ops.domain.database.wal_keys import (
 )
 from synapse_ops.domain.database.wal_plan import Chunk, contiguous_stop
 from synapse_ops.domain.database.wal_records import find_records
-from synapse_ops.errors import KeyMissing, ObjectMissing
+from synapse_ops.errors import ChecksumMismatch, KeyMissing, ObjectMissing, WrongIdentity
+from synapse_ops.operations.backup.lease import read_note
 from synapse_ops.operations.database.wal_fetch import ChunksMerged, read_chunks
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.s3.store import ObjectInfo, ObjectStore
@@ -37,6 +42,7 @@ from synapse_ops.systems.s3.store import ObjectInfo, ObjectStore
 READERS = 16
 TRIES = 5  # the receiver merges chunks of the open segment every minute or so
 _MOST_BYTES = 64 * 1024 * 1024
+_USUAL_BYTES = 16 * 1024 * 1024  # of a segment
 
 
 def list_wal_identities(repository: Repository) -> tuple[Identity, ...]:
@@ -59,18 +65,42 @@ def read_wal_archive(repository: Repository, identity: Identity, *, age_identiti
     Raises the store's errors, and DocumentUnreadable for an index or claim that is none: then it is not known what is
     restorable.
     """
+    before: list[tuple[WalRange, ...]] = []
     for _ in range(TRIES - 1):
         with suppress(ChunksMerged):
-            return _read(repository.store, identity, age_identities)
+            found = _read(repository.store, identity, age_identities)
+            gaps = [row.gaps for row in found.timelines]
+            if not any(gaps) or gaps == before:
+                return found
+            before = gaps  # chunks that are merged while they are listed look like a gap: once
     return _read(repository.store, identity, age_identities)
+
+
+def wal_lease(identity: Identity) -> str:
+    """Return the name of the lease that a receiver holds; in its note stands up to where WAL was acknowledged."""
+    return f"wal-{identity}"
+
+
+def note_acknowledged(before: Any, timeline: int, lsn: Lsn) -> dict[str, Any]:
+    """Return the note after the one before: it never goes back, for whoever held the lease acknowledged that much."""
+    timeline, lsn = max((timeline, lsn), _noted(before) or (0, Lsn(0)))
+    return {"acknowledged": {"timeline": timeline, "lsn": str(lsn)}}
+
+
+def _noted(note: Any) -> tuple[int, Lsn] | None:
+    try:
+        return int(note["acknowledged"]["timeline"]), Lsn.parse(note["acknowledged"]["lsn"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _read(store: ObjectStore, identity: Identity, age_identities: Sequence[str]) -> WalArchive:
     read_at = store.server_time()
+    acknowledged = _noted(read_note(store, wal_lease(identity)))  # before the listing, which so holds no less
     numbers = [name for name in store.list_prefixes(wal_prefix(identity)) if _is_timeline(name)]
     with ThreadPoolExecutor(READERS, thread_name_prefix="wal") as pool:
         rows = [_read_timeline(store, identity, int(name, 16), pool, age_identities) for name in numbers]
-    return WalArchive(identity, tuple(row for row in rows if row is not None), read_at)
+    return WalArchive(identity, tuple(row for row in rows if row is not None), read_at, acknowledged)
 
 
 def _is_timeline(name: str) -> bool:
@@ -80,19 +110,27 @@ def _is_timeline(name: str) -> bool:
 def _read_timeline(
     store: ObjectStore, identity: Identity, timeline: int, pool: ThreadPoolExecutor, age_identities: Sequence[str]
 ) -> ArchivedTimeline | None:
-    """Return one timeline; None for a folder without a claim, in which nothing is ours."""
+    """Return one timeline, without its WAL where its claim is missing; None for a folder in which nothing is ours."""
     key = claim_key(identity, timeline)
     try:
         claim = TimelineClaim.from_json(store.read_bytes(key), key=key)
     except ObjectMissing:
-        return None
+        ours = any(_parsed(row) for row in store.list_objects(timeline_prefix(identity, timeline)))
+        return ArchivedTimeline(timeline, _USUAL_BYTES) if ours else None
+    if (claim.system_identifier, claim.timeline) != (identity.system_identifier, timeline):
+        raise WrongIdentity(
+            f"{key} is of timeline {claim.timeline} of server {claim.system_identifier}",
+            hint="Was it copied or swapped?",
+        )
     size = claim.segment_bytes
     indexes = [row for row in store.list_objects(index_prefix(identity, timeline)) if _parsed(row) is not None]
-    read = [one for one in pool.map(lambda row: _read_index(store, row), indexes) if one is not None]
+    read = [one for one in pool.map(lambda row: _read_index(store, row, size), indexes) if one is not None]
     facts = [one for index in read for one in index.segments]
     listed = list(_list_open(store, identity, timeline, indexes, size))
     loose = [row for row, key in listed if key.kind == "facts"]
-    single = [one for index in pool.map(lambda row: _read_index(store, row), loose) if index for one in index.segments]
+    single = [
+        one for index in pool.map(lambda row: _read_index(store, row, size), loose) if index for one in index.segments
+    ]
     facts += single
     segments = {Segment.parse(one.segment, size).number: one for one in facts}
     whole = {Segment.parse(one.segment, size).number for _, one in listed if one.kind == "segment"}
@@ -108,7 +146,7 @@ def _read_timeline(
         timeline=timeline,
         segment_bytes=size,
         claim=claim,
-        history=_read_history(store, identity, timeline),
+        history=_read_history(store, identity, claim),
         segments=segments,
         indexed=frozenset(Segment.parse(name, size).number for index in read for name in index.names()),
         unindexed={Segment.parse(one.segment, size).number: one for one in single},
@@ -123,40 +161,56 @@ def _parsed(row: ObjectInfo) -> WalKey | None:
     return parse_wal_key(row.key)
 
 
-def _read_index(store: ObjectStore, row: ObjectInfo) -> SegmentIndex | None:
+def _read_index(store: ObjectStore, row: ObjectInfo, size: int) -> SegmentIndex | None:
     """Return an index, or the facts beside a segment; None where an index took these over meanwhile."""
     try:
         data = store.read_listed(row.key, row.size_bytes, row.etag, max_bytes=_MOST_BYTES)
     except ObjectMissing:
         return None
-    return SegmentIndex.from_json(data, key=row.key)
+    found, key = SegmentIndex.from_json(data, key=row.key), _parsed(row)
+    own = found.names()
+    if key is not None and key.kind == "index":
+        own = [first_of_group(Segment.parse(name, size)).name for name in own]
+    if key is not None and set(own) != {key.segment}:
+        raise WrongIdentity(f"{row.key} is of {', '.join(found.names())}", hint="Was it copied or swapped?")
+    return found
 
 
 def _list_open(
     store: ObjectStore, identity: Identity, timeline: int, indexes: Iterable[ObjectInfo], size: int
 ) -> Iterable[tuple[ObjectInfo, WalKey]]:
-    """Yield the segments, facts and chunks that lie behind the newest index."""
+    """Yield the segments, facts and chunks that are in no index: those behind the newest, and where one is lost."""
     prefix = timeline_prefix(identity, timeline)
-    firsts = [key.segment for row in indexes if (key := _parsed(row)) is not None]
-    after = ""
-    if firsts:
-        newest = Segment.parse(max(firsts), size)
-        after = Segment(timeline, newest.number + GROUP, size).name
-    for row in store.list_objects(f"{prefix}{timeline:08X}", start_after=prefix + after if after else ""):
-        key = _parsed(row)
-        if key is not None and key.segment >= after and key.kind in {"segment", "facts", "chunk"}:
-            yield row, key
+    firsts = sorted(Segment.parse(key.segment, size).number for row in indexes if (key := _parsed(row)) is not None)
+    behind = [0, *(first + GROUP for first in firsts)]
+    for begin, end in zip(behind, [*firsts, None], strict=True):
+        if begin == end:
+            continue
+        after = Segment(timeline, begin, size).name
+        until = Segment(timeline, end, size).name if end is not None else "~"
+        for row in store.list_objects(f"{prefix}{timeline:08X}", start_after=prefix + after if begin else ""):
+            key = _parsed(row)
+            if key is not None and key.segment >= until:
+                break
+            if key is not None and key.kind in {"segment", "facts", "chunk"}:
+                yield row, key
 
 
 def _newest(rows: Iterable[ObjectInfo]) -> datetime | None:
     return max((row.modified_at for row in rows), default=None)
 
 
-def _read_history(store: ObjectStore, identity: Identity, timeline: int) -> TimelineHistory | None:
-    if timeline == 1:
+def _read_history(store: ObjectStore, identity: Identity, claim: TimelineClaim) -> TimelineHistory | None:
+    if claim.timeline == 1:
         return None
-    found = store.read_with_etag(history_key(identity, timeline))
-    return None if found is None else TimelineHistory.parse(timeline, found[0])
+    key = history_key(identity, claim.timeline)
+    found = store.read_with_etag(key)
+    if found is None:
+        return None
+    sha256 = hashlib.sha256(found[0]).hexdigest()
+    if claim.history_sha256 not in {sha256, None}:
+        raise ChecksumMismatch(f"{store.full_url(key)} has sha256 {sha256}, its claim says {claim.history_sha256}")
+    return TimelineHistory.parse(claim.timeline, found[0])
 
 
 def _with_open_facts(

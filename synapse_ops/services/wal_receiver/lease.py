@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
+from typing import Any
 
+from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.errors import LeaseLost
 from synapse_ops.operations.backup.lease import Lease, hold_lease
+from synapse_ops.operations.database.wal_archive import note_acknowledged
 from synapse_ops.operations.repository import Repository
 
 TTL_S = 10.0
 
 
 class HeldLease:
-    """A lease that is taken again when it was lost while the store did not answer."""
+    """A lease that is taken again when it was lost while the store did not answer.
+
+    acknowledged: timeline and position up to which its holder has stored WAL; it is noted in the lease, for readers.
+    """
 
     def __init__(self, repository: Repository, name: str) -> None:
         self._repository = repository
+        self.acknowledged = (0, Lsn(0))
         self._name = name
         self._held: ExitStack | None = None
         self._lease: Lease | None = None
@@ -29,8 +36,13 @@ class HeldLease:
         self._release()
         stack = ExitStack()
         owner = f"WAL receiver on {socket.gethostname()}"
-        self._lease = stack.enter_context(hold_lease(self._repository, self._name, owner=owner, ttl_s=TTL_S))
+        self._lease = stack.enter_context(
+            hold_lease(self._repository, self._name, owner=owner, ttl_s=TTL_S, note=self._note)
+        )
         self._held = stack
+
+    def _note(self, before: Any) -> dict[str, Any]:
+        return note_acknowledged(before, *self.acknowledged)
 
     def check(self) -> None:
         """Raise LeaseLost when another receiver may write by now: before every write."""

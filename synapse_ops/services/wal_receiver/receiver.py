@@ -32,7 +32,7 @@ from synapse_ops.domain.database.wal_facts import TimelineClaim
 from synapse_ops.domain.database.wal_pages import PageJudge
 from synapse_ops.domain.database.wal_start import StreamStart, candidates, plan_start
 from synapse_ops.errors import SynapseOpsError, Unreachable, WrongIdentity
-from synapse_ops.operations.database.wal_archive import read_wal_archive
+from synapse_ops.operations.database.wal_archive import read_wal_archive, wal_lease
 from synapse_ops.operations.database.wal_source import SLOT, WalServer, open_wal_server, wal_conninfo
 from synapse_ops.operations.database.wal_status import FOLDER
 from synapse_ops.operations.database.wal_writer import WalWriter, read_digest_key
@@ -68,7 +68,7 @@ class _Session:
     archive: WalArchive
     start: StreamStart
     history: TimelineHistory
-    history_data: bytes
+    history_data: bytes  # of the timeline that is received: an ancestor's, until all of that is stored
 
 
 class Receiver:
@@ -138,7 +138,7 @@ class Receiver:
             conninfo = wal_conninfo(self._stack)
             server = opened.enter_context(open_wal_server(conninfo))
             repository = self._stack.database_repository()
-            lease = HeldLease(repository, f"wal-{server.identity}")
+            lease = HeldLease(repository, wal_lease(server.identity))
             lease.take()
             opened.callback(lease.close)
             connection = opened.enter_context(connect_replication(conninfo, application_name=APPLICATION_NAME))
@@ -202,6 +202,8 @@ class Receiver:
         self.standing.timeline = start.segment.timeline
         self.standing.server_lsn = system.flush_lsn
         self.standing.durable_lsn = self.standing.received_lsn = start.segment.start
+        if 1 < start.segment.timeline < system.timeline:
+            data = connection.timeline_history(start.segment.timeline)
         return _Session(server, archive, start, history, data)
 
     def _expect(self, session: _Session, segment: Segment) -> None:
@@ -288,12 +290,11 @@ def _ready_slot(server: WalServer, connection: ReplicationConnection) -> Lsn:
 
 def _claim(session: _Session, segment: Segment) -> TimelineClaim:
     server, history = session.server, _history_to(session.history, segment.timeline)
-    is_own = segment.timeline == session.history.timeline and history.forks
     return TimelineClaim(
         system_identifier=server.identity.system_identifier,
         timeline=segment.timeline,
         forked_at=str(history.begins_at) if history.forks else None,
-        history_sha256=hashlib.sha256(session.history_data).hexdigest() if is_own else None,
+        history_sha256=hashlib.sha256(session.history_data).hexdigest() if history.forks else None,
         node=server.address,
         server_version_num=server.version_num,
         segment_bytes=server.segment_bytes,

@@ -178,6 +178,8 @@ class Uploader(threading.Thread):
     def _durable(self, one: SpooledSegment, stop: int) -> None:
         """Everything up to this offset of a segment is stored."""
         segment, lsn = one.segment, one.segment.start + stop
+        if stop:
+            self._lease.acknowledged = segment.timeline, lsn
         known = self._stored.get(segment.timeline)
         start = segment.start if known is None or known.stop < segment.start else known.start
         self._stored[segment.timeline] = WalRange(segment.timeline, start, lsn)

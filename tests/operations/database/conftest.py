@@ -80,3 +80,11 @@ def work_dir(programs_dir: Path) -> Iterator[Path]:
     left = [path.name for path in folder.iterdir()]
     shutil.rmtree(folder, ignore_errors=True)
     assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that the servers' user can enter."""
+    folder = servers_dir("cluster")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
 
 from synapse_ops.domain.backup.base_record import BaseRecord
 from synapse_ops.domain.backup.proof_record import Verdict
@@ -28,13 +27,13 @@ from synapse_ops.operations.database.base_backup import BaseReport, take_base_ba
 from synapse_ops.operations.database.wal_check import check_wal
 from synapse_ops.operations.database.wal_fetch import ChunksMerged
 from synapse_ops.operations.stack import Stack
-from synapse_ops.systems.host.processes import START_TIMEOUT_S, give_to, make_private_dir, run_as, server_identity
+from synapse_ops.systems.host.processes import give_to, make_private_dir, server_identity
 from synapse_ops.systems.postgres.connection import connect
 from synapse_ops.systems.postgres.identity import ensure_identity, read_identity
 from synapse_ops.systems.postgres.programs import PgTools
-from synapse_ops.systems.postgres.server import make_socket_dir
 from synapse_ops.systems.s3.store import StoreAccess
 from tests.operations.database.backups import make_stack
+from tests.operations.database.clusters import restart, started
 from tests.operations.database.wal_uploads import WalUploads
 from tests.servers import PostgresServer, running_postgres, servers_dir
 
@@ -125,11 +124,6 @@ def cluster(
     shutil.rmtree(tablespace.parent)
 
 
-def restart(server: PostgresServer) -> None:
-    server.server.stop("fast")
-    server.server.start(START_TIMEOUT_S)
-
-
 @contextmanager
 def uploading(upload: WalUploads) -> Iterator[None]:
     """Upload twice a second while the block lasts."""
@@ -148,36 +142,12 @@ def uploading(upload: WalUploads) -> Iterator[None]:
         thread.join()
 
 
-@contextmanager
-def started(directory: Path, tools: PgTools) -> Iterator[str]:
-    """Start a restored directory as its configuration has it, as a person would; yield a conninfo of its superuser."""
-    identity = server_identity()
-    socket_dir = make_socket_dir(directory, identity)
-    own = f"-c listen_addresses= -c unix_socket_directories={socket_dir}"
-    control = [tools.path("pg_ctl"), "-D", directory, "-w", "-t", "120"]
-    log = directory.with_name(f"{directory.name}.log")
-    run_as(identity, [*control, "-o", own, "-l", log, "start"], timeout_s=150, env=tools.environment())
-    try:
-        yield make_conninfo(host=str(socket_dir), dbname="postgres", user="postgres")
-    finally:
-        run_as(identity, [*control, "stop"], timeout_s=150, env=tools.environment())
-        shutil.rmtree(socket_dir, ignore_errors=True)
-
-
 def restore(cluster: Cluster, target: Path, until: str, *, work_dir: Path) -> list[int]:
     """Restore to a moment and return the ledger's rows there."""
     request = cluster.request(target, until, work_dir)
     BASES.apply_restore(request, BASES.plan_restore(request))
     with started(target, cluster.server.server.tools) as conninfo, psycopg.connect(conninfo) as connection:
         return [number for (number,) in connection.execute("select n from ledger order by n").fetchall()]
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """A folder that the servers' user can enter."""
-    folder = servers_dir("cluster")
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_latest_is_all_that_was_stored(cluster: Cluster, place: Path) -> None:

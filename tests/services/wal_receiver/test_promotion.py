@@ -142,3 +142,36 @@ def test_lost_commits_do_not_come_back(
         (tmp_path / "admin.url").write_text(conninfo)
         with wal.in_process() as receiver:  # the old primary returns
             wait_until(lambda: "holds WAL of timeline 2" in receiver.standing.fault, "it is refused by name")
+
+
+def test_every_history_is_its_own_file(
+    tmp_path: Path,
+    postgres_server: PostgresServer,
+    standby: PgServer,
+    object_store_access: StoreAccess,
+    bucket_url: str,
+) -> None:
+    """Two promotions while no receiver ran: the second's history under the first's name would end every recovery."""
+    conninfo, data_dir = postgres_server.conninfo(), postgres_server.server.data_dir
+    with receiving(tmp_path, conninfo, data_dir, object_store_access, bucket_url) as wal:
+        with wal.in_process() as receiver:
+            wal.execute("drop table if exists twice", "create table twice (n int)")
+            shared = wait_durable(wal, receiver)
+        address = promoted(standby, shared)
+        after = Receiving(tmp_path, wal.spec, address, standby.data_dir)
+        after.execute("insert into twice values (2)")
+        standby.stop("fast")
+        (standby.data_dir / "standby.signal").touch(mode=0o600)
+        standby.start()
+        promoted(standby, shared)
+        (tmp_path / "admin.url").write_text(address)
+        with after.in_process() as receiver:
+            wait_until(lambda: receiver.standing.timeline == 3 and receiver.standing.server, "it streams timeline 3")
+            after.execute("insert into twice values (3)")
+            wait_durable(after, receiver)
+        archive = after.archive()
+
+        assert archive.newest.timeline == 3
+        for timeline in (2, 3):
+            own = (standby.data_dir / "pg_wal" / f"{timeline:08X}.history").read_bytes()
+            assert fetch_history(after.repository, archive, timeline) == own

@@ -1,0 +1,290 @@
+"""Whatever is done to one object of a base backup or its WAL: it is named, and less is never restored in silence.
+
+PostgreSQL takes what it cannot get for the end of WAL and opens with less; a repository without a history or a claim
+looks like an older one. The matrix is every kind of object times everything that can happen to it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from synapse_ops.domain.backup.base_record import BaseRecord
+from synapse_ops.domain.backup.proof_record import Verdict
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal import Segment
+from synapse_ops.domain.database.wal_chain import WalArchive
+from synapse_ops.domain.database.wal_facts import SegmentIndex, TimelineClaim
+from synapse_ops.domain.database.wal_keys import (
+    chunk_key,
+    claim_key,
+    facts_key,
+    first_of_group,
+    history_key,
+    index_key,
+    segment_key,
+)
+from synapse_ops.errors import DocumentUnreadable, SynapseOpsError
+from synapse_ops.operations.backup.restoring import RestoreRequest
+from synapse_ops.operations.backup_kinds import BASES
+from synapse_ops.operations.database import base_proof
+from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
+from synapse_ops.systems.host.processes import START_TIMEOUT_S, give_to, server_identity
+from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.s3.store import StoreAccess
+from tests.operations.database.clusters import started
+from tests.servers import PostgresServer, running_postgres
+from tests.services.wal_receiver.receiving import Receiving, receiving, wait_durable, wait_until
+
+HARMS = ("flipped", "missing", "truncated", "swapped", "empty", "other magic")
+KINDS = ("archive", "manifest", "backup.json", "segment", "chunk", "index", "facts", "claim", "history")
+ROWS = 30
+# the segments are there and name themselves: what is lost with it are times and names of restore points
+HARMLESS = {("index", "missing"), ("facts", "missing")}
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A base backup with WAL of two timelines, indexes, chunks; moment: before which all but the last rows committed.
+
+    objects: for each kind a key, one to exchange it with, and the word that names it.
+    """
+
+    wal: Receiving
+    tools: PgTools
+    base: BaseReport
+    moment: datetime
+    objects: dict[str, tuple[str, str, str]]
+
+    def request(self, target: Path, until: str) -> RestoreRequest:
+        return RestoreRequest(
+            repository=self.wal.repository,
+            place=self.base.place,
+            target=str(target),
+            open_stack=None,
+            work_dir=target.parent / "work",
+            until=until,
+            timeout_s=120,
+        )
+
+
+def commit(wal: Receiving, *numbers: int) -> datetime:
+    for number in numbers:
+        wal.execute(f"insert into ledger values ({number}, repeat(md5('{number}'), 40))")
+    moment: datetime = wal.execute("select clock_timestamp()")
+    return moment
+
+
+def promote(server: PostgresServer) -> None:
+    """Let the server begin timeline 2, as a promoted standby does."""
+    server.server.stop("fast")
+    (server.server.data_dir / "standby.signal").touch()
+    give_to(server_identity(), server.server.data_dir / "standby.signal")
+    server.server.start(START_TIMEOUT_S)
+    with psycopg.connect(server.conninfo(), autocommit=True) as connection:
+        assert connection.execute("select pg_promote(true, 30)").fetchone() == (True,)
+
+
+@pytest.fixture(scope="module")
+def repository(
+    server_tools: PgTools, tmp_path_factory: pytest.TempPathFactory, bucket: str, object_store_access: StoreAccess
+) -> Iterator[Repository]:
+    folder = tmp_path_factory.mktemp("damage")
+    with running_postgres(server_tools) as server, pytest.MonkeyPatch.context() as patch:
+        for place in ("domain.database.wal_keys", "operations.database.wal_archive", "services.wal_receiver.uploader"):
+            patch.setattr(f"synapse_ops.{place}.GROUP", 2)
+        data_dir, url = server.server.data_dir, f"{bucket}{folder.name}/database/"
+        with receiving(folder, server.conninfo(), data_dir, object_store_access, url) as wal:
+            wal.execute("create table ledger (n int primary key, filling text)")
+            with wal.in_process() as receiver:
+                wait_durable(wal, receiver)
+                other, base = take_base_backup(wal.stack), take_base_backup(wal.stack)
+                for number in range(1, 6):
+                    commit(wal, number)
+                    wal.execute("select pg_switch_wal()")
+                    wait_until(lambda n=number: receiver.standing.counts.get("segments", 0) >= n, "a segment")
+                commit(wal, 6, 7, 8)
+                wait_durable(wal, receiver)
+            promote(server)
+            with wal.in_process() as receiver:
+                wait_until(lambda: receiver.standing.timeline == 2, "it streams timeline 2")
+                commit(wal, *range(9, 20))
+                wal.execute("select pg_switch_wal()")
+                wait_until(lambda: receiver.standing.counts.get("segments"), "a segment")
+                for number in range(20, ROWS):
+                    moment = commit(wal, number)
+                    if number % 4 == 0:
+                        wait_durable(wal, receiver)
+                commit(wal, ROWS)
+                wait_durable(wal, receiver)
+            archive = wal.archive()
+            assert archive.history(archive.newest.timeline).timeline == 2
+            yield Repository(wal, server.server.tools, base, moment, objects(archive, base, other))
+
+
+def objects(archive: WalArchive, base: BaseReport, other: BaseReport) -> dict[str, tuple[str, str, str]]:
+    identity, (old, new) = archive.identity, archive.timelines
+    size, start = old.segment_bytes, Lsn.parse(base.record.start_lsn)
+    segment = Segment.at(1, start, size).next()
+    number = max(new.chunks)
+    one, another, *_ = new.chunks[number]
+    open_segment = new.segment(number)
+    indexes = [index_key(identity, old.segment(n)) for n in sorted(old.indexed)]
+    index = index_key(identity, first_of_group(segment))
+    facts, other_facts = new.segment(max(new.unindexed)), old.segment(max(old.unindexed))
+    archive_name, manifest = base.record.archives[0], "backup_manifest"
+    ours, theirs = base.place, other.place
+    return {
+        "archive": (ours.key(archive_name), theirs.key(archive_name), archive_name),
+        "manifest": (ours.key(manifest), theirs.key(manifest), manifest),
+        "backup.json": (ours.key("backup.json"), theirs.key("backup.json"), "backup.json"),
+        "segment": (
+            segment_key(identity, segment, encrypted=False),
+            segment_key(identity, segment.next(), encrypted=False),
+            segment.name,
+        ),
+        "chunk": (
+            chunk_key(identity, open_segment, one.start, one.stop, encrypted=False),
+            chunk_key(identity, open_segment, another.start, another.stop, encrypted=False),
+            open_segment.name,
+        ),
+        "index": (index, next(key for key in indexes if key != index), index.rpartition("/")[2]),
+        "facts": (facts_key(identity, facts), facts_key(identity, other_facts), facts.name),
+        "claim": (claim_key(identity, 2), claim_key(identity, 1), "claim.json"),
+        "history": (history_key(identity, 2), claim_key(identity, 1), "00000002.history"),
+    }
+
+
+@contextmanager
+def harmed(repository: Repository, kind: str, harm: str) -> Iterator[tuple[str, ...]]:
+    """Do something to an object while the block lasts; yield the words of which one must name it."""
+    store, (key, other, name) = repository.wal.repository.store, repository.objects[kind]
+    kept = {one: store.read_bytes(one) for one in (key, other)}
+    data, half = kept[key], len(kept[key]) // 2
+    if harm == "missing":
+        store.delete([key])
+    elif harm == "swapped":
+        store.put_bytes(key, kept[other])
+        store.put_bytes(other, data)
+    else:
+        changed = {
+            "flipped": data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :],
+            "truncated": data[:half],
+            "empty": b"",
+            "other magic": b"\0\0\0\0" + data[4:],
+        }
+        store.put_bytes(key, changed[harm])
+    try:
+        yield (name, other.rpartition("/")[2]) if harm == "swapped" else (name,)
+    finally:
+        for one, whole in kept.items():
+            store.put_bytes(one, whole)
+
+
+def restored(repository: Repository, target: Path, until: str) -> list[int]:
+    request = repository.request(target, until)
+    BASES.apply_restore(request, BASES.plan_restore(request))
+    with started(target, repository.tools) as conninfo, psycopg.connect(conninfo) as connection:
+        return [number for (number,) in connection.execute("select n from ledger order by n").fetchall()]
+
+
+def attempt(action: Callable[[], Any]) -> Any:
+    """Return what an action returns, or the error that it ends with."""
+    try:
+        return action()
+    except SynapseOpsError as error:
+        return error
+
+
+def is_named(names: tuple[str, ...], error: SynapseOpsError) -> bool:
+    return any(name in f"{error.message} {error.detail} {error.hint}" for name in names)
+
+
+def case(kind: str, harm: str) -> Any:
+    """Return a case of the matrix; those that need a server's replay, and are read like the others, are scenarios."""
+    is_slow = (kind == "segment" and harm not in {"flipped", "missing"}) or (kind, harm) == ("index", "missing")
+    return pytest.param(kind, harm, marks=[pytest.mark.scenario] if is_slow else [])
+
+
+@pytest.mark.parametrize(("kind", "harm"), [case(kind, harm) for kind in KINDS for harm in HARMS])
+def test_damage_is_named_and_the_newest_rows_are_never_missed_in_silence(
+    repository: Repository, place: Path, kind: str, harm: str
+) -> None:
+    target = place / "latest"
+    with harmed(repository, kind, harm) as names:
+        if (kind, harm) in HARMLESS:
+            assert restored(repository, target, "latest") == list(range(1, ROWS + 1))
+            return
+        with pytest.raises(SynapseOpsError) as error:
+            restored(repository, target, "latest")
+    assert is_named(names, error.value), error.value.render()
+    assert error.value.exit_code in {13, 14}
+    assert not target.exists()
+
+
+@pytest.mark.scenario
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_never_moves_a_moment_or_lets_a_proof_pass(
+    repository: Repository, place: Path, kind: str, harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment lies in the open segment: a restore needs everything but what comes after it."""
+    monkeypatch.setattr(base_proof, "_went_to_the_end", lambda _: random.choice((False, True)))
+    with harmed(repository, kind, harm) as names:
+        restore = attempt(lambda: restored(repository, place / "time", f"time:{repository.moment.isoformat()}"))
+        proof = attempt(
+            lambda: BASES.prove(repository.wal.repository, place=repository.base.place, work_dir=place / "work")
+        )
+    if isinstance(restore, SynapseOpsError):
+        assert is_named(names, restore), restore.render()
+    else:
+        assert (kind, harm) in HARMLESS
+        assert restore == list(range(1, ROWS))
+    if isinstance(proof, SynapseOpsError):
+        assert (kind, harm) == ("backup.json", "missing")
+        assert is_named(names, proof), proof.render()
+    elif (kind, harm) not in HARMLESS:
+        assert proof.record.verdict is not Verdict.PROVEN
+        assert any(name in proof.record.reason for name in names), proof.record.reason
+
+
+def test_the_newest_bytes_are_missed_as_well(repository: Repository, place: Path) -> None:
+    """Without the last chunk the archive looks like one of a second before: the lease says how far it was stored."""
+    store, archive = repository.wal.repository.store, repository.wal.archive()
+    number = max(archive.newest.chunks)
+    segment, last = archive.newest.segment(number), archive.newest.chunks[number][-1]
+    key = chunk_key(archive.identity, segment, last.start, last.stop, encrypted=False)
+    data = store.read_bytes(key)
+    store.delete([key])
+    try:
+        with pytest.raises(SynapseOpsError, match=f"{segment.name}.*is missing") as error:
+            restored(repository, place / "shorter", "latest")
+    finally:
+        store.put_bytes(key, data)
+    assert f"--until lsn:{segment.start + last.start}" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"), [("backup.json", BaseRecord), ("index", SegmentIndex), ("claim", TimelineClaim)]
+)
+def test_no_changed_byte_of_a_document_is_a_fact(repository: Repository, kind: str, model: Any) -> None:
+    """A digit of a position or a time would send recovery elsewhere: the document carries its own digest."""
+    data = repository.wal.repository.store.read_bytes(repository.objects[kind][0])
+    whole = model.from_json(data, key="k")
+    for position in range(0, len(data), 7):
+        changed = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+        try:
+            assert model.from_json(changed, key="k") == whole  # white space
+        except DocumentUnreadable:
+            continue
+    body = json.loads(data)
+    assert body["document_sha256"] != "0" * 64
