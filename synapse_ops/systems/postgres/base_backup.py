@@ -5,14 +5,17 @@ Nothing is staged: the next member begins when the one before it has been read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
+from synapse_ops.errors import IntegrityError, SynapseOpsError
+from synapse_ops.systems.postgres.connection import connect, conninfo_parts, describe, postgres_errors
 from synapse_ops.systems.postgres.errors import PostgresRefused
-from synapse_ops.systems.postgres.replication import connect_replication
+from synapse_ops.systems.postgres.replication import ReplicationConnection, connect_replication
 from synapse_ops.systems.postgres.replication_backup import (
     Archive,
     BackupPoint,
@@ -26,6 +29,11 @@ from synapse_ops.systems.postgres.replication_backup import (
 
 MANIFEST = "backup_manifest"
 APPLICATION_NAME = "synapse-ops base backup"
+
+_FILE = re.compile(r"(?:base|pg_tblspc/(\d+)/[^/]+)/(\d+)/(\d+)")
+_RELATION = """
+SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid = pg_filenode_relation(%s::oid, %s::oid)"""
 
 Event = Archive | Manifest | Data | Transferred
 
@@ -121,7 +129,8 @@ def base_backup(
     """Yield a full base backup of the cluster, without its WAL, from a fast checkpoint on.
 
     conninfo: of a role that may replicate. max_rate_kb: KiB a second, 32 to 1,048,576; None is no limit. The archives
-    are compressed by the server where it can. Raises Unreachable, ConfigError (refused), PostgresRefused.
+    are compressed by the server where it can. Raises Unreachable, ConfigError (refused), PostgresRefused, and
+    IntegrityError with the pages whose checksums are wrong.
     """
     with connect_replication(conninfo, application_name=APPLICATION_NAME) as connection:
         options = BaseBackupOptions(label, max_rate_kb=max_rate_kb)
@@ -131,8 +140,44 @@ def base_backup(
             if "zstd" not in f"{error.message} {error.detail}".lower():
                 raise
         else:
-            yield BaseBackup("zstd:1", stream, progress)
+            with _damage_named(connection, conninfo):
+                yield BaseBackup("zstd:1", stream, progress)
             return
     with connect_replication(conninfo, application_name=APPLICATION_NAME) as connection:
         options = BaseBackupOptions(label, max_rate_kb=max_rate_kb, compression=None)
-        yield BaseBackup("none", BaseBackupStream(connection, options), progress)
+        with _damage_named(connection, conninfo):
+            yield BaseBackup("none", BaseBackupStream(connection, options), progress)
+
+
+@contextmanager
+def _damage_named(connection: ReplicationConnection, conninfo: str) -> Iterator[None]:
+    """Say which pages and relations are damaged where the server ended a base backup because of wrong checksums."""
+    try:
+        yield
+    except IntegrityError as error:
+        pages = [one for one in connection.warnings if "checksum" in one]
+        if not pages:
+            raise
+        raise IntegrityError(
+            f"{describe(conninfo)} has pages with wrong checksums: no base backup can be made",
+            detail="\n".join([*pages, *(f"{name}: damaged" for name in relations_of(pages, conninfo))]),
+            hint="Keep the proven backups, and look at disk and memory of the server. REINDEX mends an index; restore a"
+            " table to a moment before the damage and copy it back. Then take the base backup again.",
+        ) from error
+
+
+def relations_of(lines: Sequence[str], conninfo: str) -> list[str]:
+    """Return the relations whose files the server names, as far as it can say; `database.schema.relation`."""
+    from psycopg.conninfo import make_conninfo
+
+    files = dict.fromkeys(found.groups() for line in lines if (found := _FILE.search(line)) is not None)
+    names = []
+    for space, database, node in files:
+        with suppress(SynapseOpsError):
+            with connect(conninfo) as session, postgres_errors("a damaged file"):
+                row = session.execute("SELECT datname::text FROM pg_database WHERE oid = %s", [database]).fetchone()
+            own = {**conninfo_parts(conninfo), **({"dbname": row[0]} if row is not None else {})}
+            with connect(make_conninfo("", **own)) as session, postgres_errors("a damaged file"):
+                row = session.execute(_RELATION, [space or 0, node]).fetchone()
+            names += [f"{own['dbname']}.{row[0]}"] if row is not None and row[0] is not None else []
+    return names

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
 CONNECT_TIMEOUT_S = 10
+MOST_WARNINGS = 20
 _EPOCH_S = 946_684_800  # 2000-01-01, from which the protocol counts
 _WAL = struct.Struct(">QQQ")
 _KEEPALIVE = struct.Struct(">QQB")
@@ -75,11 +76,24 @@ class EndOfTimeline:
 
 
 class ReplicationConnection:
-    """One replication connection; a context manager. Not for use by several threads."""
+    """One replication connection; a context manager. Not for use by several threads.
+
+    warnings: what the server has warned of, up to MOST_WARNINGS.
+    """
 
     def __init__(self, connection: PGconn, what: str) -> None:
         self.pgconn = connection
         self.what = what
+        self.warnings: list[str] = []
+        connection.notice_handler = self._take_notice
+
+    def _take_notice(self, notice: PGresult) -> None:
+        from psycopg.pq import DiagnosticField
+
+        severity = notice.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
+        if severity == b"WARNING" and len(self.warnings) < MOST_WARNINGS:
+            words = notice.error_field(DiagnosticField.MESSAGE_PRIMARY) or b""
+            self.warnings.append(words.decode(errors="replace"))
 
     @property
     def server_version_num(self) -> int:

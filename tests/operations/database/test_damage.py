@@ -33,7 +33,7 @@ from synapse_ops.domain.database.wal_keys import (
     index_key,
     segment_key,
 )
-from synapse_ops.errors import DocumentUnreadable, SynapseOpsError
+from synapse_ops.errors import DocumentUnreadable, IntegrityError, SynapseOpsError
 from synapse_ops.operations.backup.restoring import RestoreRequest
 from synapse_ops.operations.backup_kinds import BASES
 from synapse_ops.operations.database import base_proof
@@ -271,6 +271,31 @@ def test_the_newest_bytes_are_missed_as_well(repository: Repository, place: Path
     finally:
         store.put_bytes(key, data)
     assert f"--until lsn:{segment.start + last.start}" in error.value.hint
+
+
+def test_a_page_with_a_wrong_checksum_ends_a_base_backup_and_is_named(repository: Repository) -> None:
+    """The server says so after its last byte (W21): nothing is listed, and an operator learns what to mend."""
+    wal = repository.wal
+    wal.execute("create table rotten as select generate_series(1, 1000) as n", "checkpoint")
+    path = wal.data_dir / wal.execute("select pg_relation_filepath('rotten')")
+    prefix = repository.base.place.prefix.rsplit("/", 2)[0]
+    before = [row.key for row in wal.repository.store.list_objects(prefix) if row.key.endswith("backup.json")]
+    with path.open("r+b") as file:
+        file.seek(8192 + 4000)
+        byte = file.read(1)
+        file.seek(8192 + 4000)
+        file.write(bytes([byte[0] ^ 1]))
+    with wal.in_process() as receiver:
+        wait_durable(wal, receiver)
+        with pytest.raises(IntegrityError, match="wrong checksums: no base backup") as error:
+            take_base_backup(wal.stack)
+
+    assert f'{wal.execute("select pg_relation_filepath($$rotten$$)")}", block 1' in error.value.detail
+    assert "postgres.public.rotten" in error.value.detail
+    assert "REINDEX" in error.value.hint
+    after = [row.key for row in wal.repository.store.list_objects(prefix) if row.key.endswith("backup.json")]
+    assert after == before
+    wal.execute("drop table rotten")
 
 
 @pytest.mark.parametrize(
