@@ -44,10 +44,11 @@ def read_protected(kind: BackupKind, stack: Stack, subjects: tuple[str, ...], no
     """Return rows and plan of one repository. subjects: what must have a proven newest backup."""
     from synapse_ops.operations.backup.catalog import read_catalog
     from synapse_ops.operations.backup.expire import make_expiry_plan
+    from synapse_ops.operations.backup_kinds import read_wal
 
     repository = kind.repository(stack)
     catalog = read_catalog(repository).only(kind.name)
-    plan = make_expiry_plan(repository, kind.policy(stack.spec), now, kind=kind.name)
+    plan = make_expiry_plan(repository, kind.policy(stack.spec), now, kind=kind.name, wal=read_wal)
     reasons = {row.place: row.reason for row in plan.entries}
     rows: list[tuple[str, ...]] = []
     unproven: list[str] = []

@@ -78,16 +78,20 @@ def command(
         raise click.UsageError("SUBJECT belongs to --plan; a plan names its own")
     from synapse_ops.cli.progress_bar import progress_bar
     from synapse_ops.operations.backup.expire import apply_expiry
+    from synapse_ops.operations.backup_kinds import read_wal
 
     repository = _holder_of(place, digest)
     with progress_bar() as progress:
-        report = apply_expiry(repository, digest, datetime.now(UTC), accept_ratio=accept_ratio, progress=progress)
+        report = apply_expiry(
+            repository, digest, datetime.now(UTC), accept_ratio=accept_ratio, wal=read_wal, progress=progress
+        )
     _show_report(report, repository.url, as_json=as_json)
 
 
 def _plan(place: Place, subject: str | None, window: timedelta | None, *, as_json: bool) -> None:
     """Make and print a plan for each kind of backup that is meant."""
     from synapse_ops.operations.backup.expire import make_expiry_plan
+    from synapse_ops.operations.backup_kinds import read_wal
 
     chosen = _policies(place, subject, window)
     failures = Failures()
@@ -97,7 +101,9 @@ def _plan(place: Place, subject: str | None, window: timedelta | None, *, as_jso
             if source.name is not None:
                 source.catalog()  # refuses a name that nothing is stored under
             kind = source.kind.name if source.kind else None
-            plan = make_expiry_plan(source.repository, policy, datetime.now(UTC), kind=kind, subject=source.name)
+            plan = make_expiry_plan(
+                source.repository, policy, datetime.now(UTC), kind=kind, subject=source.name, wal=read_wal
+            )
             plans.append((source, plan))
     if as_json:
         failures.end({"plans": [_plan_json(source, plan) for source, plan in plans]})
@@ -172,6 +178,7 @@ def _plan_json(source: Source, plan: ExpiryPlan) -> dict[str, Any]:
         "policy": plan.policy.as_json(),
         "totals": plan.totals.as_json(),
         "warnings": list(plan.warnings),
+        "notes": list(plan.notes),
         "foreign_count": plan.foreign_count,
         "entries": [entry.as_json() for entry in plan.entries],
     }
@@ -187,7 +194,7 @@ def _show_plan(source: Source, plan: ExpiryPlan) -> None:
                 subject_of(entry.place),
                 format_moment(entry.taken_at),
                 format_bytes(entry.size_bytes),
-                format_moment(entry.proven_at) if entry.proven_at else f"NO: {entry.doubt}",
+                format_moment(entry.proven_at) if entry.proven_at else f"NO: {entry.doubt}" if entry.doubt else "",
                 entry.reason,
             )
             for entry in plan.entries
@@ -197,9 +204,11 @@ def _show_plan(source: Source, plan: ExpiryPlan) -> None:
     totals = plan.totals
     echo(
         f"keeps {totals.kept}, would remove {counted(totals.expired, 'backup')}, "
-        f"{counted(totals.left_overs, 'left-over')} and {counted(totals.uploads, 'upload')}: "
-        f"{format_bytes(totals.removed_bytes)}"
+        f"{counted(totals.left_overs, 'left-over')}, {counted(totals.uploads, 'upload')} and "
+        f"{counted(totals.wal_groups, 'group')} of WAL segments: {format_bytes(totals.removed_bytes)}"
     )
+    for note in plan.notes:
+        echo(note)
     for warning in plan.warnings:
         echo(f"warning: {warning}")
     if any(entry.removes for entry in plan.entries):

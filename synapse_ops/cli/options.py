@@ -116,9 +116,12 @@ class Source:
 
 
 def subject_of(place: BackupPlace) -> str:
-    """Return a backup's subject as a person names it: `database/NAME`."""
+    """Return a backup's subject as a person names it: `database/NAME`; of WAL its timeline."""
+    from synapse_ops.domain.backup.layout import WAL
     from synapse_ops.operations.backup_kinds import kind_named
 
+    if place.kind == WAL:
+        return f"WAL, {place.subject}"
     return f"{kind_named(place.kind).word}/{place.subject}"
 
 

@@ -23,6 +23,7 @@ from synapse_ops.operations.stack import Stack
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.layout import BackupPlace
     from synapse_ops.domain.backup.retention import RetentionPolicy
+    from synapse_ops.operations.backup.expire import Wal
     from synapse_ops.operations.backup.restoring import RestorePlan, RestoreReport, RestoreRequest
     from synapse_ops.operations.backup.taking import BackupReport
     from synapse_ops.operations.repository import Repository
@@ -278,6 +279,13 @@ BASES = BackupKind(
     takes_moment=True,
 )
 KINDS = (DUMPS, SNAPSHOTS, RDBS, BASES)
+
+
+def read_wal(repository: Repository) -> Wal:
+    """Return the WAL of a repository, for an expiry: base backups and WAL expire together."""
+    from synapse_ops.operations.database.wal_expiry import WalExpiry
+
+    return WalExpiry(repository)
 
 
 def kinds_of(spec: Spec) -> tuple[BackupKind, ...]:

@@ -117,10 +117,12 @@ def plan_expiry(context: Any, stack: StackResource, kind: AssetKind) -> tuple[st
     """Make an expiry plan; return its digest, and totals and first entries with reasons for the asset page."""
     with operation_of(context.run.run_id, context.instance):
         from synapse_ops.operations.backup.expire import make_expiry_plan
+        from synapse_ops.operations.backup_kinds import read_wal
 
         opened = stack.open()
+        policy = kind.kind.policy(opened.spec)
         plan = make_expiry_plan(
-            kind.kind.repository(opened), kind.kind.policy(opened.spec), datetime.now(UTC), kind=kind.kind.name
+            kind.kind.repository(opened), policy, datetime.now(UTC), kind=kind.kind.name, wal=read_wal
         )
     return plan.digest, plan_metadata(plan, kind)
 
@@ -133,6 +135,7 @@ def apply_plan(context: Any, stack: StackResource, plan_digest: str, kind: Asset
     with operation_of(context.run.run_id, context.instance):
         from synapse_ops.operations.backup.expire import apply_expiry
         from synapse_ops.operations.backup.expiry_plans import is_plan_digest
+        from synapse_ops.operations.backup_kinds import read_wal
 
         choices = _last_plan(context.instance, kind)
         hint = (
@@ -144,7 +147,7 @@ def apply_plan(context: Any, stack: StackResource, plan_digest: str, kind: Asset
                 f'"{plan_digest}" is not the digest of a plan: it has 16 hex digits', detail=choices, hint=hint
             )
         try:
-            report = apply_expiry(kind.kind.repository(stack.open()), plan_digest, datetime.now(UTC))
+            report = apply_expiry(kind.kind.repository(stack.open()), plan_digest, datetime.now(UTC), wal=read_wal)
         except PlanChanged as error:
             raise PlanChanged(error.message, detail=choices, hint=hint) from error
     return report_metadata(report)
@@ -215,6 +218,7 @@ def plan_metadata(plan: "ExpiryPlan", kind: AssetKind) -> Metadata:
         "foreign_objects": plan.foreign_count,
         "entries": table(rows, columns),
         **({"warnings": _md(plan.warnings)} if plan.warnings else {}),
+        **({"notes": _md(plan.notes)} if plan.notes else {}),
     }
 
 

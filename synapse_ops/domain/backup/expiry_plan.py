@@ -34,11 +34,12 @@ class Action(StrEnum):
     EXPIRE = "expire"
     REMOVE_LEFT_OVER = "remove-left-over"
     ABORT_UPLOAD = "abort-upload"
+    EXPIRE_WAL = "expire-wal"
 
 
 @dataclass(frozen=True, slots=True)
 class PlanEntry:
-    """One backup, left-over or upload of a plan.
+    """One backup, left-over or upload of a plan, or 256 segments of WAL; these by the name of the first.
 
     listing_digest: of the prefix as listed when the plan was made; empty for an upload. size_bytes: of all its objects.
     taken_at, proven_at: None where there is none. upload: name and id of a multipart upload, else None.
@@ -128,12 +129,16 @@ class PlanEntry:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """How much a plan keeps and removes. Counts: backups, left-over prefixes, uploads. Bytes: of all."""
+    """How much a plan keeps and removes. Counts: backups, left-over prefixes, uploads, groups of WAL. Bytes: of all.
+
+    WAL that stays is in no count: it grows each second.
+    """
 
     kept: int
     expired: int
     left_overs: int
     uploads: int
+    wal_groups: int
     kept_bytes: int
     removed_bytes: int
 
@@ -143,10 +148,10 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class ExpiryPlan:
-    """What one expiry would do. `entries`: backups by group, newest first, then left-overs, then uploads.
+    """What one expiry would do. `entries`: backups by group, newest first, then left-overs, then uploads, then WAL.
 
     excesses: groups of which it would remove more than the policy allows; apply refuses until that is accepted.
-    warnings: one line each, for people; not part of the digest.
+    warnings, notes: one line each, for people; not part of the digest.
     """
 
     policy: RetentionPolicy
@@ -156,6 +161,7 @@ class ExpiryPlan:
     excesses: tuple[RatioExcess, ...] = ()
     warnings: tuple[str, ...] = ()
     foreign_count: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -173,6 +179,7 @@ class ExpiryPlan:
             expired=len(by_action[Action.EXPIRE]),
             left_overs=len(by_action[Action.REMOVE_LEFT_OVER]),
             uploads=len(by_action[Action.ABORT_UPLOAD]),
+            wal_groups=len(by_action[Action.EXPIRE_WAL]),
             kept_bytes=sum(row.size_bytes for row in by_action[Action.KEEP]),
             removed_bytes=sum(row.size_bytes for row in self.entries if row.removes),
         )
@@ -190,6 +197,7 @@ class ExpiryPlan:
                 "totals": self.totals.as_json(),
                 "warnings": list(self.warnings),
                 "foreign_count": self.foreign_count,
+                "notes": list(self.notes),
             }
         )
         for entry in self.entries:
@@ -212,6 +220,7 @@ class ExpiryPlan:
                 excesses=excesses_of(entries, policy.max_expiry_ratio),
                 warnings=tuple(map(str, header["warnings"])),
                 foreign_count=int(header["foreign_count"]),
+                notes=tuple(map(str, header.get("notes", ()))),
             )
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as fault:
             raise DocumentUnreadable(f"cannot read {key}: {type(fault).__name__}", detail=str(fault)) from fault
@@ -237,6 +246,8 @@ def _dumps(body: Mapping[str, Any]) -> bytes:
     return (json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
 
-def entries_of(decisions: Iterable[Decision], left_overs: Iterable[LeftOver]) -> tuple[PlanEntry, ...]:
+def entries_of(
+    decisions: Iterable[Decision], left_overs: Iterable[LeftOver], wal: Iterable[PlanEntry] = ()
+) -> tuple[PlanEntry, ...]:
     """Return a plan's entries in their stable order."""
-    return (*map(PlanEntry.of_backup, decisions), *map(PlanEntry.of_left_over, left_overs))
+    return (*map(PlanEntry.of_backup, decisions), *map(PlanEntry.of_left_over, left_overs), *wal)

@@ -12,7 +12,7 @@ Source of the rules: docs/repository-format.md, "Retention".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -94,7 +94,6 @@ class Rule(StrEnum):
     CLOCKS_DIFFER = "clocks-differ"
     UNREADABLE = "unreadable"
     PINNED = "pinned"
-    PHYSICAL = "physical"
     HELD = "held"
     FUTURE_DATED = "future-dated"
     LAST_PROVEN = "last-proven"
@@ -139,16 +138,37 @@ def taken_at(entry: CatalogEntry) -> datetime:
     return max(moment for moment in (entry.started_at, entry.database_time, entry.finished_at) if moment is not None)
 
 
-def plan_retention(entries: Iterable[CatalogEntry], policy: RetentionPolicy, clocks: Clocks) -> Iterator[Decision]:
+Carries = Callable[[CatalogEntry, datetime], bool]
+
+
+def is_whole(entry: CatalogEntry, since: datetime) -> bool:
+    """Return whether a backup alone restores its moment: all but base backups, which need their WAL up to `since`."""
+    return entry.place.kind != KIND_BASE
+
+
+def plan_retention(
+    entries: Iterable[CatalogEntry], policy: RetentionPolicy, clocks: Clocks, carries: Carries = is_whole
+) -> Iterator[Decision]:
     """Yield a decision for every backup, newest first within its group, groups in order of their place.
 
-    entries: any order, any number of groups. The result depends on nothing else, not even on the order of `entries`.
+    entries: any order, any number of groups. carries: whether one older than the window restores the window's first
+    moment, which it is given. The result depends on nothing else, not even on the order of `entries`.
     """
     groups: dict[tuple[str, ...], list[CatalogEntry]] = {}
     for entry in entries:
         groups.setdefault(_group(entry.place), []).append(entry)
     for key in sorted(groups):
-        yield from _plan_group(groups[key], policy, clocks)
+        yield from _plan_group(groups[key], policy, clocks, carries)
+
+
+def is_carrier(entry: CatalogEntry, policy: RetentionPolicy, clocks: Clocks, carries: Carries) -> bool:
+    """Return whether a backup is proven, older than the window, and restores the window's first moment."""
+    one = _aged(entry)
+    return (
+        _counts_as_proven(one, clocks.earlier)
+        and _is_past_window(one, policy, clocks)
+        and carries(entry, clocks.earlier - policy.window)
+    )
 
 
 def excesses(places: Sequence[tuple[BackupPlace, bool]], max_ratio: float) -> tuple[RatioExcess, ...]:
@@ -198,11 +218,13 @@ def _group(place: BackupPlace) -> tuple[str, str, str, str]:
     return (place.identity.system_identifier, place.identity.generation, place.kind, place.subject)
 
 
-def _plan_group(group: list[CatalogEntry], policy: RetentionPolicy, clocks: Clocks) -> Iterator[Decision]:
+def _plan_group(
+    group: list[CatalogEntry], policy: RetentionPolicy, clocks: Clocks, carries: Carries
+) -> Iterator[Decision]:
     newest_first = sorted(map(_aged, group), reverse=True)
     proven = [one for one in newest_first if _counts_as_proven(one, clocks.earlier)]
     last = next(iter(proven), None)
-    anchor = next((one for one in proven if _is_past_window(one, policy, clocks)), None)
+    anchor = next((one for one in proven if is_carrier(one.entry, policy, clocks, carries)), None)
     for one in newest_first:
         yield _decide(one, policy, clocks, last, anchor)
 
@@ -224,7 +246,7 @@ def _decide(one: _Aged, policy: RetentionPolicy, clocks: Clocks, last: _Aged | N
         return Decision(entry, False, Rule.NO_NEWER_PROVEN, f"older than {window}, but no newer backup is proven")
     if anchor is None:
         return Decision(
-            entry, False, Rule.MAY_REACH_BACK, f"no proven backup is older than {window} yet, so older ones stay"
+            entry, False, Rule.MAY_REACH_BACK, f"no proven backup restores the first of the last {window} yet"
         )
     if one is anchor:
         return Decision(entry, False, Rule.REACHES_BACK, f"newest proven one older than {window}: the window's start")
@@ -243,8 +265,6 @@ def _untouchable(one: _Aged, clocks: Clocks) -> Decision | None:
         return Decision(
             entry, False, Rule.CLOCKS_DIFFER, f"our clock and the store's differ by more than {minutes} min"
         )
-    if entry.place.kind == KIND_BASE:
-        return Decision(entry, False, Rule.PHYSICAL, "base backups and WAL do not expire yet")
     if entry.pins:
         return Decision(entry, False, Rule.PINNED, "pinned: " + ", ".join(entry.pins))
     if is_held(entry.held_at, clocks):

@@ -4,7 +4,8 @@ Applying decides again, from a fresh listing and with the plan's own policy, and
 and what still has the listing that the plan saw. So a pin, a hold, a void proof or a moved clock that came after the
 plan keeps a backup, and nothing that the plan does not name is ever removed. Per batch of backups the order is
 `backup.json`, then data, then documents and markers: a cut at any step leaves whole backups, and left-overs that the
-next plan names. Only keys that were listed a moment before are deleted.
+next plan names. Only keys that were listed a moment before are deleted. WAL goes last, and only when every base backup
+that was to go went.
 """
 
 from __future__ import annotations
@@ -12,16 +13,26 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain
+from typing import Protocol
 
-from synapse_ops.domain.backup.catalog import ListedObject, gather, is_data
+from synapse_ops.domain.backup.catalog import CatalogEntry, ListedObject, gather, is_data
 from synapse_ops.domain.backup.expiry_plan import MAX_AGE, Action, ExpiryPlan, PlanEntry, entries_of, excesses_of
-from synapse_ops.domain.backup.layout import BACKUP, BackupPlace, parse_key
+from synapse_ops.domain.backup.layout import BACKUP, KIND_BASE, BackupPlace, parse_key
 from synapse_ops.domain.backup.left_overs import DanglingUpload, is_past_grace, plan_left_overs
-from synapse_ops.domain.backup.retention import CLOCK_TOLERANCE, Clocks, RetentionPolicy, is_held, plan_retention
+from synapse_ops.domain.backup.retention import (
+    CLOCK_TOLERANCE,
+    Clocks,
+    Decision,
+    RetentionPolicy,
+    is_held,
+    is_whole,
+    plan_retention,
+)
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import PlanChanged, Refused, SynapseOpsError, Unreachable, counted
 from synapse_ops.operations.backup.catalog import list_own_objects, read_catalog
@@ -39,7 +50,27 @@ from synapse_ops.systems.s3.store import UploadInfo
 __all__ = ["ExpiryPlan", "ExpiryReport", "RetentionPolicy", "Skipped", "apply_expiry", "make_expiry_plan", "read_plan"]
 
 LEASE = "expiry"
+_GONE = "it is gone already"
 BATCH = 50  # backups listed again and then removed together: 500 keys, about a second from re-check to removal
+
+
+class Wal(Protocol):
+    """The WAL of one repository: which base backups it carries, what of it goes, and in which steps."""
+
+    def carries(self, entry: CatalogEntry, since: datetime) -> bool: ...
+
+    def plan(
+        self,
+        decisions: Sequence[Decision],
+        unfinished: Iterable[BackupPlace],
+        policy: RetentionPolicy,
+        clocks: Clocks,
+    ) -> tuple[tuple[PlanEntry, ...], tuple[str, ...]]: ...
+
+    def list_again(self, entry: PlanEntry) -> tuple[bytes, tuple[list[str], ...]]: ...
+
+
+ReadWal = Callable[[Repository], Wal]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +131,16 @@ def make_expiry_plan(
     *,
     kind: str | None = None,
     subject: str | None = None,
+    wal: ReadWal | None = None,
 ) -> ExpiryPlan:
     """Decide about what lies in the repository, store the plan under its digest and return it. Removes nothing.
 
     now: our clock (aware UTC). kind, subject: only these are in the plan, None for all. Two kinds may share a
     repository, and each is judged by its own policy: a plan by the policy of one kind must name that kind.
+    wal: reads the WAL behind base backups; without it none of them expires.
     Safe to repeat: an unchanged repository gives the same digest and a younger plan.
     """
-    plan = _decide(repository, policy, now, kind=kind, subject=subject)
+    plan = _decide(repository, policy, now, kind=kind, subject=subject, wal=wal)
     store_plan(repository, plan)
     return plan
 
@@ -118,6 +151,7 @@ def apply_expiry(
     now: datetime,
     *,
     accept_ratio: float | None = None,
+    wal: ReadWal | None = None,
     progress: ReportProgress = ignore_progress,
 ) -> ExpiryReport:
     """Remove what the plan of this digest names and what may still go; a digest that was applied does nothing.
@@ -141,9 +175,11 @@ def apply_expiry(
         used_at = read_applied_at(repository, digest)  # by the one for whom we may have waited
         if used_at is not None:
             return ExpiryReport(digest, applied_at=used_at)
-        fresh = _decide(repository, plan.policy, now + timedelta(seconds=time.monotonic() - began))
+        is_physical = any(entry.place.kind == KIND_BASE for entry in plan.entries)
+        read_wal = wal if is_physical else None
+        fresh = _decide(repository, plan.policy, now + timedelta(seconds=time.monotonic() - began), wal=read_wal)
         _refuse_wrong_clocks(Clocks(fresh.made_at, fresh.store_time))
-        run = _Run(repository, lease, fresh)
+        run = _Run(repository, lease, fresh, read_wal)
         with _removed_named(run):
             run.apply([entry for entry in plan.entries if entry.removes], progress)
             _refuse_failed(run, repository)
@@ -163,18 +199,17 @@ def _decide(
     *,
     kind: str | None = None,
     subject: str | None = None,
+    wal: ReadWal | None = None,
 ) -> ExpiryPlan:
     catalog = read_catalog(repository).only(kind, subject)
     clocks = Clocks(now, catalog.read_at)
-    entries = entries_of(
-        plan_retention(catalog.backups, policy, clocks),
-        plan_left_overs(
-            catalog.left_overs,
-            [row for row in _dangling_uploads(repository) if row.place.is_of(kind, subject)],
-            policy,
-            clocks,
-        ),
-    )
+    read = wal(repository) if wal is not None and kind in {None, KIND_BASE} else None
+    decisions = list(plan_retention(catalog.backups, policy, clocks, read.carries if read is not None else is_whole))
+    uploads = [row for row in _dangling_uploads(repository) if row.place.is_of(kind, subject)]
+    left_overs = plan_left_overs(catalog.left_overs, uploads, policy, clocks)
+    unfinished = {row.place for row in left_overs if not row.goes}
+    segments, notes = read.plan(decisions, unfinished, policy, clocks) if read is not None else ((), ())
+    entries = entries_of(decisions, left_overs, segments)
     found = excesses_of(entries, policy.max_expiry_ratio)
     warnings = [
         f"would remove {row.expiring} of {row.total} backups of {row.place.subject}: more than "
@@ -183,7 +218,7 @@ def _decide(
     ]
     if clocks.differ:
         warnings.append(_clock_fault(clocks))
-    return ExpiryPlan(policy, now, catalog.read_at, entries, found, tuple(warnings), catalog.foreign_count)
+    return ExpiryPlan(policy, now, catalog.read_at, entries, found, tuple(warnings), catalog.foreign_count, notes)
 
 
 def _dangling_uploads(repository: Repository) -> list[DanglingUpload]:
@@ -263,6 +298,7 @@ class _Run:
     repository: Repository
     lease: Lease
     fresh: ExpiryPlan
+    wal: ReadWal | None = None
     removed: list[PlanEntry] = field(default_factory=list)
     begun: list[PlanEntry] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -278,13 +314,38 @@ class _Run:
                 self.skipped.append(Skipped(entry, reason))
             else:
                 agreed.append(entry)
-        prefixes = [entry for entry in agreed if entry.action is not Action.ABORT_UPLOAD]
+        prefixes = [entry for entry in agreed if entry.action not in {Action.ABORT_UPLOAD, Action.EXPIRE_WAL}]
         for start in range(0, len(prefixes), BATCH):
             progress(Progress("removing", start, len(prefixes), unit="backups"))
             self._remove(prefixes[start : start + BATCH])
         for entry in agreed:
             if entry.upload is not None:
                 self._abort(entry, entry.upload)
+        self._remove_wal([entry for entry in agreed if entry.action is Action.EXPIRE_WAL], progress)
+
+    def _remove_wal(self, entries: Sequence[PlanEntry], progress: ReportProgress) -> None:
+        """Remove groups of segments, each listed once more; none while a base backup that was to go may still be there.
+
+        What stays could need it: a restore may have begun to read that base backup a moment ago.
+        """
+        stayed = [row for row in self.skipped if row.entry.place.kind == KIND_BASE and row.reason != _GONE]
+        if self.wal is None or stayed or self.failed:
+            self.skipped += [Skipped(entry, "a base backup stays that may need it") for entry in entries]
+            return
+        read = self.wal(self.repository)
+        for done, entry in enumerate(entries):
+            progress(Progress("removing WAL", done, len(entries), unit="groups"))
+            digest, steps = read.list_again(entry)
+            if digest != entry.listing_digest:
+                self.skipped.append(Skipped(entry, "its objects changed since the plan was made"))
+                continue
+            self.begun = [entry]
+            for keys in steps:
+                if not any(key in self.failed for key in chain.from_iterable(steps)):
+                    self._delete(keys)
+            if not any(key in self.failed for key in chain.from_iterable(steps)):
+                self.removed.append(entry)
+        self.begun = []
 
     def _remove(self, batch: Sequence[PlanEntry]) -> None:
         """List each prefix once more, then delete in three steps; what could not be deleted stops its later steps."""
@@ -312,7 +373,7 @@ class _Run:
 
     def _late_objection(self, entry: PlanEntry, rows: Sequence[ListedObject]) -> str:
         if not rows:
-            return "it is gone already"
+            return _GONE
         listed = gather(entry.place, rows)
         if listed.listing_digest != entry.listing_digest:
             return "its objects changed since the plan was made"
@@ -350,7 +411,7 @@ def _name(entry: PlanEntry) -> tuple[BackupPlace, tuple[str, str] | None]:
 def _objection(entry: PlanEntry, decided: PlanEntry | None) -> str:
     """Return why an entry of the plan must not be removed by what is decided now, or an empty string."""
     if decided is None:
-        return "it is gone already"
+        return _GONE
     if decided.listing_digest != entry.listing_digest:
         return f"its objects changed since the plan was made; now: {decided.reason}"
     if not decided.removes:
