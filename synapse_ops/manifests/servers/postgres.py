@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from synapse_ops.domain.database.wal_space import wal_space
 from synapse_ops.manifests.document import Document, text_document
 from synapse_ops.manifests.stack.parts import Address, database_nodes
 from synapse_ops.manifests.stack.processes import CONNECT_TIMEOUT_S, KEEPALIVES_S, database_url
@@ -16,7 +17,7 @@ from synapse_ops.manifests.stack.units import milliseconds
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import MONITORING_USER
 
-READS = frozenset({"name", "server", "worker", "database", "resources", "failover", "tls"})
+READS = frozenset({"name", "server", "worker", "database", "resources", "failover", "tls", "kubernetes"})
 
 OTHER_CONNECTIONS = 20  # superuser, replication, backup, monitoring and probes, beside the application's
 SENDERS = 10  # standby, WAL receiver, base backups, and room for each to come back before its old sender is gone
@@ -111,6 +112,7 @@ def _kilobytes(size: int) -> str:
 
 
 def _replication(spec: Spec, node: str, other: str, followed: Address) -> dict[str, str]:
+    space = wal_space(spec.kubernetes.storage.database)
     synchronous = f'FIRST 1 ("{other}")' if spec.failover.synchronous == "standby" else ""
     return {
         "cluster_name": quoted(node),
@@ -118,8 +120,8 @@ def _replication(spec: Spec, node: str, other: str, followed: Address) -> dict[s
         "wal_log_hints": "on",  # pg_rewind needs it, should checksums ever be off
         "max_wal_senders": str(SENDERS),
         "max_replication_slots": str(SENDERS),
-        "max_slot_wal_keep_size": "10GB",
-        "wal_keep_size": "1GB",
+        "max_slot_wal_keep_size": size_setting(space.slot_bytes),
+        "wal_keep_size": size_setting(space.keep_bytes),
         "hot_standby": "on",
         "hot_standby_feedback": "on",
         "synchronous_commit": "on",
@@ -129,9 +131,14 @@ def _replication(spec: Spec, node: str, other: str, followed: Address) -> dict[s
         "recovery_target_timeline": quoted("latest"),
         "wal_sender_timeout": "30s",
         "wal_receiver_timeout": "30s",
-        "max_wal_size": "4GB",
+        "max_wal_size": size_setting(space.checkpoint_bytes),
         "checkpoint_timeout": "5min",
     }
+
+
+def size_setting(size: int) -> str:
+    """Return whole MiB as PostgreSQL's settings say them."""
+    return f"{size >> 30}GB" if size and size % (1 << 30) == 0 else f"{size >> 20}MB"
 
 
 def primary_conninfo(spec: Spec, node: str, followed: Address, *, authority: str = "", passfile: str = PASSFILE) -> str:

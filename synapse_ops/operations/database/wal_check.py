@@ -6,7 +6,9 @@ Source: PostgreSQL documentation, "Replication" settings and pg_replication_slot
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -15,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment
+from synapse_ops.domain.database.wal_space import wal_space
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.database.wal_fetch import fetch_segment
 from synapse_ops.operations.database.wal_source import SLOT, wal_conninfo
+from synapse_ops.spec.fixed import is_this_machine
 from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
 from synapse_ops.systems.postgres.identity import ensure_identity
 
@@ -31,12 +35,15 @@ if TYPE_CHECKING:
 
 WAIT_S = 30.0
 POLL_S = 0.25
+_UNKNOWN_VOLUME = 40 << 30
 
 _SETTINGS = """
 SELECT current_setting('wal_level'), current_setting('archive_mode'), current_setting('archive_command'),
        current_setting('max_slot_wal_keep_size'), current_setting('max_wal_senders')::int,
        (SELECT count(*) FROM pg_stat_replication)::int,
-       (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user)"""
+       (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
+       (SELECT setting::bigint * 1048576 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
+       (SELECT setting FROM pg_settings WHERE name = 'data_directory')"""
 _SLOT = "SELECT active, coalesce(wal_status, ''), safe_wal_size FROM pg_replication_slots WHERE slot_name = %s"
 
 
@@ -69,7 +76,7 @@ def _settings(connection: psycopg.Connection[Any]) -> Iterator[CheckRow]:
         row = connection.execute(_SETTINGS).fetchone()
     if row is None:
         return
-    level, mode, command, keep, senders, used, may_replicate = row
+    level, mode, command, keep, senders, used, may_replicate, keep_bytes, data_dir = row
     fault = "" if level in {"replica", "logical"} else "WAL holds too little to recover from"
     yield CheckRow("wal_level", level, fault, "alter system set wal_level = 'replica'; then restart" if fault else "")
     idle = mode != "off" and command.strip() in {"/bin/true", "true", ":"}
@@ -79,13 +86,8 @@ def _settings(connection: psycopg.Connection[Any]) -> Iterator[CheckRow]:
         "it reports success for WAL that nobody stores" if idle else "",
         "alter system set archive_mode = 'off'; then restart" if idle else "",
     )
-    unbounded = keep == "-1"
-    yield CheckRow(
-        "max_slot_wal_keep_size",
-        keep,
-        "a receiver that does not come fills the primary's disk until it stops" if unbounded else "",
-        "alter system set max_slot_wal_keep_size = '10GB'; select pg_reload_conf()" if unbounded else "",
-    )
+    volume = _volume(data_dir) if is_this_machine(connection.info.host) else None
+    yield judge_slot_limit(keep, keep_bytes, volume)
     full = used >= senders
     yield CheckRow(
         "max_wal_senders",
@@ -99,6 +101,27 @@ def _settings(connection: psycopg.Connection[Any]) -> Iterator[CheckRow]:
         "" if may_replicate else "the role of database.admin can neither stream WAL nor take a base backup",
         "" if may_replicate else "alter role ... replication",
     )
+
+
+def _volume(data_dir: str | None) -> tuple[int, int] | None:
+    """Return size and free space of the volume that WAL lies on; None where this host does not see it."""
+    for path in (f"{data_dir}/pg_wal", data_dir) if data_dir else ():
+        with contextlib.suppress(OSError):
+            found = os.statvfs(path)
+            return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    return None
+
+
+def judge_slot_limit(setting: str, limit_bytes: int, volume: tuple[int, int] | None) -> CheckRow:
+    """Return the row of max_slot_wal_keep_size. limit_bytes: negative is none. volume: size and free space."""
+    fault, wanted = "", wal_space(volume[0] if volume else _UNKNOWN_VOLUME).slot_bytes
+    if limit_bytes < 0:
+        fault = "a receiver that does not come fills the primary's disk until it stops"
+    elif volume is not None and limit_bytes > volume[1]:
+        fault = f"its disk has {volume[1] >> 20} MiB free: a receiver that does not come fills it"
+        wanted = min(wanted, volume[1] // 2)
+    fix = f"alter system set max_slot_wal_keep_size = '{max(64, wanted >> 20)}MB'; select pg_reload_conf()"
+    return CheckRow("max_slot_wal_keep_size", setting, fault, fix if fault else "")
 
 
 def _slot(connection: psycopg.Connection[Any]) -> CheckRow:

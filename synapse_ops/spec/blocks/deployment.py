@@ -124,7 +124,11 @@ class Storage(Block):
     """Volumes in the cluster."""
 
     class_name: KubernetesName | None = Field(None, description="StorageClass; null is the cluster's default.")
-    database: Size = Field(100 << 30, ge=1 << 20, description="Volume of each PostgreSQL node.")
+    database: Size = Field(
+        100 << 30,
+        ge=1 << 20,
+        description="Volume of each PostgreSQL node; on hosts and in compose the least space that it has. Bounds WAL.",
+    )
     redis: Size = Field(10 << 30, ge=1 << 20, description="Volume of Redis.")
     qdrant: Size = Field(50 << 30, ge=1 << 20, description="Volume of Qdrant.")
     synapse_ops: Size = Field(2 << 30, ge=1 << 20, description="Volume of the prober's history.")

@@ -24,7 +24,7 @@ from synapse_ops.operations.backup.restoring import RestoreRequest
 from synapse_ops.operations.backup_kinds import BASES
 from synapse_ops.operations.database import base_backup, wal_archive, wal_check, wal_prefetch
 from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
-from synapse_ops.operations.database.wal_check import check_wal
+from synapse_ops.operations.database.wal_check import check_wal, judge_slot_limit
 from synapse_ops.operations.database.wal_fetch import ChunksMerged
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.host.processes import give_to, make_private_dir, server_identity
@@ -275,6 +275,28 @@ def test_a_check_sees_wal_arrive_and_names_what_would_stop_it(cluster: Cluster) 
     assert "was in the repository after" in rows["arrival"].found
     assert "was read back" in rows["readable"].found
     assert all(row.fix for row in rows.values() if row.fault)
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "volume", "fault", "corrected"),
+    [
+        (-1, (1 << 30, 1 << 29), "until it stops", "'256MB'"),
+        (-1, None, "until it stops", "'10240MB'"),
+        (10 << 30, (1 << 30, 900 << 20), "900 MiB free", "'256MB'"),
+        (10 << 30, (100 << 30, 3 << 30), "3072 MiB free", "'1536MB'"),
+        (10 << 30, (100 << 30, 80 << 30), "", ""),
+        (10 << 30, None, "", ""),
+    ],
+)
+def test_a_check_refuses_a_slot_limit_that_its_disk_cannot_hold(
+    limit_bytes: int, volume: tuple[int, int] | None, fault: str, corrected: str
+) -> None:
+    """The command that corrects it names a size that fits; where this host does not see the disk, none is judged."""
+    row = judge_slot_limit("as shown", limit_bytes, volume)
+
+    assert (fault in row.fault, bool(row.fault)) == (True, bool(fault))
+    assert corrected in row.fix
+    assert bool(row.fix) == bool(fault)
 
 
 def test_a_check_is_red_when_wal_does_not_arrive(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
