@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,17 +33,20 @@ from synapse_ops.domain.database.wal_keys import (
     history_key,
     index_key,
     segment_key,
+    wal_prefix,
 )
 from synapse_ops.errors import DocumentUnreadable, IntegrityError, SynapseOpsError
 from synapse_ops.operations.backup.restoring import RestoreRequest
 from synapse_ops.operations.backup_kinds import BASES
 from synapse_ops.operations.database import base_proof
 from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
-from synapse_ops.systems.host.processes import START_TIMEOUT_S, give_to, server_identity
+from synapse_ops.systems.host.processes import START_TIMEOUT_S, give_to, make_private_dir, server_identity
 from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.postgres.server import make_socket_dir
 from synapse_ops.systems.s3.store import StoreAccess
+from tests.operations.database.by_hand import environment_of, run_page, stop_server
 from tests.operations.database.clusters import started
-from tests.servers import PostgresServer, running_postgres
+from tests.servers import PostgresServer, running_postgres, servers_dir
 from tests.services.wal_receiver.receiving import Receiving, receiving, wait_durable, wait_until
 
 HARMS = ("flipped", "missing", "truncated", "swapped", "empty", "other magic")
@@ -99,12 +103,15 @@ def repository(
     server_tools: PgTools, tmp_path_factory: pytest.TempPathFactory, bucket: str, object_store_access: StoreAccess
 ) -> Iterator[Repository]:
     folder = tmp_path_factory.mktemp("damage")
+    tablespace = make_private_dir(servers_dir("tablespace") / "space", server_identity())
     with running_postgres(server_tools) as server, pytest.MonkeyPatch.context() as patch:
         for place in ("domain.database.wal_keys", "operations.database.wal_archive", "services.wal_receiver.uploader"):
             patch.setattr(f"synapse_ops.{place}.GROUP", 2)
         data_dir, url = server.server.data_dir, f"{bucket}{folder.name}/database/"
         with receiving(folder, server.conninfo(), data_dir, object_store_access, url) as wal:
             wal.execute("create table ledger (n int primary key, filling text)")
+            wal.execute(f"create tablespace elsewhere location '{tablespace}'")
+            wal.execute("create table beside tablespace elsewhere as select generate_series(1, 1000) as n")
             with wal.in_process() as receiver:
                 wait_durable(wal, receiver)
                 other, base = take_base_backup(wal.stack), take_base_backup(wal.stack)
@@ -129,6 +136,7 @@ def repository(
             archive = wal.archive()
             assert archive.history(archive.newest.timeline).timeline == 2
             yield Repository(wal, server.server.tools, base, moment, objects(archive, base, other))
+    shutil.rmtree(tablespace.parent)
 
 
 def objects(archive: WalArchive, base: BaseReport, other: BaseReport) -> dict[str, tuple[str, str, str]]:
@@ -255,6 +263,40 @@ def test_damage_never_moves_a_moment_or_lets_a_proof_pass(
     elif (kind, harm) not in HARMLESS:
         assert proof.record.verdict is not Verdict.PROVEN
         assert any(name in proof.record.reason for name in names), proof.record.reason
+
+
+def test_the_page_restores_the_cluster_with_stock_programs(
+    repository: Repository, object_store_access: StoreAccess, place: Path
+) -> None:
+    """docs/wal.md: two timelines, indexes, chunks and a tablespace, by PostgreSQL's programs, zstd and tar alone."""
+    wal, base = repository.wal, repository.base.place
+    socket_dir = make_socket_dir(place / "data", server_identity())
+    environment = {
+        **environment_of(place, repository.tools, object_store_access),
+        "REPOSITORY": wal.repository.url,
+        "BACKUP": wal.repository.store.full_url(base.prefix),
+        "WAL": wal.repository.store.full_url(wal_prefix(base.identity)),
+        "SCRATCH": str(place / "scratch"),
+        "PGDATA": str(place / "data"),
+        "SPACES": str(place / "spaces"),
+        "PGHOST": str(socket_dir),
+    }
+    try:
+        done = run_page("wal.md", environment, place)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert done.stdout.count(": OK") == len(repository.base.record.objects)
+        assert "backup successfully verified" in done.stdout
+        assert "selected new timeline ID: 3" in done.stdout
+        assert "damaged" not in done.stdout
+        assert "missing" not in done.stdout
+        with psycopg.connect(host=str(socket_dir), user="postgres", dbname="postgres") as connection:
+            assert connection.execute("select array_agg(n order by n) from ledger").fetchone() == (
+                list(range(1, ROWS + 1)),
+            )
+            assert connection.execute("select count(*) from beside").fetchone() == (1000,)
+    finally:
+        stop_server(environment)
+        shutil.rmtree(socket_dir)
 
 
 def test_the_newest_bytes_are_missed_as_well(repository: Repository, place: Path) -> None:
