@@ -4,6 +4,9 @@ A restore_command in Python would cost a second a segment, so it is a shell's lo
 what the server believes: exit 1 means the end of WAL, and only a name that the plan does not offer gets it; everything
 else that keeps a segment away is exit 255, which ends recovery, for a server that took a failure for the end would open
 with rows missing. Source: PostgreSQL documentation, "restore_command".
+
+A server may ask for a segment again that it had taken long ago: it reads up to 512 KiB ahead, which are many segments
+where few have much in them, and at its target it goes back to the last record that it has applied.
 """
 
 from __future__ import annotations
@@ -28,19 +31,23 @@ from synapse_ops.systems.host.processes import ServerIdentity, give_to, make_pri
 AHEAD = 8  # segments that wait to be replayed
 TRIES = 5
 WAIT_LOOPS = 12_000  # of a twentieth of a second: ten minutes, also while the store is slow
-_OFFERED, _FAILED = "offered", "failed"
+_OFFERED, _FAILED, _AGAIN = "offered", "failed", "again"
 
 # $1 is the name, $2 where the server wants it; written once, so that the name needs no quoting
 _SCRIPT = f"""\
 cd {{directory}} || exit 255
 grep -qxF -- "$1" {_OFFERED} || exit 1
 n=0
-while [ ! -e "$1" ]; do
+while :; do
+  if [ -e "$1" ]; then
+    cp -- "$1" {{data_dir}}/"$2" && break
+    [ -e "$1" ] && exit 255
+  fi
   [ -e {_FAILED} ] && exit 255
+  [ -e "taken-$1" ] && echo "$1" >> {_AGAIN}
   n=$((n + 1)); [ "$n" -gt {WAIT_LOOPS} ] && exit 255
   sleep 0.05
 done
-cp -- "$1" {{data_dir}}/"$2" || exit 255
 : > "taken-$1"
 """
 
@@ -118,11 +125,25 @@ class WalPrefetcher:
     def _fetch_all(self, segments: Sequence[Segment]) -> None:
         for position, segment in enumerate(segments):
             while not self._stop.is_set() and self._ahead_of(segments, position) >= AHEAD:
+                self._fetch_again(segments)
                 self._stop.wait(0.02)
             if self._stop.is_set():
                 return
             self._fetch(segment)
             self._progress(Progress("replaying WAL", position + 1, len(segments), unit="segments"))
+        while not self._stop.wait(0.05):
+            self._fetch_again(segments)
+
+    def _fetch_again(self, segments: Sequence[Segment]) -> None:
+        """Fetch what the server asks for and what was removed behind it."""
+        asked, taken = self.directory / _AGAIN, self.directory / f"{_AGAIN}-read"
+        if not asked.exists():
+            return
+        asked.rename(taken)
+        names = set(taken.read_text(encoding="ascii").split())
+        for segment in segments:
+            if segment.name in names and not (self.directory / segment.name).exists():
+                self._fetch(segment)
 
     def _ahead_of(self, segments: Sequence[Segment], position: int) -> int:
         """Return how many fetched segments the server has not taken, and remove those behind it but the last two.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,11 +36,14 @@ from synapse_ops.domain.database.wal_keys import (
     segment_key,
     wal_prefix,
 )
+from synapse_ops.domain.progress import ignore_progress
 from synapse_ops.errors import DocumentUnreadable, IntegrityError, SynapseOpsError
 from synapse_ops.operations.backup.restoring import RestoreRequest
 from synapse_ops.operations.backup_kinds import BASES
-from synapse_ops.operations.database import base_proof
+from synapse_ops.operations.database import base_proof, wal_prefetch
 from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
+from synapse_ops.operations.database.restore_cluster import ClusterRestorePlan
+from synapse_ops.operations.database.wal_prefetch import WalPrefetcher
 from synapse_ops.systems.host.processes import START_TIMEOUT_S, give_to, make_private_dir, server_identity
 from synapse_ops.systems.postgres.programs import PgTools
 from synapse_ops.systems.postgres.server import make_socket_dir
@@ -297,6 +301,31 @@ def test_the_page_restores_the_cluster_with_stock_programs(
     finally:
         stop_server(environment)
         shutil.rmtree(socket_dir)
+
+
+def test_a_segment_that_the_server_asks_for_again_is_there(
+    repository: Repository, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads ahead, and goes back to the last applied record at its target: it waited for ten minutes."""
+    monkeypatch.setattr(wal_prefetch, "AHEAD", 1)
+    plan = BASES.plan_restore(repository.request(place / "again", "latest"))
+    assert isinstance(plan, ClusterRestorePlan)
+    prefetcher = WalPrefetcher(
+        repository.wal.repository,
+        plan.archive,
+        plan.recovery,
+        directory=place / "wal",
+        data_dir=place,
+        identity=None,
+        age_identities=(),
+        progress=ignore_progress,
+    )
+    names = [segment.name for segment in plan.recovery.segments]
+    with prefetcher:
+        for name in [*names, names[0]]:
+            subprocess.run(["sh", place / "wal" / "restore.sh", name, "taken"], check=True, timeout=20)
+            assert (place / "taken").stat().st_size == plan.recovery.segments[0].size_bytes
+        assert not (place / "wal" / names[1]).exists()
 
 
 def test_the_newest_bytes_are_missed_as_well(repository: Repository, place: Path) -> None:
