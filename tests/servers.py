@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
@@ -25,7 +25,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from synapse_ops.errors import Unreachable
-from synapse_ops.systems.host.processes import START_TIMEOUT_S, free_ports, make_private_dir, server_identity
+from synapse_ops.systems.host.processes import START_TIMEOUT_S, free_ports, make_private_dir, run_as, server_identity
 from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools, tools_for
 from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
 from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
@@ -111,6 +111,35 @@ def running_postgres(tools: PgTools) -> Iterator[PostgresServer]:
     try:
         server.init(SUPERUSER, PASSWORD, durable=False)
         server.start(START_TIMEOUT_S)
+        yield PostgresServer(server)
+    finally:
+        server.stop("immediate")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(server.socket_dir, ignore_errors=True)
+
+
+@contextmanager
+def running_standby(source: PostgresServer) -> Iterator[PostgresServer]:
+    """Run a standby that streams from a server."""
+    folder = servers_dir("standby")
+    primary = source.server
+    [port] = free_ports(1)
+    address = source.conninfo()
+    server = replace(
+        primary,
+        data_dir=folder / "data",
+        socket_dir=make_socket_dir(folder / "data", server_identity()),
+        port=port,
+        log_path=folder / "postgres.log",
+        settings={**primary.settings, "primary_conninfo": address, "hot_standby": True},
+        _child=None,
+    )
+    try:
+        command = [primary.tools.path("pg_basebackup"), "-d", address, "-D", server.data_dir]
+        command += ["-X", "stream", "--checkpoint=fast", "--no-sync"]
+        run_as(server.identity, command, timeout_s=60, env=primary.tools.environment())
+        (server.data_dir / "standby.signal").touch(mode=0o600)
+        server.start()
         yield PostgresServer(server)
     finally:
         server.stop("immediate")

@@ -164,13 +164,15 @@ CLUSTER = AssetKind(
     partitions=lambda spec: dg.StaticPartitionsDefinition([BASES.word]),
     expected=lambda stack, _: BASES.subjects(stack),
     versioned=(
-        ("synapse_ops.operations.database.base_backup", "synapse_ops.operations.backup.writer"),
+        ("synapse_ops.operations.database.base_backup", "synapse_ops.operations.database.exact_position"),
         ("synapse_ops.operations.database.base_proof", "synapse_ops.operations.database.cluster_copy"),
     ),
     about_backup="A physical copy of the whole PostgreSQL cluster in the repository: with the WAL since, any moment "
     "from its end on can be restored. `duration_s` includes the wait for its WAL, `copy_phase_s` does not.",
-    about_proof="A base backup recovered to the newest moment, or to one in between, by a throwaway server from the "
-    "repository alone; every page and index is checked. `restore_s` is the time until that server takes queries.",
+    about_proof="A base backup recovered by a throwaway server from the repository alone: first to the position at "
+    "which the standby was read behind the backup, and compared row for row; then, by turns, to the newest moment or "
+    "one in between, where every page and index is checked. `compared` says with what, `contents` what each database "
+    "holds there; `restore_s` is the time until that server takes queries.",
     proven_with=("wal_archive",),
 )
 

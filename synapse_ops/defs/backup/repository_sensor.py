@@ -88,7 +88,7 @@ def look_at_repository(context: dg.SensorEvaluationContext, stack: "Stack", kind
     for judge in (judge_now, judge_proofs):
         judgement = judge(kind, stack, context.instance, catalog)
         name, proven = judgement.check.name, judgement.proven
-        verdict = _digest([judgement.sentence, *(f"{backup_id} {at.isoformat()}" for _, backup_id, at in proven)])
+        verdict = _digest([judgement.sentence, *(f"{backup_id} {at.isoformat()}" for _, backup_id, at, _ in proven)])
         if findings.is_complete and judgement.is_due and cursor.get(name) != verdict:
             if _says_otherwise(context.instance, judgement):
                 findings.events.append(evaluation_of(judgement, kind=kind, instance=context.instance))

@@ -34,14 +34,14 @@ class Judgement:
     """check: whose verdict it is. failing, warned: (database, reason).
 
     waiting: databases whose newest backup has had no proof yet.
-    proven: (database, backup id, proven at) of the newest proven backup of each database.
+    proven: (database, backup id, proven at, outcome in words) of the newest proven backup of each database.
     """
 
     check: dg.AssetCheckKey
     failing: tuple[tuple[str, str], ...]
     warned: tuple[tuple[str, str], ...]
     waiting: tuple[str, ...]
-    proven: tuple[tuple[str, str, datetime], ...]
+    proven: tuple[tuple[str, str, datetime, str], ...]
 
     @property
     def is_empty(self) -> bool:
@@ -69,8 +69,10 @@ class Judgement:
         if self.failing:
             names = ", ".join(name for name, _ in self.failing)
             return f"Do not count on the newest backup of {names}. {reasons}"
-        proven = ", ".join(f"{name} ({found})" for name, found, _ in self.proven)
-        return reasons or f"Restored and found equal: {proven}."
+        proven: dict[str, list[str]] = {}
+        for name, found, _, outcome in self.proven:
+            proven.setdefault(f"{outcome[:1].upper()}{outcome[1:]}", []).append(f"{name} ({found})")
+        return reasons or " ".join(f"{outcome}: {', '.join(names)}." for outcome, names in proven.items())
 
 
 def judge_repository(
@@ -95,7 +97,7 @@ def judge_repository(
             waiting.append(database)
         newest = next((entry for entry in entries if entry.proven_at is not None), None)
         if newest is not None and newest.proven_at is not None:
-            proven.append((database, newest.place.backup_id, newest.proven_at))
+            proven.append((database, newest.place.backup_id, newest.proven_at, newest.outcome))
     return Judgement(check, tuple(failing), tuple(warned), tuple(waiting), tuple(proven))
 
 
@@ -141,8 +143,8 @@ def evaluation_of(
     rows = [{kind.noun: name, "verdict": "failing", "what": reason} for name, reason in judgement.failing]
     rows += [{kind.noun: name, "verdict": "warning", "what": reason} for name, reason in judgement.warned]
     rows += [
-        {kind.noun: name, "verdict": "proven", "what": f"{found} at {at.isoformat(timespec='seconds')}"}
-        for name, found, at in judgement.proven
+        {kind.noun: name, "verdict": "proven", "what": f"{found} at {at.isoformat(timespec='seconds')}, {outcome}"}
+        for name, found, at, outcome in judgement.proven
     ]
     from synapse_ops.systems.dagster_storage import newest_as_target
 

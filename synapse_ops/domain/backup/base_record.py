@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
-from synapse_ops.domain.backup.document import LsnText, Part
+from synapse_ops.domain.backup.document import LsnText, Part, Sha256
 from synapse_ops.domain.backup.record import BackupRecord, Fact, Source
 
 
@@ -37,11 +37,26 @@ class TablespaceRecord(Part):
     location: str
 
 
+class ExactPosition(Part):
+    """A position at which the content of a standby is known, in `fingerprint.json`, whose plain bytes have this digest.
+
+    lsn: the end of the last record that is in it, behind `stop_lsn`. last_commit_at: of the last transaction before it.
+    """
+
+    lsn: LsnText
+    node: str
+    last_commit_at: AwareDatetime
+    table_count: int = Field(ge=0)
+    row_count: int = Field(ge=0)
+    digest: Sha256
+
+
 class BaseRecord(BackupRecord):
     """start_lsn, timeline: where replay of the copy begins; stop_lsn: where the copy is consistent at the earliest.
 
     started_time, stopped_time: the server's clock before and after. compression: of the archives, `zstd:1` or `none`.
     fingerprint_digest: sha256 of `backup_manifest`, which names every file of the copy with its own sha256.
+    exact: what a copy recovered to one position must equal; None: no standby was read, and no rows can be compared.
     """
 
     SEALED: ClassVar[bool] = True
@@ -54,6 +69,13 @@ class BaseRecord(BackupRecord):
     stopped_time: AwareDatetime
     compression: Literal["zstd:1", "none"]
     tablespaces: tuple[TablespaceRecord, ...] = ()
+    exact: ExactPosition | None = None
+
+    def body(self) -> dict[str, Any]:
+        fields = super().body()
+        if self.exact is None:
+            del fields["exact"]  # it came later: documents without it stay as they are
+        return fields
 
     @property
     def subject(self) -> str:
@@ -87,6 +109,7 @@ class BaseRecord(BackupRecord):
             "stop_lsn": self.stop_lsn,
             "timeline": self.timeline,
             "tablespaces": len(self.tablespaces),
+            **({"compared_at_lsn": self.exact.lsn, "rows": self.exact.row_count} if self.exact is not None else {}),
             "server_version": self.source.server_version,
             "node": self.source.node,
         }

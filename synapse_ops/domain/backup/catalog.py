@@ -181,7 +181,7 @@ class BackupFacts:
 
 @dataclass(frozen=True, slots=True)
 class ProofFacts:
-    """What the newest proof holds. objects: (name, size_bytes, etag) as it read them."""
+    """What the newest proof holds. objects: (name, size_bytes, etag) as it read them. outcome: in words, if proven."""
 
     verdict: Verdict
     finished_at: datetime
@@ -189,6 +189,7 @@ class ProofFacts:
     objects: tuple[tuple[str, int, str], ...]
     restore_s: float | None
     reason: str
+    outcome: str = ""
 
     @classmethod
     def of(cls, record: ProofRecord) -> ProofFacts:
@@ -199,6 +200,7 @@ class ProofFacts:
             objects=tuple((one.name, one.size_bytes, one.etag) for one in record.objects),
             restore_s=record.restore_s,
             reason=record.reason or "; ".join(record.differences[:1]),
+            outcome=record.outcome,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -232,7 +234,7 @@ class CatalogEntry:
     proven_at: when its newest proof finished, only if that proof passed and still matches every byte named; else None,
     and `doubt` says why. last_verdict is the newest proof's own word, last_proof_at its end.
     not_attempted_at: when a proof could not be attempted, if that was after the newest proof; a warning, no verdict.
-    held_at: the newest renewal of a reader's hold.
+    held_at: the newest renewal of a reader's hold. outcome: of the newest proof in words, what was done to the copy.
     """
 
     place: BackupPlace
@@ -254,6 +256,7 @@ class CatalogEntry:
     pins: tuple[str, ...]
     held_at: datetime | None
     unreadable_reason: str
+    outcome: str = ""
 
     @property
     def started_at(self) -> datetime:
@@ -293,6 +296,7 @@ def judge(
         pins=listed.pins,
         held_at=listed.held_at,
         unreadable_reason=backup.unreadable_reason,
+        outcome=proof.outcome if proof is not None else "",
     )
 
 

@@ -93,11 +93,23 @@ class DatabaseContent(Part):
     structure_digest: Sha256
 
 
+class ExactComparison(Part):
+    """What a recovered cluster was compared with, row for row: a standby whose replay stood at the same position.
+
+    rows, tables: of all databases, as the standby had them; equal where the proof says `proven`.
+    """
+
+    lsn: LsnText
+    node: str
+    tables: int = Field(ge=0)
+    rows: int = Field(ge=0)
+
+
 class BaseFindings(Part):
     """What a proof of a base backup found in the recovered cluster.
 
     target: as `--until` has it. end_lsn: where replay ended. wal_bytes: replayed. databases: checked, each of them.
-    contents: of each, at the end of replay; held to nothing.
+    contents: of each, at the end of replay; held to nothing. exact: what was compared on the way; None: no rows were.
     """
 
     target: str
@@ -106,6 +118,13 @@ class BaseFindings(Part):
     wal_bytes: int = Field(ge=0)
     databases: tuple[str, ...]
     contents: tuple[DatabaseContent, ...] = ()
+    exact: ExactComparison | None = None
+
+    @property
+    def outcome(self) -> str:
+        if self.exact is None:
+            return "restored and checked, no rows compared"
+        return f"restored and compared row for row with the standby {self.exact.node} at {self.exact.lsn}"
 
     def compared(self) -> dict[str, int | float | str]:
         return {
@@ -114,6 +133,8 @@ class BaseFindings(Part):
             "wal_bytes": self.wal_bytes,
             "databases": ", ".join(self.databases),
             "rows": sum(one.rows for one in self.contents),
+            "compared": self.outcome,
+            **({"compared_rows": self.exact.rows} if self.exact is not None else {}),
         }
 
     def tables(self) -> dict[str, list[dict[str, int | float | str]]]:
@@ -159,6 +180,11 @@ class ProofRecord(Document):
         if self.base is None:
             del fields["base"]  # of a kind that came later: proofs of the others stay as they are
         return fields
+
+    @property
+    def outcome(self) -> str:
+        """What was done to the copy where it is proven."""
+        return "restored and found equal" if self.base is None else self.base.outcome
 
     def compared(self) -> dict[str, int | float | str]:
         """Return what was compared, by names that keep their meaning: the asset page plots them."""

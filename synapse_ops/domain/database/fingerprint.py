@@ -120,6 +120,10 @@ class Fingerprint:
         }
         return replace(self, sequences=wider)
 
+    def with_sequences(self, sequences: Mapping[str, SequenceBracket]) -> Fingerprint:
+        """Return the fingerprint with brackets that somebody else has read."""
+        return replace(self, sequences=sequences)
+
     def to_json(self) -> bytes:
         """Return the canonical bytes: sorted keys, UTF-8, one final newline."""
         fields = asdict(self)

@@ -2,6 +2,7 @@
 
 It is listed only when the WAL from its start to its stop is in the repository too, for without it no copy becomes
 consistent: until then it waits, with its heartbeat, and a receiver that does not come within `WAL_WAIT_S` ends it.
+Where the spec has a standby, its rows at one position behind the copy are stored beside it, for the proof to compare.
 A page whose checksum is wrong ends it as well: the server says so after its last byte, and nothing is listed.
 """
 
@@ -22,11 +23,12 @@ from synapse_ops.errors import DeadlineExceeded, Refused
 from synapse_ops.operations.backup.lease import hold_lease
 from synapse_ops.operations.backup.measured import Measured
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, Taking, identity_fields, taking_backup
+from synapse_ops.operations.database.exact_position import FINGERPRINT, read_standby
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.database.wal_source import SLOT
 from synapse_ops.systems.postgres.base_backup import Member, base_backup
 from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
-from synapse_ops.systems.postgres.identity import ensure_identity, read_facts, read_moment
+from synapse_ops.systems.postgres.identity import commit_nothing, ensure_identity, read_facts, read_moment
 
 if TYPE_CHECKING:
     import psycopg
@@ -100,8 +102,13 @@ def take_base_backup(
                 )
             with measured.phase("read_back"):
                 taking.writer.read_back()
+            with measured.phase("fingerprint"):
+                standby = read_standby(stack, identity, stream.stop.lsn, progress)
+            if standby.document is not None:
+                objects.append(taking.writer.write_bytes(FINGERPRINT, standby.document))
+            until = commit_nothing(connection) if standby.exact is not None else stream.stop.lsn
             with measured.phase("wait_for_wal"):
-                _wait_for_wal(taking, stream.start.timeline, stream.start.lsn, stream.stop.lsn, progress)
+                _wait_for_wal(taking, stream.start.timeline, stream.start.lsn, until, progress)
             catalog_version, block_size, wal_segment_bytes, databases = row
             record = BaseRecord(
                 **taking.shared_fields(objects, phase_s=measured.phase_s, tool_versions={"postgres": facts.version}),
@@ -129,11 +136,13 @@ def take_base_backup(
                 ),
                 dumped_bytes=sum(one.plain_size_bytes or 0 for one in objects),
                 fingerprint_digest=hashed.sha256.hexdigest(),  # of the manifest, which comes last
+                exact=standby.exact,
             )
             lease.check()
             taking.seal(record)
-    warnings = () if record.encryption_recipients else (NOT_ENCRYPTED,)
-    return BaseReport(record, taking.place, taking.url, (*lease.warnings, *warnings))
+    not_encrypted = "" if record.encryption_recipients else NOT_ENCRYPTED
+    warnings = tuple(filter(None, [*lease.warnings, standby.warning, not_encrypted]))
+    return BaseReport(record, taking.place, taking.url, warnings)
 
 
 def _require_receiver(connection: psycopg.Connection[Any], repository: Repository, identity: Identity) -> None:

@@ -1,20 +1,26 @@
 """Proves a base backup: recovers it from the repository alone in a throwaway, and checks every page and index there.
 
-A base backup is fuzzy: no reading of the source belongs to it. What is held to the source is each file, by the manifest
-that the server made; each record of WAL, by its own checksum and by where replay ended; and each page and index of the
-result, by checksums and amcheck. The target is by turns the end of the archive and a moment in between.
+A base backup is fuzzy: no reading of its source belongs to its files. What is held to the source is each file, by the
+manifest that the server made; each record of WAL, by its own checksum and by where replay ended; each page and index of
+the result, by checksums and amcheck; and, where a standby was read behind the backup (exact_position.py), every row:
+replay stands still at that position, and is compared. Then it goes on, by turns to the end of the archive and to a
+moment in between.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from datetime import timedelta
+from functools import partial
 
-from synapse_ops.domain.backup.base_record import BaseRecord
-from synapse_ops.domain.backup.proof_record import BaseFindings, DatabaseContent
+from synapse_ops.domain.backup.base_record import BaseRecord, ExactPosition
+from synapse_ops.domain.backup.proof_record import BaseFindings, DatabaseContent, ExactComparison
+from synapse_ops.domain.database.cluster_fingerprint import ClusterFingerprint, compare
+from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.recovery_plan import BaseCandidate, RecoveryPlan, plan_recovery
 from synapse_ops.domain.database.recovery_target import RecoveryTarget
-from synapse_ops.domain.database.wal_chain import WalReach, reach
+from synapse_ops.domain.database.wal_chain import WalArchive, WalReach, reach
 from synapse_ops.domain.progress import Progress
 from synapse_ops.operations.backup.catalog import read_proofs
 from synapse_ops.operations.backup.proving import Proof
@@ -25,6 +31,7 @@ from synapse_ops.operations.database.cluster_copy import (
     recovered_cluster,
     stage_cluster,
 )
+from synapse_ops.operations.database.exact_position import FINGERPRINT
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.systems.postgres.amcheck import check_relations
 from synapse_ops.systems.postgres.cluster_files import corrupt_pages
@@ -50,30 +57,75 @@ def prove_base(proof: Proof) -> None:
         reader = BackupReader(proof.repository, proof.place, record, objects_of(record), **proof.limits())
         with proof.phase("read"):
             stage_cluster(reader, record, directory, tools, proof.deadline)
-        began_s = time.monotonic()
-        with recovered_cluster(
+        recover = partial(
+            recovered_cluster,
             proof.repository,
             archive,
-            plan,
-            directory,
+            directory=directory,
             tools=tools,
             deadline=proof.deadline,
             age_identities=proof.identities,
             progress=proof.progress,
-        ) as recovered:
-            proof.phase_s["replay"] = round(time.monotonic() - began_s, 3)
-            proof.restore_s = round(time.monotonic() - begun, 3)
-            contents = _read_contents(proof, recovered)
-            _check_indexes(proof, recovered, contents)
-            proof.server_version = tools.version
-            recovered.throwaway.server.stop("fast")
-            _check_pages(proof, recovered)
-    proof.findings["base"] = _findings(plan, recovered, contents)
+        )
+        contents, exact = None, None
+        if record.exact is not None:
+            expected = ClusterFingerprint.from_json(reader.read_document(FINGERPRINT, record.exact.digest))
+            exact_plan = _exact_plan(archive, base, expected.lsn)
+            if exact_plan is not None:
+                with recover(exact_plan, stands_still=True) as recovered:
+                    exact = _compare(proof, recovered, expected, record.exact)
+                    if not recovered.is_paused:  # it was promoted there, and its WAL goes no further
+                        plan, contents = exact_plan, _check(proof, recovered, begun)
+        if contents is None:
+            with recover(plan) as recovered:
+                contents = _check(proof, recovered, begun)
+    proof.findings["base"] = _findings(plan, recovered, contents, exact)
+
+
+def _exact_plan(archive: WalArchive, base: BaseCandidate, lsn: Lsn) -> RecoveryPlan | None:
+    """Return how to get to the position at which the standby was read; None where a later timeline leaves it aside."""
+    if archive.history(archive.newest.timeline).timeline_at(lsn) != base.record.timeline:
+        return None
+    return plan_recovery([base], archive, RecoveryTarget("lsn", lsn=lsn))
+
+
+def _compare(proof: Proof, recovered: Recovered, expected: ClusterFingerprint, exact: ExactPosition) -> ExactComparison:
+    """Compare every row with what the standby had; what differs is named by database and table."""
+    with proof.phase("compare"):
+        names = _databases(recovered)
+        actual = {name: read_fingerprint(recovered.throwaway.conninfo(name), progress=proof.progress) for name in names}
+        proof.differences += compare(expected, actual)
+    return ExactComparison(lsn=exact.lsn, node=exact.node, tables=exact.table_count, rows=exact.row_count)
+
+
+def _check(proof: Proof, recovered: Recovered, begun: float) -> tuple[DatabaseContent, ...]:
+    """Check pages and indexes where replay has ended, and return what the databases hold there."""
+    proof.restore_s = round(time.monotonic() - begun - proof.phase_s.get("compare", 0.0), 3)
+    proof.phase_s["replay"] = round(proof.restore_s - proof.phase_s["read"], 3)
+    server = recovered.throwaway.server
+    proof.server_version = server.tools.version
+    contents = _read_contents(proof, recovered)
+    _check_indexes(proof, recovered, contents)
+    server.stop("fast")
+    with proof.phase("checksums"):
+        proof.differences += corrupt_pages(
+            server.data_dir, server.tools, server.identity, timeout_s=proof.deadline.remaining_s()
+        )
+    return contents
+
+
+def _databases(recovered: Recovered) -> tuple[str, ...]:
+    """Return the databases that take connections."""
+    with connect(recovered.throwaway.conninfo("template1")) as connection, postgres_errors("the recovered databases"):
+        rows = connection.execute("SELECT datname::text FROM pg_database WHERE datallowconn ORDER BY 1").fetchall()
+    return tuple(name for (name,) in rows)
 
 
 def _target(proof: Proof, base: BaseCandidate, reached: WalReach) -> RecoveryTarget:
     """Return the end of the archive; after a proof that went there, a moment between the base backup and that end."""
     first, last = base.record.stopped_time, reached.last_commit_at
+    if base.record.exact is not None:  # replay does not go back; commit times may, by a little
+        first = max(first, base.record.exact.last_commit_at + timedelta(seconds=1))
     if last is None or last <= first or not _went_to_the_end(proof):
         return RecoveryTarget("latest")
     return RecoveryTarget("time", time=first + (last - first) * random.SystemRandom().random())
@@ -90,11 +142,9 @@ def _went_to_the_end(proof: Proof) -> bool:
 
 def _read_contents(proof: Proof, recovered: Recovered) -> tuple[DatabaseContent, ...]:
     """Read every row and name of every database that takes connections."""
-    with connect(recovered.throwaway.conninfo("template1")) as connection, postgres_errors("the recovered databases"):
-        rows = connection.execute("SELECT datname::text FROM pg_database WHERE datallowconn ORDER BY 1").fetchall()
     contents = []
     with proof.phase("contents"):
-        for (name,) in rows:
+        for name in _databases(recovered):
             conninfo = recovered.throwaway.conninfo(name)
             content, structure = read_fingerprint(conninfo, progress=proof.progress), read_structure(conninfo)
             contents.append(
@@ -124,15 +174,9 @@ def _check_indexes(proof: Proof, recovered: Recovered, contents: tuple[DatabaseC
             proof.amcheck_relations += found.relations
 
 
-def _check_pages(proof: Proof, recovered: Recovered) -> None:
-    with proof.phase("checksums"):
-        server = recovered.throwaway.server
-        proof.differences += corrupt_pages(
-            server.data_dir, server.tools, server.identity, timeout_s=proof.deadline.remaining_s()
-        )
-
-
-def _findings(plan: RecoveryPlan, recovered: Recovered, contents: tuple[DatabaseContent, ...]) -> BaseFindings:
+def _findings(
+    plan: RecoveryPlan, recovered: Recovered, contents: tuple[DatabaseContent, ...], exact: ExactComparison | None
+) -> BaseFindings:
     return BaseFindings(
         target=str(plan.target),
         end_lsn=str(recovered.end),
@@ -140,4 +184,5 @@ def _findings(plan: RecoveryPlan, recovered: Recovered, contents: tuple[Database
         wal_bytes=recovered.end - plan.base.start,
         databases=tuple(one.name for one in contents),
         contents=contents,
+        exact=exact,
     )

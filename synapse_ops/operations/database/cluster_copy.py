@@ -9,7 +9,9 @@ record is unproven, never "latest".
 from __future__ import annotations
 
 import os
+import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,10 +26,11 @@ from synapse_ops.domain.database.recovery_plan import RecoveryPlan
 from synapse_ops.domain.database.wal import Segment, TimelineHistory
 from synapse_ops.domain.database.wal_chain import WalArchive, parameters
 from synapse_ops.domain.progress import ReportProgress
-from synapse_ops.errors import IntegrityError, SynapseOpsError, ToolFailed, Unproven
+from synapse_ops.errors import IntegrityError, SynapseOpsError, ToolFailed, Unproven, Unreachable
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.backup.reading import BackupReader
 from synapse_ops.operations.backup.throwaway_directory import ThrowawayDir
+from synapse_ops.operations.database.exact_position import FINGERPRINT
 from synapse_ops.operations.database.throwaway_server import Throwaway, throwaway_server
 from synapse_ops.operations.database.wal_prefetch import WalPrefetcher
 from synapse_ops.operations.repository import Repository
@@ -41,10 +44,15 @@ from synapse_ops.systems.postgres.cluster_files import (
     unpack,
     verify,
 )
+from synapse_ops.systems.postgres.connection import connect, postgres_errors
 from synapse_ops.systems.postgres.programs import PgTools, tools_for
 
+POLL_S = 0.02
 RECORD_ALIGNMENT = 8  # of where records begin; a position behind one is rounded up to it
 TABLESPACES = "tablespaces"  # beside the data directory
+_REPLAY = """
+SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END,
+       pg_last_wal_replay_lsn()::text"""
 _CONTROL = {
     "max_connections setting": "max_connections",
     "max_worker_processes setting": "max_worker_processes",
@@ -57,19 +65,21 @@ _OWN_LEAST = {"max_connections": 40, "max_worker_processes": 4, "max_locks_per_t
 
 def objects_of(record: BaseRecord) -> tuple[str, ...]:
     """Return the names of the objects that a base backup consists of."""
-    return (*record.archives, MANIFEST)
+    return (*record.archives, MANIFEST, *([FINGERPRINT] if record.exact is not None else []))
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """A cluster that has reached its target and runs. end: the position where its WAL leaves the source's.
+    """A cluster that has reached its target and runs. end: where replay stands, or the position where it was promoted.
 
+    is_paused: it stands still there, takes queries that only read, and can be recovered further.
     least: settings of the source that the cluster may need to start again, for its prepared transactions.
     """
 
     throwaway: Throwaway
     end: Lsn
     least: Mapping[str, int]
+    is_paused: bool = False
 
 
 def stage_cluster(
@@ -160,19 +170,23 @@ def recovered_cluster(
     deadline: Deadline,
     age_identities: tuple[str, ...],
     progress: ReportProgress,
+    stands_still: bool = False,
 ) -> Iterator[Recovered]:
     """Yield the cluster in `directory`/data, recovered to the plan's target and open, while the block lasts.
 
+    stands_still: to a position alone, and not promoted there, so that a later call can recover it to a later target;
+    it is promoted all the same where the source's open transactions let nobody in yet (`is_paused` says which).
     Raises Unproven where replay ended elsewhere than planned, and what kept WAL away.
     """
     record, identity = plan.base.record, directory.identity
     tools = tools_for(identity, tools, directory.programs_dir)
-    data_dir = directory.path / "data"
+    data_dir, wal_dir = directory.path / "data", directory.path / "wal"
+    shutil.rmtree(wal_dir, ignore_errors=True)  # of an earlier call
     prefetcher = WalPrefetcher(
         repository,
         archive,
         plan,
-        directory=directory.path / "wal",
+        directory=wal_dir,
         data_dir=data_dir,
         identity=identity,
         age_identities=age_identities,
@@ -183,10 +197,10 @@ def recovered_cluster(
         **{name: max(value, _OWN_LEAST.get(name, 0)) for name, value in least.items()},
         **plan.target.settings(),
         "wal_level": "replica",
-        "hot_standby": False,
+        "hot_standby": stands_still,
         "restore_command": prefetcher.restore_command(),
         "recovery_target_timeline": str(plan.history.timeline),
-        "recovery_target_action": "promote",
+        "recovery_target_action": "pause" if stands_still else "promote",
         "archive_cleanup_command": "",
         "recovery_end_command": "",
         "primary_conninfo": "",
@@ -205,13 +219,34 @@ def recovered_cluster(
                     recovery=settings,
                 )
             )
+            paused_at = _await_pause(throwaway, deadline) if stands_still else None
         except ToolFailed as error:
             if prefetcher.error is not None:
                 raise prefetcher.error from error
             raise Unproven("the cluster did not recover", detail=error.detail) from error
-        end = _end_of_replay(data_dir, plan.history)
+        end = paused_at or _end_of_replay(data_dir, plan.history)
         _check_end(prefetcher, plan, end, tools, directory, deadline)
-        yield Recovered(throwaway, end, least)
+        yield Recovered(throwaway, end, least, is_paused=paused_at is not None)
+
+
+def _await_pause(throwaway: Throwaway, deadline: Deadline) -> Lsn | None:
+    """Return where replay stands still at its target; None: it was promoted there.
+
+    Raises ToolFailed where the server ends instead, DeadlineExceeded.
+    """
+    while True:
+        throwaway.server.raise_if_ended()
+        try:
+            with connect(throwaway.conninfo("template1")) as connection, postgres_errors("the position of replay"):
+                while deadline.remaining_s():
+                    [(is_recovering, state, lsn)] = connection.execute(_REPLAY).fetchall()
+                    if not is_recovering:
+                        return None
+                    if state == "paused":
+                        return Lsn.parse(lsn)
+                    time.sleep(POLL_S)
+        except Unreachable:
+            time.sleep(POLL_S)  # it ends, or is not there yet
 
 
 def _least_settings(control: Mapping[str, str], archive: WalArchive, plan: RecoveryPlan) -> dict[str, int]:

@@ -21,17 +21,26 @@ SLOT = "synapse_wal"  # the receiver's, on whichever node takes writes
 
 def wal_conninfo(stack: Stack) -> str:
     """Return a libpq conninfo that leads to whichever node of the database takes writes. Never log it."""
+    return _node_conninfo(stack, "postgres", "read-write")
+
+
+def standby_conninfo(stack: Stack, database: str) -> str:
+    """Return a libpq conninfo of a database at the first node that is a standby. Never log it."""
+    return _node_conninfo(stack, database, "standby")
+
+
+def _node_conninfo(stack: Stack, database: str, attributes: str) -> str:
     from psycopg.conninfo import make_conninfo
 
     from synapse_ops.systems.postgres.connection import conninfo_parts
 
-    parts = conninfo_parts(stack.admin_conninfo("postgres"))
+    parts = conninfo_parts(stack.admin_conninfo(database))
     places = [address.rpartition(":") for address in stack.spec.database.nodes.values()]
     if places:
         parts.pop("hostaddr", None)
         parts["host"] = ",".join(host.strip("[]") for host, _, _ in places)
         parts["port"] = ",".join(port for _, _, port in places)
-        parts["target_session_attrs"] = "read-write"
+        parts["target_session_attrs"] = attributes
     return make_conninfo("", **parts)
 
 

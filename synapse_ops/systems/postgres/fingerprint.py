@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.database.fingerprint import (
@@ -44,6 +44,7 @@ READING_SETTINGS = {
 }
 STOP_POLL_S = 0.2
 SEQUENCE_READINGS = 20
+SEQUENCE_VALUES_LOGGED = 32
 LARGE_OBJECT_ENTRIES = 10_000  # above, neighbouring oids share an entry, so that memory stays flat
 
 _RELATIONS = """
@@ -67,6 +68,10 @@ SELECT format('%I.%I', n.nspname, c.relname), x.extname,
   JOIN pg_extension x ON x.oid = d.refobjid
  WHERE c.relkind = 'r' AND coalesce(x.extcondition[array_position(x.extconfig, c.oid)], 'x') <> ''
  ORDER BY 1"""
+
+_SEQUENCE_STEPS = """
+SELECT format('%I.%I', n.nspname, c.relname), s.seqincrement
+  FROM pg_sequence s JOIN pg_class c ON c.oid = s.seqrelid JOIN pg_namespace n ON n.oid = c.relnamespace"""
 
 _COLUMNS = """
 SELECT a.attrelid::int8, quote_ident(a.attname), a.atttypid::int8, a.atttypmod, coalesce(l.collisdeterministic, true),
@@ -191,6 +196,32 @@ def read_sequences(conninfo: str) -> dict[str, SequencePosition]:
             except (errors.UndefinedTable, errors.InvalidSchemaName, errors.InternalError_):
                 if readings == SEQUENCE_READINGS:  # one of them is dropped each time
                     raise
+
+
+def read_logged_sequences(connection: psycopg.Connection[Any]) -> dict[str, SequenceBracket]:
+    """Return between which positions each sequence may be in any physical copy of this moment.
+
+    WAL has a sequence up to 32 values ahead, and a page of it may have been copied before or behind that record.
+    Source: SEQ_LOG_VALS in src/backend/commands/sequence.c.
+    """
+    kept, _ = _list_relations(connection)
+    positions = _read_sequences(connection, [relation.name for relation in kept if relation.kind == "S"])
+    steps = dict(connection.execute(_SEQUENCE_STEPS).fetchall())
+    return {name: _logged(position, abs(steps[name])) for name, position in positions.items()}
+
+
+def _logged(position: SequencePosition, step: int) -> SequenceBracket:
+    ahead = SEQUENCE_VALUES_LOGGED * step if position.is_called else 0
+    return SequenceBracket(
+        replace(position, last_value=position.last_value - ahead),
+        replace(position, last_value=position.last_value + ahead),
+    )
+
+
+def lock_tables(connection: psycopg.Connection[Any]) -> None:
+    """Lock every table that a fingerprint reads, against what ignores snapshots, until the transaction ends."""
+    kept, _ = _list_relations(connection)
+    _lock(connection, [relation.name for relation in kept if relation.kind == "r"])
 
 
 def _reading(conninfo: str, snapshot: str | None = None) -> AbstractContextManager[psycopg.Connection[Any]]:

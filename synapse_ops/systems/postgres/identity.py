@@ -94,6 +94,18 @@ def read_moment(connection: psycopg.Connection[Any]) -> ServerMoment:
     return ServerMoment(at, Lsn.parse(lsn), int(timeline, 16) if timeline else None)
 
 
+def commit_nothing(connection: psycopg.Connection[Any]) -> Lsn:
+    """Commit a transaction that leaves only its trace in WAL, and return where WAL ends then, which is on disk.
+
+    Recovery needs such a record behind the position where it is to stop. No table is touched. Needs autocommit.
+    """
+    with postgres_errors("an empty transaction"):
+        connection.execute("SET synchronous_commit = local")  # no standby is waited for
+        connection.execute("SELECT pg_logical_emit_message(true, 'synapse_ops', '')")
+        [(lsn,)] = connection.execute("SELECT pg_current_wal_flush_lsn()::text").fetchall()
+    return Lsn.parse(lsn)
+
+
 def read_identity(connection: psycopg.Connection[Any]) -> Identity | None:
     """Return the server's identity, or None when it has no generation token yet."""
     with postgres_errors("the identity of the server"):

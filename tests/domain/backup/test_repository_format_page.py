@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from synapse_ops.domain.backup.base_record import BaseRecord, ClusterSource, TablespaceRecord
+from synapse_ops.domain.backup.base_record import BaseRecord, ClusterSource, ExactPosition, TablespaceRecord
 from synapse_ops.domain.backup.document import ObjectRecord
 from synapse_ops.domain.backup.dump_record import DumpRecord, DumpSource
-from synapse_ops.domain.backup.proof_record import BaseFindings, ProofRecord, RdbFindings, SnapshotFindings, Verdict
+from synapse_ops.domain.backup.proof_record import (
+    BaseFindings,
+    DatabaseContent,
+    ExactComparison,
+    ProofRecord,
+    RdbFindings,
+    SnapshotFindings,
+    Verdict,
+)
 from synapse_ops.domain.backup.rdb_record import RdbRecord, RdbWindow, RedisSource
 from synapse_ops.domain.backup.record import SUBJECT_FIELDS, StartedRecord
 from synapse_ops.domain.backup.snapshot_record import CollectionSource, ShardRecord, SnapshotRecord, SnapshotWindow
@@ -36,6 +44,9 @@ PAGE = (Path(__file__).parents[3] / "docs" / "repository-format.md").read_text(e
         RedisSource,
         RdbWindow,
         BaseFindings,
+        DatabaseContent,
+        ExactComparison,
+        ExactPosition,
         BaseRecord,
         ClusterSource,
         TablespaceRecord,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import md5, sha256
 from pathlib import Path
@@ -52,8 +53,9 @@ def make_stack(
     *,
     recipients: tuple[str, ...] = (),
     wal_archiving: str = "off",
+    nodes: Mapping[str, int] | None = None,
 ) -> Stack:
-    """Return the stack of one database and one bucket; its secrets lie in files of `folder`."""
+    """Return the stack of one database and one bucket; its secrets lie in files of `folder`. nodes: ports by name."""
     parts = conninfo_to_dict(conninfo)
     secrets = {
         "admin": conninfo,
@@ -68,7 +70,8 @@ def make_stack(
         f"""
 name: tests
 database: {{host: {parts["host"]}, port: {parts["port"]}, name: "{parts["dbname"]}", user: app,
-            databases: ["{parts["dbname"]}"], admin: "file:{folder}/admin"}}
+            databases: ["{parts["dbname"]}"], admin: "file:{folder}/admin",
+            nodes: {{{", ".join(f'{name}: "127.0.0.1:{port}"' for name, port in (nodes or {}).items())}}}}}
 backup: {{database: {{destination: "{bucket_url}", wal_archiving: "{wal_archiving}"}}}}
 object_store: {{endpoint: "{access.endpoint}", credentials: "file:{folder}/store"}}
 encryption: {{recipients: [{", ".join(f'"{r}"' for r in recipients)}]}}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +32,7 @@ from synapse_ops.systems.postgres.programs import PgTools
 from synapse_ops.systems.s3.store import StoreAccess
 from tests.operations.database.backups import make_stack
 from tests.operations.database.clusters import restart, started
-from tests.operations.database.wal_uploads import WalUploads
+from tests.operations.database.wal_uploads import WalUploads, uploading
 from tests.servers import PostgresServer, running_postgres, servers_dir
 
 
@@ -122,24 +120,6 @@ def cluster(
         upload()
         yield found
     shutil.rmtree(tablespace.parent)
-
-
-@contextmanager
-def uploading(upload: WalUploads) -> Iterator[None]:
-    """Upload twice a second while the block lasts."""
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.3):
-            upload()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def restore(cluster: Cluster, target: Path, until: str, *, work_dir: Path) -> list[int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -86,3 +89,21 @@ class WalUploads:
                 )
             self.done[path.name] = stop
         return flushed
+
+
+@contextmanager
+def uploading(upload: WalUploads) -> Iterator[None]:
+    """Upload twice a second while the block lasts."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.3):
+            upload()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

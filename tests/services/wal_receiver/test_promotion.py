@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +16,16 @@ from synapse_ops.domain.database.wal_keys import history_key
 from synapse_ops.errors import Unreachable, WalNotArchived
 from synapse_ops.operations.database.wal_fetch import fetch_history
 from synapse_ops.operations.database.wal_writer import WalWriter
-from synapse_ops.systems.host.processes import free_ports, run_as, server_identity
-from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
+from synapse_ops.systems.postgres.server import PgServer
 from synapse_ops.systems.s3.store import StoreAccess, WrittenObject
-from tests.servers import PASSWORD, SUPERUSER, PostgresServer, servers_dir
+from tests.servers import PASSWORD, SUPERUSER, PostgresServer, running_standby
 from tests.services.wal_receiver.receiving import Receiving, receiving, wait_durable, wait_until
 
 
 @pytest.fixture
 def standby(postgres_server: PostgresServer) -> Iterator[PgServer]:
-    """A standby that streams from the tests' server."""
-    folder = servers_dir("standby")
-    primary = postgres_server.server
-    [port] = free_ports(1)
-    address = primary.conninfo(user=SUPERUSER, password=PASSWORD, host="127.0.0.1")
-    server = replace(
-        primary,
-        data_dir=folder / "data",
-        socket_dir=make_socket_dir(folder / "data", server_identity()),
-        port=port,
-        log_path=folder / "postgres.log",
-        settings={**primary.settings, "primary_conninfo": address, "hot_standby": True},
-        _child=None,
-    )
-    try:
-        command = [primary.tools.path("pg_basebackup"), "-d", address, "-D", server.data_dir]
-        command += ["-X", "stream", "--checkpoint=fast", "--no-sync"]
-        run_as(server.identity, command, timeout_s=60, env=primary.tools.environment())
-        (server.data_dir / "standby.signal").touch(mode=0o600)
-        server.start()
-        yield server
-    finally:
-        server.stop("immediate")
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(server.socket_dir, ignore_errors=True)
+    with running_standby(postgres_server) as server:
+        yield server.server
 
 
 def promoted(standby: PgServer, reached: Lsn) -> str:
