@@ -109,6 +109,8 @@ class BaseFindings(Part):
     """What a proof of a base backup found in the recovered cluster.
 
     target: as `--until` has it. end_lsn: where replay ended. wal_bytes: replayed. databases: checked, each of them.
+    last_commit_at: of the last transaction that was replayed, by the source's clock; None: none was. rpo_observed_s:
+    how long before the archive was read that was, where the target is its end: what would have been lost.
     contents: of each, at the end of replay; held to nothing. exact: what was compared on the way; None: no rows were.
     """
 
@@ -119,6 +121,8 @@ class BaseFindings(Part):
     databases: tuple[str, ...]
     contents: tuple[DatabaseContent, ...] = ()
     exact: ExactComparison | None = None
+    last_commit_at: AwareDatetime | None = None
+    rpo_observed_s: float | None = Field(default=None, ge=0)
 
     @property
     def outcome(self) -> str:
@@ -135,6 +139,8 @@ class BaseFindings(Part):
             "rows": sum(one.rows for one in self.contents),
             "compared": self.outcome,
             **({"compared_rows": self.exact.rows} if self.exact is not None else {}),
+            **({"last_commit_at": self.last_commit_at.isoformat()} if self.last_commit_at is not None else {}),
+            **({"rpo_observed_s": self.rpo_observed_s} if self.rpo_observed_s is not None else {}),
         }
 
     def tables(self) -> dict[str, list[dict[str, int | float | str]]]:

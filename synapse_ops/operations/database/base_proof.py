@@ -79,7 +79,7 @@ def prove_base(proof: Proof) -> None:
         if contents is None:
             with recover(plan) as recovered:
                 contents = _check(proof, recovered, begun)
-    proof.findings["base"] = _findings(plan, recovered, contents, exact)
+    proof.findings["base"] = _findings(plan, archive, recovered, contents, exact)
 
 
 def _exact_plan(archive: WalArchive, base: BaseCandidate, lsn: Lsn) -> RecoveryPlan | None:
@@ -175,8 +175,15 @@ def _check_indexes(proof: Proof, recovered: Recovered, contents: tuple[DatabaseC
 
 
 def _findings(
-    plan: RecoveryPlan, recovered: Recovered, contents: tuple[DatabaseContent, ...], exact: ExactComparison | None
+    plan: RecoveryPlan,
+    archive: WalArchive,
+    recovered: Recovered,
+    contents: tuple[DatabaseContent, ...],
+    exact: ExactComparison | None,
 ) -> BaseFindings:
+    last_commit_at, behind_s = recovered.last_commit_at, None
+    if plan.target.kind == "latest" and last_commit_at is not None:
+        behind_s = round(max(0.0, (archive.read_at - last_commit_at).total_seconds()), 3)
     return BaseFindings(
         target=str(plan.target),
         end_lsn=str(recovered.end),
@@ -185,4 +192,6 @@ def _findings(
         databases=tuple(one.name for one in contents),
         contents=contents,
         exact=exact,
+        last_commit_at=last_commit_at,
+        rpo_observed_s=behind_s,
     )

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, cast
 
@@ -73,12 +74,14 @@ class Recovered:
     """A cluster that has reached its target and runs. end: where replay stands, or the position where it was promoted.
 
     is_paused: it stands still there, takes queries that only read, and can be recovered further.
+    last_commit_at: of the last transaction that was replayed, by the source's clock; None: none was.
     least: settings of the source that the cluster may need to start again, for its prepared transactions.
     """
 
     throwaway: Throwaway
     end: Lsn
     least: Mapping[str, int]
+    last_commit_at: datetime | None
     is_paused: bool = False
 
 
@@ -226,7 +229,9 @@ def recovered_cluster(
             raise Unproven("the cluster did not recover", detail=error.detail) from error
         end = paused_at or _end_of_replay(data_dir, plan.history)
         _check_end(prefetcher, plan, end, tools, directory, deadline)
-        yield Recovered(throwaway, end, least, is_paused=paused_at is not None)
+        with connect(throwaway.conninfo("template1")) as connection, postgres_errors("the last transaction"):
+            [(last_commit_at,)] = connection.execute("SELECT pg_last_xact_replay_timestamp()").fetchall()
+        yield Recovered(throwaway, end, least, last_commit_at, is_paused=paused_at is not None)
 
 
 def _await_pause(throwaway: Throwaway, deadline: Deadline) -> Lsn | None:

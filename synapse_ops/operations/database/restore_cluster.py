@@ -35,6 +35,7 @@ from synapse_ops.operations.backup.restoring import (
 from synapse_ops.operations.backup.throwaway_directory import sweep_throwaways, throwaway_base, throwaway_directory
 from synapse_ops.operations.database.cluster_copy import (
     TABLESPACES,
+    Recovered,
     objects_of,
     recovered_cluster,
     stage_cluster,
@@ -223,6 +224,14 @@ def apply_cluster_restore(request: RestoreRequest, plan: ClusterRestorePlan) -> 
         restore_s=restore_s,
         phase_s={"read": read_s, "replay": round(restore_s - read_s, 3)},
         item_count=record.item_count,
-        notes=plan.notes,
+        notes=(*plan.notes, _newest(recovered)),
         end_lsn=str(recovered.end),
     )
+
+
+def _newest(recovered: Recovered) -> str:
+    """Return what of the source is lost: the observed RPO is the time from here to when it stopped."""
+    if recovered.last_commit_at is None:
+        return "no transaction was replayed: it is as the base backup ended"
+    at = recovered.last_commit_at.isoformat(timespec="milliseconds")
+    return f"the last transaction in it was committed at {at}; what the source committed later is not"

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def with_wal(evidence: Evidence, entries: Sequence[CatalogEntry], stack: Stack, now: datetime) -> Evidence:
     """Return the evidence of base backups with the WAL behind the newest proven one.
 
-    The last moment is now where the primary has nothing that is not stored; else when the last bytes were stored.
+    The last moment is now where the primary has nothing that is not stored; when the last bytes were stored where it
+    has more; and the last commit that is stored where it does not answer.
     """
     proven = [entry for entry in entries if counts_as_proven(entry, now)]
     if not proven:
@@ -60,8 +61,10 @@ def _last_moment(
         return reached.last_commit_at or record.stopped_time
     if server_lsn is not None and reached.stop >= server_lsn:
         return now
+    if server_lsn is None:
+        return reached.last_commit_at or record.stopped_time
     stored_at = archive.newest.stored_at or record.stopped_time
     lag = archive.read_at - stored_at
-    if server_lsn is not None and lag > PROMISE:
+    if lag > PROMISE:
         faults.append(f"{server_lsn - reached.stop} bytes of WAL are not stored: is the WAL receiver running?")
     return now - lag

@@ -38,6 +38,7 @@ from synapse_ops.operations.database.wal_status import FOLDER
 from synapse_ops.operations.database.wal_writer import WalWriter, read_digest_key
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
+from synapse_ops.services.wal_receiver.empty_commits import EmptyCommits
 from synapse_ops.services.wal_receiver.lease import HeldLease
 from synapse_ops.services.wal_receiver.spool import Spool
 from synapse_ops.services.wal_receiver.standing import Standing
@@ -167,6 +168,7 @@ class Receiver:
                 interval_s=self._interval_s,
                 on_durable=lambda _: self._wake(),
             )
+            opened.enter_context(EmptyCommits(conninfo, application_name=APPLICATION_NAME))
             stream = connection.stream(SLOT, segment.start, segment.timeline)
             uploader.start()
             try:

@@ -212,6 +212,10 @@ def test_a_proof_recovers_the_cluster_from_the_repository_alone(cluster: Cluster
     first, between, again = proofs
     assert (first.target, between.target[:5], again.target) == ("latest", "time:", "latest")
     assert first.contents == again.contents
+    assert first.last_commit_at == cluster.commits[-1][1]
+    assert between.last_commit_at < first.last_commit_at
+    assert first.rpo_observed_s >= 0
+    assert between.rpo_observed_s is None
     assert Lsn.parse(between.end_lsn) < Lsn.parse(first.end_lsn)
     rows = {one.name: one.rows for one in first.contents}
     assert rows == {"postgres": 45 + 1000, "template1": 0}

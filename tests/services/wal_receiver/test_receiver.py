@@ -17,6 +17,7 @@ from synapse_ops.domain.database.wal_keys import chunk_key, chunks_prefix, parse
 from synapse_ops.domain.database.wal_records import find_records
 from synapse_ops.errors import ChecksumMismatch, KeyMissing, ObjectMissing, Unreachable, WrongIdentity
 from synapse_ops.operations.database.wal_status import read_wal_status
+from synapse_ops.services.wal_receiver import empty_commits
 from synapse_ops.services.wal_receiver.receiver import SLOT
 from synapse_ops.services.wal_receiver.uploader import Uploader
 from synapse_ops.systems.postgres.programs import PgTools
@@ -491,3 +492,16 @@ def test_the_status_tells_how_far_the_store_is_behind(begin: Callable[..., Recei
     assert status.lag_s is not None
     assert status.timeline == 1
     assert status.last_commit_at is not None
+
+
+def test_a_quiet_server_tells_the_time_as_well(
+    begin: Callable[..., Receiving], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recovery knows moments by commits alone: without one no moment of a quiet hour can be restored to."""
+    monkeypatch.setattr(empty_commits, "INTERVAL_S", 0.1)
+    wal = begin()
+    with wal.in_process() as receiver:
+        wait_durable(wal, receiver)
+        asked_at = wal.execute("select clock_timestamp()")
+
+        wait_until(lambda: (wal.archive().newest.last_commit_at or asked_at) > asked_at, "a later commit is stored")
