@@ -7,8 +7,9 @@ Theory of operation. A throwaway is three things under a work directory that a s
     a socket directory      in the temporary directory, private; its name is derived from the data directory's
 
 The kernel releases the lock however the owner ends, and the server stops with the thread that started it. So a lock
-that can be taken means that the throwaway is no longer needed. `sweep_throwaways` takes it, ends what still works in
-that directory, and removes the three. Never touched: a lock that is held, and anything without such an owner file.
+that can be taken means that the throwaway is no longer needed, or that its work can be taken up: where it was marked
+(`mark`), who is about to do the same goes on in it. `sweep_throwaways` takes the lock, ends what still works in that
+directory, and removes the three. Never touched: a lock that is held, and anything without such an owner file.
 A throwaway on a file system shared by several hosts, whose locks may not reach us, counts as living while its heartbeat
 (the owner file's modification time) is fresh.
 """
@@ -34,7 +35,7 @@ import psutil
 import structlog
 
 from synapse_ops.domain.backup.restore_estimate import disk_needed_bytes, wal_limit_for
-from synapse_ops.errors import ConfigError, Unproven
+from synapse_ops.errors import ConfigError, Unproven, Unreachable
 from synapse_ops.systems.host.processes import (
     ProcessMark,
     ServerIdentity,
@@ -51,6 +52,7 @@ HEARTBEAT_STALE_S = 600.0  # for owners on other hosts only
 
 _PREFIX = "throwaway-"
 _OWNER_SUFFIX = ".owner"
+_MARK = "done"  # what is finished in it
 _PROGRAMS = {
     "postgres",
     "initdb",
@@ -61,11 +63,19 @@ _PROGRAMS = {
 
 @dataclass(frozen=True)
 class ThrowawayDir:
-    """A directory that is ours while the block lasts. scratch_dir: private, for what is read from the repository."""
+    """A directory that is ours while the block lasts. scratch_dir: private, for what is read from the repository.
+
+    is_taken_up: another owner began it, marked it, and died.
+    """
 
     path: Path
     identity: ServerIdentity | None
     programs_dir: Path  # for a copy of PostgreSQL's programs, where the identity cannot reach them; stays
+    is_taken_up: bool = False
+
+    def mark(self, work: str) -> None:
+        """Say up to where the work is done: whoever asks for a directory for this `work` goes on from here."""
+        (self.path / _MARK).write_text(work, encoding="utf-8")
 
     @property
     def scratch_dir(self) -> Path:
@@ -74,19 +84,22 @@ class ThrowawayDir:
 
 @contextlib.contextmanager
 def throwaway_directory(
-    work_dir: Path, *, database_size_bytes: int, scratch_bytes: int, programs_dir: Path | None = None
+    work_dir: Path, *, database_size_bytes: int, scratch_bytes: int, programs_dir: Path | None = None, work: str = ""
 ) -> Iterator[ThrowawayDir]:
     """Hold a throwaway directory inside the block, and remove every trace of it afterwards.
 
     database_size_bytes: of the source; scratch_bytes: what will be put into `scratch_dir`. Raises Unproven when the
-    disk has not enough space for both.
+    disk has not enough space for both. work: what is done there; one that was marked so is taken up, and a marked one
+    is left for the next where the store or a server did not answer.
     """
     identity = server_identity()
     base = throwaway_base(work_dir, identity)
-    server_bytes = disk_needed_bytes(database_size_bytes, wal_limit_bytes=wal_limit_for(database_size_bytes))
-    check_disk(base, server_bytes + scratch_bytes)
-    with _owned_directory(base, identity) as directory:
-        yield ThrowawayDir(directory, identity, programs_dir or base / "programs")
+    left = _take_up(base, work) if work else None
+    if left is None:
+        server_bytes = disk_needed_bytes(database_size_bytes, wal_limit_bytes=wal_limit_for(database_size_bytes))
+        check_disk(base, server_bytes + scratch_bytes)
+    with _owned_directory(base, identity, left) as directory:
+        yield ThrowawayDir(directory, identity, programs_dir or base / "programs", is_taken_up=left is not None)
 
 
 def throwaway_base(work_dir: Path, identity: ServerIdentity | None) -> Path:
@@ -112,23 +125,58 @@ def check_disk(base: Path, needed_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def _owned_directory(base: Path, identity: ServerIdentity | None) -> Iterator[Path]:
-    """Hold a new throwaway directory inside the block: owner file and lock first, removed last."""
-    directory, lock = _claim(base)
+def _owned_directory(
+    base: Path, identity: ServerIdentity | None, left: tuple[Path, int] | None = None
+) -> Iterator[Path]:
+    """Hold a throwaway directory inside the block: owner file and lock first, removed last. left: one to take up."""
+    directory, lock = left or _claim(base)
+    is_kept = False
     stop = threading.Event()
     heart = threading.Thread(target=_beat, args=(_owner_file(directory), stop), daemon=True)
     try:
         heart.start()
-        directory.mkdir(mode=0o700)
-        give_to(identity, directory)
-        scratch = directory / "scratch"
-        scratch.mkdir(mode=0o700)
+        if left is None:
+            directory.mkdir(mode=0o700)
+            give_to(identity, directory)
+            (directory / "scratch").mkdir(mode=0o700)
         yield directory
+    except Unreachable:
+        is_kept = (directory / _MARK).exists()
+        if is_kept:
+            structlog.get_logger().warning("the same command goes on here", directory=str(directory))
+        raise
     finally:
         stop.set()
         heart.join()
-        _remove(directory)
+        if not is_kept:
+            _remove(directory)
         os.close(lock)
+
+
+def _take_up(base: Path, work: str) -> tuple[Path, int] | None:
+    """Return a directory that was marked for this work and whose owner is dead, with its lock; None: there is none."""
+    for owner in base.glob(f"{_PREFIX}*{_OWNER_SUFFIX}"):
+        directory = owner.with_name(owner.name.removesuffix(_OWNER_SUFFIX))
+        if not _is_marked(directory, work):
+            continue
+        with contextlib.suppress(OSError):
+            lock = os.open(owner, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # its owner lives
+                os.close(lock)
+                continue
+            for mark in _processes_of(directory):
+                end_process(mark, signal.SIGINT, timeout_s=30.0)
+            os.pwrite(lock, _owner_text().encode(), 0)
+            return directory, lock
+    return None
+
+
+def _is_marked(directory: Path, work: str) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(work) and (directory / _MARK).read_text(encoding="utf-8") == work
+    return False
 
 
 def _claim(base: Path) -> tuple[Path, int]:
@@ -166,12 +214,20 @@ def _beat(owner: Path, stop: threading.Event) -> None:
             os.utime(owner)
 
 
-def sweep_throwaways(work_dir: Path) -> tuple[str, ...]:
-    """Remove every throwaway whose owner is dead, its server included; return their names. Safe to race."""
+def sweep_throwaways(work_dir: Path, *, but: str = "") -> tuple[str, ...]:
+    """Remove every throwaway whose owner is dead, its server included; return their names. Safe to race.
+
+    but: those that are marked for this work stay.
+    """
     if not work_dir.is_dir():
         return ()
     owners = sorted(throwaway_base(work_dir, server_identity()).glob(f"{_PREFIX}*{_OWNER_SUFFIX}"))
-    swept = [owner.name.removesuffix(_OWNER_SUFFIX) for owner in owners if _sweep(owner)]
+    names = [owner.name.removesuffix(_OWNER_SUFFIX) for owner in owners]
+    swept = [
+        name
+        for name, owner in zip(names, owners, strict=True)
+        if not _is_marked(owner.with_name(name), but) and _sweep(owner)
+    ]
     if swept:
         structlog.get_logger().info("removed throwaway servers of dead owners", names=swept)
     return tuple(swept)

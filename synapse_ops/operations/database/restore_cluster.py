@@ -43,8 +43,9 @@ from synapse_ops.operations.database.cluster_copy import (
 from synapse_ops.operations.database.restore_to_directory import SOCKET_DIR, make_permanent
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.repository import Repository
+from synapse_ops.systems.host.process_presence import boot_id
 from synapse_ops.systems.host.processes import reachable_by, server_identity
-from synapse_ops.systems.postgres.cluster_files import link_tablespaces
+from synapse_ops.systems.postgres.cluster_files import is_recovering, link_tablespaces
 from synapse_ops.systems.postgres.connection import connect
 from synapse_ops.systems.postgres.identity import write_generation
 from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools
@@ -130,6 +131,8 @@ def plan_cluster_restore(request: RestoreRequest) -> ClusterRestorePlan:
     record = recovery.base.record
     tools = find_pg_tools(record.source.server_version_num // 10000)
     owner = [f'the directory will belong to user "{identity.name}"'] if identity is not None else []
+    if record.tablespaces:
+        require_new_directory(directory.with_name(f"{directory.name}.{TABLESPACES}"))
     spaces = [f"tablespaces will lie in {directory}.{TABLESPACES}"] if record.tablespaces else []
     return ClusterRestorePlan(
         place=request.place,
@@ -172,16 +175,29 @@ def _plan(
     return plan_recovery(bases, archive, target, timeline=timeline), archive
 
 
+def _work_of(plan: ClusterRestorePlan) -> str:
+    """Return what a killed restore must have been about, so that its verified copy is recovered further.
+
+    The boot is part of it: the copy is not flushed to disk before its end, and does not survive a crash of the host.
+    """
+    recovery = plan.recovery
+    return "\n".join(
+        [plan.record.digest(), str(recovery.target), str(recovery.history.timeline), str(plan.directory), boot_id()]
+    )
+
+
 def apply_cluster_restore(request: RestoreRequest, plan: ClusterRestorePlan) -> ClusterRestoreReport:
     """Carry out the plan. Raises what the plan would raise now, and Unproven where replay ends elsewhere."""
     begun, deadline = time.monotonic(), Deadline(request.timeout_s, "restore")
     directory, record = plan.directory, plan.record
-    sweep_throwaways(directory.parent)
+    work = _work_of(plan)
+    sweep_throwaways(directory.parent, but=work)
     with throwaway_directory(
         directory.parent,
         database_size_bytes=record.source.cluster_size_bytes,
         scratch_bytes=0,
         programs_dir=throwaway_base(request.work_dir, server_identity()) / "programs",
+        work=work,
     ) as throwaway_dir:
         reader = BackupReader(
             request.repository,
@@ -192,7 +208,10 @@ def apply_cluster_restore(request: RestoreRequest, plan: ClusterRestorePlan) -> 
             deadline=deadline,
             progress=request.progress,
         )
-        data_dir = stage_cluster(reader, record, throwaway_dir, plan.tools, deadline)
+        data_dir = throwaway_dir.path / "data"
+        if not (throwaway_dir.is_taken_up and is_recovering(data_dir)):
+            stage_cluster(reader, record, throwaway_dir, plan.tools, deadline)
+            throwaway_dir.mark(work)
         read_s = round(time.monotonic() - begun, 3)
         with recovered_cluster(
             request.repository,

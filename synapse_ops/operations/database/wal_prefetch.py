@@ -5,8 +5,9 @@ what the server believes: exit 1 means the end of WAL, and only a name that the 
 else that keeps a segment away is exit 255, which ends recovery, for a server that took a failure for the end would open
 with rows missing. Source: PostgreSQL documentation, "restore_command".
 
-A server may ask for a segment again that it had taken long ago: it reads up to 512 KiB ahead, which are many segments
-where few have much in them, and at its target it goes back to the last record that it has applied.
+What the server waits for comes first. It may ask for a segment again that it had taken long ago: it reads up to 512 KiB
+ahead, which are many segments where few have much in them, and at its target it goes back to the last record that it
+has applied. And a recovery that was interrupted goes on in the middle.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from synapse_ops.systems.host.processes import ServerIdentity, give_to, make_pri
 AHEAD = 8  # segments that wait to be replayed
 TRIES = 5
 WAIT_LOOPS = 12_000  # of a twentieth of a second: ten minutes, also while the store is slow
-_OFFERED, _FAILED, _AGAIN = "offered", "failed", "again"
+_OFFERED, _FAILED, _WANTED = "offered", "failed", "wanted"
 
 # $1 is the name, $2 where the server wants it; written once, so that the name needs no quoting
 _SCRIPT = f"""\
@@ -44,7 +45,7 @@ while :; do
     [ -e "$1" ] && exit 255
   fi
   [ -e {_FAILED} ] && exit 255
-  [ -e "taken-$1" ] && echo "$1" >> {_AGAIN}
+  echo "$1" >> {_WANTED}
   n=$((n + 1)); [ "$n" -gt {WAIT_LOOPS} ] && exit 255
   sleep 0.05
 done
@@ -74,7 +75,7 @@ class WalPrefetcher:
         self._age_identities, self._progress, self._identity = age_identities, progress, identity
         self.directory = make_private_dir(directory, identity)
         self._data_dir = data_dir
-        self._taken = 0  # segments that the server has taken
+        self._taken = self._removed = 0  # segments that the server has taken; that were removed behind it
         self._stop = threading.Event()
         self.error: SynapseOpsError | None = None
         self._thread = threading.Thread(target=self._run, name="wal-prefetch", daemon=True)
@@ -123,39 +124,41 @@ class WalPrefetcher:
             self._write(_FAILED, f"{self.error.message}\n".encode())
 
     def _fetch_all(self, segments: Sequence[Segment]) -> None:
-        for position, segment in enumerate(segments):
-            while not self._stop.is_set() and self._ahead_of(segments, position) >= AHEAD:
-                self._fetch_again(segments)
+        numbers = {segment.name: number for number, segment in enumerate(segments)}
+        position = 0
+        while not self._stop.is_set():
+            wanted = [numbers[name] for name in self._wanted() if name in numbers]
+            missing = [number for number in wanted if not (self.directory / segments[number].name).exists()]
+            if missing and missing[0] >= position:  # a recovery that goes on in the middle
+                self._taken = position = missing[0]
+            if not missing and position < len(segments) and self._ahead_of(segments, position) < AHEAD:
+                missing = [position]
+            for number in missing:
+                self._fetch(segments[number])
+                position = max(position, number + 1)
+                self._progress(Progress("replaying WAL", position, len(segments), unit="segments"))
+            if not missing:
                 self._stop.wait(0.02)
-            if self._stop.is_set():
-                return
-            self._fetch(segment)
-            self._progress(Progress("replaying WAL", position + 1, len(segments), unit="segments"))
-        while not self._stop.wait(0.05):
-            self._fetch_again(segments)
 
-    def _fetch_again(self, segments: Sequence[Segment]) -> None:
-        """Fetch what the server asks for and what was removed behind it."""
-        asked, taken = self.directory / _AGAIN, self.directory / f"{_AGAIN}-read"
+    def _wanted(self) -> list[str]:
+        """Return the segments that the server has waited for since it was asked last."""
+        asked, taken = self.directory / _WANTED, self.directory / f"{_WANTED}-read"
         if not asked.exists():
-            return
+            return []
         asked.rename(taken)
-        names = set(taken.read_text(encoding="ascii").split())
-        for segment in segments:
-            if segment.name in names and not (self.directory / segment.name).exists():
-                self._fetch(segment)
+        return list(dict.fromkeys(taken.read_text(encoding="ascii").split()))
 
     def _ahead_of(self, segments: Sequence[Segment], position: int) -> int:
         """Return how many fetched segments the server has not taken, and remove those behind it but the last two.
 
         It reads the last segment again when it begins a timeline of its own.
         """
-        before = self._taken
-        for number in range(before, position):
+        for number in range(self._taken, position):
             if (self.directory / f"taken-{segments[number].name}").exists():
                 self._taken = number + 1
-        for number in range(max(0, before - 2), max(0, self._taken - 2)):
+        for number in range(self._removed, self._taken - 2):
             (self.directory / segments[number].name).unlink(missing_ok=True)
+            self._removed = number + 1
         return position - self._taken
 
     def _fetch(self, segment: Segment) -> None:

@@ -19,7 +19,7 @@ def presence_of_this_process() -> dict[str, Any]:
     mark = ProcessMark.of(os.getpid())
     return {
         "host": socket.gethostname(),
-        "boot_id": _boot_id(),
+        "boot_id": boot_id(),
         "pid": os.getpid(),
         "pid_started_s": mark.started_s if mark else None,
     }
@@ -27,8 +27,8 @@ def presence_of_this_process() -> dict[str, Any]:
 
 def has_ended_here(presence: Mapping[str, Any]) -> bool:
     """Whether it was a process of this very host and boot, and has ended. False whenever that is not certain."""
-    boot_id = _boot_id()
-    if not boot_id or presence.get("boot_id") != boot_id or presence.get("host") != socket.gethostname():
+    boot = boot_id()
+    if not boot or presence.get("boot_id") != boot or presence.get("host") != socket.gethostname():
         return False
     pid, started_s = presence.get("pid"), presence.get("pid_started_s")
     if not isinstance(pid, int) or not isinstance(started_s, float):
@@ -36,7 +36,7 @@ def has_ended_here(presence: Mapping[str, Any]) -> bool:
     return not ProcessMark(pid, started_s).is_alive()
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
     """Return what names this boot of this kernel and pid namespace; empty where the system has no such thing.
 
     Two containers share a boot but not their pids: a pid that means nothing here must not read as ended.

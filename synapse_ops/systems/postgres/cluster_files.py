@@ -88,6 +88,11 @@ def make_inert(data_dir: Path, identity: ServerIdentity | None) -> None:
         give_to(identity, path)
 
 
+def is_recovering(data_dir: Path) -> bool:
+    """Say whether a server that is started here goes on to recover: a promotion removes the signal at its end."""
+    return (data_dir / "recovery.signal").exists()
+
+
 def control_data(data_dir: Path, tools: PgTools, identity: ServerIdentity | None) -> dict[str, str]:
     """Return what pg_controldata says, label -> value."""
     command: list[str | Path] = [tools.path("pg_controldata"), "-D", data_dir]

@@ -50,9 +50,13 @@ with open(sys.argv[-1], "rb") as source:
 """
 
 
-def commands_of(page: str) -> str:
-    """Return every shell block in order; run as any user, so peer authentication becomes trust, as the page allows."""
+def commands_of(page: str, without: str) -> str:
+    """Return every shell block in order; run as any user, so peer authentication becomes trust, as the page allows.
+
+    without: a word; the block that holds it is left out.
+    """
     blocks = re.findall(r"^```sh\n(.*?)^```$", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    blocks = [block for block in blocks if not without or without not in block]
     script = "set -euo pipefail\n" + "\n".join(blocks)
     return script.replace("--auth=peer", "--auth=trust").replace("local all all peer", "local all all trust")
 
@@ -71,10 +75,12 @@ def environment_of(folder: Path, tools: PgTools, access: StoreAccess) -> dict[st
     }
 
 
-def run_page(page: str, environment: Mapping[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+def run_page(
+    page: str, environment: Mapping[str, str], folder: Path, *, without: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Run a page's commands to their end, with a time limit."""
     return subprocess.run(
-        ["bash", "-c", commands_of(page)],
+        ["bash", "-c", commands_of(page, without)],
         env=environment,
         cwd=folder,
         capture_output=True,

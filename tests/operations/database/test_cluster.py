@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,11 +18,13 @@ from synapse_ops.domain.backup.base_record import BaseRecord
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment
+from synapse_ops.domain.database.wal_keys import wal_prefix
 from synapse_ops.errors import Refused, Unreachable
 from synapse_ops.operations.backup.restoring import RestoreRequest
 from synapse_ops.operations.backup_kinds import BASES
-from synapse_ops.operations.database import base_backup, wal_archive, wal_check, wal_prefetch
+from synapse_ops.operations.database import base_backup, restore_cluster, wal_archive, wal_check, wal_prefetch
 from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
+from synapse_ops.operations.database.restore_cluster import ClusterRestorePlan
 from synapse_ops.operations.database.wal_check import check_wal, judge_slot_limit
 from synapse_ops.operations.database.wal_fetch import ChunksMerged
 from synapse_ops.operations.stack import Stack
@@ -29,11 +32,14 @@ from synapse_ops.systems.host.processes import give_to, make_private_dir, server
 from synapse_ops.systems.postgres.connection import connect
 from synapse_ops.systems.postgres.identity import ensure_identity, read_identity
 from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.postgres.server import make_socket_dir
 from synapse_ops.systems.s3.store import StoreAccess
 from tests.operations.database.backups import make_stack
-from tests.operations.database.clusters import restart, started
+from tests.operations.database.by_hand import environment_of, run_page, stop_server
+from tests.operations.database.clusters import killed_while_it_replays, restart, started
 from tests.operations.database.wal_uploads import WalUploads, uploading
 from tests.servers import PostgresServer, running_postgres, servers_dir
+from tests.services.wal_receiver.receiving import wait_until
 
 
 @dataclass
@@ -166,6 +172,66 @@ def test_a_failing_store_is_never_taken_for_the_end_of_wal(
     with pytest.raises(Unreachable, match="503"):
         restore(cluster, place / "cut", "latest", work_dir=place / "work")
     assert not (place / "cut").exists()
+
+    monkeypatch.undo()
+    monkeypatch.setattr(restore_cluster, "stage_cluster", forbidden)  # the copy is not read a second time
+    assert restore(cluster, place / "cut", "latest", work_dir=place / "work") == list(range(1, 46))
+    assert not list(place.glob("throwaway-*"))
+
+
+def forbidden(*_: object) -> None:
+    raise AssertionError("the base backup is read again")
+
+
+def killed(cluster: Cluster, target: Path) -> AbstractContextManager[None]:
+    plan = BASES.plan_restore(cluster.request(target, "latest", target.parent))
+    assert isinstance(plan, ClusterRestorePlan)
+    return killed_while_it_replays(cluster.stack, target, plan.recovery.segments[-1].name)
+
+
+def test_a_killed_restore_is_taken_up(cluster: Cluster, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy was read and verified: the same command again recovers it further, and leaves nothing beside it."""
+    with killed(cluster, place / "killed"):
+        monkeypatch.setattr(restore_cluster, "stage_cluster", forbidden)
+        assert restore(cluster, place / "killed", "latest", work_dir=place / "work") == list(range(1, 46))
+    assert not list(place.glob("throwaway-*"))
+
+
+@pytest.mark.scenario
+def test_another_restore_removes_what_a_killed_one_left(cluster: Cluster, place: Path) -> None:
+    with killed(cluster, place / "killed"):
+        assert restore(cluster, place / "other", "immediate", work_dir=place / "work") == []
+    assert not list(place.glob("throwaway-*"))
+
+
+@pytest.mark.scenario
+def test_a_killed_restore_is_finished_by_hand(cluster: Cluster, place: Path, object_store_access: StoreAccess) -> None:
+    """As docs/wal.md says: its copy, recovered by a stock server from WAL that was fetched with an S3 client."""
+    repository, base = cluster.stack.database_repository(), cluster.base.place
+    with killed(cluster, place / "killed"):
+        [left] = [path for path in place.glob("throwaway-*") if path.is_dir()]
+        wait_until(lambda: not (left / "data" / "postmaster.pid").exists(), "its server has ended")
+        left.rename(place / "mine")
+        socket_dir = make_socket_dir(place / "mine", server_identity())
+        environment = {
+            **environment_of(place, cluster.server.server.tools, object_store_access),
+            "REPOSITORY": repository.url,
+            "BACKUP": repository.store.full_url(base.prefix),
+            "WAL": repository.store.full_url(wal_prefix(base.identity)),
+            "SCRATCH": str(place / "scratch"),
+            "PGDATA": str(place / "mine" / "data"),
+            "PGHOST": str(socket_dir),
+        }
+        try:
+            done = run_page("wal.md", environment, place, without="pg_verifybackup")
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+            with psycopg.connect(host=str(socket_dir), user="postgres", dbname="postgres") as connection:
+                assert connection.execute("select array_agg(n order by n) from ledger").fetchone() == (
+                    list(range(1, 46)),
+                )
+        finally:
+            stop_server(environment)
+            shutil.rmtree(socket_dir)
 
 
 def test_a_copy_that_goes_live_is_another_server(cluster: Cluster, place: Path) -> None:
