@@ -27,7 +27,8 @@ def wal_archive_definitions() -> dg.Definitions:
         owners=OWNERS,
         kinds={"postgres", "s3"},
         description="The write-ahead log in the repository, written by the WAL receiver each second. `lag_s` is how "
-        "old the newest stored WAL is while the server has more; `gaps` are bytes that no restore can pass.",
+        "old the newest stored WAL is while the server has more; `rpo_observed_s` how long ago the last stored commit "
+        "was, some ten seconds on a quiet server; `gaps` are bytes that no restore can pass.",
     )
     return dg.Definitions(assets=[page], asset_checks=[_check()], sensors=[_sensor()])
 

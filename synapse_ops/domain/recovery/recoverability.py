@@ -204,7 +204,8 @@ def _restorable(label: str, rows: Sequence[Row], time_zone: str) -> str:
     return "; ".join(said) + "."
 
 
-COLUMNS = ("what", "to", "from", "lost_now", "takes", "proven", "objectives", "wrong", "next")
+# what a tired person looks for comes first: a page of the usual width cuts off the last ones
+COLUMNS = ("what", "objectives", "wrong", "next", "to", "lost_now", "takes", "proven", "from")
 
 
 def table_rows(rows: Iterable[Row], time_zone: str) -> list[dict[str, str]]:

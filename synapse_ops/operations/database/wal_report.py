@@ -71,6 +71,8 @@ class WalReport:
             facts["stored_wal_bytes"] = sum(one.size_bytes for one in covered)
             if newest.last_commit_at is not None:
                 facts["last_commit_at"] = newest.last_commit_at.isoformat(timespec="milliseconds")
+                behind = self.archive.read_at - newest.last_commit_at
+                facts["rpo_observed_s"] = round(max(0.0, behind.total_seconds()), 1)
         if self.status is not None and self.status.lag_s is not None:
             facts["lag_s"] = round(self.status.lag_s, 3)
             facts["lag_bytes"] = self.status.lag_bytes or 0

@@ -9,6 +9,7 @@ import pytest
 from synapse_ops.domain.backup.layout import Identity
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal_chain import ArchivedTimeline, WalArchive
+from synapse_ops.domain.database.wal_facts import SegmentFacts
 from synapse_ops.domain.database.wal_plan import Chunk
 from synapse_ops.operations.database.wal_report import WalReport
 from synapse_ops.operations.database.wal_status import WalStatus
@@ -19,7 +20,10 @@ MINUTE = timedelta(minutes=1)
 
 
 def report(chunks: dict[int, tuple[Chunk, ...]], *, lag_s: float | None, unknown: str = "") -> WalReport:
-    row = ArchivedTimeline(1, SIZE, chunks=chunks, stored_at=NOW)
+    facts = SegmentFacts(
+        segment=f"{1:024X}", size_bytes=0, sha256="0" * 64, etag="", max_commit_at=NOW - timedelta(seconds=7)
+    )
+    row = ArchivedTimeline(1, SIZE, chunks=chunks, stored_at=NOW, open_facts=facts)
     archive = WalArchive(Identity("7", "ab12cd34"), (row,), NOW)
     status = WalStatus(archive, "127.0.0.1:5432", 1, Lsn(2 * SIZE), row.last_lsn, NOW, lag_s)
     return WalReport(archive, None if unknown else status, unknown, MINUTE)
@@ -33,6 +37,7 @@ def test_wal_that_is_stored_up_to_the_end_is_well() -> None:
 
     assert found.faults == ()
     assert found.facts()["stored_to_lsn"] == str(Lsn(2 * SIZE))
+    assert found.facts()["rpo_observed_s"] == 7
 
 
 @pytest.mark.parametrize(
