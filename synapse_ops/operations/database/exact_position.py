@@ -19,8 +19,8 @@ from synapse_ops.domain.database.cluster_fingerprint import ClusterFingerprint
 from synapse_ops.domain.database.fingerprint import Fingerprint
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.progress import ReportProgress
-from synapse_ops.errors import SynapseOpsError, WrongIdentity
-from synapse_ops.operations.database.wal_source import standby_conninfo
+from synapse_ops.errors import SynapseOpsError, Unreachable, WrongIdentity
+from synapse_ops.operations.database.wal_source import names_standby, standby_conninfo
 from synapse_ops.systems.postgres.connection import connect
 from synapse_ops.systems.postgres.fingerprint import read_fingerprint
 from synapse_ops.systems.postgres.identity import read_identity
@@ -46,14 +46,14 @@ class StandbyReading:
 
 def read_standby(stack: Stack, identity: Identity, after: Lsn, progress: ReportProgress) -> StandbyReading:
     """Read every database of the spec's standby at one position behind `after`. Raises nothing of what it meets."""
-    if not stack.spec.database.nodes:
+    if not names_standby(stack):
         return StandbyReading()
     conninfo_of = partial(standby_conninfo, stack)
     for tries_left in reversed(range(TRIES)):
         try:
             return _read_once(conninfo_of, identity, after, progress)
         except SynapseOpsError as error:
-            if not tries_left:
+            if not tries_left or isinstance(error, Unreachable):
                 why = "; ".join(filter(None, [error.message, *error.detail.splitlines()[:1], error.hint]))
                 return StandbyReading(warning=f"its proof will compare no rows: the standby could not be read: {why}")
         time.sleep(PAUSE_S)

@@ -24,6 +24,12 @@ def wal_conninfo(stack: Stack) -> str:
     return _node_conninfo(stack, "postgres", "read-write")
 
 
+def names_standby(stack: Stack) -> bool:
+    """Say whether `database.nodes` leads to a standby, under whichever name: a failover exchanges the roles."""
+    nodes = stack.spec.database.nodes
+    return stack.spec.failover.standby in nodes or len(nodes) > 1
+
+
 def standby_conninfo(stack: Stack, database: str) -> str:
     """Return a libpq conninfo of a database at the first node that is a standby. Never log it."""
     return _node_conninfo(stack, database, "standby")
@@ -35,11 +41,13 @@ def _node_conninfo(stack: Stack, database: str, attributes: str) -> str:
     from synapse_ops.systems.postgres.connection import conninfo_parts
 
     parts = conninfo_parts(stack.admin_conninfo(database))
-    places = [address.rpartition(":") for address in stack.spec.database.nodes.values()]
+    nodes = stack.spec.database.nodes
+    places = [(host.strip("[]"), port) for host, _, port in (address.rpartition(":") for address in nodes.values())]
+    if places and stack.spec.failover.primary not in nodes:  # then it is where `database.admin` points
+        places.insert(0, (parts.get("host", "localhost"), parts.get("port", "5432")))
     if places:
         parts.pop("hostaddr", None)
-        parts["host"] = ",".join(host.strip("[]") for host, _, _ in places)
-        parts["port"] = ",".join(port for _, _, port in places)
+        parts["host"], parts["port"] = (",".join(column) for column in zip(*places, strict=True))
         parts["target_session_attrs"] = attributes
     return make_conninfo("", **parts)
 

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from synapse_ops.domain.backup.layout import Identity
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.database.fingerprint import Fingerprint
 from synapse_ops.domain.database.lsn import Lsn
@@ -26,9 +27,10 @@ from synapse_ops.operations.backup_kinds import BASES
 from synapse_ops.operations.database import base_proof, exact_position
 from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
 from synapse_ops.operations.database.exact_position import StandbyReading, read_standby
+from synapse_ops.operations.database.wal_source import names_standby, wal_conninfo
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.postgres import standby_snapshots as snapshots_module
-from synapse_ops.systems.postgres.connection import connect
+from synapse_ops.systems.postgres.connection import connect, describe
 from synapse_ops.systems.postgres.fingerprint import read_fingerprint
 from synapse_ops.systems.postgres.identity import ensure_identity
 from synapse_ops.systems.postgres.programs import PgTools
@@ -188,12 +190,26 @@ def test_a_row_that_differs_fails_the_proof_by_name(
     assert record.differences == ("other: table public.kept: 0 rows, expected 1",)
 
 
-def test_without_a_standby_in_the_spec_nothing_is_read(
-    pair: Pair, tmp_path: Path, object_store_access: StoreAccess
+@pytest.mark.parametrize(
+    ("nodes", "hosts", "is_standby_named"),
+    [
+        ({}, "127.0.0.1:5432", False),
+        ({"db-primary": 1}, "127.0.0.1:1", False),
+        ({"db-standby": 2}, "127.0.0.1:5432,127.0.0.1:2", True),
+        ({"db-primary": 1, "db-standby": 2}, "127.0.0.1:1,127.0.0.1:2", True),
+    ],
+)
+def test_the_primary_is_where_the_administrator_connects_where_no_node_says_otherwise(
+    nodes: dict[str, int], hosts: str, is_standby_named: bool, tmp_path: Path, object_store_access: StoreAccess
 ) -> None:
-    alone = make_stack(tmp_path, pair.primary.conninfo(), "s3://backups/alone/", object_store_access)
+    """As `database.nodes` has it. Only the standby listed, WAL was looked for there, and not on the primary."""
+    admin = "host=127.0.0.1 port=5432 dbname=postgres"
+    stack = make_stack(tmp_path, admin, "s3://backups/nodes/", object_store_access, nodes=nodes)
 
-    assert replace(pair, stack=alone).read() == StandbyReading()
+    assert describe(wal_conninfo(stack)) == f"{hosts}/postgres"
+    assert names_standby(stack) is is_standby_named
+    if not is_standby_named:
+        assert read_standby(stack, Identity("7", "ab12cd34"), Lsn(0), ignore_progress) == StandbyReading()
 
 
 def test_replay_goes_on_when_its_reader_is_killed(pair: Pair) -> None:
