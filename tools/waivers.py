@@ -19,6 +19,12 @@ _MOVING_TAG = Accepted(
     "an operator names a version or a digest there."
 )
 
+_ONE_AT_A_TIME = Accepted(
+    "Of the WAL receiver one writes at a time: a second would wait for the lease, and a new one begins when the old "
+    "one has ended.",
+    lambda text: "  type: Recreate\n" in text,
+)
+
 # needed by the default spec
 WAIVERS: Mapping[tuple[str, str], Accepted] = {
     ("checkov", "CKV_K8S_14"): _MOVING_TAG,
@@ -31,6 +37,8 @@ WAIVERS: Mapping[tuple[str, str], Accepted] = {
         "The rule knows the registries of cloud vendors only. The images are the stores' own projects'."
     ),
     ("kube-score", "container-image-tag"): _MOVING_TAG,
+    ("kube-score", "deployment-strategy"): _ONE_AT_A_TIME,
+    ("kube-score", "deployment-replicas"): _ONE_AT_A_TIME,
 }
 
 # needed where the spec says so

@@ -106,6 +106,8 @@ def ports_of_a_host_differ(_: Bundle, spec: Spec) -> Iterator[Finding]:
         taken[fixed.OPS_METRICS_PORT] = "the prober"
     else:
         ports["watch.port"] = spec.watch.port
+    if parts.has_wal_receiver(spec):
+        taken[fixed.WAL_METRICS_PORT] = "the WAL receiver"
     for field, port in ports.items():
         if port in taken:
             message = (

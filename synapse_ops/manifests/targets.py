@@ -16,7 +16,6 @@ from synapse_ops.manifests.document import Document
 from synapse_ops.manifests.kubernetes.target import READS as KUBERNETES_READS
 from synapse_ops.manifests.kubernetes.target import render_kubernetes
 from synapse_ops.manifests.monitoring.targets import MONITORING
-from synapse_ops.manifests.prober_target import render_prober
 from synapse_ops.manifests.servers.firewall import READS as FIREWALL_READS
 from synapse_ops.manifests.servers.firewall import render_firewall
 from synapse_ops.manifests.servers.postgres import READS as POSTGRES_READS
@@ -24,7 +23,8 @@ from synapse_ops.manifests.servers.postgres import render_postgres
 from synapse_ops.manifests.servers.redis_and_qdrant import READS_QDRANT, READS_REDIS, render_qdrant, render_redis
 from synapse_ops.manifests.servers.tls import READS as TLS_READS
 from synapse_ops.manifests.servers.tls import render_tls
-from synapse_ops.manifests.stack.prober import READS as PROBER_READS
+from synapse_ops.manifests.services_target import render_services
+from synapse_ops.manifests.stack.container_spec import READS as SERVICES_READS
 from synapse_ops.spec import Spec
 
 
@@ -55,10 +55,10 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         "prober_config",
-        render_prober,
-        PROBER_READS,
-        f"{_HERE}.prober_target",
-        "The prober in compose and in the cluster, and the spec with the addresses that are valid there.",
+        render_services,
+        SERVICES_READS,
+        f"{_HERE}.services_target",
+        "Prober and WAL receiver: what each runs from, and the spec with the addresses that are valid there.",
     ),
     Target(
         "postgres_config",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 WORKER_METRICS_PORT = 9108
 OPS_METRICS_PORT = 9109  # where `watch.port` is null
+WAL_METRICS_PORT = 9110  # of the WAL receiver
 POSTGRES_EXPORTER_PORT = 9187
 REDIS_EXPORTER_PORT = 9121
 QDRANT_GRPC_PORT = 6334

@@ -34,7 +34,7 @@ _OURS_FROM = {"media": 2, "mnt": 2, "opt": 2, "run": 2, "srv": 2, "tmp": 2, "hom
 # Of the rendered compose project, where these names are hosts; a store's are there where that store is.
 COMPOSE_SERVICES = frozenset(
     {"proxy", "api", "worker", "synapse-ops", "prometheus", "alertmanager", "blackbox-exporter", "node-exporter"}
-    | {"grafana", "elasticsearch", "logstash", "kibana", "filebeat"}
+    | {"grafana", "elasticsearch", "logstash", "kibana", "filebeat", "wal-receiver"}
 )
 COMPOSE_STORES: Mapping[str, frozenset[str]] = {
     "database": frozenset({"db-primary", "db-primary-exporter", "db-standby", "db-standby-exporter"}),

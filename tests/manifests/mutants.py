@@ -314,6 +314,34 @@ def _prober() -> Iterator[Mutant]:
             yield Mutant(f"{where}: {name}", where, _text(old, new))
 
 
+def _wal_receiver() -> Iterator[Mutant]:
+    for name, change in {
+        "not rendered": _drop("services", "wal-receiver"),
+        "no way to the object store": _put(["internal"], "services", "wal-receiver", "networks"),
+        "the database's URL is not mounted": _drop("services", "wal-receiver", "secrets", 1),
+        "its state ends with it": _drop("services", "wal-receiver", "volumes", 1),
+    }.items():
+        yield Mutant(f"compose, wal-receiver: {name}", COMPOSE, _whole(change))
+    path, deployment = "kubernetes/44-wal-receiver.yaml", ("Deployment", "synapse-wal-receiver")
+    for name, change in {
+        "two at once": _put({"type": "RollingUpdate"}, "spec", "strategy"),
+        "a store that is away starts it anew": _put("/health", *CONTAINER, "livenessProbe", "httpGet", "path"),
+        "no room for the spool": _put("1Gi", *POD, "volumes", 3, "emptyDir", "sizeLimit"),
+        "killed at once": _put(5, *POD, "terminationGracePeriodSeconds"),
+    }.items():
+        yield Mutant(f"synapse-wal-receiver: {name}", path, _object(path, deployment, change))
+    network, policy = "kubernetes/20-network.yaml", ("NetworkPolicy", "synapse-db-primary")
+    text = "app.kubernetes.io/name: wal-receiver"
+
+    def closed(found: Any) -> None:
+        found["spec"]["ingress"] = [each for each in found["spec"]["ingress"] if text not in write_yaml(each)]
+
+    closed_to_it = _object(network, policy, closed)
+    yield Mutant("synapse-wal-receiver, NetworkPolicy: the primary does not let it in", network, closed_to_it)
+    unit = "hosts/synapse-ops-wal.service"
+    yield Mutant(f"{unit}: ends for good", unit, _text("Restart=always", "Restart=no"))
+
+
 def _watchers() -> Iterator[Mutant]:
     for place, prober, api in (
         ("compose", "synapse-ops:9109", "api:8000"),
@@ -392,4 +420,4 @@ def _files() -> Iterator[Mutant]:
         yield Mutant(f"{path}: {name}", path, _text(old, new))
 
 
-MUTANTS = (*_kubernetes(), *_network(), *_compose(), *_prober(), *_watchers(), *_files())
+MUTANTS = (*_kubernetes(), *_network(), *_compose(), *_prober(), *_wal_receiver(), *_watchers(), *_files())

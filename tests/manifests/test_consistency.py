@@ -104,7 +104,9 @@ def test_addresses_of_this_machine_that_a_container_would_ask_are_noted(text: st
         ("database: {host: db}\nredis: {port: 9187}", []),
         ("logging: {beats_port: 9090}\nwatch: {port: 9115}", ["logging.beats_port 9090", "watch.port 9115"]),
         ("redis: {port: 9109}", ["redis.port 9109"]),
-        ("redis: {port: 9109}\nwatch: {port: 9110}", []),
+        ("redis: {port: 9109}\nwatch: {port: 9116}", []),
+        ("watch: {port: 9110}", ["watch.port 9110"]),
+        ("watch: {port: 9110}\nbackup: {database: {wal_archiving: 'off'}}", []),
     ],
 )
 def test_two_programs_of_a_host_on_one_port_are_noted(text: str, noted: list[str]) -> None:

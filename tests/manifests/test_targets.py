@@ -163,4 +163,4 @@ def test_no_service_of_compose_has_a_name_that_a_store_elsewhere_may_have(name: 
     services = View(render_bundle(spec), spec).compose["services"]
 
     assert services.keys() <= COMPOSE_SERVICES.union(*COMPOSE_STORES.values())
-    assert services.keys() >= COMPOSE_SERVICES - {"elasticsearch", "kibana"}
+    assert services.keys() >= COMPOSE_SERVICES - {"elasticsearch", "kibana", "wal-receiver"}

@@ -60,6 +60,7 @@ QUIET = {
     r'synapse_requests_total\{status=~"5\.\."\}': "no request failed",
     r"^ALERTS\{": "no alert that leads to this dashboard fires",
     r"synapse_ops_(backup|proof)_timestamp_seconds\{repository=\"vectors\"": "no collection was snapshotted",
+    r"synapse_ops_wal_gap_timestamp_seconds": "no WAL was lost",
     r"synapse_ops_redis_max_memory_bytes": "the embedded Redis has no maxmemory",
 }
 if "qdrant" not in SERVER_NAMES:
@@ -120,12 +121,13 @@ def _render(chain: Chain) -> None:
     """Render for this stack, with short intervals, and the addresses of this test's programs."""
     document = YAML(typ="safe").load((chain.state_dir / "infrastructure.yaml").read_text())
     addresses = {name: [f"127.0.0.1:{port}"] for name, port in chain.ports.items()}
+    receiver = json.loads((chain.state_dir / "wal" / "address.json").read_text())
     token = chain.state_dir / "secrets" / "webhook-token"
     token.write_text(TOKEN)
     document["prometheus"] = {
         "scrape_interval": "1s",
         "evaluation_interval": "1s",
-        "targets": addresses | {"worker": []},
+        "targets": addresses | {"worker": [], "wal": [f"{receiver['host']}:{receiver['port']}"]},
     }
     document["alerting"] = {"webhook_url": chain.webhook.url, "webhook_token": f"file:{token}"}
     document["alerts"] = [{"name": "service_down", "condition": "up == 0", "duration": "2s", "severity": "critical"}]

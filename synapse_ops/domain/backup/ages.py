@@ -14,6 +14,7 @@ from synapse_ops.domain.backup.catalog import CatalogEntry
 from synapse_ops.domain.durations import format_age, format_when
 
 SLACK = timedelta(hours=2)  # a change of clock moves a schedule by an hour; taking and proving take their time
+WAL_PROMISE = timedelta(minutes=1)  # it is stored each second; a slow store and a restarted receiver are not a fault
 
 Entries = Mapping[str, Sequence[CatalogEntry]]  # by subject, newest first
 

@@ -32,12 +32,16 @@ Judged = tuple[State, str]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A replication slot. wal_status: reserved, extended, unreserved or lost; None while it holds nothing."""
+    """A replication slot. wal_status: reserved, extended, unreserved or lost; None while it holds nothing.
+
+    left_bytes: WAL that may be written until it is lost; None: without a bound, or lost.
+    """
 
     name: str
     is_active: bool
     wal_status: str | None
     retained_bytes: float
+    left_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ def judge_server(facts: ServerFacts) -> ProbeVerdict:
     judged += _checksums(facts)
     judged += [found for slot in facts.slots for found in _slot(slot)]
     judged += _archiver(facts)
+    left = [slot.left_bytes for slot in facts.slots if slot.left_bytes is not None]
     measurements = {
         "is_standby": float(facts.is_standby),
         "connections": float(facts.connections),
@@ -111,6 +116,7 @@ def judge_server(facts: ServerFacts) -> ProbeVerdict:
         "oldest_multixact_age": facts.oldest_multixact_age,
         "checksum_failures": facts.checksum_failures,
         "slot_retained_bytes": max((slot.retained_bytes for slot in facts.slots), default=0.0),
+        **({"slot_left_bytes": min(left)} if left else {}),
         "archive_fails": float(facts.archive_fails),
         "archive_waiting_s": facts.archive_waiting_s,
     }

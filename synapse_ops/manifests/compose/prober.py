@@ -7,15 +7,8 @@ from __future__ import annotations
 
 from synapse_ops.manifests.compose.service import INTERNAL, OUTSIDE, Service, Size, check, helper_resources, mounted
 from synapse_ops.manifests.compose.service import service as hardened
-from synapse_ops.manifests.stack.prober import (
-    SPEC_DIR,
-    SPEC_FILE,
-    STATE_DIR,
-    health_command,
-    prober_command,
-    prober_port,
-    prober_secrets,
-)
+from synapse_ops.manifests.stack.container_spec import SPEC_DIR, SPEC_FILE, STATE_DIR
+from synapse_ops.manifests.stack.prober import health_command, prober_command, prober_port, prober_secrets
 from synapse_ops.manifests.stack.processes import USER_ID
 from synapse_ops.spec import Spec
 

@@ -26,6 +26,7 @@ from synapse_ops.manifests.compose.service import (
     service,
 )
 from synapse_ops.manifests.compose.stores import store_services
+from synapse_ops.manifests.compose.wal_receiver import wal_receiver_service
 from synapse_ops.manifests.docker import health_command
 from synapse_ops.manifests.document import Document, text_document, yaml_document
 from synapse_ops.manifests.servers.postgres_container import roles_script, start_script
@@ -38,9 +39,11 @@ from synapse_ops.manifests.stack.parts import (
     QDRANT,
     REDIS,
     STANDBY,
+    WAL_RECEIVER,
     WORKER,
     Address,
     authority_of,
+    has_wal_receiver,
     is_ours,
 )
 from synapse_ops.manifests.stack.probes import START_LIMIT, liveness, liveness_failures
@@ -61,7 +64,7 @@ from synapse_ops.spec.fixed import LOCAL_HOSTS, LOG_DIR, WORKER_METRICS_PORT
 READS = frozenset(
     {
         "name", "server", "worker", "database", "redis", "qdrant", "docker", "kubernetes", "resources", "health",
-        "failover", "tls", "watch", "object_store", "grafana", "alerting", "logging",
+        "failover", "tls", "watch", "object_store", "grafana", "alerting", "logging", "backup",
     }
 )  # fmt: skip
 PROXY = "proxy"
@@ -95,6 +98,7 @@ def compose(spec: Spec) -> dict[str, Any]:
         WORKER: _worker(spec, needed),
         **stores,
         OPS: prober_service(spec),
+        **({WAL_RECEIVER: wal_receiver_service(spec)} if has_wal_receiver(spec) else {}),
         **monitoring_services(spec),
     }
     secrets = sorted({name for each in services.values() for name in each.get("secrets", ())})

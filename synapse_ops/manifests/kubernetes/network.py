@@ -7,7 +7,17 @@ from collections.abc import Iterable
 
 from synapse_ops.manifests.kubernetes.objects import Object, selector, thing
 from synapse_ops.manifests.stack.flows import ENTRY, MONITORING, STORES, Flow, flows, inbound, outbound
-from synapse_ops.manifests.stack.parts import API, OPS, QDRANT, WORKER, is_address, is_ours, qdrant_nodes
+from synapse_ops.manifests.stack.parts import (
+    API,
+    OPS,
+    QDRANT,
+    WAL_RECEIVER,
+    WORKER,
+    has_wal_receiver,
+    is_address,
+    is_ours,
+    qdrant_nodes,
+)
 from synapse_ops.spec import Spec
 
 _NAMESPACE = "kubernetes.io/metadata.name"  # set by the API server itself, so that nobody can claim another's
@@ -18,7 +28,8 @@ _BY_FAMILY = {4: "0.0.0.0/0", 6: "::/0"}
 def policies(spec: Spec) -> list[Object]:
     """Return the policies, one a part that runs here."""
     found = flows(spec)
-    parts = [API, WORKER, OPS, *(part for part in STORES if _runs_here(spec, part))]
+    services = (OPS, WAL_RECEIVER) if has_wal_receiver(spec) else (OPS,)
+    parts = [API, WORKER, *services, *(part for part in STORES if _runs_here(spec, part))]
     return [_deny_all(spec), _names(spec), *(_policy(spec, part, found) for part in parts)]
 
 

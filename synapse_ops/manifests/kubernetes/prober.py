@@ -22,16 +22,9 @@ from synapse_ops.manifests.kubernetes.objects import (
     service_port,
     stateful_set,
 )
+from synapse_ops.manifests.stack.container_spec import SPEC_DIR, SPEC_FILE, STATE_DIR
 from synapse_ops.manifests.stack.parts import OPS
-from synapse_ops.manifests.stack.prober import (
-    SPEC_DIR,
-    SPEC_FILE,
-    STATE_DIR,
-    prober_command,
-    prober_port,
-    prober_secrets,
-    prober_spec_text,
-)
+from synapse_ops.manifests.stack.prober import prober_command, prober_port, prober_secrets, prober_spec_text
 from synapse_ops.manifests.stack.probes import FAILURES
 from synapse_ops.spec import Spec
 

@@ -9,14 +9,15 @@ from synapse_ops.manifests.kubernetes.entry import entry_objects
 from synapse_ops.manifests.kubernetes.network import policies
 from synapse_ops.manifests.kubernetes.objects import Object, labels, secrets_volume, tls_secret_name
 from synapse_ops.manifests.kubernetes.stores import database_objects, qdrant_objects, redis_objects
-from synapse_ops.manifests.stack.parts import is_ours, namespace
+from synapse_ops.manifests.stack.parts import has_wal_receiver, is_ours, namespace
 from synapse_ops.manifests.stack.prober import prober_secrets
+from synapse_ops.manifests.stack.wal_receiver import receiver_secrets
 from synapse_ops.spec import Spec
 
 READS = frozenset(
     {
         "name", "server", "worker", "database", "redis", "qdrant", "docker", "kubernetes", "autoscaling", "resources",
-        "updates", "health", "failover", "tls", "firewall", "backup", "watch", "object_store",
+        "updates", "health", "failover", "tls", "firewall", "backup", "watch", "object_store", "encryption",
     }
 )  # fmt: skip
 
@@ -53,10 +54,12 @@ def _namespace(spec: Spec) -> Object:
 
 def _secrets(spec: Spec, groups: dict[str, list[Object]]) -> str:
     """Return which secrets must exist, as the commands that make them from files; found in what was rendered, and in
-    what the prober's own target renders.
+    what the target of our own services renders.
     """
     wanted: dict[str, set[str]] = {}
     volumes = [secrets_volume(spec, prober_secrets(spec, "kubernetes"))[0]]
+    if has_wal_receiver(spec):
+        volumes.append(secrets_volume(spec, receiver_secrets(spec, "kubernetes"))[0])
     for found in (each for objects in groups.values() for each in objects):
         volumes += found.get("spec", {}).get("template", {}).get("spec", {}).get("volumes", ())
     for source in (source for volume in volumes for source in volume.get("projected", {}).get("sources", ())):

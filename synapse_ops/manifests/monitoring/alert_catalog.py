@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from synapse_ops.domain.backup.ages import SLACK
-from synapse_ops.domain.backup.kinds import DUMP, RDB, SNAPSHOT, Kind
-from synapse_ops.domain.database.wal_space import wal_space
+from synapse_ops.domain.backup.kinds import BASE, DUMP, RDB, SNAPSHOT, Kind
 from synapse_ops.manifests.monitoring.alert_archive import archive_alerts
 from synapse_ops.manifests.monitoring.alert_rule import AlertRule, Proof, Series
+from synapse_ops.manifests.monitoring.alert_wal import slot_alerts, wal_alerts
 from synapse_ops.manifests.monitoring.promql import quoted, range_of, seconds
+from synapse_ops.manifests.stack.parts import has_wal_receiver
 from synapse_ops.spec import Spec
 from synapse_ops.spec.cron import Cron
 from synapse_ops.spec.units import format_duration
@@ -22,7 +23,6 @@ from synapse_ops.spec.units import format_duration
 CERTIFICATE_WARNING = timedelta(days=21)
 CERTIFICATE_CRITICAL = timedelta(days=7)
 LEAST_DISK_BYTES = 5 << 30
-SLOT_BYTES = 4 << 30  # WAL held back for somebody who does not come; less where slots may not hold back that much
 XID_AGE = 1_000_000_000  # half of the distance; PostgreSQL itself warns at 40 million left
 HEARTBEAT = "Watchdog"
 
@@ -37,9 +37,12 @@ def own_alerts(spec: Spec) -> tuple[AlertRule, ...]:
         *_protection(spec, DUMP, spec.database.databases, spec.backup.database.schedule),
         *_protection(spec, SNAPSHOT, _collections(spec), spec.backup.vectors.schedule),
         *(_protection(spec, RDB, (), redis.schedule) if redis is not None else ()),
+        *(_protection(spec, BASE, (BASE.word,), spec.backup.database.schedule) if has_wal_receiver(spec) else ()),
         *_repository(),
         *_failover(spec),
-        *_postgres(spec),
+        *slot_alerts(spec),
+        *_postgres(),
+        *(wal_alerts(spec) if has_wal_receiver(spec) else ()),
         *archive_alerts(),
         *_cache(),
         *_hosts(),
@@ -183,22 +186,10 @@ def _failover(spec: Spec) -> Iterator[AlertRule]:
     )
 
 
-def _postgres(spec: Spec) -> Iterator[AlertRule]:
+def _postgres() -> Iterator[AlertRule]:
     node = '{node="db-primary"}'
-    slot, failures = "synapse_ops_postgres_slot_retained_bytes", "synapse_ops_postgres_checksum_failures"
+    failures = "synapse_ops_postgres_checksum_failures"
     xids = "synapse_ops_postgres_oldest_xid_age"
-    held = min(SLOT_BYTES, wal_space(spec.kubernetes.storage.database).slot_bytes * 2 // 5)
-    yield AlertRule(
-        name="WalLag",
-        expr=f"max by (node) ({slot}) > {held}",
-        hold=timedelta(minutes=10),
-        severity="warning",
-        summary="{{ $value | humanize1024 }}B of WAL wait on {{ $labels.node }} for a reader of a slot",
-        description="A standby or the WAL receiver does not keep up or is gone; the WAL fills the primary's disk.",
-        page="wal-lag",
-        dashboard="database",
-        proof=Proof(bad=(Series(slot + node, held + 1),), good=(Series(slot + node, held),)),
-    )
     yield AlertRule(
         name="ChecksumFailures",
         expr=f"max by (node) ({failures}) > 0",

@@ -16,7 +16,8 @@ RECORDING_PATH = "prometheus/rules/recording.yml"
 ALERTS_PATH = "prometheus/rules/alerts.yml"
 TESTS_PATH = "prometheus/tests/alerts.yml"
 _OF_THE_STACK = (
-    "database", "failover", "grafana", "health", "kubernetes", "prometheus", "qdrant", "time_zone", "vectors",
+    "database", "failover", "grafana", "health", "kubernetes", "objectives", "prometheus", "qdrant", "time_zone",
+    "vectors",
 )  # fmt: skip
 READS = frozenset(["alerting", "alerts", "backup", "proof", *_OF_THE_STACK])
 

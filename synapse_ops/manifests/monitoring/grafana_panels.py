@@ -258,6 +258,33 @@ DATABASE = (
         ),
     ),
     Section(
+        "WAL in the repository",
+        (
+            _one(
+                "WAL not stored",
+                "On the server, not in the repository.",
+                "bytes",
+                "max(synapse_ops_wal_lag_bytes)",
+                "behind",
+            ),
+            _one("WAL waits", "Of what has arrived, the oldest.", "s", "max(synapse_ops_wal_lag_seconds)", "waits"),
+            _one(
+                "Until a slot is lost",
+                "WAL that may be written.",
+                "bytes",
+                "min by (node) (synapse_ops_postgres_slot_left_bytes)",
+                _NODE,
+            ),
+            _one(
+                "WAL stored",
+                "Compressed, a second.",
+                "Bps",
+                f"sum(rate(synapse_ops_wal_stored_bytes_total[{WINDOW}]))",
+                "stored",
+            ),
+        ),
+    ),
+    Section(
         "Load",
         (
             _one(

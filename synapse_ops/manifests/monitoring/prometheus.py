@@ -30,8 +30,8 @@ _BY_POD = frozenset({"api", "worker"})
 BLACKBOX_PATH = "prometheus/blackbox.yml"
 READS = frozenset(
     {
-        "alerting", "database", "health", "health_base_url", "kubernetes", "name", "prometheus", "qdrant", "redis",
-        "server", "watch",
+        "alerting", "backup", "database", "health", "health_base_url", "kubernetes", "name", "prometheus", "qdrant",
+        "redis", "server", "watch",
     }
 )  # fmt: skip
 _LONGEST_SCRAPE = timedelta(seconds=10)
@@ -76,7 +76,7 @@ def _told_to_nobody(spec: Spec) -> list[dict[str, object]]:
 
 
 def _jobs(spec: Spec, place: Place) -> Iterator[dict[str, object]]:
-    for job in ("api", "worker", "db", "redis", "qdrant", "node", "synapse_ops", "prometheus", "alertmanager"):
+    for job in ("api", "worker", "db", "redis", "qdrant", "node", "synapse_ops", "wal", "prometheus", "alertmanager"):
         targets = scraped_addresses(spec, job, place)
         settings: dict[str, object] = {"job_name": job}
         if job == "api" and place == "hosts" and _base(spec).startswith("https:"):
@@ -111,6 +111,8 @@ def scraped_addresses(spec: Spec, job: str, place: Place) -> list[str]:
     chosen = {str(name): addresses for name, addresses in spec.prometheus.targets.items()}.get(job)
     if chosen is not None and place == "hosts":
         return list(chosen)
+    if job == "wal":
+        return [str(wal_receiver_address(spec, place))] if parts.has_wal_receiver(spec) else []
     return [str(address) for address in _FINDERS[place](spec, job)]
 
 
@@ -120,6 +122,13 @@ def prober_address(spec: Spec, place: Place) -> Address:
     if place == "kubernetes":
         return _service(spec, parts.OPS, port)
     return Address(_host(spec.watch.host) if place == "hosts" else parts.OPS, port)
+
+
+def wal_receiver_address(spec: Spec, place: Place) -> Address:
+    """Return where the WAL receiver serves its metrics."""
+    if place == "kubernetes":
+        return _service(spec, parts.WAL_RECEIVER, fixed.WAL_METRICS_PORT)
+    return address_of(spec, parts.WAL_RECEIVER, place)
 
 
 def _service(spec: Spec, name: str, port: int) -> Address:

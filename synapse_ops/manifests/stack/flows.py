@@ -16,13 +16,21 @@ from synapse_ops.manifests.stack.parts import (
     QDRANT,
     REDIS,
     STANDBY,
+    WAL_RECEIVER,
     WORKER,
     authority_of,
+    has_wal_receiver,
     is_ours,
     qdrant_nodes,
 )
 from synapse_ops.spec import Spec
-from synapse_ops.spec.fixed import OPS_METRICS_PORT, POSTGRES_EXPORTER_PORT, REDIS_EXPORTER_PORT, WORKER_METRICS_PORT
+from synapse_ops.spec.fixed import (
+    OPS_METRICS_PORT,
+    POSTGRES_EXPORTER_PORT,
+    REDIS_EXPORTER_PORT,
+    WAL_METRICS_PORT,
+    WORKER_METRICS_PORT,
+)
 
 ANYONE = ("0.0.0.0/0", "::/0")
 MONITORING = "monitoring"  # Prometheus and its exporters
@@ -60,20 +68,23 @@ def inbound(spec: Spec) -> tuple[Inbound, ...]:
 
 
 def outbound(spec: Spec) -> tuple[Outbound, ...]:
-    """Return where the prober asks outside of the cluster, besides each store's own `host`, each once."""
-    endpoint = spec.object_store.endpoint
-    found = [Outbound(OPS, None, HTTPS_PORT) if endpoint is None else _leads(endpoint)]  # AWS has many addresses
-    found += [_leads(check.url) for check in spec.health if not check.url.startswith("/")]
-    if not is_ours(spec, "database", "kubernetes"):
-        nodes = spec.database.nodes
-        found += [_leads(f"tcp://{address}") for address in nodes.values()]
-        if spec.failover.standby not in nodes:
-            found.append(Outbound(OPS, spec.failover.standby, spec.database.port))
+    """Return where our own services ask outside of the cluster, besides each store's own `host`, each once."""
+    found: list[Outbound] = []
+    for service in (OPS, WAL_RECEIVER) if has_wal_receiver(spec) else (OPS,):
+        endpoint = spec.object_store.endpoint  # AWS has many addresses
+        found.append(Outbound(service, None, HTTPS_PORT) if endpoint is None else _leads(service, endpoint))
+        if service == OPS:
+            found += [_leads(service, check.url) for check in spec.health if not check.url.startswith("/")]
+        if not is_ours(spec, "database", "kubernetes"):
+            nodes = spec.database.nodes
+            found += [_leads(service, f"tcp://{address}") for address in nodes.values()]
+            if spec.failover.standby not in nodes:
+                found.append(Outbound(service, spec.failover.standby, spec.database.port))
     return tuple(dict.fromkeys(found))
 
 
-def _leads(url: str) -> Outbound:
-    return Outbound(OPS, *authority_of(url))
+def _leads(service: str, url: str) -> Outbound:
+    return Outbound(service, *authority_of(url))
 
 
 def flows(spec: Spec) -> tuple[Flow, ...]:
@@ -105,4 +116,10 @@ def flows(spec: Spec) -> tuple[Flow, ...]:
         *(Flow(MONITORING, QDRANT, port, "metrics") for port in vectors),
         Flow(MONITORING, OPS, spec.watch.port or OPS_METRICS_PORT, "metrics"),
     ]
+    if has_wal_receiver(spec):
+        found += [
+            Flow(WAL_RECEIVER, PRIMARY, database, "WAL"),
+            Flow(WAL_RECEIVER, STANDBY, database, "WAL, after a failover"),
+            Flow(MONITORING, WAL_RECEIVER, WAL_METRICS_PORT, "metrics"),
+        ]
     return tuple(found)

@@ -13,7 +13,13 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from synapse_ops.spec import Spec
-from synapse_ops.spec.fixed import LOCAL_HOSTS, OPS_METRICS_PORT, WORKER_METRICS_PORT, is_this_machine
+from synapse_ops.spec.fixed import (
+    LOCAL_HOSTS,
+    OPS_METRICS_PORT,
+    WAL_METRICS_PORT,
+    WORKER_METRICS_PORT,
+    is_this_machine,
+)
 
 PlaceName = Literal["hosts", "compose", "kubernetes"]
 Store = Literal["database", "redis", "qdrant"]
@@ -26,6 +32,7 @@ STANDBY = "db-standby"
 REDIS = "redis"
 QDRANT = "qdrant"
 OPS = "synapse-ops"
+WAL_RECEIVER = "wal-receiver"
 
 # Ports of what watches, each the one its project registers; spec/fixed.py has those beside the stack's own.
 NODE_EXPORTER_PORT = 9100
@@ -67,6 +74,11 @@ def is_ours(spec: Spec, store: Store, place: PlaceName) -> bool:
     return is_this_machine(host)
 
 
+def has_wal_receiver(spec: Spec) -> bool:
+    """Return whether WAL is streamed into the repository, of whose server ever the database is."""
+    return spec.backup.database.wal_archiving == "continuous"
+
+
 def object_name(spec: Spec, part: str = "", *, longest: int = _LONGEST_NAME) -> str:
     """Return `<name>-<part>` as a DNS label. A longer one is cut and keeps 8 hex digits of the whole, so that two
     parts never share a name.
@@ -87,6 +99,8 @@ def address_of(spec: Spec, part: str, place: PlaceName) -> Address:
         host, port, ours = "localhost", WORKER_METRICS_PORT, True
     elif part == OPS:
         host, port, ours = spec.watch.host, spec.watch.port or OPS_METRICS_PORT, True
+    elif part == WAL_RECEIVER:
+        host, port, ours = spec.watch.host, WAL_METRICS_PORT, True
     elif part in (PRIMARY, STANDBY):
         host, port, ours = spec.database.host, spec.database.port, is_ours(spec, "database", place)
     elif part == REDIS:

@@ -67,7 +67,7 @@ def take_base_backup(
     arrive; after any of them the backup is not listed.
     """
     repository = stack.database_repository()
-    conninfo = stack.admin_conninfo("postgres")
+    conninfo, max_rate = stack.admin_conninfo("postgres"), stack.spec.backup.database.base.max_rate
     measured = Measured()
     with connect(conninfo) as connection:
         facts, identity = read_facts(connection), ensure_identity(connection)
@@ -89,7 +89,12 @@ def take_base_backup(
             objects = []
             with (
                 measured.phase("copy"),
-                base_backup(conninfo, label=f"synapse-ops {taking.place.backup_id}", progress=progress) as stream,
+                base_backup(
+                    conninfo,
+                    label=f"synapse-ops {taking.place.backup_id}",
+                    max_rate_kb=None if max_rate is None else max_rate >> 10,
+                    progress=progress,
+                ) as stream,
             ):
                 for member in stream.members():
                     hashed = _Hashed(member)

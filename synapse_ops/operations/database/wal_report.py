@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from synapse_ops.domain.backup.ages import WAL_PROMISE
 from synapse_ops.domain.database.wal_chain import WalArchive
 from synapse_ops.domain.durations import format_age
 from synapse_ops.errors import SynapseOpsError, counted
@@ -15,7 +16,6 @@ from synapse_ops.operations.database.wal_status import WalStatus, read_wal_statu
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
 
-PROMISE = timedelta(minutes=1)  # WAL is stored each second; a slow store and a restarted receiver are not a fault
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -81,7 +81,7 @@ class WalReport:
 
 def read_wal_report(stack: Stack) -> WalReport:
     """Compare the primary with the archive. What cannot be asked is in the report, as unknown."""
-    most = stack.spec.objectives.rpo or PROMISE
+    most = stack.spec.objectives.rpo or WAL_PROMISE
     try:
         status = read_wal_status(stack)
     except SynapseOpsError as fault:

@@ -28,7 +28,7 @@ from synapse_ops.domain.database.wal_keys import (
     segment_key,
 )
 from synapse_ops.domain.database.wal_plan import Chunk
-from synapse_ops.errors import ChecksumMismatch, ObjectMissing, WrongIdentity
+from synapse_ops.errors import ChecksumMismatch, ConfigError, ObjectMissing, WrongIdentity
 from synapse_ops.operations.database.wal_objects import ReadAt, WalBytes, decode, encode, pieces
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.s3.conditional_write import write_over
@@ -37,6 +37,8 @@ from synapse_ops.systems.s3.store import ConditionFailed, WrittenObject
 
 IN_MEMORY_BYTES = 64 * 1024 * 1024  # of a segment; a larger one is compressed on the disk and stored in parts
 _DIGEST = "synapse-plain"  # metadata of an encrypted object
+_KEY_BYTES = 32
+_MAKE_KEY = "Make one once, and keep it: head -c 32 /dev/urandom > wal-digest-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,23 @@ class DigestKey:
         return f"{self.name}-{hmac.new(self.secret, sha256.encode(), 'sha256').hexdigest()}"
 
 
-def read_digest_key(path: Path) -> DigestKey:
-    """Return this host's key, made the first time. Without it what is encrypted cannot be compared, and is believed."""
+def read_digest_key(path: Path, *, given: Path | None = None) -> DigestKey:
+    """Return this host's key, made the first time. Without it what is encrypted cannot be compared, and is believed.
+
+    given: the file in which somebody else keeps it, never made here. Raises ConfigError where it is missing or short.
+    """
+    if given is not None:
+        try:
+            secret = given.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"could not read the digest key {given}: {error.strerror}", hint=_MAKE_KEY) from error
+        if len(secret) < _KEY_BYTES:
+            raise ConfigError(f"the digest key {given} has {len(secret)} bytes, at least {_KEY_BYTES}", hint=_MAKE_KEY)
+        return DigestKey(secret)
     try:
         return DigestKey(path.read_bytes())
     except FileNotFoundError:
-        secret = os.urandom(32)
+        secret = os.urandom(_KEY_BYTES)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secret)
         return DigestKey(secret)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from synapse_ops.domain.backup.ages import data_time
+from synapse_ops.domain.backup.ages import WAL_PROMISE, data_time
 from synapse_ops.domain.backup.base_record import BaseRecord
 from synapse_ops.domain.backup.retention import counts_as_proven
 from synapse_ops.domain.database.lsn import Lsn
@@ -16,7 +16,6 @@ from synapse_ops.domain.recovery.recoverability import Evidence
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.backup.catalog import read_record
 from synapse_ops.operations.database.wal_archive import read_wal_archive
-from synapse_ops.operations.database.wal_report import PROMISE
 from synapse_ops.operations.database.wal_status import read_wal_status
 
 if TYPE_CHECKING:
@@ -65,6 +64,6 @@ def _last_moment(
         return reached.last_commit_at or record.stopped_time
     stored_at = archive.newest.stored_at or record.stopped_time
     lag = archive.read_at - stored_at
-    if lag > PROMISE:
+    if lag > WAL_PROMISE:
         faults.append(f"{server_lsn - reached.stop} bytes of WAL are not stored: is the WAL receiver running?")
     return now - lag

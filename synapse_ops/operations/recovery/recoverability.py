@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from synapse_ops.domain.backup.ages import SLACK
+from synapse_ops.domain.backup.ages import SLACK, WAL_PROMISE
 from synapse_ops.domain.backup.kinds import BASE, DUMP
 from synapse_ops.domain.recovery.recoverability import (
     Evidence,
@@ -18,7 +18,6 @@ from synapse_ops.domain.recovery.recoverability import (
 )
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.backup_kinds import BackupKind, kinds_of
-from synapse_ops.operations.database.wal_report import PROMISE
 from synapse_ops.operations.recovery.cluster_evidence import with_wal
 from synapse_ops.operations.stack import Stack
 
@@ -124,7 +123,7 @@ def label_of(kind: BackupKind, subject: str) -> str:
 
 def objectives_of(kind: BackupKind, spec: Spec) -> Objectives:
     """Return what a subject of a kind is held to: `objectives.rpo`, or what its own schedule promises."""
-    promised = PROMISE if kind.kind is BASE else kind.schedule(spec).longest_gap(spec.time_zone) + SLACK
+    promised = WAL_PROMISE if kind.kind is BASE else kind.schedule(spec).longest_gap(spec.time_zone) + SLACK
     return Objectives(rpo=spec.objectives.rpo or promised, rto=spec.objectives.rto)
 
 

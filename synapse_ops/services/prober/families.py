@@ -46,6 +46,9 @@ _TOLD: Mapping[str, _Told] = {
     "oldest_multixact_age": _Told("postgres_oldest_multixact_age", "Age of the oldest multixact id.", of_node=True),
     "checksum_failures": _Told("postgres_checksum_failures", "Pages that failed their checksum.", of_node=True),
     "slot_retained_bytes": _Told("postgres_slot_retained_bytes", "Most WAL that one slot holds back.", of_node=True),
+    "slot_left_bytes": _Told(
+        "postgres_slot_left_bytes", "WAL that may be written until the first slot is lost.", of_node=True
+    ),
     "archive_fails": _Told("postgres_archive_fails", "1 while the archiver's last try failed.", of_node=True),
     "archive_waiting_s": _Told(
         "postgres_archive_waiting_seconds", "How long the oldest finished segment waits for the archiver.", of_node=True

@@ -2,7 +2,7 @@
 
     <state_dir>/wal/lock            held while it lives: one receiver for each state directory
                     address.json    where it serves /metrics and /health, removed when it ends
-                    digest.key      its key for comparing encrypted WAL
+                    digest.key      its key for comparing encrypted WAL, unless --digest-key names another file
                     spool/          WAL that is not in the store yet
 
 On SIGTERM it stores what has arrived and ends. What is wrong outside is told by `/health` and asked again every few
@@ -54,11 +54,14 @@ def only_receiver(state_dir: Path, *, wait: bool) -> Iterator[None]:
         yield
 
 
-def run(spec_path: Path, state_dir: Path, port: int | None = None) -> None:
-    """Receive until SIGTERM or SIGINT. port: of its metrics; None: the usual one, or a free one."""
+def run(spec_path: Path, state_dir: Path, port: int | None = None, digest_key: Path | None = None) -> None:
+    """Receive until SIGTERM or SIGINT. port: of its metrics; None: the usual one, or a free one.
+
+    digest_key: the file of its key, None: the state directory's own.
+    """
     stack = Stack(read_spec_in_force(spec_path, state_dir).loaded, state_dir)
     spec_watch = SpecWatch(spec_path, state_dir)
-    receiver = Receiver(stack, state_dir, has_new_spec=spec_watch.has_new_spec)
+    receiver = Receiver(stack, state_dir, has_new_spec=spec_watch.has_new_spec, digest_key=digest_key)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: receiver.stop())
     server = serve(receiver.standing, stack.spec.watch.host, port)
@@ -83,6 +86,9 @@ def main() -> None:
     parser.add_argument("--spec", type=Path, required=True)
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--port", type=int, help="Of its metrics; else 9110, or a free one.")
+    parser.add_argument(
+        "--digest-key", type=Path, help="File of its key for comparing encrypted WAL, 32 bytes or more."
+    )
     parser.add_argument("--wait", action="store_true", help="Wait for another receiver of the state directory to end.")
     given = parser.parse_args()
     configure_logging()
@@ -91,7 +97,7 @@ def main() -> None:
     status = 0
     try:
         with only_receiver(state_dir, wait=given.wait):
-            run(given.spec.absolute(), state_dir, given.port)
+            run(given.spec.absolute(), state_dir, given.port, given.digest_key)
     except SynapseOpsError as error:
         print(error.render(), file=sys.stderr)
         status = error.exit_code

@@ -13,8 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from synapse_ops.errors import ConfigError
 from synapse_ops.services.wal_receiver.standing import Standing
+from synapse_ops.spec.fixed import WAL_METRICS_PORT
 
-USUAL_PORT = 9110
 PREFIX = "synapse_ops_wal"
 _COUNTERS = {
     "received_bytes": "Bytes of WAL received.",
@@ -47,6 +47,9 @@ class _Collector:
             ("gap_bytes", "WAL that was lost to the repository since the start.", standing.gap_bytes),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", told, value=value)
+        if standing.gap_at_s is not None:
+            told = "When WAL was last found to be lost to the repository; no series before."
+            yield GaugeMetricFamily(f"{PREFIX}_gap_timestamp_seconds", told, value=standing.gap_at_s)
         for name, told in _COUNTERS.items():
             yield CounterMetricFamily(f"{PREFIX}_{name}", told, value=standing.counts.get(name, 0))
 
@@ -80,7 +83,7 @@ def serve(standing: Standing, host: str, port: int | None = None) -> ThreadingHT
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's own name
             """Requests are not logged."""
 
-    server = _bound(host, (USUAL_PORT, 0) if port is None else (port,), Handler)
+    server = _bound(host, (WAL_METRICS_PORT, 0) if port is None else (port,), Handler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server
 

@@ -75,9 +75,17 @@ class _Session:
 class Receiver:
     """One per cluster. `run` blocks until `stop` is called or `has_new_spec`; raises only what is a fault of ours."""
 
-    def __init__(self, stack: Stack, state_dir: Path, *, has_new_spec: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        state_dir: Path,
+        *,
+        has_new_spec: Callable[[], bool] = lambda: False,
+        digest_key: Path | None = None,
+    ) -> None:
         self.standing = Standing()
         self._folder = state_dir / FOLDER
+        self._digest_key = digest_key
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._has_new_spec = has_new_spec
         self._stopping = threading.Event()
@@ -148,7 +156,7 @@ class Receiver:
             writer = WalWriter(
                 repository,
                 server.identity,
-                digest_key=read_digest_key(self._folder / "digest.key"),
+                digest_key=read_digest_key(self._folder / "digest.key", given=self._digest_key),
                 scratch_dir=self._folder,
                 recipients=self._stack.spec.encryption.recipients,
                 age_identities=self._stack.age_identities(),
@@ -199,6 +207,7 @@ class Receiver:
         )
         if start.gap is not None:
             self.standing.gap_bytes += start.gap.size_bytes
+            self.standing.gap_at_s = time.time()
             log.error("WAL is lost to the repository: the server has it no more", missing=str(start.gap))
         self.standing.identity = str(server.identity)
         self.standing.timeline = start.segment.timeline

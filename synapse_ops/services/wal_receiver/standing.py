@@ -17,7 +17,10 @@ NOWHERE = Lsn(0)
 
 @dataclass
 class Standing:
-    """server: node it receives from, empty while it has none. fault: why it does not get on, empty when it does."""
+    """server: node it receives from, empty while it has none. fault: why it does not get on, empty when it does.
+
+    gap_at_s: Unix time at which WAL was last found to be lost.
+    """
 
     server: str = ""
     identity: str = ""
@@ -30,6 +33,7 @@ class Standing:
     counts: dict[str, int] = field(default_factory=dict)
     put_s: float = 0.0
     gap_bytes: int = 0
+    gap_at_s: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _waiting: deque[tuple[Lsn, float]] = field(default_factory=deque, repr=False)
 

@@ -67,6 +67,14 @@ class WalReceiving(Block):
     )
 
 
+class BaseBackups(Block):
+    """Base backups of the whole cluster."""
+
+    max_rate: Annotated[Size, Field(ge=32 << 10, le=1 << 30)] | None = Field(
+        None, description="Most that the server sends in a second, 32Ki to 1Gi; null: no limit."
+    )
+
+
 class DatabaseBackup(Block):
     """Backups of PostgreSQL."""
 
@@ -79,6 +87,7 @@ class DatabaseBackup(Block):
         "continuous", description="Whether WAL is streamed into the repository, so that any moment can be restored."
     )
     wal: WalReceiving = Field(WalReceiving(), description="How WAL is received.")
+    base: BaseBackups = Field(BaseBackups(), description="How base backups are taken.")
     role_passwords: Literal["encrypted", "always", "never"] = Field(
         "encrypted",
         description="When the SCRAM verifiers of roles are part of a dump: only of an encrypted one, always, or never.",

@@ -64,7 +64,9 @@ HealthUrl = Annotated[
         holds=lambda text: text.startswith("/") or is_url(text),
     ),
 ]
-Job = Literal["api", "worker", "db", "redis", "qdrant", "node", "synapse_ops", "prometheus", "alertmanager", "blackbox"]
+Job = Literal[
+    "api", "worker", "db", "redis", "qdrant", "node", "synapse_ops", "wal", "prometheus", "alertmanager", "blackbox"
+]  # fmt: skip
 Dashboard = Literal["system", "application", "database", "cache"]
 
 

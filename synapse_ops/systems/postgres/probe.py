@@ -53,7 +53,8 @@ select pg_is_in_recovery() as is_standby,
 _SLOTS = """
 select slot_name, active, wal_status,
   (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end - restart_lsn)::float8
-    as retained_bytes
+    as retained_bytes,
+  safe_wal_size::float8 as left_bytes
 from pg_replication_slots
 """
 
@@ -72,7 +73,8 @@ async def read_facts(conninfo: str, stage: Stage) -> ServerFacts:
     """Return a server's facts. Raises what `postgres_errors` raises."""
     [facts], slots = await _ask(conninfo, stage, _FACTS, _SLOTS)
     found = tuple(
-        Slot(row["slot_name"], row["active"], row["wal_status"], row["retained_bytes"] or 0.0) for row in slots
+        Slot(row["slot_name"], row["active"], row["wal_status"], row["retained_bytes"] or 0.0, row["left_bytes"])
+        for row in slots
     )
     return ServerFacts(**facts, slots=found)
 

@@ -29,6 +29,7 @@ _SERVED: Mapping[str, tuple[str, ...]] = {
         "synapse_ops_postgres_oldest_xid_age",
         "synapse_ops_postgres_checksum_failures",
         "synapse_ops_postgres_slot_retained_bytes",
+        "synapse_ops_postgres_slot_left_bytes",
         "synapse_ops_postgres_archive_fails",
         "synapse_ops_postgres_archive_waiting_seconds",
         "synapse_ops_redis_memory_bytes",
@@ -40,6 +41,13 @@ _SERVED: Mapping[str, tuple[str, ...]] = {
         "synapse_ops_backup_timestamp_seconds",
         "synapse_ops_proof_timestamp_seconds",
         "synapse_ops_repository_read",
+    ),
+    "wal": (
+        "synapse_ops_wal_up",
+        "synapse_ops_wal_lag_bytes",
+        "synapse_ops_wal_lag_seconds",
+        "synapse_ops_wal_stored_bytes_total",
+        "synapse_ops_wal_gap_timestamp_seconds",
     ),
     "qdrant": ("collections_total", "collections_vector_total", "rest_responses_total", "memory_resident_bytes"),
     "prometheus": (

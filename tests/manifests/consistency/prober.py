@@ -81,7 +81,7 @@ def _to_exporter(job: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def who_asks_outside_has_a_way_out(view: View) -> Iterator[Finding]:
     """The internal network of compose leads nowhere else: a service that asks somebody else's server is in another one
-    as well. The prober always is, for the object store is never part of the stack.
+    as well. Prober and WAL receiver always are, for the object store is never part of the stack.
     """
     services = view.compose["services"]
     webhooks = [
@@ -96,7 +96,7 @@ def who_asks_outside_has_a_way_out(view: View) -> Iterator[Finding]:
         "alertmanager": [urlsplit(url).hostname or "" for url in webhooks],
     }
     outside = [name for name, hosts in asked.items() if set(hosts) - services.keys() - {"localhost"}]
-    for name in [*outside, _PROBER]:
+    for name in [*outside, _PROBER, *({"wal-receiver"} & services.keys())]:
         if all(view.compose["networks"][network].get("internal") for network in services[name].get("networks", ())):
             yield Finding("who_asks_outside_has_a_way_out", _COMPOSE, f"{name} asks others, and no network leads out")
 
@@ -170,9 +170,12 @@ def _cluster_prober(view: View) -> tuple[str, dict[str, Any]]:
 
 
 def the_prober_s_spec_is_valid(view: View) -> Iterator[Finding]:
-    """Our own loader takes what the prober is given; one that it refuses would start nothing."""
-    path, text = _cluster_text(view)
-    for where, found in ((_COMPOSE_SPEC, view.text(_COMPOSE_SPEC)), (path, text)):
+    """Our own loader takes what prober and WAL receiver are given; one that it refuses would start nothing."""
+    texts = {path: view.text(path) for path in view.bundle.by_path if path.endswith("/infrastructure.yaml")}
+    for path, found in view.of_kind("ConfigMap"):
+        if "infrastructure.yaml" in found["data"]:
+            texts[path] = found["data"]["infrastructure.yaml"]
+    for where, found in texts.items():
         for fault in value_faults(load_yaml(found)[0]):
             yield Finding("the_prober_s_spec_is_valid", where, str(fault))
 

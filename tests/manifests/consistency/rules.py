@@ -13,7 +13,7 @@ import yaml
 from synapse_ops.manifests.bundle import Bundle
 from synapse_ops.manifests.consistency import Finding, check_consistency
 from synapse_ops.spec import Spec
-from tests.manifests.consistency import access, kubernetes, places, prober, safety
+from tests.manifests.consistency import access, kubernetes, places, prober, safety, wal_receiver
 from tests.manifests.consistency.findings import Rule, View
 from tests.manifests.consistency.kubernetes_schemas import kubernetes_objects_hold
 from tests.manifests.consistency.monitoring import monitoring_faults
@@ -31,6 +31,7 @@ RENDERER_RULES: tuple[Rule, ...] = (
     *safety.RULES,
     *access.RULES,
     *prober.RULES,
+    *wal_receiver.RULES,
     monitoring_documents_hold,
     kubernetes_objects_hold,
 )

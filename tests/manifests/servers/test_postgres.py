@@ -7,6 +7,7 @@ those of this host.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
@@ -24,12 +25,17 @@ import pytest
 import yaml
 from psycopg.conninfo import make_conninfo
 
+from synapse_ops.domain.health.servers import judge_server
 from synapse_ops.local.credentials import make_certificates, now_utc
 from synapse_ops.manifests.bundle import render_bundle
+from synapse_ops.operations.database.wal_source import SLOT
 from synapse_ops.operations.release.render import write_directory
 from synapse_ops.spec.loading import check_text
 from synapse_ops.systems.host.processes import free_ports, give_to, make_private_dir, server_identity
+from synapse_ops.systems.postgres.probe import read_facts
 from synapse_ops.systems.postgres.programs import find_pg_tools, tools_for
+from synapse_ops.systems.postgres.replication import connect_replication
+from synapse_ops.systems.probe_stage import Stage
 from tests.servers import servers_dir
 
 START_LIMIT_S = 90.0
@@ -204,6 +210,25 @@ def test_each_role_reaches_what_it_needs_and_nothing_else(nodes: tuple[Node, Nod
         ):
             with pytest.raises(psycopg.OperationalError, match="rejects connection"):
                 node.rows("select 1", user=user, database=database, sslmode=sslmode)
+
+
+def test_wal_can_be_received_from_either_node(nodes: tuple[Node, Node]) -> None:
+    """As `database.admin` names it, the superuser: replication with a slot of its own, and SQL in `postgres` (W19)."""
+    for node in nodes:
+        conninfo = node.conninfo("postgres", PASSWORDS["postgres"], "postgres")
+        with connect_replication(conninfo, application_name="test") as connection:
+            connection.create_slot(SLOT)
+            slot = connection.read_slot(SLOT)
+            assert slot is not None
+            assert slot.restart_lsn is not None
+            facts = asyncio.run(read_facts(conninfo, Stage()))
+            [left_bytes] = [each.left_bytes for each in facts.slots if each.name == SLOT]
+            assert left_bytes is not None
+            assert 9 << 30 < left_bytes < 11 << 30  # of max_slot_wal_keep_size
+            assert judge_server(facts).measurements["slot_left_bytes"] == min(
+                each.left_bytes for each in facts.slots if each.left_bytes is not None
+            )
+            connection.drop_slot(SLOT)
 
 
 def test_the_server_has_the_settings_that_safety_needs(nodes: tuple[Node, Node]) -> None:

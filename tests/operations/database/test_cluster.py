@@ -19,6 +19,7 @@ from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment
 from synapse_ops.domain.database.wal_keys import wal_prefix
+from synapse_ops.domain.progress import Progress
 from synapse_ops.errors import Refused, Unreachable
 from synapse_ops.operations.backup.restoring import RestoreRequest
 from synapse_ops.operations.backup_kinds import BASES
@@ -44,12 +45,16 @@ from tests.services.wal_receiver.receiving import wait_until
 
 @dataclass
 class Cluster:
-    """A server with a base backup and a ledger: row n was committed as the n-th, and is known by its LSN and time."""
+    """A server with a base backup and a ledger: row n was committed as the n-th, and is known by its LSN and time.
+
+    commands: what the base backup asked the server for.
+    """
 
     server: PostgresServer
     stack: Stack
     upload: WalUploads
     base: BaseReport
+    commands: set[str]
     commits: list[tuple[Lsn, datetime]]
 
     def request(self, target: Path, until: str, work_dir: Path) -> RestoreRequest:
@@ -96,7 +101,9 @@ def cluster(
             (server.server.data_dir / name).touch()
             give_to(server_identity(), server.server.data_dir / name)
         bucket_url = f"{bucket}{secrets.token_hex(8)}/database/"
-        stack = make_stack(folder, server.conninfo(), bucket_url, object_store_access, wal_archiving="continuous")
+        stack = make_stack(
+            folder, server.conninfo(), bucket_url, object_store_access, wal_archiving="continuous", max_rate="900Mi"
+        )
         with connect(server.conninfo()) as connection:
             identity = ensure_identity(connection)
         upload = WalUploads(
@@ -107,11 +114,18 @@ def cluster(
             with pytest.raises(Refused, match="no WAL receiver"):
                 take_base_backup(stack)
         upload()
+        commands: set[str] = set()
+
+        def look(_: Progress) -> None:
+            with psycopg.connect(server.conninfo()) as beside:
+                rows = beside.execute("select query from pg_stat_activity where query like 'BASE_BACKUP%'").fetchall()
+            commands.update(query for (query,) in rows)
+
         with uploading(upload):
-            base = take_base_backup(stack)
+            base = take_base_backup(stack, progress=look)
         for name in ("standby.signal", "synapse.fenced"):
             (server.server.data_dir / name).unlink()
-        found = Cluster(server, stack, upload, base, [])
+        found = Cluster(server, stack, upload, base, commands, [])
         found.commit(20)
         server.execute("select pg_create_restore_point('before_import')")
         found.commit(20)
@@ -314,6 +328,13 @@ def test_a_base_backup_says_what_it_holds(cluster: Cluster) -> None:
     assert isinstance(record, BaseRecord)
     assert Lsn.parse(record.start_lsn) < Lsn.parse(record.stop_lsn)
     assert record.to_json() == BaseRecord.from_json(record.to_json(), key="k").to_json()
+
+
+def test_a_base_backup_reads_no_faster_than_the_spec_allows(cluster: Cluster) -> None:
+    """backup.database.base.max_rate reaches the server, in its KiB a second."""
+    [command] = cluster.commands
+
+    assert f"MAX_RATE {900 * 1024}," in command
 
 
 def test_a_check_sees_wal_arrive_and_names_what_would_stop_it(cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -466,6 +467,7 @@ def test_a_lost_slot_is_made_anew_and_the_gap_is_exact(
     [gap] = archive.newest.gaps
     assert gap.start == stored
     assert receiver.standing.gap_bytes == gap.size_bytes
+    assert time.time() - 60 < (receiver.standing.gap_at_s or 0) <= time.time()
     assert reach(archive, archive.history(1), last).gap == gap
     assert reach(archive, archive.history(1), gap.stop).stop >= end
     for place in PLACES_OF_GROUP:
