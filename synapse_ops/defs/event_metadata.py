@@ -41,26 +41,26 @@ def _tables(tables: "Tables") -> Metadata:
 
 
 def proof_metadata(record: "ProofRecord", url: str) -> Metadata:
-    """Return what a proof found and measured. A duration that was not measured is absent, never 0."""
+    """Return what a proof found, the verdict first, and measured. What was not measured is absent, never 0."""
     measured = {
         "restore_s": record.restore_s,
         "predicted_restore_s": record.predicted_restore_s,
     }
     return {
-        BACKUP_ID: record.backup_id,
-        PROOF_ID: proof_id(record),
         "verdict": str(record.verdict),
-        "url": dg.MetadataValue.path(url),
+        **({"reason": record.reason} if record.reason else {}),
+        **({"differences": dg.MetadataValue.md(_bullets(record.differences))} if record.differences else {}),
+        **record.compared(),
         **{name: value for name, value in measured.items() if value is not None},
         **{f"{name}_phase_s": value for name, value in record.phase_s.items()},
         "duration_s": round((record.finished_at - record.started_at).total_seconds(), 3),
         "restored_bytes": sum(item.size_bytes for item in record.objects),
-        **record.compared(),
         **_tables(record.tables()),
         "finished_at": dg.MetadataValue.timestamp(record.finished_at),
         "server_version": record.server_version or "not known",
-        **({"reason": record.reason} if record.reason else {}),
-        **({"differences": dg.MetadataValue.md(_bullets(record.differences))} if record.differences else {}),
+        BACKUP_ID: record.backup_id,
+        PROOF_ID: proof_id(record),
+        "url": dg.MetadataValue.path(url),
     }
 
 

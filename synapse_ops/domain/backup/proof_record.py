@@ -132,12 +132,12 @@ class BaseFindings(Part):
 
     def compared(self) -> dict[str, int | float | str]:
         return {
+            "compared": self.outcome,
             "target": self.target,
             "end_lsn": self.end_lsn,
             "wal_bytes": self.wal_bytes,
             "databases": ", ".join(self.databases),
             "rows": sum(one.rows for one in self.contents),
-            "compared": self.outcome,
             **({"compared_rows": self.exact.rows} if self.exact is not None else {}),
             **({"last_commit_at": self.last_commit_at.isoformat()} if self.last_commit_at is not None else {}),
             **({"rpo_observed_s": self.rpo_observed_s} if self.rpo_observed_s is not None else {}),
