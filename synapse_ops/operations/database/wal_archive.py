@@ -58,10 +58,13 @@ def list_wal_identities(repository: Repository) -> tuple[Identity, ...]:
     return tuple(found)
 
 
-def read_wal_archive(repository: Repository, identity: Identity, *, age_identities: Sequence[str] = ()) -> WalArchive:
+def read_wal_archive(
+    repository: Repository, identity: Identity, *, age_identities: Sequence[str] | None = ()
+) -> WalArchive:
     """Return what is stored of a server's WAL.
 
     age_identities: to look into the newest segment where it is encrypted; without one its last commit is not known.
+    None: it is not looked into at all, and damage to it does not show.
     Raises the store's errors, and DocumentUnreadable for an index or claim that is none: then it is not known what is
     restorable.
     """
@@ -94,7 +97,7 @@ def _noted(note: Any) -> tuple[int, Lsn] | None:
         return None
 
 
-def _read(store: ObjectStore, identity: Identity, age_identities: Sequence[str]) -> WalArchive:
+def _read(store: ObjectStore, identity: Identity, age_identities: Sequence[str] | None) -> WalArchive:
     read_at = store.server_time()
     acknowledged = _noted(read_note(store, wal_lease(identity)))  # before the listing, which so holds no less
     numbers = [name for name in store.list_prefixes(wal_prefix(identity)) if _is_timeline(name)]
@@ -108,7 +111,11 @@ def _is_timeline(name: str) -> bool:
 
 
 def _read_timeline(
-    store: ObjectStore, identity: Identity, timeline: int, pool: ThreadPoolExecutor, age_identities: Sequence[str]
+    store: ObjectStore,
+    identity: Identity,
+    timeline: int,
+    pool: ThreadPoolExecutor,
+    age_identities: Sequence[str] | None,
 ) -> ArchivedTimeline | None:
     """Return one timeline, without its WAL where its claim is missing; None for a folder in which nothing is ours."""
     key = claim_key(identity, timeline)
@@ -154,7 +161,7 @@ def _read_timeline(
         chunks={number: tuple(sorted(rows)) for number, rows in chunks.items()},
         stored_at=_newest([row for row, _ in listed] or indexes),
     )
-    return _with_open_facts(store, identity, row, claim, age_identities)
+    return row if age_identities is None else _with_open_facts(store, identity, row, claim, age_identities)
 
 
 def _parsed(row: ObjectInfo) -> WalKey | None:

@@ -41,6 +41,10 @@ _KEY_BYTES = 32
 _MAKE_KEY = "Make one once, and keep it: head -c 32 /dev/urandom > wal-digest-key"
 
 
+class OtherWal(WrongIdentity):
+    """A key holds whole WAL, and not that of this server."""
+
+
 @dataclass(frozen=True, slots=True)
 class DigestKey:
     """Makes digests of plain bytes that only its holder can compare: a bare sha256 would confirm a guess."""
@@ -266,8 +270,8 @@ class WalWriter:
             return
 
 
-def _other_wal(url: str, what: WalBytes) -> WrongIdentity:
-    return WrongIdentity(
+def _other_wal(url: str, what: WalBytes) -> OtherWal:
+    return OtherWal(
         f"{url} holds other WAL than this server has at {what.segment.start + what.start}",
         detail="the server is a clone of the one that wrote it, or was restored from an older copy",
         hint="Nothing was overwritten. Give a copy that is to go live a generation of its own; stop its receiver.",

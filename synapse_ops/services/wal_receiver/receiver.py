@@ -194,7 +194,7 @@ class Receiver:
             raise WrongIdentity(f"two connections led to two servers: {server.identity} and {system.system_identifier}")
         data = connection.timeline_history(system.timeline) if system.timeline > 1 else b""
         history = TimelineHistory.parse(system.timeline, data)
-        archive = read_wal_archive(repository, server.identity, age_identities=self._stack.age_identities())
+        archive = read_wal_archive(repository, server.identity, age_identities=None)
         slot_lsn = _ready_slot(server, connection)
         wanted = candidates(archive, history, slot_lsn, server.segment_bytes)
         start = plan_start(

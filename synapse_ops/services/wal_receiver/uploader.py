@@ -25,10 +25,10 @@ from synapse_ops.domain.database.wal_plan import (
     plan_upload,
 )
 from synapse_ops.domain.database.wal_records import FoundRecords, find_records
-from synapse_ops.errors import SynapseOpsError
+from synapse_ops.errors import IntegrityError, SynapseOpsError
 from synapse_ops.operations.database.wal_fetch import list_chunks
 from synapse_ops.operations.database.wal_objects import WalBytes
-from synapse_ops.operations.database.wal_writer import WalWriter
+from synapse_ops.operations.database.wal_writer import OtherWal, WalWriter
 from synapse_ops.services.wal_receiver.lease import HeldLease
 from synapse_ops.services.wal_receiver.spool import Spool, SpooledSegment
 from synapse_ops.services.wal_receiver.standing import Standing
@@ -148,7 +148,14 @@ class Uploader(threading.Thread):
         while one.unread:
             if received < one.unread[0].stop:
                 return
-            self._compare(one, one.unread[0])
+            try:
+                self._compare(one, one.unread[0])
+            except OtherWal:
+                raise
+            except IntegrityError as damage:  # its bytes are here again, so that nothing is lost with it
+                log.warning("a stored chunk is damaged and is stored anew", fault=damage.message)
+                self._writer.remove_chunks(segment, [one.unread.pop(0)])
+                continue
             one.chunks.append(one.unread.pop(0))
         while True:
             stored = contiguous_stop(one.chunks)

@@ -344,6 +344,20 @@ def test_the_newest_bytes_are_missed_as_well(repository: Repository, place: Path
     assert f"--until lsn:{segment.start + last.start}" in error.value.hint
 
 
+def test_a_damaged_chunk_of_the_open_segment_is_stored_anew(repository: Repository) -> None:
+    """It stopped the receiver for ever, while WAL filled the server's disk; the server still has these bytes."""
+    wal = repository.wal
+    number = max(wal.archive().newest.chunks)
+    segment = wal.archive().newest.segment(number)
+    with harmed(repository, "chunk", "flipped"):
+        with wal.in_process() as receiver:
+            wal.execute("select pg_create_restore_point('healed')")
+            end = wait_durable(wal, receiver)
+        data, stored = wal.fetched(segment)
+    assert stored >= end - segment.start
+    assert data[:stored] == wal.own_file(segment)[:stored]
+
+
 def test_a_page_with_a_wrong_checksum_ends_a_base_backup_and_is_named(repository: Repository) -> None:
     """The server says so after its last byte (W21): nothing is listed, and an operator learns what to mend."""
     wal = repository.wal
