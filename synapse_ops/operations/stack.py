@@ -47,11 +47,18 @@ class Stack:
 
     def admin_conninfo(self, database: str) -> str:
         """Return a libpq conninfo of the superuser for one database. It holds the password: never log it."""
+        return self._conninfo(self.spec.database.admin, database)
+
+    def replication_conninfo(self, database: str) -> str:
+        """Return that of `database.replication`, whose role may stream WAL and little else, or of the superuser."""
+        return self._conninfo(self.spec.database.replication or self.spec.database.admin, database)
+
+    def _conninfo(self, reference: SecretRef, database: str) -> str:
         from psycopg.conninfo import make_conninfo
 
         from synapse_ops.systems.postgres.connection import conninfo_parts
 
-        return make_conninfo("", **{**conninfo_parts(self.spec.database.admin.resolve()), "dbname": database})
+        return make_conninfo("", **{**conninfo_parts(reference.resolve()), "dbname": database})
 
     def age_identities(self) -> tuple[str, ...]:
         """Return the age secret keys that `encryption.identity` refers to; empty when it is not set."""

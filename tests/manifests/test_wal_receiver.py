@@ -109,6 +109,17 @@ def test_the_cluster_keeps_the_key_by_which_encrypted_wal_is_compared(tmp_path: 
     assert not (tmp_path / "own").exists()
 
 
+def test_a_receiver_with_a_role_of_its_own_has_no_superuser_s_password() -> None:
+    bundle = render_bundle(spec_with(database={"replication": "env:SYNAPSE_REPLICATION_DSN"}))
+    services = yaml.load(bundle.by_path["docker/compose.yaml"].text, yaml.CSafeLoader)["services"]
+    told = yaml.load(bundle.by_path["docker/wal-receiver/infrastructure.yaml"].text, yaml.CSafeLoader)
+
+    assert "database-admin-url" not in services["wal-receiver"]["secrets"]
+    assert "database-replication-url" in services["wal-receiver"]["secrets"]
+    assert told["database"]["replication"] == "file:/run/secrets/database-replication-url"
+    assert "database-replication-url" in services["synapse-ops"]["secrets"]  # it asks how far WAL is stored
+
+
 def test_the_unit_starts_the_receiver_as_it_is_called_and_for_ever() -> None:
     unit = configparser.ConfigParser(interpolation=None, strict=True)
     unit.optionxform = str  # type: ignore[assignment,method-assign]

@@ -192,6 +192,8 @@ def pg_hba(spec: Spec) -> str:
     lines += [f"hostssl  {hba_name(name)}  {user}  all  scram-sha-256" for name in _databases(spec)]
     lines += [
         f"hostssl  replication  {replication}  all  scram-sha-256",
+        "# the WAL receiver asks in SQL, too",
+        f"hostssl  postgres  {replication}  all  scram-sha-256",
         "# the exporter beside the server",
         f"hostssl  postgres  {MONITORING_USER}  samehost  scram-sha-256",
         "# the superuser, for backup, monitoring and failover",

@@ -19,6 +19,7 @@ CONFIG_DIR = "/etc/postgresql"
 DATA_DIR = "/var/lib/postgresql/data"
 RUN_DIR = "/var/run/postgresql"
 _PASSFILE = "/tmp/replication.pgpass"  # noqa: S108 - a tmpfs of the container's own
+_WAL_FUNCTIONS = "pg_switch_wal(), pg_create_restore_point(text), pg_wal_replay_pause(), pg_wal_replay_resume()"
 
 CONTAINER_SECRETS = (
     SUPERUSER_PASSWORD,
@@ -82,7 +83,8 @@ def roles_script(spec: Spec) -> str:
     for setting, value in application_role_settings(spec).items():
         statements.append(f"alter role {identifier(user)} set {setting} = {quoted(value)};")
     statements += [
-        f"create role {identifier(replication)} login replication password\n  :'replication';",
+        f"create role {identifier(replication)} login replication password\n  :'replication' in role pg_monitor;",
+        f"grant execute on function {_WAL_FUNCTIONS} to {identifier(replication)};",
         f"create role {MONITORING_USER} login password\n  :'monitoring' in role pg_monitor;",
     ]
     for database in dict.fromkeys((spec.database.name, *spec.database.databases)):

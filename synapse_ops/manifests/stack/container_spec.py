@@ -35,6 +35,7 @@ SPEC_FILE = "infrastructure.yaml"
 STATE_DIR = "/var/lib/synapse-ops"
 
 DATABASE_ADMIN = "database-admin-url"
+DATABASE_REPLICATION = "database-replication-url"
 OBJECT_STORE_CREDENTIALS = "object-store-credentials"
 OBJECT_STORE_CA, QDRANT_CA, WATCH_CA = "object-store-ca.crt", "qdrant-ca.crt", "watch-ca.crt"
 STACK_CA, CERTIFICATE = "ca.crt", "tls.crt"
@@ -43,6 +44,7 @@ _FIELDS = {  # what each of them is in the spec; the stack's own authority is na
     TOKEN: ("alerting", "webhook_token"),
     OBJECT_STORE_CREDENTIALS: ("object_store", "credentials"),
     DATABASE_ADMIN: ("database", "admin"),
+    DATABASE_REPLICATION: ("database", "replication"),
     REDIS_PASSWORD: ("redis", "password"),
     QDRANT_API_KEY: ("qdrant", "api_key"),
     CERTIFICATE: ("tls", "cert_file"),

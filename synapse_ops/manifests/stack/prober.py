@@ -5,6 +5,7 @@ from __future__ import annotations
 from synapse_ops.manifests.stack.container_spec import (
     CERTIFICATE,
     DATABASE_ADMIN,
+    DATABASE_REPLICATION,
     OBJECT_STORE_CA,
     OBJECT_STORE_CREDENTIALS,
     QDRANT_CA,
@@ -46,6 +47,7 @@ def prober_secrets(spec: Spec, place: PlaceName) -> tuple[str, ...]:
         TOKEN: True,
         OBJECT_STORE_CREDENTIALS: True,
         DATABASE_ADMIN: bool(watched & {"nodes", "replication"}),
+        DATABASE_REPLICATION: spec.database.replication is not None,
         REDIS_PASSWORD: "redis" in watched and spec.redis.password is not None,
         QDRANT_API_KEY: "qdrant" in watched and spec.qdrant.api_key is not None,
         STACK_CA: True,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from synapse_ops.manifests.stack.container_spec import (
     DATABASE_ADMIN,
+    DATABASE_REPLICATION,
     OBJECT_STORE_CA,
     OBJECT_STORE_CREDENTIALS,
     STACK_CA,
@@ -40,7 +41,8 @@ def receiver_secrets(spec: Spec, place: PlaceName) -> tuple[str, ...]:
     """Return the names of the files below /run/secrets that it opens, each once; never a decryption key."""
     wanted = {
         OBJECT_STORE_CREDENTIALS: True,
-        DATABASE_ADMIN: True,
+        DATABASE_ADMIN: spec.database.replication is None,
+        DATABASE_REPLICATION: spec.database.replication is not None,
         STACK_CA: True,
         OBJECT_STORE_CA: spec.object_store.ca_file is not None,
         DIGEST_KEY: place == "kubernetes" and bool(spec.encryption.recipients),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.backup.layout import Identity
 from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.errors import ConfigError
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.postgres.connection import connect, postgres_errors
 from synapse_ops.systems.postgres.identity import ensure_identity
@@ -21,7 +22,7 @@ SLOT = "synapse_wal"  # the receiver's, on whichever node takes writes
 
 def wal_conninfo(stack: Stack) -> str:
     """Return a libpq conninfo that leads to whichever node of the database takes writes. Never log it."""
-    return _node_conninfo(stack, "postgres", "read-write")
+    return _node_conninfo(stack, stack.replication_conninfo("postgres"), "read-write")
 
 
 def names_standby(stack: Stack) -> bool:
@@ -32,18 +33,18 @@ def names_standby(stack: Stack) -> bool:
 
 def standby_conninfo(stack: Stack, database: str) -> str:
     """Return a libpq conninfo of a database at the first node that is a standby. Never log it."""
-    return _node_conninfo(stack, database, "standby")
+    return _node_conninfo(stack, stack.admin_conninfo(database), "standby")
 
 
-def _node_conninfo(stack: Stack, database: str, attributes: str) -> str:
+def _node_conninfo(stack: Stack, conninfo: str, attributes: str) -> str:
     from psycopg.conninfo import make_conninfo
 
     from synapse_ops.systems.postgres.connection import conninfo_parts
 
-    parts = conninfo_parts(stack.admin_conninfo(database))
+    parts = conninfo_parts(conninfo)
     nodes = stack.spec.database.nodes
     places = [(host.strip("[]"), port) for host, _, port in (address.rpartition(":") for address in nodes.values())]
-    if places and stack.spec.failover.primary not in nodes:  # then it is where `database.admin` points
+    if places and stack.spec.failover.primary not in nodes:  # then it is where the URL points
         places.insert(0, (parts.get("host", "localhost"), parts.get("port", "5432")))
     if places:
         parts.pop("hostaddr", None)
@@ -99,7 +100,13 @@ SELECT current_setting('server_version_num')::int,
 def open_wal_server(conninfo: str) -> Iterator[WalServer]:
     """Yield the primary; gives it a generation the first time. Raises Unreachable, ConfigError."""
     with connect(conninfo, application_name="synapse-ops wal") as connection:
-        identity = ensure_identity(connection)
+        try:
+            identity = ensure_identity(connection)
+        except ConfigError as refused:  # the first time takes a superuser
+            refused.hint = (
+                f"The first backup as database.admin makes it: synapse-ops backup now. {refused.hint}".strip()
+            )
+            raise
         with postgres_errors("the WAL settings of the server"):
             [(version, segment_bytes, page_bytes)] = connection.execute(_SETTINGS).fetchall()
         address = f"{connection.info.host}:{connection.info.port}"

@@ -44,7 +44,12 @@ class Database(Block):
         description="Reference to the libpq URL of a superuser, for backup, monitoring and failover.",
     )
     replication_user: DatabaseName = Field(
-        "synapse_replication", description="Role with REPLICATION, for standbys, base backups and WAL."
+        "synapse_replication", description="Role with REPLICATION, for standbys and the WAL receiver."
+    )
+    replication: Secret | None = Field(
+        None,
+        description="Reference to the libpq URL of a role with the rights of `replication_user`, as which the WAL "
+        "receiver connects; null: `admin`.",
     )
     databases: Annotated[tuple[DatabaseName, ...], Field(min_length=1)] = Field(
         default_factory=lambda valid: (valid.get("name", "synapse"),),

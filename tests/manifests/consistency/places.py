@@ -167,7 +167,8 @@ def the_application_is_told_the_same(view: View) -> Iterator[Finding]:
     services, environment = view.compose.get("services", {}), _service(view, "api").get("environment", {})
     names = set(services) | {alias for each in services.values() for alias in _aliases(each)}
     in_cluster = {found["metadata"]["name"] for _, found in view.of_kind("Service")}
-    hosts = {view.spec.database.host, view.spec.redis.host, *(node.host for node in qdrant_nodes(view.spec))}
+    stores = {view.spec.database.host, view.spec.redis.host, view.spec.qdrant.host}
+    hosts = stores.union(node.host for node in qdrant_nodes(view.spec))
     elsewhere = hosts - LOCAL_HOSTS
     pods = told_in_pods(view)
     for path, told in pods:

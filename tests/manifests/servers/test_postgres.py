@@ -26,9 +26,10 @@ import yaml
 from psycopg.conninfo import make_conninfo
 
 from synapse_ops.domain.health.servers import judge_server
+from synapse_ops.errors import ConfigError
 from synapse_ops.local.credentials import make_certificates, now_utc
 from synapse_ops.manifests.bundle import render_bundle
-from synapse_ops.operations.database.wal_source import SLOT
+from synapse_ops.operations.database.wal_source import SLOT, open_wal_server
 from synapse_ops.operations.release.render import write_directory
 from synapse_ops.spec.loading import check_text
 from synapse_ops.systems.host.processes import free_ports, give_to, make_private_dir, server_identity
@@ -212,23 +213,42 @@ def test_each_role_reaches_what_it_needs_and_nothing_else(nodes: tuple[Node, Nod
                 node.rows("select 1", user=user, database=database, sslmode=sslmode)
 
 
-def test_wal_can_be_received_from_either_node(nodes: tuple[Node, Node]) -> None:
-    """As `database.admin` names it, the superuser: replication with a slot of its own, and SQL in `postgres` (W19)."""
-    for node in nodes:
-        conninfo = node.conninfo("postgres", PASSWORDS["postgres"], "postgres")
-        with connect_replication(conninfo, application_name="test") as connection:
+def test_wal_can_be_received_from_either_node_without_a_superuser(nodes: tuple[Node, Node]) -> None:
+    """As `database.replication` names it: a slot over replication, SQL in `postgres`, restore points (W19); no more."""
+    admin = nodes[0].conninfo("postgres", PASSWORDS["postgres"], "postgres")
+    receiver = [node.conninfo("follow er", PASSWORDS["replication"], "postgres") for node in nodes]
+    with pytest.raises(ConfigError) as refused, open_wal_server(receiver[0]):
+        pass
+    assert "synapse-ops backup now" in refused.value.hint
+    with open_wal_server(admin) as server:
+        identity = server.identity
+    nodes[1].await_rows(
+        f"select count(*) from pg_db_role_setting where setconfig::text ~ '{identity.generation}'", [(1,)]
+    )
+
+    for conninfo in receiver:
+        with (
+            connect_replication(conninfo, application_name="test") as connection,
+            open_wal_server(conninfo) as server,
+        ):
             connection.create_slot(SLOT)
             slot = connection.read_slot(SLOT)
+            assert server.identity == identity
             assert slot is not None
             assert slot.restart_lsn is not None
+            server.stored_segments([])
+            server.end_stale_sender(SLOT)
             facts = asyncio.run(read_facts(conninfo, Stage()))
             [left_bytes] = [each.left_bytes for each in facts.slots if each.name == SLOT]
             assert left_bytes is not None
             assert 9 << 30 < left_bytes < 11 << 30  # of max_slot_wal_keep_size
-            assert judge_server(facts).measurements["slot_left_bytes"] == min(
-                each.left_bytes for each in facts.slots if each.left_bytes is not None
-            )
+            left = [each.left_bytes for each in facts.slots if each.left_bytes is not None]
+            assert judge_server(facts).measurements["slot_left_bytes"] == min(left)
             connection.drop_slot(SLOT)
+    nodes[0].rows("select pg_create_restore_point('seen'), pg_switch_wal()", user="follow er")
+    for statement in ("alter system reset wal_keep_size", "select pg_read_file('PG_VERSION')", "create role other"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            nodes[0].rows(statement, user="follow er")
 
 
 def test_the_server_has_the_settings_that_safety_needs(nodes: tuple[Node, Node]) -> None:
