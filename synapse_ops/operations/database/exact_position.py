@@ -53,7 +53,7 @@ def read_standby(stack: Stack, identity: Identity, after: Lsn, progress: ReportP
         try:
             return _read_once(conninfo_of, identity, after, progress)
         except SynapseOpsError as error:
-            if not tries_left or isinstance(error, Unreachable):
+            if not tries_left or type(error) is Unreachable:  # Throttled is one as well, and worth another try
                 why = "; ".join(filter(None, [error.message, *error.detail.splitlines()[:1], error.hint]))
                 return StandbyReading(warning=f"its proof will compare no rows: the standby could not be read: {why}")
         time.sleep(PAUSE_S)

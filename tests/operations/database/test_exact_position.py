@@ -266,3 +266,28 @@ def test_a_table_that_is_emptied_meanwhile_is_read_as_it_was(pair: Pair) -> None
         content = read_fingerprint(mine.conninfo, sessions=[mine.session])
 
     assert content.tables["public.emptied"].rows == 10
+
+
+def test_a_reading_that_replay_ends_is_told_with_what_prevents_it(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of the backup, and nothing that was half read is kept."""
+    pair.primary.execute("create table emptied_soon as select 1 as n")
+    wait_until(lambda: pair.says("select to_regclass('emptied_soon') is not null"), "the table is replayed")
+
+    def cancelled(conninfo: str, **more: Any) -> Fingerprint:
+        pair.primary.execute("truncate emptied_soon")
+        wait_until(lambda: pair.says("select count(*) from emptied_soon") == 0, "replay has ended our session")
+        return read_fingerprint(conninfo, **more)
+
+    monkeypatch.setattr(exact_position, "read_fingerprint", cancelled)
+    monkeypatch.setattr(exact_position, "TRIES", 1)
+    monkeypatch.setitem(pair.standby.server.settings, "max_standby_streaming_delay", "100ms")  # type: ignore[arg-type]
+    pair.standby.server.write_configuration()
+    pair.standby.server.reload()
+    wait_until(lambda: pair.says("show max_standby_streaming_delay") == "100ms", "the setting is there")
+
+    found = pair.read()
+
+    assert found.exact is None
+    assert found.document is None
+    assert "conflict with recovery" in found.warning
+    assert "hot_standby_feedback" in found.warning
