@@ -75,8 +75,8 @@ class Servers:
 
 
 @contextmanager
-def running_servers() -> Iterator[Servers]:
-    """A PostgreSQL and a SeaweedFS of their own, stopped and removed at the end."""
+def running_servers(**settings: object) -> Iterator[Servers]:
+    """A PostgreSQL and a SeaweedFS of their own, stopped and removed at the end. settings: more of PostgreSQL's."""
     folder = Path(tempfile.mkdtemp(prefix="synapse-bench-", dir="/var/tmp"))  # /tmp may be in memory
     folder.chmod(0o755)
     identity = server_identity()
@@ -99,8 +99,13 @@ def running_servers() -> Iterator[Servers]:
             "max_wal_size": "4GB",
             "wal_level": "minimal",
             "max_wal_senders": 0,
+            **settings,
         },
-        hba=("local all all trust", "host all all 127.0.0.1/32 scram-sha-256"),
+        hba=(
+            "local all all trust",
+            "host all all 127.0.0.1/32 scram-sha-256",
+            "host replication all 127.0.0.1/32 scram-sha-256",
+        ),
     )
     store = SeaweedServer(
         weed=weed,

@@ -8,6 +8,7 @@ Keys given and returned are relative to the prefix of the URL; listings are sort
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -255,7 +256,8 @@ class ObjectStore:
             if if_match is None:
                 raise
             raise ConditionFailed(f"could not write {self.full_url(key)}: it was removed meanwhile") from missing
-        return WrittenObject(key, len(data), etag, hashlib.sha256(data).hexdigest())
+        sha256 = hashlib.sha256(data).digest() if checksum is None else base64.b64decode(checksum)
+        return WrittenObject(key, len(data), etag, sha256.hex())
 
     def put_file(self, key: str, file: BinaryIO) -> None:
         """Write a file from its beginning in one request (at most 5 GiB), without holding it; safe to repeat."""
