@@ -28,7 +28,13 @@ from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.database.wal_source import SLOT
 from synapse_ops.systems.postgres.base_backup import Member, base_backup
 from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
-from synapse_ops.systems.postgres.identity import commit_nothing, ensure_identity, read_facts, read_moment
+from synapse_ops.systems.postgres.identity import (
+    commit_nothing,
+    ensure_identity,
+    list_databases,
+    read_facts,
+    read_moment,
+)
 
 if TYPE_CHECKING:
     import psycopg
@@ -47,8 +53,7 @@ _ACTIVE = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active"
 
 _CLUSTER = """
 SELECT (SELECT catalog_version_no FROM pg_control_system()), current_setting('block_size')::int,
-       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'),
-       (SELECT array_agg(datname::text ORDER BY datname) FROM pg_database WHERE datallowconn)"""
+       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size')"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ def take_base_backup(
             until = commit_nothing(connection) if standby.exact is not None else stream.stop.lsn
             with measured.phase("wait_for_wal"):
                 _wait_for_wal(taking, stream.start.timeline, stream.start.lsn, until, progress)
-            catalog_version, block_size, wal_segment_bytes, databases = row
+            catalog_version, block_size, wal_segment_bytes = row
             record = BaseRecord(
                 **taking.shared_fields(objects, phase_s=measured.phase_s, tool_versions={"postgres": facts.version}),
                 source=ClusterSource(
@@ -128,7 +133,7 @@ def take_base_backup(
                     catalog_version=catalog_version,
                     block_size=block_size,
                     wal_segment_bytes=wal_segment_bytes,
-                    databases=tuple(databases),
+                    databases=list_databases(connection),
                 ),
                 start_lsn=str(stream.start.lsn),
                 stop_lsn=str(stream.stop.lsn),

@@ -35,8 +35,9 @@ from synapse_ops.operations.database.exact_position import FINGERPRINT
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.systems.postgres.amcheck import check_relations
 from synapse_ops.systems.postgres.cluster_files import corrupt_pages
-from synapse_ops.systems.postgres.connection import connect, postgres_errors
+from synapse_ops.systems.postgres.connection import connect
 from synapse_ops.systems.postgres.fingerprint import read_fingerprint
+from synapse_ops.systems.postgres.identity import list_databases
 from synapse_ops.systems.postgres.programs import find_pg_tools
 from synapse_ops.systems.postgres.structure import read_structure
 
@@ -116,9 +117,8 @@ def _check(proof: Proof, recovered: Recovered, begun: float) -> tuple[DatabaseCo
 
 def _databases(recovered: Recovered) -> tuple[str, ...]:
     """Return the databases that take connections."""
-    with connect(recovered.throwaway.conninfo("template1")) as connection, postgres_errors("the recovered databases"):
-        rows = connection.execute("SELECT datname::text FROM pg_database WHERE datallowconn ORDER BY 1").fetchall()
-    return tuple(name for (name,) in rows)
+    with connect(recovered.throwaway.conninfo("template1")) as connection:
+        return list_databases(connection)
 
 
 def _target(proof: Proof, base: BaseCandidate, reached: WalReach) -> RecoveryTarget:

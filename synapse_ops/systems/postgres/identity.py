@@ -37,6 +37,8 @@ SELECT current_setting('server_version'), current_setting('server_version_num'):
        pg_get_userbyid(10)
   FROM pg_database d WHERE d.datname = current_database()"""
 
+_DATABASES = "SELECT datname::text FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY 1"
+
 _POSITION = """
 SELECT clock_timestamp(),
        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text,
@@ -82,6 +84,12 @@ def read_facts(connection: psycopg.Connection[Any]) -> ServerFacts:
         raise Refused("the connected database is not in pg_database: it was dropped just now")
     version, *rest = row
     return ServerFacts(version.split()[0], *rest)
+
+
+def list_databases(connection: psycopg.Connection[Any]) -> tuple[str, ...]:
+    """Return the names of the databases that take connections; one whose DROP was interrupted takes none any more."""
+    with postgres_errors("the databases of the server"):
+        return tuple(name for (name,) in connection.execute(_DATABASES))
 
 
 def read_moment(connection: psycopg.Connection[Any]) -> ServerMoment:

@@ -24,6 +24,7 @@ from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.errors import DeadlineExceeded, Refused
 from synapse_ops.systems.postgres.connection import begin_reading, connect, describe, postgres_errors, set_session
 from synapse_ops.systems.postgres.fingerprint import READING_SETTINGS, lock_tables, read_logged_sequences
+from synapse_ops.systems.postgres.identity import list_databases
 
 APPLICATION = "synapse-ops standby"
 PAUSE_LIMIT_S = 5.0  # for how long replay stands still at most, whatever becomes of us
@@ -31,7 +32,6 @@ CATCH_UP_S = 60.0
 LOCK_WAIT = "500ms"  # a lock that replay holds is let go by replay alone, which stands still
 POLL_S = 0.01
 
-_DATABASES = "SELECT datname::text FROM pg_database WHERE datallowconn ORDER BY 1"
 _STATE = "SELECT pg_is_in_recovery(), pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn()::text"
 _MOMENT = "SELECT pg_last_xact_replay_timestamp(), clock_timestamp()"
 _SLEEPS = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event = 'PgSleep')"
@@ -70,7 +70,7 @@ def standby_snapshots(conninfo_of: Callable[[str], str], after: Lsn) -> Iterator
         control = opened.enter_context(connect(where, application_name=APPLICATION))
         _await_position(control, after)
         sessions = {}
-        for (name,) in control.execute(_DATABASES).fetchall():
+        for name in list_databases(control):
             session = opened.enter_context(connect(conninfo_of(name), application_name=APPLICATION))
             set_session(session, {**READING_SETTINGS, "lock_timeout": LOCK_WAIT})
             sessions[name] = session
@@ -82,7 +82,7 @@ def standby_snapshots(conninfo_of: Callable[[str], str], after: Lsn) -> Iterator
                 lock_tables(session)
                 sequences = read_logged_sequences(session)
                 databases.append(DatabaseSnapshot(name, conninfo_of(name), session, sequences))
-            if [name for (name,) in control.execute(_DATABASES)] != list(sessions):
+            if list_databases(control) != tuple(sessions):
                 raise Refused("a database was created or dropped while the standby was read")
             _require_still(control, lsn)
         yield StandbySnapshots(lsn, last_commit_at or now, tuple(databases))

@@ -252,13 +252,15 @@ def test_a_copy_that_goes_live_is_another_server(cluster: Cluster, place: Path) 
     """With the generation of its source both would write one archive."""
     target = place / "live"
     request = replace(cluster.request(target, "latest", place / "work"), goes_live=True)
-    BASES.apply_restore(request, BASES.plan_restore(request))
+    report = BASES.apply_restore(request, BASES.plan_restore(request))
 
     with started(target, cluster.server.server.tools) as conninfo, connect(conninfo) as connection:
         identity = read_identity(connection)
     assert identity is not None
     assert identity.system_identifier == cluster.base.place.identity.system_identifier
     assert identity.generation != cluster.base.place.identity.generation
+    committed_at = cluster.commits[-1][1].isoformat(timespec="milliseconds")
+    assert any(f"the last transaction in it was committed at {committed_at}" in note for note in report.notes)
 
 
 def test_a_moment_is_what_had_committed_until_then(cluster: Cluster, place: Path) -> None:

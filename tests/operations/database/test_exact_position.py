@@ -92,6 +92,8 @@ def pair(
         primary.execute("create sequence ahead")
         primary.execute("create database other")
         primary.execute("create table kept as select 1 as n", "other")
+        primary.execute("create database half_dropped")  # as an interrupted DROP DATABASE leaves it
+        primary.execute("update pg_database set datconnlimit = -2 where datname = 'half_dropped'")
         with running_standby(primary) as standby:
             primary.execute("select nextval('ahead') from generate_series(1, 5)")  # its page says 5, WAL says more
             ports = {"db-primary": primary.server.port, "db-standby": standby.server.port}
