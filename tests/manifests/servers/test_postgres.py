@@ -8,23 +8,28 @@ those of this host.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
 import yaml
 from psycopg.conninfo import make_conninfo
 
+from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.health.servers import judge_server
 from synapse_ops.errors import ConfigError
 from synapse_ops.local.credentials import make_certificates, now_utc
@@ -37,6 +42,7 @@ from synapse_ops.systems.postgres.probe import read_facts
 from synapse_ops.systems.postgres.programs import find_pg_tools, tools_for
 from synapse_ops.systems.postgres.replication import connect_replication
 from synapse_ops.systems.probe_stage import Stage
+from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.servers import servers_dir
 
 START_LIMIT_S = 90.0
@@ -249,6 +255,59 @@ def test_wal_can_be_received_from_either_node_without_a_superuser(nodes: tuple[N
     for statement in ("alter system reset wal_keep_size", "select pg_read_file('PG_VERSION')", "create role other"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             nodes[0].rows(statement, user="follow er")
+
+
+def test_the_rendered_receiver_stores_the_rendered_servers_wal(
+    nodes: tuple[Node, Node], tmp_path: Path, bucket_url: str, object_store_access: StoreAccess
+) -> None:
+    """Its spec, command line and secrets as compose gives them; it connects without a superuser's rights."""
+    access, ports = object_store_access, {"db-primary": nodes[0].port, "db-standby": nodes[1].port}
+    more = {
+        "database": {**SPEC["database"], "replication": "env:URL"},
+        "object_store": {"endpoint": access.endpoint},
+        "backup": {"database": {"destination": bucket_url}},
+    }
+    loaded, faults = check_text(json.dumps(SPEC | more), Path("spec.yaml"))
+    assert loaded is not None, faults
+    documents = render_bundle(loaded.spec).by_path
+    service = yaml.safe_load(documents["docker/compose.yaml"].text)["services"]["wal-receiver"]
+    spec = documents["docker/wal-receiver/infrastructure.yaml"].text.replace("/run/secrets", str(tmp_path))
+    for name, port in ports.items():
+        spec = spec.replace(f"{name}:5432", f"localhost:{port}")
+    (tmp_path / "infrastructure.yaml").write_text(spec)
+    login = f"{quote('follow er')}:{quote(PASSWORDS['replication'], safe='')}"
+    shutil.copy(nodes[0].authority, tmp_path / "ca.crt")
+    (tmp_path / "database-replication-url").write_text(
+        f"postgresql://{login}@HOST/?sslmode=verify-full&sslrootcert={tmp_path}/ca.crt"
+    )
+    (tmp_path / "object-store-credentials").write_text(
+        f"[default]\naws_access_key_id = {access.access_key}\naws_secret_access_key = {access.secret_key}\n"
+    )
+    [port] = free_ports(1)
+    places = {"/etc/synapse/infrastructure.yaml": str(tmp_path / "infrastructure.yaml"), "9110": str(port)}
+    places["/var/lib/synapse-ops"] = str(tmp_path / "state")
+    command = [places.get(word, word) for word in service["command"]]
+    with open_wal_server(nodes[0].conninfo("postgres", PASSWORDS["postgres"], "postgres")):
+        pass  # it has a generation now
+    nodes[0].rows("create table if not exists written (n int)", user="o'neil", database="synapse")
+    [(wanted,)] = nodes[0].rows("select pg_current_wal_flush_lsn()::text")
+
+    receiver = subprocess.Popen([sys.executable, *command], cwd=tmp_path)
+    try:
+        ends, told = time.monotonic() + START_LIMIT_S, {"healthy": False}
+        while not told["healthy"] or Lsn.parse(str(told["durable_lsn"])) < Lsn.parse(wanted):
+            assert time.monotonic() < ends, told
+            assert receiver.poll() is None
+            time.sleep(0.1)
+            url = f"http://127.0.0.1:{port}/health"
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as reply:  # 503 while it is not
+                told = json.load(reply)
+    finally:
+        receiver.terminate()
+        assert receiver.wait(30) == 0
+        nodes[0].rows(f"select pg_drop_replication_slot('{SLOT}')")
+
+    assert any("/wal/" in one.key for one in ObjectStore(bucket_url, access).list_objects(""))
 
 
 def test_the_server_has_the_settings_that_safety_needs(nodes: tuple[Node, Node]) -> None:
