@@ -131,7 +131,7 @@ def running_standby(source: PostgresServer) -> Iterator[PostgresServer]:
         socket_dir=make_socket_dir(folder / "data", server_identity()),
         port=port,
         log_path=folder / "postgres.log",
-        settings={**primary.settings, "primary_conninfo": address, "hot_standby": True},
+        settings={**primary.settings, "primary_conninfo": address, "hot_standby": True, "wal_keep_size": "64MB"},
         _child=None,
     )
     try:

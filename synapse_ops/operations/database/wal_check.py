@@ -22,7 +22,7 @@ from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progres
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.database.wal_fetch import fetch_segment
-from synapse_ops.operations.database.wal_source import SLOT, wal_conninfo
+from synapse_ops.operations.database.wal_source import SLOT, names_standby, wal_conninfo
 from synapse_ops.spec.fixed import is_this_machine
 from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
 from synapse_ops.systems.postgres.identity import ensure_identity
@@ -44,6 +44,7 @@ SELECT current_setting('wal_level'), current_setting('archive_mode'), current_se
        (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
        (SELECT setting::bigint * 1048576 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
        (SELECT setting FROM pg_settings WHERE name = 'data_directory')"""
+_KEPT = "SELECT setting::int FROM pg_settings WHERE name = 'wal_keep_size'"
 _SLOT = "SELECT active, coalesce(wal_status, ''), safe_wal_size FROM pg_replication_slots WHERE slot_name = %s"
 
 
@@ -67,6 +68,10 @@ def check_wal(stack: Stack, *, progress: ReportProgress = ignore_progress) -> tu
         identity = ensure_identity(connection)
         rows = [CheckRow("primary", f"{describe(conninfo)}, identity {identity}"), *_settings(connection)]
         rows.append(_slot(connection))
+        if names_standby(stack):
+            with postgres_errors("the settings of the primary"):
+                [[kept]] = connection.execute(_KEPT).fetchall()
+            rows.append(judge_keep_size(kept))
         rows += _arrival(stack, connection, identity, progress)
     return tuple(rows)
 
@@ -122,6 +127,13 @@ def judge_slot_limit(setting: str, limit_bytes: int, volume: tuple[int, int] | N
         wanted = min(wanted, volume[1] // 2)
     fix = f"alter system set max_slot_wal_keep_size = '{max(64, wanted >> 20)}MB'; select pg_reload_conf()"
     return CheckRow("max_slot_wal_keep_size", setting, fault, fix if fault else "")
+
+
+def judge_keep_size(kept_mb: int) -> CheckRow:
+    """Return the row of wal_keep_size: a standby has no slot of ours, and may be the primary soon."""
+    fault = "" if kept_mb else "after a promotion WAL that is not stored yet may be gone from the new primary"
+    fix = "on each node: alter system set wal_keep_size = '512MB'; select pg_reload_conf()" if fault else ""
+    return CheckRow("wal_keep_size", f"{kept_mb}MB", fault, fix)
 
 
 def _slot(connection: psycopg.Connection[Any]) -> CheckRow:

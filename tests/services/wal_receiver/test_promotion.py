@@ -125,12 +125,17 @@ def test_every_history_is_its_own_file(
     object_store_access: StoreAccess,
     bucket_url: str,
 ) -> None:
-    """Two promotions while no receiver ran: the second's history under the first's name would end every recovery."""
+    """Two promotions while no receiver ran: the second's history under the first's name would end every recovery. And
+    what only the standby has of the old timeline is received from it, up to the fork.
+    """
     conninfo, data_dir = postgres_server.conninfo(), postgres_server.server.data_dir
     with receiving(tmp_path, conninfo, data_dir, object_store_access, bucket_url) as wal:
         with wal.in_process() as receiver:
             wal.execute("drop table if exists twice", "create table twice (n int)")
-            shared = wait_durable(wal, receiver)
+            first = wait_durable(wal, receiver)
+        wal.execute("insert into twice select generate_series(1, 1000)", "select pg_switch_wal()")
+        wal.execute("insert into twice values (1)")
+        shared = wal.flushed()
         address = promoted(standby, shared)
         after = Receiving(tmp_path, wal.spec, address, standby.data_dir)
         after.execute("insert into twice values (2)")
@@ -142,10 +147,11 @@ def test_every_history_is_its_own_file(
         with after.in_process() as receiver:
             wait_until(lambda: receiver.standing.timeline == 3 and receiver.standing.server, "it streams timeline 3")
             after.execute("insert into twice values (3)")
-            wait_durable(after, receiver)
+            last = wait_durable(after, receiver)
         archive = after.archive()
 
         assert archive.newest.timeline == 3
+        assert missing(archive, archive.history(3), first, last) == ()
         for timeline in (2, 3):
             own = (standby.data_dir / "pg_wal" / f"{timeline:08X}.history").read_bytes()
             assert fetch_history(after.repository, archive, timeline) == own
