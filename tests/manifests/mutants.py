@@ -327,6 +327,7 @@ def _wal_receiver() -> Iterator[Mutant]:
         "two at once": _put({"type": "RollingUpdate"}, "spec", "strategy"),
         "a store that is away starts it anew": _put("/health", *CONTAINER, "livenessProbe", "httpGet", "path"),
         "no room for the spool": _put("1Gi", *POD, "volumes", 3, "emptyDir", "sizeLimit"),
+        "waits for a lost node": _drop(*POD, "tolerations"),
         "killed at once": _put(5, *POD, "terminationGracePeriodSeconds"),
     }.items():
         yield Mutant(f"synapse-wal-receiver: {name}", path, _object(path, deployment, change))

@@ -41,6 +41,7 @@ from synapse_ops.spec.units import format_size
 
 _METRICS, _STATE = "metrics", "state"
 _START_TRIES = 24  # of 5 s
+_LOST_NODE_S = 30
 _SCRATCH_BYTES = 1 << 30  # a segment that is larger than memory should hold is compressed on the disk
 
 
@@ -91,7 +92,14 @@ def _pod(spec: Spec, config: Object) -> Object:
         grace_s=GRACE_S,
         volumes=[spec_volume, secrets, state],
         spread_by_revision=False,
+        tolerations=[_leaves(state) for state in ("not-ready", "unreachable")],
     )
+
+
+def _leaves(state: str) -> Object:
+    """A node that is lost is left after seconds: Kubernetes' own five minutes are commits that are nowhere stored."""
+    key = f"node.kubernetes.io/{state}"
+    return {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _LOST_NODE_S}
 
 
 def _probe(path: str) -> dict[str, Any]:

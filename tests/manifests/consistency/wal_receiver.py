@@ -40,7 +40,8 @@ def _deployment(view: View) -> tuple[str, dict[str, Any]] | None:
 
 def the_wal_receiver_has_what_it_needs(view: View) -> Iterator[Finding]:
     """One at a time. A store that is away makes it not ready and never starts it anew. Its directory has room for the
-    spool; its key outlives it; it has time to store what has arrived; it is told of no decryption key.
+    spool; it leaves a lost node at once; its key outlives it; it has time to store what has arrived; it is told of no
+    decryption key.
     """
     rule, service = "the_wal_receiver_has_what_it_needs", view.compose["services"].get(_NAME)
     deployed = _deployment(view)
@@ -54,6 +55,8 @@ def the_wal_receiver_has_what_it_needs(view: View) -> Iterator[Finding]:
     asked = {kind: container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
     if asked != {"startup": "/metrics", "liveness": "/metrics", "readiness": "/health"}:
         yield Finding(rule, path, f"is asked for {asked}: only readiness may depend on others")
+    if [each["tolerationSeconds"] for each in pod.get("tolerations", ())] != [30, 30]:
+        yield Finding(rule, path, "stays on a lost node for minutes")
     if "/health" in str(service["healthcheck"]["test"]):
         yield Finding(rule, _COMPOSE, "is unhealthy while the store is away")
     directory = container["args"][container["args"].index("--state-dir") + 1]
