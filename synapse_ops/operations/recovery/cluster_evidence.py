@@ -13,7 +13,7 @@ from synapse_ops.domain.backup.retention import counts_as_proven
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal_chain import WalArchive, reach
 from synapse_ops.domain.recovery.recoverability import Evidence
-from synapse_ops.errors import SynapseOpsError
+from synapse_ops.errors import ObjectMissing, SynapseOpsError
 from synapse_ops.operations.backup.catalog import read_record
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.database.wal_status import read_wal_status
@@ -55,8 +55,11 @@ def _last_moment(
 ) -> datetime:
     history = archive.history(archive.newest.timeline)
     reached = reach(archive, history, Lsn.parse(record.start_lsn))
-    if reached.gap is not None:
-        faults.append(f"WAL is missing: {reached.gap}; take a base backup")
+    try:
+        archive.refuse_lost_documents(leads_to_newest=True)
+        archive.refuse_lost_wal(history, reached)
+    except ObjectMissing as lost:  # as a restore would say it
+        faults.append(f"{lost.message}; take a base backup")
         return reached.last_commit_at or record.stopped_time
     if server_lsn is not None and reached.stop >= server_lsn:
         return now

@@ -223,7 +223,7 @@ def is_named(names: tuple[str, ...], error: SynapseOpsError) -> bool:
 
 def case(kind: str, harm: str) -> Any:
     """Return a case of the matrix; those that need a server's replay, and are read like the others, are scenarios."""
-    is_slow = (kind == "segment" and harm not in {"flipped", "missing"}) or (kind, harm) == ("index", "missing")
+    is_slow = (kind == "segment" and harm != "flipped") or (kind, harm) in HARMLESS
     return pytest.param(kind, harm, marks=[pytest.mark.scenario] if is_slow else [])
 
 
