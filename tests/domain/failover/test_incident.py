@@ -1,0 +1,61 @@
+"""What lets a confirmed outage be failed over, and what does not: each refusal has both values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from synapse_ops.domain.failover.incident import Entry, Incident, Limits, incidents_of, objection
+from synapse_ops.domain.failover.transitions import Event, IllegalTransition, State
+
+NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
+LIMITS = Limits(
+    automatic=True, manager="synapse", cool_down=timedelta(minutes=10), max_per_hour=2, max_lag_bytes=1 << 20
+)
+
+
+def incident(ago: timedelta, last: State = State.DONE, *, promoted: bool = True) -> Incident:
+    at = NOW - ago
+    states = [State.CONFIRMED, *([State.PROMOTING] if promoted else []), last]
+    facts = {"first_failed_at": at.isoformat()}
+    return Incident(tuple(Entry(f"{at:%Y%m%dT%H%M%SZ}-000000", state, None, at, facts) for state in states))
+
+
+@pytest.mark.parametrize(
+    ("limits", "earlier", "why"),
+    [
+        (LIMITS, [], ""),
+        (replace(LIMITS, automatic=False), [], "failover.automatic is false"),
+        (replace(LIMITS, manager="external"), [], "external"),
+        (replace(LIMITS, paused_until=NOW + timedelta(minutes=1), pause_reason="upgrade"), [], "upgrade"),
+        (replace(LIMITS, paused_until=NOW - timedelta(minutes=1)), [], ""),
+        (LIMITS, [incident(timedelta(minutes=5))], "ago, failover.cool_down is 10 min"),
+        (LIMITS, [incident(timedelta(minutes=5), State.REFUSED, promoted=False)], ""),
+        (LIMITS, [incident(timedelta(minutes=15))], ""),
+        (
+            LIMITS,
+            [incident(timedelta(minutes=15)), incident(timedelta(minutes=59))],
+            "2 failovers in the last hour, failover.max_per_hour is 2",
+        ),
+        (LIMITS, [incident(timedelta(minutes=15)), incident(timedelta(minutes=61))], ""),
+    ],
+)
+def test_a_refusal_names_both_values(limits: Limits, earlier: list[Incident], why: str) -> None:
+    found = objection(limits, earlier, NOW)
+    assert (why in found) if why else found == ""
+
+
+def test_a_ledger_is_read_back_as_it_was_written_and_a_closed_incident_takes_nothing_more() -> None:
+    first = Entry("a", State.CONFIRMED, Event.WINDOW_PASSED, NOW, {"first_failed_at": NOW.isoformat(), "lag_bytes": 0})
+    one = Incident((first,))
+    second = one.followed_by(Event.NOT_ALLOWED, NOW + timedelta(seconds=1.5), {"reason": "paused"})
+    [found] = incidents_of([Entry.from_json(entry.as_json()) for entry in (first, second)])
+
+    assert found.entries == (first, second)
+    assert not found.is_open
+    assert found.facts["reason"] == "paused"
+    assert found.phases_s() == {"confirmed": 0.0, "refused": 1.5}
+    with pytest.raises(IllegalTransition):
+        found.followed_by(Event.ALLOWED, NOW)
