@@ -1,4 +1,5 @@
-"""Writes docs/configuration.md from the spec's models and docs/cli.md from the commands and the error tree.
+"""Writes docs/configuration.md from the spec's models, docs/cli.md from the commands and the error tree, and the
+diagram in docs/failover.md from its table of transitions.
 
     python docs/generate.py            write both
     python docs/generate.py --check    exit 1, naming the files, when one differs from what would be written
@@ -20,6 +21,7 @@ import click
 
 from synapse_ops import errors
 from synapse_ops.cli.main import COMMANDS, cli
+from synapse_ops.domain.failover.transitions import TRANSITIONS
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.spec import rules
 from synapse_ops.spec.allowed import allowed_in_words, json_schema, resolved
@@ -29,6 +31,8 @@ from synapse_ops.spec.units import CORES_FORM, DURATION_FORM, RETENTION_FORM, SI
 
 HERE = Path(__file__).resolve().parent
 GENERATED = "<!-- Written by docs/generate.py; change the code that it names, then run `make docs`. -->\n"
+
+DIAGRAM_BEGIN = "```mermaid\nstateDiagram-v2\n"  # written from domain/failover/transitions.py
 
 FORMS = {
     DURATION_FORM: "duration",
@@ -201,19 +205,31 @@ def _indented(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"configuration.md": configuration, "cli.md": command_line}
+def failover() -> str:
+    """Return docs/failover.md as it stands, with the diagram of the table of transitions."""
+    page = HERE / "failover.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(DIAGRAM_BEGIN)
+    after = rest.partition("```\n")[2]
+    lines = [f"    {before_} --> {after_}: {event}" for (before_, event), after_ in TRANSITIONS.items()]
+    return before + DIAGRAM_BEGIN + "\n".join(lines) + "\n```\n" + after
+
+
+PAGES = {"configuration.md": configuration, "cli.md": command_line, "failover.md": failover}
+BY_HAND = {"failover.md"}  # but for the diagram
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check both pages and return the exit code."""
+    """Write or check the pages and return the exit code."""
     if arguments not in ([], ["--check"]):
         click.echo("usage: python docs/generate.py [--check]", err=True)
         return 2
     stale = []
     for name, build in PAGES.items():
         page = HERE / name
-        head, _, rest = build().partition("\n")
-        text = f"{head}\n\n{GENERATED}{rest}"
+        text = build()
+        if name not in BY_HAND:
+            head, _, rest = text.partition("\n")
+            text = f"{head}\n\n{GENERATED}{rest}"
         if page.exists() and page.read_text(encoding="utf-8") == text:
             continue
         if arguments:

@@ -8,7 +8,7 @@ stopped when it ends; the data stays.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ import click
 
 from synapse_ops.cli.options import Place, state_dir_option
 from synapse_ops.cli.terminal import echo
-from synapse_ops.errors import ConfigError, SynapseOpsError, Unproven
+from synapse_ops.errors import ConfigError, DeadlineExceeded, SynapseOpsError, Unproven
 
 if TYPE_CHECKING:
     from synapse_ops.domain.recovery.recoverability import Recoverability
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 JOB_TIMEOUT_S = 600.0
 HEALTH_TIMEOUT_S = 180.0
+FAILOVER_TIMEOUT_S = 300.0
 POLL_S = 0.2
 OF_THE_HOST = {"server/disk"}  # shown, but a nearly full disk of a test host is not a fault of the stack
 CLEANED = {
@@ -67,7 +68,9 @@ def command(size: str, state_dir: Path) -> None:
         stack = place.stack()
         _fill(stack, size_bytes)
         cleaned = _run_main_job(stack, running.spec_path)
-        _show(stack, cleaned, began)
+        _show(stack, cleaned)
+        echo(_fail_over(running.state_dir))
+        echo(f"Finished in {time.monotonic() - began:.0f} s.")
         with _step("stopping what was started; the data stays in " + str(_short(state_dir))):
             started.close()
     echo("\nOpen the same Dagster instance, its runs and its lineage:  make ui")
@@ -178,7 +181,7 @@ def _recorded(console: Console, asset: str) -> Mapping[str, Any]:
     return event.metadata
 
 
-def _show(stack: Stack, cleaned: Mapping[str, Mapping[str, Any]], began: float) -> None:
+def _show(stack: Stack, cleaned: Mapping[str, Mapping[str, Any]]) -> None:
     """Print the closing tables. Raises Unproven unless every newest backup is proven, Unhealthy for a failed probe."""
     from rich.console import Console as Terminal
 
@@ -198,13 +201,58 @@ def _show(stack: Stack, cleaned: Mapping[str, Mapping[str, Any]], began: float) 
         terminal.print(table)
     echo(f"databases: {databases.totals}\nvectors:   {vectors.totals}\ncluster:   {cluster.totals}")
     echo(_recovery_lines(recoverable))
-    echo(f"Finished in {time.monotonic() - began:.0f} s.")
     unproven = (*databases.unproven, *vectors.unproven, *cluster.unproven)
     if unproven:
         raise Unproven("the newest backup is not proven", detail="\n".join(unproven))
     error = error_of(replace(health, rows=tuple(row for row in health.rows if row.probe.name not in OF_THE_HOST)))
     if error is not None:
         raise error
+
+
+def _fail_over(state_dir: Path) -> str:
+    """Kill the primary, wait until the standby takes writes and the old primary follows it; return what happened.
+
+    Raises SynapseOpsError when the watcher refused, or does not come to an end.
+    """
+    import signal
+
+    from synapse_ops.cli.chaos import primary_processes
+    from synapse_ops.domain.failover.transitions import State
+    from synapse_ops.operations.failover.ledger import Ledger
+    from synapse_ops.operations.failover.status import read_status
+
+    ledger = Ledger.of(state_dir.resolve())
+    before = len(ledger.incidents())
+    with _step("kill -9 of every process of the primary: fenced, the standby promoted, the old primary rejoined"):
+        _until(lambda: not read_status(state_dir.resolve(), datetime.now(UTC)).unarmed, state_dir)
+        name, marks = primary_processes(state_dir)
+        for mark in marks:
+            mark.signal(signal.SIGKILL)
+        _until(lambda: any(not one.is_open for one in ledger.incidents()[before:]), state_dir)
+        incident = ledger.incidents()[before]
+        if incident.state is not State.DONE:
+            raise SynapseOpsError(f"the failover ended as {incident.state}: {incident.facts.get('reason')}")
+        _until(lambda: ledger.rejoin(incident.id) is not None, state_dir)
+    back, facts, phases = ledger.rejoin(incident.id) or {}, incident.facts, incident.phases_s()
+    if "seconds" not in back:
+        raise SynapseOpsError(f"{name} was not rejoined: {back.get('fault')}")
+    steps = ", ".join(f"{step} {phases[step]:.1f} s" for step in ("confirmed", "fenced", "switching", "done"))
+    return (
+        f"failover:  {name} was killed; {facts['new']} took writes after {phases['done']:.1f} s ({steps}); "
+        f"lost: {facts['lost_commits']} commits; {name} {back['how']} and following after {back['seconds']:.1f} s"
+    )
+
+
+def _until(is_so: Callable[[], bool], state_dir: Path) -> None:
+    """Return once something is so; raises DeadlineExceeded with how failover stands."""
+    from synapse_ops.operations.failover.status import read_status
+
+    deadline_s = time.monotonic() + FAILOVER_TIMEOUT_S
+    while not is_so():
+        if time.monotonic() > deadline_s:
+            status = read_status(state_dir.resolve(), datetime.now(UTC))
+            raise DeadlineExceeded(f"after {FAILOVER_TIMEOUT_S:g} s failover is {status.sentence}")
+        time.sleep(POLL_S)
 
 
 def _recovery_lines(recoverable: Recoverability) -> str:

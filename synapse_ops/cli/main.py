@@ -31,6 +31,8 @@ COMMANDS = {
     "unpin": ("pin:unpin", "Lift a pin."),
     "info": ("info", "Show what is protected."),
     "vectors": ("vectors", "Switch an alias of Qdrant to a restored collection."),
+    "failover": ("failover", "Show and steer the failover of PostgreSQL."),
+    "chaos": ("chaos", "Break the embedded stack on purpose, to see what happens."),
     "check": ("check", "Try whether WAL arrives in the repository, and what could stop it."),
     "health": ("health", "Show the health of every endpoint and server."),
     "render": ("render", "Render every document of the stack from the spec."),

@@ -9,6 +9,7 @@ import dagster as dg
 from synapse_ops.defs.alarms import alarm_definitions
 from synapse_ops.defs.backup.definitions import backup_definitions
 from synapse_ops.defs.cleanup.assets import cleanup_definitions
+from synapse_ops.defs.failover.record import failover_definitions
 from synapse_ops.defs.health.active_alerts import active_alert_definitions
 from synapse_ops.defs.health.assets import health_definitions
 from synapse_ops.defs.place import find_place
@@ -38,6 +39,7 @@ def merged_definitions() -> dg.Definitions:
         active_alert_definitions(),
         cleanup_definitions(loaded.spec, place),
         alarm_definitions(loaded.spec.name, loaded.spec.alerting.runbook_url),
+        *([failover_definitions()] if place.is_embedded else []),
         *([wal_archive_definitions()] if loaded.spec.backup.database.wal_archiving == "continuous" else []),
     )
     return dg.Definitions.merge(shared, recovery_definitions(loaded.spec, groups), groups)

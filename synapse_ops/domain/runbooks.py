@@ -11,6 +11,7 @@ CHECK_PAGES: Mapping[str, str] = {
     "backup_age": "backup-too-old",
     "proof_age": "backup-unproven",
     "wal_is_stored": "wal-not-stored",
+    "failover_is_armed": "failover-not-armed",
     "healthy": "probe-failed",
     "everything_healthy": "probe-failed",
     "alarms_reach_somebody": "alarms-reach-nobody",

@@ -43,6 +43,7 @@ LOCK_TIMEOUT_S = 1200.0  # another command starts the stack: it initialises, clo
 STOP_TIMEOUT_S = 15.0  # of what is left after the stop in order
 POLL_S = 0.03
 RUNNER_LOCK = "runner.lock"
+NODES = ("db-primary", "db-standby")
 ENDS = (signal.SIGTERM, signal.SIGHUP)
 _SCHEMES = {"redis": "redis", "db-primary": "postgresql", "db-standby": "postgresql", "ops": "postgresql"}
 
@@ -252,7 +253,13 @@ def stack_status(state_dir: Path) -> StackState:
         state.owner = None
     for entry in state.servers.values():
         mark = entry.mark
-        if entry.state == "running" and (mark is None or not mark.is_alive()):
+        if mark is not None and mark.is_alive():
+            continue
+        works = processes_in(Path(entry.data_dir)) if entry.name in NODES and entry.state != "stopped" else []
+        found = min(works, key=lambda one: one.started_s, default=None)
+        if found is not None:  # started again by a failover
+            entry.state, entry.detail, entry.pid, entry.started_s = "running", "", found.pid, found.started_s
+        elif entry.state == "running":
             fence = _fence_of(layout, entry.name)
             entry.state, entry.detail = ("ended", "") if fence is None else ("fenced", fence)
             entry.pid = entry.started_s = None
@@ -290,7 +297,8 @@ def resettable(layout: StackLayout) -> list[Path]:
     from synapse_ops.operations.release import store as release
 
     own = [layout.data, layout.logs, layout.temp, layout.secrets, layout.programs, layout.root / "ledger"]
-    own += [layout.root / name for name in ("proof", "locks", "cache", "dagster", "spec", "plans", "watch", "wal")]
+    folders = ("proof", "locks", "cache", "dagster", "spec", "plans", "watch", "wal", "failover")
+    own += [layout.root / name for name in folders]
     own += [layout.root / name for name in (release.FOLDER, document_changes.FOLDER)]
     own += [layout.root / RUNNER_LOCK, layout.state_file, layout.lock_file, layout.spec_file, layout.authority]
     if layout.state_dir.is_symlink():

@@ -129,22 +129,25 @@ class StackServers:
 
         die_with_us: what is started ends when the calling *thread* ends, even by kill -9.
         """
-        launcher, primary_is_over = Launcher(die_with_us=die_with_us), threading.Event()
+        launcher, leader_is_over = Launcher(die_with_us=die_with_us), threading.Event()
 
-        def start_primary() -> None:
+        def start_leader() -> None:
             try:
-                self.databases.make_primary()
-                self._start(launcher, self.databases.primary)
-                self.databases.prepare_primary()
+                leader = self.databases.make_leader()
+                if leader.fence() is None:  # else it is a state, which a rejoin or a person ends
+                    self._start(launcher, leader)
+                    self.databases.prepare_leader(leader)
             finally:
-                primary_is_over.set()
+                leader_is_over.set()
 
-        def start_standby() -> None:
-            primary_is_over.wait()
-            if not self.databases.standby.data_dir.exists() and not self.databases.primary.is_ready():
-                raise Refused("db-standby was not made: db-primary does not run")
-            self.databases.make_standby()
-            self._start(launcher, self.databases.standby)
+        def start_follower() -> None:
+            leader_is_over.wait()
+            leader, follower = self.databases.roles()
+            if not follower.data_dir.exists() and not leader.is_ready():
+                raise Refused(f"{follower.data_dir.name} was not made: {leader.data_dir.name} does not run")
+            made = self.databases.make_follower()
+            if made is not None:  # else it is fenced: a state, which a rejoin ends
+                self._start(launcher, made)
 
         def start_ops() -> None:
             self.databases.make_ops()
@@ -156,15 +159,15 @@ class StackServers:
             ObjectStore(f"s3://{BUCKET}/", self.store.access).create_bucket()
 
         def start_api(api: ProgramServer) -> None:
-            primary_is_over.wait()  # its database first; but it also starts when the primary is fenced
+            leader_is_over.wait()  # its database first
             self._start(launcher, api)
 
         steps: dict[str, Callable[[], None]] = {
             "s3": start_store,
             "redis": lambda: self._start(launcher, self.redis),
             "ops": start_ops,
-            "db-primary": start_primary,
-            "db-standby": start_standby,
+            self.databases.roles()[0].data_dir.name: start_leader,
+            self.databases.roles()[1].data_dir.name: start_follower,
             "qdrant": lambda: self._start(launcher, self.qdrant),
         }
         if self.api is not None:
@@ -208,8 +211,8 @@ class StackServers:
         _raise_first(futures)
 
     def _stop_replicated(self) -> None:
-        self.databases.primary.stop()
-        self.databases.standby.stop()
+        for node in self.databases.roles():
+            node.stop()
 
 
 def _told(name: str, step: Callable[[], None], tell: TELL) -> None:

@@ -26,6 +26,7 @@ from synapse_ops.local.servers.databases import (
 from synapse_ops.local.servers.vectors import vector_key_file
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "synapse" / "infrastructure.yaml"
+FAILOVER = {"cool_down": "0s", "max_per_hour": 60}  # the demo and `chaos` fail over as often as a person likes
 
 
 def write_spec(layout: StackLayout, ports: Mapping[str, int]) -> None:
@@ -45,10 +46,10 @@ def write_spec(layout: StackLayout, ports: Mapping[str, int]) -> None:
     secrets = layout.secrets
     _write_changed(
         secrets / "database-admin.url",
-        _postgres_url(layout, ports["db-primary"], SUPERUSER, "postgres.password", "postgres"),
+        _postgres_url(layout, (ports["db-primary"], ports["db-standby"]), SUPERUSER, "postgres.password", "postgres"),
     )
     _write_changed(
-        secrets / "dagster-storage.url", _postgres_url(layout, ports["ops"], OPS_USER, "ops-password", OPS_DATABASE)
+        secrets / "dagster-storage.url", _postgres_url(layout, (ports["ops"],), OPS_USER, "ops-password", OPS_DATABASE)
     )
     key = read_or_make_password(secrets, "s3.password")
     _write_changed(
@@ -71,6 +72,8 @@ def write_spec(layout: StackLayout, ports: Mapping[str, int]) -> None:
         ) from error
     for block, values in _addresses(layout, ports).items():
         _merge(document, block, values)
+    if not layout.spec_file.exists():
+        _merge(document, "failover", FAILOVER)
     for name, root in {"log_roots": layout.logs, "temp_roots": layout.temp}.items():
         if not document.get("cleanup", {}).get(name):
             _merge(document, "cleanup", {name: [str(root)]})
@@ -137,10 +140,13 @@ def _merge(document: Any, block: str, values: Any) -> None:
         document[block][name] = value
 
 
-def _postgres_url(layout: StackLayout, port: int, user: str, password_name: str, database: str) -> str:
+def _postgres_url(layout: StackLayout, ports: tuple[int, ...], user: str, password_name: str, database: str) -> str:
+    """Return the address of a server; of several nodes, that of the one which takes writes."""
     password = read_or_make_password(layout.secrets, password_name)
     authority = quote(str(layout.authority), safe="/")
-    return f"postgresql://{user}:{password}@127.0.0.1:{port}/{database}?sslmode=verify-full&sslrootcert={authority}\n"
+    places = ",".join(f"127.0.0.1:{port}" for port in ports)
+    writes = "&target_session_attrs=read-write" if len(ports) > 1 else ""
+    return f"postgresql://{user}:{password}@{places}/{database}?sslmode=verify-full&sslrootcert={authority}{writes}\n"
 
 
 def _write_changed(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,7 @@ from synapse_ops.local.embedded_stack import (
 )
 from synapse_ops.local.layout import far_root, find_layout
 from synapse_ops.local.stack import SERVER_NAMES
+from synapse_ops.operations.failover.ledger import Ledger, Pause
 from synapse_ops.operations.release import document_changes
 from synapse_ops.operations.release import store as release
 from synapse_ops.services.dagster.home import HOME_VARIABLE
@@ -60,6 +62,8 @@ def state_dir() -> Iterator[Path]:
     folder = servers_dir("stack")
     folder.chmod(0o755)
     chosen = folder / ("lang und größer " * 7).strip() / ".synapse"
+    never = datetime.now(UTC) + timedelta(days=1)
+    Ledger.of(chosen).set_pause(Pause(never, "these tests kill servers"))
     yield chosen
     reset_stack(chosen)
     shutil.rmtree(folder)
@@ -323,19 +327,18 @@ def test_a_port_taken_while_the_stack_was_down_is_replaced_in_the_spec(state_dir
 
 
 def test_a_fenced_server_is_not_started_and_the_others_are(state_dir: Path) -> None:
-    """A fence is durable: `up` honours the marker, says what it says, and removes nothing."""
+    """A fence is durable, and it is a state: `up` starts all else, says what the marker says, removes nothing."""
     up(state_dir)
     stop_stack(state_dir)
     marker = find_layout(state_dir).data / "db-primary" / FENCE_MARKER
-    marker.write_text("system 7, timeline 1: db-standby was promoted\n")
+    marker.write_text("20261130T114210Z-3f9a1c\n")
     try:
-        with pytest.raises(Refused, match="fenced") as refused:
-            up(state_dir)
+        up(state_dir)
 
-        assert "db-standby was promoted" in refused.value.detail
-        states = {name: server.state for name, server in stack_status(state_dir).servers.items()}
-        assert states["db-primary"] == "fenced"
-        assert {states[name] for name in ("db-standby", "ops", "redis", "s3", "api")} == {"running"}
+        servers = stack_status(state_dir).servers
+        assert (servers["db-primary"].state, servers["db-primary"].detail) == ("fenced", "20261130T114210Z-3f9a1c")
+        assert {servers[name].state for name in SERVER_NAMES if name != "db-primary"} == {"running"}
+        assert marker.exists()
     finally:
         marker.unlink()
 

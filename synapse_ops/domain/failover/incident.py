@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 
 from synapse_ops.domain.backup.layout import format_time
+from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.durations import format_age, format_days
 from synapse_ops.domain.failover.transitions import ENDS, Event, State, next_state
 
@@ -152,8 +153,8 @@ def objection(limits: Limits, earlier: Sequence[Incident], now: datetime) -> str
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """WAL of the old primary that the standby does not have. commits: whole transactions in it."""
+class WalBehind:
+    """WAL of the old primary behind a position. end: of its last whole record; commits: whole transactions in it."""
 
-    bytes: int
+    end: Lsn
     commits: int

@@ -1,8 +1,8 @@
 """The states of a failover and the events that lead from one to the next, as data.
 
 A pair that is not in the table is illegal and raises: no event can be forgotten, and none can be misread. No way leads
-to PROMOTING except through FENCE_PROVEN (a test walks the whole table). `docs/failover.md` shows the table as a diagram,
-generated from here.
+to PROMOTING except through FENCE_PROVEN (a test walks the whole table). `docs/failover.md` shows the table as a
+diagram, generated from here.
 """
 
 from __future__ import annotations

@@ -38,15 +38,15 @@ def api_server(
         sslmode="verify-full",
         sslrootcert=str(layout.authority),
         target_session_attrs="read-write",
-        connect_timeout=3,
+        connect_timeout=2,
         application_name="synapse-api",
     )
-    write_secret(layout.secrets / "synapse-api.conninfo", address + "\n")
+    write_secret(conninfo_file(layout), address + "\n")
     ledger = layout.root / "ledger"
     ledger.mkdir(mode=0o755, exist_ok=True)
     environment = dict(os.environ) | {
         "SYNAPSE_API_PORT": str(port),
-        "SYNAPSE_API_DATABASE_FILE": str(layout.secrets / "synapse-api.conninfo"),
+        "SYNAPSE_API_DATABASE_FILE": str(conninfo_file(layout)),
         "SYNAPSE_API_QDRANT_URL": f"http://127.0.0.1:{vector_port}",
         "SYNAPSE_API_QDRANT_KEY_FILE": str(vector_key_file(layout)),
         "SYNAPSE_API_LEDGER": str(ledger / "acknowledged.jsonl"),
@@ -61,6 +61,11 @@ def api_server(
         is_ready=lambda: answers_health(port),
         folder=layout.data / "api",
     )
+
+
+def conninfo_file(layout: StackLayout) -> Path:
+    """Return the file with the address by which the application writes, whichever node takes writes."""
+    return layout.secrets / "synapse-api.conninfo"
 
 
 def answers_health(port: int) -> bool:

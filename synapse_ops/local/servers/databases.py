@@ -18,7 +18,7 @@ from synapse_ops.local.layout import StackLayout
 from synapse_ops.systems.host.processes import run_as
 from synapse_ops.systems.postgres.connection import postgres_errors
 from synapse_ops.systems.postgres.programs import PgTools
-from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
+from synapse_ops.systems.postgres.server import STANDBY_SIGNAL, PgServer, make_socket_dir
 
 if TYPE_CHECKING:
     import psycopg
@@ -52,6 +52,7 @@ _REPLICATED: Mapping[str, object] = {
     "wal_keep_size": "64MB",
     "max_wal_size": "512MB",
     "wal_retrieve_retry_interval": "200ms",  # at its default of 5 s, half of all promotions took 5 s
+    "wal_receiver_timeout": "5s",  # a primary that is silent must not look alive to its standby for a minute
     "hot_standby": True,
     "track_io_timing": True,
 }
@@ -85,10 +86,24 @@ class DatabaseServers:
     standby: PgServer
     ops: PgServer
 
-    def make_primary(self) -> None:
-        """Initialise the primary's data directory unless it exists."""
-        if not self.primary.data_dir.exists():
+    def roles(self) -> tuple[PgServer, PgServer]:
+        """Return the node that takes writes and the one that follows, by their data directories.
+
+        A fenced node never leads, and one with `standby.signal` does not. Where neither is either, the newer timeline
+        leads: the other one was left behind by a promotion and has not been rejoined.
+        """
+        nodes = (self.primary, self.standby)
+        leading = [node for node in nodes if node.data_dir.exists() and not node.is_standby() and node.fence() is None]
+        if len(leading) == 2:
+            leading.sort(key=lambda node: node.control_timeline(), reverse=True)
+        leader = leading[0] if leading else self.primary
+        return leader, self.standby if leader is self.primary else self.primary
+
+    def make_leader(self) -> PgServer:
+        """Initialise the first primary's data directory unless there is one; return the node that takes writes."""
+        if not self.primary.data_dir.exists() and not self.standby.data_dir.exists():
             self.primary.init(SUPERUSER, self.passwords.superuser)
+        return self.roles()[0]
 
     def make_ops(self) -> None:
         if not self.ops.data_dir.exists():
@@ -107,9 +122,9 @@ class DatabaseServers:
             with connection:
                 yield connection
 
-    def prepare_primary(self) -> None:
+    def prepare_leader(self, leader: PgServer) -> None:
         """Make roles, database and slot where they are missing; only on a server that takes writes. Safe to repeat."""
-        with self.connect(self.primary) as connection:
+        with self.connect(leader) as connection:
             if connection.execute("select pg_is_in_recovery()").fetchone() == (True,):
                 return
             _make_role(connection, APP_USER, self.passwords.app, "login")
@@ -119,28 +134,37 @@ class DatabaseServers:
             status = found.fetchone()
             if status == ("lost",):
                 connection.execute("select pg_drop_replication_slot(%s)", [SLOT])
-                self._forget_standby()
+                self._forget_follower()
             if status is None or status == ("lost",):
                 connection.execute("select pg_create_physical_replication_slot(%s, true)", [SLOT])
 
-    def _forget_standby(self) -> None:
-        """Remove a standby that lost its slot, for it can never catch up; a promoted one stays."""
-        if (self.standby.data_dir / "standby.signal").exists():
-            self.standby.stop()
-            shutil.rmtree(self.standby.data_dir)
+    def _forget_follower(self) -> None:
+        """Remove a standby that lost its slot, for it can never catch up; a promoted or a fenced one stays."""
+        follower = self.roles()[1]
+        if follower.is_standby() and follower.fence() is None:
+            follower.stop()
+            shutil.rmtree(follower.data_dir)
 
-    def make_standby(self) -> None:
-        """Clone the primary unless the standby's data directory exists; whole or not at all."""
+    def make_follower(self) -> PgServer | None:
+        """Clone the node that takes writes unless the other one's data directory exists; whole or not at all.
+
+        None: the other one is fenced or was left behind by a promotion. It is no standby until it has been rejoined.
+        """
+        leader, follower = self.roles()
         self._write_passfile()
-        if self.standby.data_dir.exists():
-            return
-        making = self.standby.clear_half_made()
-        address = _replication_address(self.layout, self.primary.port)
-        command: list[str | Path] = [self.standby.tools.path("pg_basebackup"), "-d", address, "-D", making]
+        if not follower.data_dir.exists():
+            self.clone(follower, leader)
+        return follower if follower.is_standby() and follower.fence() is None else None
+
+    def clone(self, node: PgServer, source: PgServer) -> None:
+        """Make a node's data directory anew as a standby of `source`, whole or not at all."""
+        making = node.clear_half_made()
+        address = _replication_address(self.layout, source.port)
+        command: list[str | Path] = [node.tools.path("pg_basebackup"), "-d", address, "-D", making]
         command += ["-X", "stream", "-S", SLOT, "--checkpoint=fast", "--no-password"]
-        run_as(self.layout.identity, command, timeout_s=CLONE_TIMEOUT_S, env=self.standby.tools.environment())
-        (making / "standby.signal").touch(mode=0o600)
-        making.rename(self.standby.data_dir)
+        run_as(self.layout.identity, command, timeout_s=CLONE_TIMEOUT_S, env=node.tools.environment())
+        (making / STANDBY_SIGNAL).touch(mode=0o600)
+        making.rename(node.data_dir)
 
     def _write_passfile(self) -> None:
         line = f"127.0.0.1:*:*:{REPLICATION_USER}:{self.passwords.replication}\n"
@@ -214,7 +238,7 @@ def _replication_address(layout: StackLayout, port: int) -> str:
     """Return where a standby streams from; the password stays in a file that only servers read."""
     authority, passfile = _escaped(layout.authority), _escaped(_passfile(layout))
     return (
-        f"host=127.0.0.1 port={port} user={REPLICATION_USER} sslmode=verify-full "
+        f"host=127.0.0.1 port={port} user={REPLICATION_USER} connect_timeout=2 sslmode=verify-full "
         f"sslrootcert='{authority}' passfile='{passfile}'"
     )
 

@@ -38,7 +38,6 @@ from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.host.processes import make_private_dir
 from synapse_ops.systems.postgres.base_backup import MANIFEST
 from synapse_ops.systems.postgres.cluster_files import (
-    control_data,
     has_record_at,
     link_tablespaces,
     make_inert,
@@ -46,6 +45,7 @@ from synapse_ops.systems.postgres.cluster_files import (
     verify,
 )
 from synapse_ops.systems.postgres.connection import connect, postgres_errors
+from synapse_ops.systems.postgres.control_file import control_data
 from synapse_ops.systems.postgres.programs import PgTools, tools_for
 
 POLL_S = 0.02

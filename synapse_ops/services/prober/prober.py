@@ -102,6 +102,11 @@ class Prober:
         self._token: asyncio.Future[str] | None = None
 
     @property
+    def stack(self) -> Stack:
+        """The stack of the spec in force."""
+        return self._stack
+
+    @property
     def stack_name(self) -> str:
         return self._stack.spec.name
 

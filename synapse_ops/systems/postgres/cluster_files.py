@@ -93,14 +93,6 @@ def is_recovering(data_dir: Path) -> bool:
     return (data_dir / "recovery.signal").exists()
 
 
-def control_data(data_dir: Path, tools: PgTools, identity: ServerIdentity | None) -> dict[str, str]:
-    """Return what pg_controldata says, label -> value."""
-    command: list[str | Path] = [tools.path("pg_controldata"), "-D", data_dir]
-    done = run_as(identity, command, timeout_s=60, env=tools.environment())
-    lines = (line.partition(":") for line in done.stdout.splitlines())
-    return {label.strip(): value.strip() for label, _, value in lines}
-
-
 def corrupt_pages(data_dir: Path, tools: PgTools, identity: ServerIdentity | None, *, timeout_s: float) -> list[str]:
     """Return the pages of a stopped cluster whose checksums are wrong (pg_checksums); empty: all are right.
 

@@ -34,9 +34,12 @@ from synapse_ops.systems.host.processes import (
     spawn,
     works_in,
 )
+from synapse_ops.systems.postgres.control_file import control_data
 from synapse_ops.systems.postgres.programs import PgTools
 
 FENCE_MARKER = "synapse.fenced"  # in PGDATA: written by a failover, removed only by a rejoin; no start ignores it
+
+STANDBY_SIGNAL = "standby.signal"
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -219,6 +222,14 @@ class PgServer:
         with contextlib.suppress(FileNotFoundError):
             return (self.data_dir / FENCE_MARKER).read_text(errors="replace")
         return None
+
+    def is_standby(self) -> bool:
+        """Return whether its data directory says that it starts as a standby."""
+        return (self.data_dir / STANDBY_SIGNAL).exists()
+
+    def control_timeline(self) -> int:
+        """Return the timeline of its last checkpoint (pg_controldata)."""
+        return int(control_data(self.data_dir, self.tools, self.identity)["Latest checkpoint's TimeLineID"])
 
     def write_configuration(self) -> None:
         """Write postgresql.conf and pg_hba.conf; a running server takes them at its next reload."""

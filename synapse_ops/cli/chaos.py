@@ -1,0 +1,74 @@
+"""`synapse-ops chaos`: faults for the embedded stack, to see what happens. Nothing here touches another server."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from synapse_ops.cli.options import state_dir_option
+from synapse_ops.cli.terminal import echo
+from synapse_ops.errors import Refused, counted
+
+if TYPE_CHECKING:
+    from synapse_ops.systems.host.processes import ProcessMark
+
+_state_dir = state_dir_option("State directory of the embedded stack.")
+
+
+@click.group()
+def command() -> None:
+    """Break the embedded stack on purpose. Refused where no such stack runs.
+
+    \b
+    Examples:
+      synapse-ops chaos kill-primary
+      synapse-ops chaos freeze-primary
+    """
+
+
+def primary_processes(state_dir: Path) -> tuple[str, list[ProcessMark]]:
+    """Return the name of the node that takes writes and its processes, the postmaster first. Raises Refused."""
+    from synapse_ops.local.embedded_stack import stack_status
+    from synapse_ops.local.failover_place import embedded_databases
+    from synapse_ops.systems.host.processes import processes_in
+
+    databases = embedded_databases(state_dir.resolve())
+    if databases is None or not stack_status(state_dir).servers:
+        raise Refused(f"no embedded stack is in {state_dir}", hint="`synapse-ops local up` starts one.")
+    leader = databases.roles()[0]
+    postmaster = leader.mark()
+    if postmaster is None:
+        raise Refused(f"{leader.data_dir.name} does not run", hint="`synapse-ops local status` shows the servers.")
+    others = [mark for mark in processes_in(leader.data_dir) if mark != postmaster]
+    return leader.data_dir.name, [postmaster, *others]
+
+
+def _signal(state_dir: Path, number: signal.Signals, *, only_postmaster: bool = False) -> None:
+    name, marks = primary_processes(state_dir)
+    hit = sum(mark.signal(number) for mark in (marks[:1] if only_postmaster else marks))
+    echo(f"{number.name} to {counted(hit, 'process')} of {name}")
+    echo("what follows: synapse-ops failover status")
+
+
+@command.command("kill-primary")
+@_state_dir
+def kill_primary(state_dir: Path) -> None:
+    """kill -9 of every process of the node that takes writes."""
+    _signal(state_dir, signal.SIGKILL)
+
+
+@command.command("kill-postmaster-only")
+@_state_dir
+def kill_postmaster_only(state_dir: Path) -> None:
+    """kill -9 of its postmaster alone: backends at work go on for a while, and commit."""
+    _signal(state_dir, signal.SIGKILL, only_postmaster=True)
+
+
+@command.command("freeze-primary")
+@_state_dir
+def freeze_primary(state_dir: Path) -> None:
+    """SIGSTOP of every process of it: it neither answers nor refuses."""
+    _signal(state_dir, signal.SIGSTOP)

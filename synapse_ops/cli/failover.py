@@ -1,0 +1,209 @@
+"""`synapse-ops failover status|run|pause|resume|rejoin|fence-here`: who takes writes, and what happens when it dies."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from synapse_ops.cli.options import state_dir_option
+from synapse_ops.cli.tables import show_table
+from synapse_ops.cli.terminal import echo, print_json
+from synapse_ops.errors import ConfigError, DeadlineExceeded, Refused, SynapseOpsError
+
+if TYPE_CHECKING:
+    from synapse_ops.domain.failover.incident import Incident
+
+RUN_LIMIT_S = 120.0
+POLL_S = 0.2
+
+_state_dir = state_dir_option("State directory of the stack; the ledger lies in failover/ below it.")
+
+
+@click.group()
+def command() -> None:
+    """Show and steer the failover of PostgreSQL.
+
+    The prober watches both nodes and fails over by itself while it is armed; `docs/failover.md` says how. These
+    commands show the ledger, pause the watcher, and let it go on where it waits for a person.
+
+    \b
+    Examples:
+      synapse-ops failover status
+      synapse-ops failover pause --for 30m --reason "kernel upgrade"
+      synapse-ops failover run --accept-loss 16MiB
+    """
+
+
+@command.command()
+@_state_dir
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def status(state_dir: Path, *, as_json: bool) -> None:
+    """Show whether a dead primary would be failed over, why not, and every incident. Exit code 17 when not armed."""
+    from synapse_ops.errors import Unhealthy
+    from synapse_ops.operations.failover.status import read_status
+
+    found = read_status(state_dir.resolve(), datetime.now(UTC))
+    if as_json:
+        print_json(
+            {
+                "armed": found.is_armed,
+                "sentence": found.sentence,
+                "state": found.state,
+                "primary": found.primary,
+                "standby": found.standby,
+                "incidents": [_incident_json(one, back) for one, back in found.incidents],
+            }
+        )
+    else:
+        echo(found.sentence)
+        if found.incidents:
+            show_table(
+                ("incident", "from", "to", "end", ">first failed probe to writes", ">lost", "old primary", "because"),
+                [_row(one, back) for one, back in found.incidents],
+            )
+    if not found.is_armed:
+        raise Unhealthy(found.sentence)
+
+
+def _incident_json(incident: Incident, back: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "incident": incident.id,
+        "state": str(incident.state),
+        "phases_s": incident.phases_s(),
+        "facts": incident.facts,
+        "rejoin": back,
+    }
+
+
+def _row(incident: Incident, back: dict[str, Any] | None) -> tuple[str, ...]:
+    facts, phases = incident.facts, incident.phases_s()
+    lost = f"{facts['lost_commits']} commits, {facts['lost_bytes']} B" if "lost_commits" in facts else "-"
+    returned = f"{back['how']} in {back['seconds']} s" if back and "seconds" in back else "NOT back"
+    if "promoting" not in phases:
+        returned = "-"
+    seconds = f"{phases['done']:.2f} s" if "done" in phases else "-"
+    return (
+        incident.id,
+        facts["old"],
+        facts["new"],
+        str(incident.state),
+        seconds,
+        lost,
+        returned,
+        facts.get("reason", ""),
+    )
+
+
+@command.command()
+@_state_dir
+@click.option("--accept-loss", help="WAL that may be lost, as `16MiB`; else failover.max_lag_bytes of the spec.")
+def run(state_dir: Path, *, accept_loss: str | None) -> None:
+    """Let the watcher go on with a failover that it refused. The fence must be proven all the same."""
+    from synapse_ops.operations.failover.ledger import Ledger, Request
+    from synapse_ops.operations.failover.status import read_status
+    from synapse_ops.spec.units import parse_size
+
+    try:
+        accepted = parse_size(accept_loss) if accept_loss is not None else None
+    except ValueError as fault:
+        raise ConfigError(f'--accept-loss "{accept_loss}" is not a size', detail=str(fault)) from fault
+    folder = state_dir.resolve()
+    found, now = read_status(folder, datetime.now(UTC)), datetime.now(UTC)
+    if found.state not in {"suspect", "confirmed"}:
+        raise Refused(
+            f"nothing was done: {found.primary or 'the primary'} is {found.state or 'not watched'}",
+            hint="A primary that answers is not failed over. `synapse-ops failover status` shows what is known.",
+        )
+    known = {one.id for one, _ in found.incidents}
+    ledger = Ledger.of(folder)
+    ledger.ask(Request(accepted))
+    shown = 0
+    deadline_s = time.monotonic() + RUN_LIMIT_S
+    while time.monotonic() < deadline_s:
+        new = next((one for one in ledger.incidents() if one.id not in known), None)
+        for entry in new.entries[shown:] if new is not None else ():
+            echo(f"{(entry.at - now).total_seconds():6.2f} s  {entry.state}", err=True)
+            shown += 1
+        if new is not None and not new.is_open:
+            if new.facts.get("reason"):
+                raise Refused(f"not failed over: {new.facts['reason']}")
+            echo(f"{new.facts['new']} takes writes; lost: {new.facts['lost_commits']} commits")
+            return
+        time.sleep(POLL_S)
+    ledger.take_request()
+    raise DeadlineExceeded(f"the watcher did not end within {RUN_LIMIT_S:g} s", hint="Is it running? `local status`")
+
+
+@command.command()
+@_state_dir
+@click.option("--for", "span", default="1h", show_default=True, help="How long, as `30m`.")
+@click.option("--reason", required=True, help="Why; shown by `failover status`.")
+def pause(state_dir: Path, *, span: str, reason: str) -> None:
+    """Have nothing failed over by itself for a while. It ends by itself."""
+    from synapse_ops.operations.failover.ledger import Ledger, Pause
+    from synapse_ops.spec.units import parse_duration
+
+    try:
+        length = parse_duration(span, bare_unit="m")
+    except ValueError as fault:
+        raise ConfigError(f'--for "{span}" is not a duration', detail=str(fault)) from fault
+    if not timedelta(0) < length <= timedelta(days=7):
+        raise ConfigError(f'--for "{span}" is not between 1 s and 7 d')
+    until = datetime.now(UTC) + length
+    Ledger.of(state_dir.resolve()).set_pause(Pause(until, reason))
+    echo(f"failover is paused until {until.isoformat(timespec='seconds')}")
+
+
+@command.command()
+@_state_dir
+def resume(state_dir: Path) -> None:
+    """End a pause."""
+    from synapse_ops.operations.failover.ledger import Ledger
+
+    Ledger.of(state_dir.resolve()).set_pause(None)
+    echo("failover is not paused")
+
+
+@command.command()
+@_state_dir
+def rejoin(state_dir: Path) -> None:
+    """Have the watcher bring the old primary of the last failover back as a standby, after it could not."""
+    from synapse_ops.domain.failover.transitions import State
+    from synapse_ops.operations.failover.ledger import Ledger
+
+    ledger = Ledger.of(state_dir.resolve())
+    incidents = ledger.incidents()
+    back = ledger.rejoin(incidents[-1].id) if incidents else None
+    if not incidents or incidents[-1].state is not State.DONE:
+        raise Refused("nothing to rejoin: the last incident of the ledger promoted nothing")
+    if back is not None and "seconds" in back:
+        raise Refused(f"{back['node']} is back already: {back['how']} in {back['seconds']} s")
+    ledger.forget_rejoin(incidents[-1].id)
+    echo(f"the watcher rejoins {incidents[-1].facts['old']}; `synapse-ops failover status` shows when it is back")
+
+
+@command.command("fence-here")
+@_state_dir
+@click.option("--incident", required=True, help="Id of the incident, written into the marker.")
+@click.option("--node", required=True, help="Name of the node on this host.")
+@click.option("--timeline", required=True, type=click.IntRange(min=1), help="Timeline that the incident ends.")
+def fence_here(state_dir: Path, *, incident: str, node: str, timeline: int) -> None:
+    """End a node's server on this host for good, and print what is left of it as JSON.
+
+    The marker forbids its start as a primary until it is rejoined. Refused for another timeline or incident.
+    """
+    from synapse_ops.local.failover_place import embedded_place
+
+    place = embedded_place(state_dir.resolve())
+    if place is None or node not in place.controls:
+        raise ConfigError(f'no node "{node}" is on this host', hint="`synapse-ops local status` lists the servers.")
+    control = place.controls[node]
+    cause = control.fence(incident, timeline, control.living())
+    print_json({**asdict(cause), "fault": cause.fault(incident) or None})
+    if cause.fault(incident):
+        raise SynapseOpsError(f"the fence is not proven: {cause.fault(incident)}")

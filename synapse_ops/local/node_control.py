@@ -1,0 +1,220 @@
+"""The authority over a PostgreSQL node of the embedded stack: its processes, its data directory, its way back.
+
+Death of a data directory is that no process works in it, twice a second apart, and that nobody is attached to its
+System V segment (which is seen whatever the uid). After kill -9 of the postmaster alone an orphan goes on committing;
+after SIGQUIT a stopped server lives on: so everything gets SIGKILL until two looks are empty.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.failover.fence import Cause, Living
+from synapse_ops.domain.failover.incident import WalBehind
+from synapse_ops.errors import DeadlineExceeded, Refused, ToolFailed
+from synapse_ops.systems.host.processes import give_to, processes_in, run_as
+from synapse_ops.systems.postgres.connection import connect, conninfo_parts
+from synapse_ops.systems.postgres.control_file import control_data
+from synapse_ops.systems.postgres.promotion import read_standing, wal_behind
+from synapse_ops.systems.postgres.server import FENCE_MARKER, PgServer
+
+SECOND_LOOK_S = 1.0
+KILL_LIMIT_S = 10.0
+REWIND_LIMIT_S = 600.0
+STREAM_LIMIT_S = 60.0
+POLL_S = 0.05
+_SEGMENTS = Path("/proc/sysvipc/shm")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass
+class LocalNode:
+    """One node on this host. clone: makes its data directory anew from the current primary, whole or not at all."""
+
+    name: str
+    server: PgServer
+    kept_folder: Path
+    dies_with_us: bool = False
+    clone: Any = field(default=None, repr=False)
+
+    def living(self) -> Living | None:
+        processes = len(processes_in(self.server.data_dir))
+        return Living(processes, self._shmid()) if processes else None
+
+    def fence(
+        self, incident: str, timeline: int, saw_alive: Living | None, succeeds: frozenset[str] = frozenset()
+    ) -> Cause:
+        """Raises Refused for a server that is on another timeline: it has been promoted or rejoined meanwhile."""
+        control = control_data(self.server.data_dir, self.server.tools, self.server.identity)
+        found = int(control["Latest checkpoint's TimeLineID"])
+        standing = self.server.fence()
+        if found != timeline:
+            raise Refused(
+                f"{self.name} is on timeline {found}, incident {incident} is about {timeline}: nothing was done",
+                hint="It has been promoted or rejoined since. `synapse-ops failover status` shows what is open.",
+            )
+        if standing is not None and standing.strip() not in {incident, *succeeds}:
+            raise Refused(f'{self.name} is fenced by incident "{standing.strip()}", this is {incident}')
+        shmid = saw_alive.shmid if saw_alive is not None and saw_alive.shmid is not None else self._shmid()
+        self._mark(incident)
+        killed = self._kill_all(incident)
+        first = len(processes_in(self.server.data_dir))
+        time.sleep(SECOND_LOOK_S)
+        second = len(processes_in(self.server.data_dir))
+        return Cause(
+            system_identifier=control["Database system identifier"],
+            data_dir=str(self.server.data_dir),
+            boot_id=_BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "",
+            killed=killed,
+            left=(first, second),
+            attached=_attached(shmid),
+            marker=(self.server.fence() or "").strip(),
+            saw_alive=saw_alive,
+        )
+
+    def _mark(self, incident: str) -> None:
+        path = self.server.data_dir / FENCE_MARKER
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.write(descriptor, f"{incident}\n".encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        give_to(self.server.identity, path)
+        folder = os.open(self.server.data_dir, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _kill_all(self, incident: str) -> int:
+        """Send SIGKILL, the postmaster first, until two looks are empty. Only while the marker is this incident's."""
+        killed, empty, deadline_s = 0, 0, time.monotonic() + KILL_LIMIT_S
+        postmaster = self.server.mark()
+        while empty < 2 and time.monotonic() < deadline_s:
+            if (self.server.fence() or "").strip() != incident:
+                break
+            if postmaster is not None:
+                killed += postmaster.signal(signal.SIGKILL)
+                postmaster = None
+            left = processes_in(self.server.data_dir)
+            empty = empty + 1 if not left else 0
+            killed += sum(mark.signal(signal.SIGKILL) for mark in left)
+        return killed
+
+    def _shmid(self) -> int | None:
+        """Return the segment that the postmaster noted in its pid file (line 7: key and id)."""
+        try:
+            words = (self.server.data_dir / "postmaster.pid").read_text(errors="replace").splitlines()[6].split()
+            return int(words[1])
+        except (OSError, IndexError, ValueError):
+            return None
+
+    def wal_behind(self, timeline: int, position: Lsn) -> WalBehind:
+        server = self.server
+        return wal_behind(server.data_dir, timeline, position, server.tools, server.identity, timeout_s=60)
+
+    def rejoin(self, incident: str, source: str, fork: Lsn) -> dict[str, Any]:
+        """Rewind the fenced server onto the new primary, else clone it anew; start it; return once it streams.
+
+        Its WAL from the fork's segment on is kept in a folder named after the incident; a directory that cannot be
+        rewound is kept beside the clone.
+        """
+        began_s = time.monotonic()
+        if processes_in(self.server.data_dir):
+            raise Refused(
+                f"{self.name} runs: it is not fenced", hint="`synapse-ops failover status` shows what is open."
+            )
+        with connect(source) as connection:
+            connection.execute("CHECKPOINT")  # pg_rewind reads the timeline from the source's control file
+        self._keep_wal(incident, fork)
+        (self.server.data_dir / "postmaster.pid").unlink(missing_ok=True)  # stale: it may name a zombie
+        how, kept = "rewound", ""
+        try:
+            self._rewind(source)
+        except ToolFailed as error:
+            how, kept = "cloned", str(self._set_aside(incident))
+            if self.clone is None:
+                raise
+            self.clone()
+            detail = error.detail.splitlines()[-1] if error.detail else error.message
+        signal_file = self.server.data_dir / "standby.signal"
+        signal_file.touch(mode=0o600)
+        give_to(self.server.identity, signal_file)
+        (self.server.data_dir / FENCE_MARKER).unlink(missing_ok=True)
+        self.server.start(die_with_parent=self.dies_with_us)
+        self._wait_streaming(source)
+        facts: dict[str, Any] = {"node": self.name, "how": how, "seconds": round(time.monotonic() - began_s, 3)}
+        return facts | ({"kept_data_dir": kept, "rewind_failed": detail} if kept else {})
+
+    def _keep_wal(self, incident: str, fork: Lsn) -> None:
+        """Copy the segments that may hold commits behind the fork: pg_rewind removes them."""
+        target = self.kept_folder / incident
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in sorted((self.server.data_dir / "pg_wal").glob("[0-9A-F]" * 24)):
+            size = path.stat().st_size
+            number = int(path.name[8:16], 16) * ((1 << 32) // size) + int(path.name[16:], 16)
+            if (number + 1) * size > fork.position:
+                shutil.copy2(path, target / path.name)
+
+    def _rewind(self, source: str) -> None:
+        from psycopg.conninfo import make_conninfo
+
+        parts = conninfo_parts(source)
+        password = parts.pop("password", "")
+        server = self.server
+        command: list[str | Path] = [server.tools.path("pg_rewind"), "--target-pgdata", server.data_dir]
+        command += ["--source-server", make_conninfo("", **parts)]
+        environment = {**server.tools.environment(), "PGPASSWORD": password}
+        run_as(server.identity, command, timeout_s=REWIND_LIMIT_S, env=environment)
+
+    def _set_aside(self, incident: str) -> Path:
+        kept = self.server.data_dir.with_name(f"{self.server.data_dir.name}.{incident}")
+        self.server.data_dir.rename(kept)
+        return kept
+
+    def _wait_streaming(self, source: str) -> None:
+        """Return once it streams, and its control file is on the timeline of the new primary.
+
+        The next promotion is conditional on that timeline, and a standby writes it at a restart point only.
+        """
+        from psycopg.conninfo import make_conninfo
+
+        deadline_s = time.monotonic() + STREAM_LIMIT_S
+        query = "SELECT 1 FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming'"
+        with connect(source) as connection:
+            while connection.execute(query, [self.name]).fetchone() is None:
+                self._raise_if_late(deadline_s, "does not stream from the new primary")
+                time.sleep(POLL_S)
+            connection.execute("CHECKPOINT")
+            wanted = read_standing(connection)
+        with connect(make_conninfo(source, port=self.server.port)) as connection:
+            while (found := read_standing(connection)).timeline != wanted.timeline:
+                self._raise_if_late(deadline_s, f"stays on timeline {found.timeline}, expected {wanted.timeline}")
+                connection.execute("CHECKPOINT")
+                time.sleep(POLL_S)
+
+    def _raise_if_late(self, deadline_s: float, what: str) -> None:
+        self.server.raise_if_ended()
+        if time.monotonic() > deadline_s:
+            raise DeadlineExceeded(f"{self.name} {what} after {STREAM_LIMIT_S:g} s", detail=self.server.log_tail())
+
+
+def _attached(shmid: int | None) -> int | None:
+    """Return how many processes are attached to a segment, whatever their uid; 0 when it is gone, None: not known."""
+    if shmid is None:
+        return None
+    try:
+        lines = _SEGMENTS.read_text().splitlines()
+    except OSError:
+        return None
+    columns = lines[0].split()
+    rows = (dict(zip(columns, line.split(), strict=False)) for line in lines[1:])
+    return next((int(row["nattch"]) for row in rows if row.get("shmid") == str(shmid)), 0)

@@ -1,0 +1,203 @@
+"""A confirmed outage carried to its end: fence, proof, promotion, slots, verification; each entry before its effect.
+
+Whoever was killed between two entries is followed by another who reads the last one and does its effect again: every
+effect carries its own condition (a marker, a position, a timeline), so that doing it twice, or an hour late, changes
+nothing that has moved on. What ends the chain without success ends it for good, with the command that goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.failover.fence import Effect, Living
+from synapse_ops.domain.failover.incident import Entry, Incident, Limits, objection
+from synapse_ops.domain.failover.transitions import Event, State
+from synapse_ops.errors import Refused, SynapseOpsError
+from synapse_ops.operations.failover.claims import Claim, take_claim
+from synapse_ops.operations.failover.control import NodeControl
+from synapse_ops.operations.failover.ledger import Ledger
+from synapse_ops.operations.repository import Repository
+from synapse_ops.systems.postgres.connection import connect, postgres_errors
+from synapse_ops.systems.postgres.promotion import make_slots, promote, read_fork, read_standing, settled_standing
+
+if TYPE_CHECKING:
+    import psycopg
+
+SETTLE_LIMIT_S = 2.0
+VERIFY_POLL_S = 0.05
+MESSAGE_PREFIX = "synapse_ops.failover"
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass
+class Chain:
+    """What one incident is carried out with.
+
+    old: authority over the node that is fenced; None: there is none. new: conninfo of the standby as superuser.
+    application: conninfo by which the application writes. effect: asks what clients see of the old node now.
+    limits: of the spec and a person, asked anew. slots: to make on the new primary. is_by_hand: a person asked, so that
+    pauses, cool-down and `automatic` do not count; accept_loss_bytes: what the person accepts instead of
+    `max_lag_bytes`. on_entry: told of each entry.
+    """
+
+    ledger: Ledger
+    repository: Callable[[], Repository]
+    old: NodeControl | None
+    new: str = field(repr=False)
+    application: Callable[[], str] = field(repr=False)
+    effect: Callable[[], Effect]
+    limits: Callable[[], Limits]
+    slots: tuple[str, ...]
+    timeout_s: float
+    saw_alive: Living | None = None
+    is_by_hand: bool = False
+    accept_loss_bytes: int | None = None
+    on_entry: Callable[[Entry], None] = lambda entry: None
+
+    def carry_on(self, incident_id: str) -> Incident:
+        """Carry an incident to its end, from wherever it is; return it. The caller holds the ledger's lock.
+
+        Raises OSError when the ledger cannot be written: then nothing more is done.
+        """
+        steps: Mapping[State, Callable[[Incident], tuple[Event, dict[str, Any]]]] = {
+            State.CONFIRMED: self._allow,
+            State.FENCING: self._fence,
+            State.FENCED: self._weigh,
+            State.PROMOTING: self._promote,
+            State.SWITCHING: self._switch,
+            State.VERIFYING: self._verify,
+        }
+        while (incident := self.ledger.find(incident_id)).is_open:
+            event, facts = steps[incident.state](incident)
+            entry = incident.followed_by(event, utc_now(), facts)
+            self.ledger.append(entry)
+            self.on_entry(entry)
+        return incident
+
+    def _allow(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
+        facts, limits = incident.facts, self.limits()
+        earlier = [one for one in self.ledger.incidents() if one.id != incident.id]
+        reason = "" if self.is_by_hand else objection(limits, earlier, utc_now())
+        if not reason and self.old is None:
+            reason = f"nothing on this host may fence {facts['old']}"
+        if not reason:
+            reason = self._lag_fault(facts["known_lag_bytes"], facts)
+        if not reason:
+            identifier, succeeds = facts["system_identifier"], self._succeeds(incident)
+            claim = Claim(identifier, facts["timeline"], incident.id, succeeds, utc_now())
+            reason = take_claim(self.repository(), claim)
+        return (Event.NOT_ALLOWED, {"reason": reason}) if reason else (Event.ALLOWED, {})
+
+    def _succeeds(self, incident: Incident) -> frozenset[str]:
+        """Return the incidents about the same timeline that ended without a promotion: a person goes on with them."""
+        same = ("system_identifier", "timeline", "old")
+        return frozenset(
+            one.id
+            for one in self.ledger.incidents()
+            if not one.is_open
+            and one.at(State.PROMOTING) is None
+            and all(one.facts[name] == incident.facts[name] for name in same)
+        )
+
+    def _lag_fault(self, lag_bytes: int | None, facts: Mapping[str, Any]) -> str:
+        limit = self.limits().max_lag_bytes if self.accept_loss_bytes is None else self.accept_loss_bytes
+        between = f"primary at {facts['primary_lsn']}, standby at {facts['standby_lsn']}"
+        if lag_bytes is None:
+            return f"how far the standby was behind is not known: {between}"
+        if lag_bytes > limit:
+            return (
+                f"the standby is {lag_bytes} bytes behind ({between}), limit {limit}; "
+                f"`synapse-ops failover run --accept-loss {lag_bytes}` goes on"
+            )
+        return ""
+
+    def _fence(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
+        try:
+            cause = self._old().fence(incident.id, incident.facts["timeline"], self.saw_alive, self._succeeds(incident))
+        except SynapseOpsError as error:
+            return Event.FENCE_UNPROVEN, {"reason": error.message}
+        effect = self.effect()
+        reason = cause.fault(incident.id) or effect.fault
+        facts = {"cause": cause.as_json(), "effect": effect.as_json()}
+        return (Event.FENCE_UNPROVEN, {**facts, "reason": reason}) if reason else (Event.FENCE_PROVEN, facts)
+
+    def _weigh(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
+        """Measure what the standby lacks, by the fenced server's own WAL, and decide."""
+        facts = incident.facts
+        try:
+            standing = settled_standing(self.new, SETTLE_LIMIT_S)
+            received, replayed = standing.received, standing.replayed
+            if not standing.in_recovery or standing.timeline != facts["timeline"] or not received or not replayed:
+                reason = f"the standby is on timeline {standing.timeline}, expected {facts['timeline']}, in recovery"
+                return Event.LOSS_TOO_LARGE, {"reason": reason}
+            end = self._old().wal_behind(facts["timeline"], replayed).end
+        except SynapseOpsError as error:
+            return Event.LOSS_TOO_LARGE, {"reason": f"what would be lost is not known: {error.message}"}
+        lacking = max(0, end - received)
+        found = {"chosen_lsn": str(received), "end_lsn": str(end), "lacking_bytes": lacking}
+        reason = self._lag_fault(lacking, {"primary_lsn": str(end), "standby_lsn": str(received)})
+        return (Event.LOSS_TOO_LARGE, {**found, "reason": reason}) if reason else (Event.LOSS_ACCEPTABLE, found)
+
+    def _old(self) -> NodeControl:
+        if self.old is None:
+            raise Refused("nothing on this host may fence the old primary or read its WAL")
+        return self.old
+
+    def _promote(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
+        """Promote, on the condition that the standby stands where it was chosen; count what was lost by the fork."""
+        facts = incident.facts
+        chosen, old_timeline = Lsn.parse(facts["chosen_lsn"]), facts["timeline"]
+        try:
+            done = promote(self.new, chosen, old_timeline, self.timeout_s)
+            with connect(self.new, timeout_s=2) as connection:
+                standing = read_standing(connection)
+                if not done and (standing.in_recovery or not self._is_ours(connection, old_timeline, chosen)):
+                    reason = f"the standby stands at {standing.received} on timeline {standing.timeline}, not {chosen}"
+                    return Event.NOT_PROMOTED, {"reason": reason}
+                fork = read_fork(connection, old_timeline + 1)
+            lost = self._old().wal_behind(old_timeline, fork)
+        except SynapseOpsError as error:
+            return Event.NOT_PROMOTED, {"reason": error.message}
+        facts = {"new_timeline": old_timeline + 1, "fork_lsn": str(fork)}
+        return Event.PROMOTED, {**facts, "lost_bytes": lost.end - fork, "lost_commits": lost.commits}
+
+    def _is_ours(self, connection: psycopg.Connection[Any], old_timeline: int, chosen: Lsn) -> bool:
+        """Return whether the server was promoted where this incident chose: by whom we follow."""
+        with postgres_errors("the new timeline"):
+            row = connection.execute("SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)").fetchone()
+        is_next = row is not None and int(row[0], 16) == old_timeline + 1
+        return is_next and read_fork(connection, old_timeline + 1) <= chosen
+
+    def _switch(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
+        """Make the slots that a promotion does not bring. Clients find the new primary by its session attributes."""
+        try:
+            make_slots(self.new, self.slots)
+        except SynapseOpsError as error:
+            return Event.SWITCHED, {"slots_fault": error.message}  # writes go on; the rejoin makes them again
+        return Event.SWITCHED, {}
+
+    def _verify(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
+        """Write as the application does, and read it back with the timeline on which it was written."""
+        deadline_s, fault = time.monotonic() + self.timeout_s, "nothing was tried"
+        while time.monotonic() < deadline_s:
+            try:
+                with connect(self.application(), timeout_s=2) as connection, postgres_errors("the verification"):
+                    row = connection.execute(
+                        "SELECT pg_logical_emit_message(true, %s, %s)::text, inet_server_port(), pg_is_in_recovery()",
+                        [MESSAGE_PREFIX, incident.id],
+                    ).fetchone()
+                    if row is not None and not row[2]:
+                        return Event.VERIFIED, {"verified_lsn": row[0], "verified_port": row[1]}
+                    fault = "the address of the application leads to a standby"
+            except SynapseOpsError as error:
+                fault = error.message
+            time.sleep(VERIFY_POLL_S)
+        return Event.NOT_VERIFIED, {"reason": f"no write through the application's address: {fault}"}

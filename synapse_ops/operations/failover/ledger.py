@@ -1,0 +1,156 @@
+"""`<state_dir>/failover/ledger.jsonl`: what a failover was about to do, on disk before it did it.
+
+A line that was torn by a crash is the last one and is left out: its effect was never begun. Whoever writes holds the
+lock of the ledger, so that two watchers never work on one incident.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from synapse_ops.domain.failover.incident import Entry, Incident, incidents_of
+from synapse_ops.errors import Refused
+
+FOLDER = "failover"
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Until when nothing is failed over by itself, and why."""
+
+    until: datetime
+    reason: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks of the watcher: to go on although it refused. accept_loss_bytes: None: the spec's limit."""
+
+    accept_loss_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The ledger of a state directory. Reading needs no lock."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, state_dir: Path) -> Ledger:
+        return cls(state_dir / FOLDER)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "ledger.jsonl"
+
+    def incidents(self) -> tuple[Incident, ...]:
+        """Return all incidents, oldest first."""
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return ()
+        entries = []
+        for line in lines:
+            try:
+                entries.append(Entry.from_json(json.loads(line)))
+            except (ValueError, KeyError, TypeError):
+                continue
+        return incidents_of(entries)
+
+    def find(self, incident_id: str) -> Incident:
+        """Raises Refused for one that is not there."""
+        found = next((one for one in self.incidents() if one.id == incident_id), None)
+        if found is None:
+            raise Refused(f"the ledger {self.path} has no incident {incident_id}")
+        return found
+
+    def append(self, entry: Entry) -> None:
+        """Write an entry so that a crash right after cannot lose it. Raises OSError when the disk does not have it."""
+        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        data = (json.dumps(entry.as_json(), sort_keys=True) + "\n").encode()
+        with self.path.open("ab") as file:
+            if file.tell() and not _ends_in_newline(self.path):
+                data = b"\n" + data  # behind a torn line, which stays unreadable
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock of those who write; raises Refused while another one does."""
+        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with (self.folder / "lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Refused(
+                    f"another process works on the failover of {self.folder.parent}",
+                    hint="`synapse-ops failover status` shows how far it is.",
+                ) from None
+            yield
+
+    def pause(self) -> Pause | None:
+        """Return the pause that was set last; it may be over."""
+        try:
+            body: Any = json.loads((self.folder / "pause.json").read_text(encoding="utf-8"))
+            return Pause(datetime.fromisoformat(body["until"]), str(body["reason"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def set_pause(self, pause: Pause | None) -> None:
+        """Set or end a pause."""
+        if pause is None:
+            (self.folder / "pause.json").unlink(missing_ok=True)
+        else:
+            self._write("pause.json", {"until": pause.until.isoformat(), "reason": pause.reason})
+
+    def ask(self, request: Request) -> None:
+        """Leave a request for the watcher."""
+        self._write("request.json", {"accept_loss_bytes": request.accept_loss_bytes})
+
+    def take_request(self) -> Request | None:
+        """Return a person's request and forget it; None: there is none."""
+        path = self.folder / "request.json"
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+            path.unlink()
+            accepted = body["accept_loss_bytes"]
+            return Request(None if accepted is None else int(accepted))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _write(self, name: str, body: dict[str, Any]) -> None:
+        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        making = self.folder / f"{name}.making"
+        making.write_text(json.dumps(body, sort_keys=True) + "\n", encoding="utf-8")
+        making.replace(self.folder / name)
+
+    def write_rejoin(self, incident_id: str, facts: dict[str, Any]) -> None:
+        """Keep how an old primary came back."""
+        self._write(f"rejoin-{incident_id}.json", facts)
+
+    def forget_rejoin(self, incident_id: str) -> None:
+        """Have the old primary of an incident rejoined again."""
+        (self.folder / f"rejoin-{incident_id}.json").unlink(missing_ok=True)
+
+    def rejoin(self, incident_id: str) -> dict[str, Any] | None:
+        """Return how the old primary of an incident came back; None: it did not."""
+        try:
+            body: dict[str, Any] = json.loads((self.folder / f"rejoin-{incident_id}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return body
+
+
+def _ends_in_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

@@ -1,0 +1,74 @@
+"""`failover_record` shows each incident once for each step, and the check says whether failover is armed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+
+from synapse_ops.defs.failover.record import look
+from synapse_ops.domain.failover.incident import Entry, Incident
+from synapse_ops.domain.failover.transitions import Event, State
+from synapse_ops.operations.failover.status import FailoverStatus
+
+AT = datetime(2026, 11, 30, 12, tzinfo=UTC)
+FIRST = {"old": "db-primary", "new": "db-standby", "first_failed_at": AT.isoformat(), "evidence": "nobody listens"}
+
+
+def incident(*steps: tuple[State, Event, dict[str, Any]]) -> Incident:
+    entries = [Entry("20261130T120001Z-3f9a1c", State.CONFIRMED, Event.WINDOW_PASSED, AT + timedelta(seconds=1), FIRST)]
+    for number, (state, event, facts) in enumerate(steps, 2):
+        entries.append(Entry(entries[0].incident, state, event, AT + timedelta(seconds=number / 2 + 1), facts))
+    return Incident(tuple(entries))
+
+
+def status(*incidents: tuple[Incident, dict[str, Any] | None], unarmed: str = "", refused: str = "") -> FailoverStatus:
+    return FailoverStatus(unarmed, "healthy", "db-primary", "db-standby", refused, incidents)
+
+
+def ticked(cursor: str | None, found: FailoverStatus, now_s: float = 0.0) -> dg.SensorResult:
+    result = look(cursor, found, now_s)
+    assert isinstance(result, dg.SensorResult)
+    return result
+
+
+def test_each_step_of_an_incident_is_an_event_of_its_partition() -> None:
+    """Once each; the rejoin is one more. Nothing new is no event."""
+    begun = incident()
+    first = ticked(None, status((begun, None), unarmed="the primary does not answer"))
+    done = incident((State.DONE, Event.VERIFIED, {"lost_commits": 3, "lost_bytes": 200}))
+    second = ticked(first.cursor, status((done, None)))
+    back = {"how": "rewound", "seconds": 2.1, "at": "x", "node": "db-primary"}
+    third = ticked(second.cursor, status((done, back)))
+
+    assert first.dynamic_partitions_requests
+    assert not second.dynamic_partitions_requests
+    events = [one.asset_events[0] for one in (first, second, third)]
+    assert all(isinstance(event, dg.AssetMaterialization) for event in events)
+    assert {event.partition for event in events} == {begun.id}  # type: ignore[union-attr]
+    assert events[2].description == (
+        "db-primary died; db-standby took writes 2.0 s later. Lost: 3 commits. db-primary: it is back (rewound)."
+    )
+    assert events[2].metadata["done_s"].value == 2.0
+    assert isinstance(look(third.cursor, status((done, back)), 10.0), dg.SkipReason)
+
+
+def test_a_refused_failover_is_red_and_says_what_a_person_must_do() -> None:
+    refused = incident((State.REFUSED, Event.NOT_ALLOWED, {"reason": "the last failover was 3 min ago"}))
+    found = ticked(None, status((refused, None), refused="the last failover was 3 min ago"))
+    record, check = found.asset_events
+
+    assert "NOT failed over: the last failover was 3 min ago" in (record.description or "")
+    assert isinstance(check, dg.AssetCheckEvaluation)
+    assert not check.passed
+    assert "waits for a person" in (check.description or "")
+
+
+def test_the_check_is_told_at_each_change_and_now_and_then() -> None:
+    armed = ticked(None, status())
+    assert [event.passed for event in armed.asset_events] == [True]  # type: ignore[union-attr]
+    assert isinstance(look(armed.cursor, status(), 299.0), dg.SkipReason)
+    assert len(ticked(armed.cursor, status(), 300.0).asset_events) == 1
+    changed = ticked(armed.cursor, status(unarmed="failover is paused"), 20.0)
+    assert [event.passed for event in changed.asset_events] == [False]  # type: ignore[union-attr]
