@@ -24,6 +24,7 @@ INCIDENTS = "incident"
 CHECK_NAME = "failover_is_armed"
 SENSOR_INTERVAL_S = 5  # an incident is on the page within 10 s
 REFRESH_S = 300
+GRACE_S = 60.0  # a start, a failover and a rejoin pass through states that are not armed: no alarm for those
 
 
 def failover_definitions() -> dg.Definitions:
@@ -79,7 +80,10 @@ def _sensor() -> dg.SensorDefinition:
 
 
 def look(cursor: str | None, status: "FailoverStatus", now_s: float) -> dg.SensorResult | dg.SkipReason:
-    """Return one tick. Safe to repeat: the cursor says what of each incident was reported, and what the check said."""
+    """Return one tick. Safe to repeat: the cursor says what of each incident was reported, and what the check said.
+
+    A failover that waits for a person is red at once; what is not armed, after GRACE_S.
+    """
     before: dict[str, Any] = json.loads(cursor or "{}")
     told: dict[str, str] = before.get("incidents", {})
     events: list[dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
@@ -95,8 +99,12 @@ def look(cursor: str | None, status: "FailoverStatus", now_s: float) -> dg.Senso
                     tags={TAG_TRIGGER: "sensor"},
                 )
             )
-    said, is_due = [status.is_armed, status.sentence], now_s - before.get("at", 0) >= REFRESH_S
-    if before.get("said") != said or is_due:
+    unarmed_since = None if status.is_armed else before.get("unarmed_since") or now_s
+    waits = unarmed_since is not None and not status.refused and now_s - unarmed_since < GRACE_S
+    said = before.get("said") if waits else [status.is_armed, status.sentence]
+    is_due = not waits and now_s - before.get("at", 0) >= REFRESH_S
+    tells = said != before.get("said") or is_due
+    if tells:
         events.append(
             dg.AssetCheckEvaluation(
                 asset_key=RECORD_KEY,
@@ -107,14 +115,15 @@ def look(cursor: str | None, status: "FailoverStatus", now_s: float) -> dg.Senso
                 metadata=runbook_of_check(CHECK_NAME),
             )
         )
-    elif not events:
-        return dg.SkipReason(status.sentence)
-    at = now_s if before.get("said") != said or is_due else before.get("at", 0)
+    at = now_s if tells else before.get("at", 0)
     new = [name for name in now_told if name not in told]
+    after = json.dumps({"incidents": now_told, "said": said, "at": at, "unarmed_since": unarmed_since})
+    if not events and unarmed_since == before.get("unarmed_since"):
+        return dg.SkipReason(status.sentence)
     return dg.SensorResult(
         asset_events=events,
         dynamic_partitions_requests=[dg.AddDynamicPartitionsRequest(INCIDENTS, new)] if new else [],
-        cursor=json.dumps({"incidents": now_told, "said": said, "at": at}),
+        cursor=after,
     )
 
 

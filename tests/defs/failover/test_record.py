@@ -66,9 +66,20 @@ def test_a_refused_failover_is_red_and_says_what_a_person_must_do() -> None:
 
 
 def test_the_check_is_told_at_each_change_and_now_and_then() -> None:
-    armed = ticked(None, status())
+    armed = ticked(None, status(), 1000.0)
     assert [event.passed for event in armed.asset_events] == [True]  # type: ignore[union-attr]
-    assert isinstance(look(armed.cursor, status(), 299.0), dg.SkipReason)
-    assert len(ticked(armed.cursor, status(), 300.0).asset_events) == 1
-    changed = ticked(armed.cursor, status(unarmed="failover is paused"), 20.0)
-    assert [event.passed for event in changed.asset_events] == [False]  # type: ignore[union-attr]
+    assert isinstance(look(armed.cursor, status(), 1299.0), dg.SkipReason)
+    assert len(ticked(armed.cursor, status(), 1300.0).asset_events) == 1
+
+
+def test_what_is_not_armed_for_a_moment_is_no_alarm() -> None:
+    """A start or a rejoin passes through it. After a minute it is red, and green again at once."""
+    cursor = ticked(None, status(), 1000.0).cursor
+    first = ticked(cursor, status(unarmed="db-standby does not stream"), 1010.0)
+    assert first.asset_events == []
+    assert isinstance(look(first.cursor, status(unarmed="db-standby does not stream"), 1069.0), dg.SkipReason)
+    red = ticked(first.cursor, status(unarmed="db-standby does not stream"), 1070.0)
+    assert [event.passed for event in red.asset_events] == [False]  # type: ignore[union-attr]
+    assert [event.passed for event in ticked(red.cursor, status(), 1075.0).asset_events] == [True]  # type: ignore[union-attr]
+    passing = ticked(first.cursor, status(), 1015.0)
+    assert passing.asset_events == []
