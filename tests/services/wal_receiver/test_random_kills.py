@@ -45,7 +45,7 @@ ROUNDS = int(os.environ.get("SYNAPSE_TEST_ROUNDS", "6"))
 SEED = os.environ.get("SYNAPSE_TEST_SEED") or secrets.token_hex(3)
 MOST_LOSS_S = 1.5 if ROUNDS >= 30 else 5.0  # a few rounds beside other tests say that the interval is kept at all
 VICTIMS = ("receiver", "primary", "store", "worker")
-HOST = ["primary", "receiver"]  # lost together, nobody stores what was received
+HOST = ["receiver", "primary"]  # lost together, nobody stores what was received
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,21 @@ class Scene:
     def where(self) -> list[object]:
         return ["--spec", self.folder / "infrastructure.yaml", "--state-dir", self.folder / "state"]
 
-    def kill(self, name: str) -> None:
-        if name == "primary":
-            for one in processes_in(self.server.server.data_dir):
-                one.signal(signal.SIGKILL)
-            wait_until(lambda: not processes_in(self.server.server.data_dir), "the primary is dead")
-        elif name == "store":
-            for one in processes_in(self.store.data_dir):
-                one.signal(signal.SIGKILL)
-            wait_until(lambda: not processes_in(self.store.data_dir), "the store is dead")
-        elif name in self.processes:
-            with suppress(ProcessLookupError):
-                os.killpg(self.processes[name].pid, signal.SIGKILL)
-            self.processes.pop(name).wait()
+    def kill(self, *names: str) -> None:
+        """Kill all of them at once, and wait until they are dead."""
+        folders = {"primary": self.server.server.data_dir, "store": self.store.data_dir}
+        for name in names:
+            if name in folders:
+                for one in processes_in(folders[name]):
+                    one.signal(signal.SIGKILL)
+            elif name in self.processes:
+                with suppress(ProcessLookupError):
+                    os.killpg(self.processes[name].pid, signal.SIGKILL)
+        for name in names:
+            if name in folders:
+                wait_until(lambda name=name: not processes_in(folders[name]), f"the {name} is dead")
+            elif name in self.processes:
+                self.processes.pop(name).wait()
 
     def start_store(self) -> None:
         self.store.stop(1)  # what is left of the dead one
@@ -219,8 +221,7 @@ def one_round(scene: Scene, number: int, since: datetime) -> float:
         "select coalesce((select flush_lsn from pg_stat_replication where application_name = 'synapse-ops wal'), '0/0')"
     )
     killed_at_s = time.time()
-    for name in victims:
-        scene.kill(name)
+    scene.kill(*victims)
     if "store" in victims:
         scene.start_store()
     is_gone = "primary" in victims
