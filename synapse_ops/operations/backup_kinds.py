@@ -23,7 +23,7 @@ from synapse_ops.operations.stack import Stack
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.layout import BackupPlace
     from synapse_ops.domain.backup.retention import RetentionPolicy
-    from synapse_ops.operations.backup.expire import Wal
+    from synapse_ops.operations.backup.expiry_run import Wal
     from synapse_ops.operations.backup.restoring import RestorePlan, RestoreReport, RestoreRequest
     from synapse_ops.operations.backup.taking import BackupReport
     from synapse_ops.operations.repository import Repository

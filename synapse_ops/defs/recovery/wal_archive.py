@@ -12,9 +12,11 @@ import dagster as dg
 from synapse_ops.defs.policies import GROUP_DATABASE, OWNERS, TAG_TRIGGER
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.runbook_links import runbook_of_check
+from synapse_ops.domain.backup.kinds import BASE
 
 WAL_ARCHIVE_KEY = dg.AssetKey("wal_archive")
 CHECK_NAME = "wal_is_stored"
+BASE_JOB = f"backup_{BASE.word}"
 SENSOR_INTERVAL_S = 60
 REFRESH_S = 300
 
@@ -58,9 +60,11 @@ def _check() -> dg.AssetChecksDefinition:
 def _sensor() -> dg.SensorDefinition:
     @dg.sensor(
         name="wal_archive_sensor",
+        job_name=BASE_JOB,
         minimum_interval_seconds=SENSOR_INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Reports how far WAL is stored: every five minutes, and at once when that turns good or bad.",
+        description="Reports how far WAL is stored: every five minutes, and at once when that turns good or bad. Where "
+        "bytes are missing that no restore can pass, it starts a base backup, once for each gap.",
     )
     def wal_archive_sensor(
         context: dg.SensorEvaluationContext, stack: StackResource
@@ -71,16 +75,24 @@ def _sensor() -> dg.SensorDefinition:
 
 
 def look(cursor: str | None, stack: StackResource, now_s: float) -> dg.SensorResult | dg.SkipReason:
-    """Return one tick. Safe to repeat: the cursor only says when the page was written, and what it said."""
+    """Return one tick. Safe to repeat: the cursor says when the page was written, and what it said; the run key of a
+    base backup is the gap that it leaves behind.
+    """
     from synapse_ops.operations.database.wal_report import read_wal_report
 
     before: dict[str, Any] = json.loads(cursor or "{}")
     report = read_wal_report(stack.open())
     passed = not report.faults
-    if before.get("passed") == passed and now_s - before.get("at", 0) < REFRESH_S - SENSOR_INTERVAL_S / 2:
+    gap = report.broken_at if report.status is not None else ""
+    if (
+        gap == before.get("gap", "")
+        and before.get("passed") == passed
+        and now_s - before.get("at", 0) < REFRESH_S - SENSOR_INTERVAL_S / 2
+    ):
         return dg.SkipReason(report.sentence)
     facts = report.facts()
     return dg.SensorResult(
+        run_requests=[_base_backup(gap)] if gap and gap != before.get("gap") else [],
         asset_events=[
             dg.AssetMaterialization(
                 WAL_ARCHIVE_KEY, description=report.sentence, metadata=facts, tags={TAG_TRIGGER: "sensor"}
@@ -94,5 +106,10 @@ def look(cursor: str | None, stack: StackResource, now_s: float) -> dg.SensorRes
                 metadata={**facts, **runbook_of_check(CHECK_NAME)},
             ),
         ],
-        cursor=json.dumps({"passed": passed, "at": now_s}),
+        cursor=json.dumps({"passed": passed, "at": now_s, "gap": gap}),
     )
+
+
+def _base_backup(gap: str) -> dg.RunRequest:
+    """Return the run that makes moments behind a gap restorable again."""
+    return dg.RunRequest(run_key=f"wal-gap {gap}", partition_key=BASE.word, tags={TAG_TRIGGER: "sensor"})

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from synapse_ops.domain.backup.ages import WAL_PROMISE
+from synapse_ops.domain.backup.base_record import BaseRecord
+from synapse_ops.domain.backup.layout import KIND_BASE, BackupPlace
+from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal_chain import WalArchive
 from synapse_ops.domain.durations import format_age
-from synapse_ops.errors import SynapseOpsError, counted
+from synapse_ops.errors import DocumentUnreadable, ObjectMissing, SynapseOpsError, counted
+from synapse_ops.operations.backup.catalog import read_record
+from synapse_ops.operations.database.base_backup import SUBJECT
 from synapse_ops.operations.database.wal_archive import list_wal_identities, read_wal_archive
 from synapse_ops.operations.database.wal_status import WalStatus, read_wal_status
 
@@ -23,18 +29,30 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 class WalReport:
     """The archive and the primary, compared. status: None where the primary could not be asked; `unknown` says why.
 
-    most: the oldest that WAL may be which is not stored.
+    most: the oldest that WAL may be which is not stored. base_start: where replay of the newest base backup begins;
+    None: there is none.
     """
 
     archive: WalArchive | None
     status: WalStatus | None
     unknown: str
     most: timedelta
+    base_start: Lsn | None = None
 
     @property
     def gaps(self) -> tuple[str, ...]:
+        """The missing bytes that stop a recovery from the newest base backup; of any, where there is none.
+
+        What is missing before it was lost once, or has expired: nothing mends it, and nobody need be woken.
+        """
         rows = self.archive.timelines if self.archive is not None else ()
-        return tuple(str(gap) for row in rows for gap in row.gaps)
+        gaps = (gap for row in rows for gap in row.gaps)
+        return tuple(str(gap) for gap in gaps if self.base_start is None or gap.stop > self.base_start)
+
+    @property
+    def broken_at(self) -> str:
+        """The first gap that only a new base backup leaves behind; empty: recovery is unbroken."""
+        return self.gaps[0] if self.gaps and self.base_start is not None else ""
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -85,8 +103,25 @@ def read_wal_report(stack: Stack) -> WalReport:
     try:
         status = read_wal_status(stack)
     except SynapseOpsError as fault:
-        return WalReport(_stored(stack), None, fault.message, most)
-    return WalReport(status.archive, status, "", most)
+        archive = _stored(stack)
+        return WalReport(archive, None, fault.message, most, _base_start(stack, archive))
+    try:
+        return WalReport(status.archive, status, "", most, _base_start(stack, status.archive))
+    except SynapseOpsError as fault:
+        return WalReport(status.archive, None, fault.message, most)
+
+
+def _base_start(stack: Stack, archive: WalArchive | None) -> Lsn | None:
+    """Return where replay of the newest base backup of a server begins."""
+    if archive is None:
+        return None
+    repository, identity = stack.database_repository(), archive.identity
+    for backup_id in reversed(repository.store.list_prefixes(f"{identity}/{KIND_BASE}/{SUBJECT}/")):
+        with suppress(ObjectMissing, DocumentUnreadable):  # one that is being taken, was not finished, or is damaged
+            record = read_record(repository, BackupPlace(identity, KIND_BASE, SUBJECT, backup_id))
+            if isinstance(record, BaseRecord):
+                return Lsn.parse(record.start_lsn)
+    return None
 
 
 def _stored(stack: Stack) -> WalArchive | None:

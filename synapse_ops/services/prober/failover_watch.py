@@ -38,73 +38,15 @@ from synapse_ops.operations.failover.ledger import Ledger
 from synapse_ops.operations.failover.status import PULSE_S, WATCH_FILE
 from synapse_ops.operations.health.server_probes import node_conninfo
 from synapse_ops.operations.stack import Stack
+from synapse_ops.services.prober.watched_node import ANSWER_S, WatchedNode
 from synapse_ops.systems.postgres.kept_session import Answer, KeptSession
 
 APPLICATION_NAME = "synapse-ops failover"
 INTERVAL_S = 1.0
 SUSPECT_INTERVAL_S = 0.2
-ANSWER_S = 1.0
 ARM_EVERY_S = 15.0
 
-_QUESTION = """
-SELECT pg_is_in_recovery(), (SELECT timeline_id FROM pg_control_checkpoint()),
-  (SELECT system_identifier FROM pg_control_system()),
-  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_flush_lsn() END,
-  coalesce((SELECT status FROM pg_stat_wal_receiver), ''),
-  coalesce((SELECT extract(epoch FROM clock_timestamp() - last_msg_receipt_time) FROM pg_stat_wal_receiver), 1e9)"""
-
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What one node answered. at_s: monotonic."""
-
-    at_s: float
-    takes_writes: bool
-    timeline: int
-    system_identifier: str
-    lsn: Lsn | None
-    receiver: str
-    message_age_s: float
-
-    @classmethod
-    def of(cls, answer: Answer, at_s: float) -> Seen | None:
-        if answer.sign is not Sign.ALIVE or not answer.rows:
-            return None
-        recovers, timeline, identifier, lsn, receiver, age_s = answer.rows[0]
-        return cls(
-            at_s=at_s,
-            takes_writes=recovers == "f",
-            timeline=int(timeline or 0),
-            system_identifier=identifier or "",
-            lsn=Lsn.parse(lsn) if lsn else None,
-            receiver=receiver or "",
-            message_age_s=float(age_s or 1e9),
-        )
-
-
-@dataclass
-class _Node:
-    """One node: its session, what it answered last, and how its session ended last."""
-
-    name: str
-    session: KeptSession
-    seen: Seen | None = None
-    ended: Sign | None = None
-    first_failed_at: datetime | None = None
-
-    def ask(self) -> Answer:
-        answer = self.session.ask(_QUESTION, ANSWER_S)
-        if answer.sign is Sign.ENDED:
-            self.ended = Sign.ENDED
-            answer = self.session.ask(_QUESTION, ANSWER_S)  # anew: is anybody there?
-        found = Seen.of(answer, time.monotonic())
-        if found is not None:
-            self.seen, self.ended, self.first_failed_at = found, None, None
-        elif self.first_failed_at is None:
-            self.first_failed_at = datetime.now(UTC)
-        return answer
 
 
 @dataclass
@@ -118,7 +60,7 @@ class FailoverWatch:
     state_dir: Path
     place: FailoverPlace | None
     on_entry: Callable[[Entry], None] = lambda entry: None
-    _nodes: dict[str, _Node] = field(default_factory=dict, repr=False)
+    _nodes: dict[str, WatchedNode] = field(default_factory=dict, repr=False)
     _watch: Watch = field(default_factory=Watch)
     _roles: tuple[str, str] | None = None
     _saw_alive: Living | None = None
@@ -148,14 +90,14 @@ class FailoverWatch:
 
     # -------------------------------------------------------------- looking
 
-    def _sessions(self) -> dict[str, _Node]:
+    def _sessions(self) -> dict[str, WatchedNode]:
         stack = self.stack()
         names = (stack.spec.failover.primary, stack.spec.failover.standby)
         if set(self._nodes) != set(names):
             for node in self._nodes.values():
                 node.session.close()
             self._nodes = {
-                name: _Node(name, KeptSession(node_conninfo(stack, name), application_name=APPLICATION_NAME))
+                name: WatchedNode(name, KeptSession(node_conninfo(stack, name), application_name=APPLICATION_NAME))
                 for name in names
             }
         return self._nodes
@@ -195,7 +137,7 @@ class FailoverWatch:
         self._pause(due_s - time.monotonic(), primary.session.fileno())
         return due_s
 
-    def _view(self, standby: _Node, answer: Answer) -> View:
+    def _view(self, standby: WatchedNode, answer: Answer) -> View:
         seen = standby.seen
         if answer.sign is not Sign.ALIVE or seen is None or seen.takes_writes:
             return View.UNKNOWN
@@ -214,7 +156,7 @@ class FailoverWatch:
             elif select.select([descriptor], [], [], min(left_s, 0.2))[0]:
                 return
 
-    def _find_roles(self, nodes: dict[str, _Node]) -> None:
+    def _find_roles(self, nodes: dict[str, WatchedNode]) -> None:
         for node in nodes.values():
             node.ask()
         primaries = [node.name for node in nodes.values() if node.seen is not None and node.seen.takes_writes]
@@ -225,7 +167,7 @@ class FailoverWatch:
             self._saw_alive = None
             self._armed_at_s = 0.0
 
-    def _arm(self, primary: _Node) -> None:
+    def _arm(self, primary: WatchedNode) -> None:
         """See, now and then, that what a failover needs works: the authority over the primary, and the store."""
         if time.monotonic() - self._armed_at_s < ARM_EVERY_S:
             return
@@ -290,7 +232,7 @@ class FailoverWatch:
 
     # -------------------------------------------------------------- acting
 
-    def _fail_over(self, primary: _Node, standby: _Node) -> None:
+    def _fail_over(self, primary: WatchedNode, standby: WatchedNode) -> None:
         """Begin an incident and carry it to its end.
 
         What was refused stays refused until the primary shows life, or a person asks to go on.
@@ -314,7 +256,7 @@ class FailoverWatch:
                 chain.is_by_hand, chain.accept_loss_bytes = True, request.accept_loss_bytes
             self._end(chain.carry_on(entry.incident))
 
-    def _facts(self, primary: _Node, standby: _Node, now: datetime) -> dict[str, Any]:
+    def _facts(self, primary: WatchedNode, standby: WatchedNode, now: datetime) -> dict[str, Any]:
         """Return what is known at the moment of confirmation."""
         last, follower = primary.seen, standby.seen
         failed_at = primary.first_failed_at or now
@@ -337,7 +279,7 @@ class FailoverWatch:
             "shmid": self._saw_alive.shmid if self._saw_alive else None,
         }
 
-    def _chain(self, ledger: Ledger, primary: _Node, standby: _Node) -> Chain:
+    def _chain(self, ledger: Ledger, primary: WatchedNode, standby: WatchedNode) -> Chain:
         stack, place, saw_alive = self.stack(), self.place, self._saw_alive
 
         def effect() -> Effect:
