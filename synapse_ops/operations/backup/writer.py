@@ -35,7 +35,7 @@ class BackupWriter:
         self.store = store
         self.place = place
         self.recipients = tuple(recipients)
-        self._unread: list[ObjectRecord] = []  # the store has not given them back yet
+        self._unread: dict[str, ObjectRecord] = {}  # by name: the store has not given them back yet
 
     def begin(self, started: Document) -> None:
         """Write `started.json`, before anything else of this backup exists."""
@@ -47,6 +47,7 @@ class BackupWriter:
         """Stream `source` to its end into the object `name` (with `.age` when encrypted).
 
         before_complete: called at the end of the source; what it raises abandons the object, which then never existed.
+        An object that is written again, by another attempt, is only the later one.
         """
         name += SUFFIX if self.recipients else ""
         counted = _Counting(source)
@@ -66,7 +67,9 @@ class BackupWriter:
             plain_size_bytes=counted.count,
         )
         if not written.checksum or self.store.kept_checksum(written.key) != written.checksum:
-            self._unread.append(record)
+            self._unread[name] = record
+        else:
+            self._unread.pop(name, None)
         return record
 
     def write_bytes(self, name: str, data: bytes) -> ObjectRecord:
@@ -79,8 +82,9 @@ class BackupWriter:
         Call it when the source is no longer held; `seal` reads what is left.
         """
         while self._unread:
-            self._read_back(self._unread[0])
-            del self._unread[0]
+            name, record = next(iter(self._unread.items()))
+            self._read_back(record)
+            del self._unread[name]
 
     def _read_back(self, record: ObjectRecord) -> None:
         key = self.place.key(record.name)

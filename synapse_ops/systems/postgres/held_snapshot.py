@@ -46,7 +46,7 @@ SELECT listed.name FROM unnest(%s::oid[], %s::text[]) AS listed(oid, name)
  WHERE to_regclass(listed.name)::oid IS DISTINCT FROM listed.oid"""
 
 _GONE = re.compile(
-    r"^(42P01|42883|42704|42703|3F000) |cache lookup failed|could not open relation with OID|returned no data"
+    r"^(40P01|42P01|42883|42704|42703|3F000) |cache lookup failed|could not open relation with OID|returned no data"
     r"|(relation|schema|type|function|column|index|constraint|snapshot) .* does not exist|invalid snapshot identifier",
     re.MULTILINE,
 )
@@ -146,5 +146,8 @@ def reading_sessions(conninfo: str, settings: Mapping[str, str]) -> Iterator[Rea
 
 
 def is_concurrent_ddl(error: SynapseOpsError) -> bool:
-    """Say whether an error may come of an object that another session dropped or changed while it was read."""
+    """Say whether an error may come of an object that another session dropped or changed while it was read.
+
+    A deadlock is one: of our locks with those of its DROP or ALTER, of which the server ended ours.
+    """
     return isinstance(error, TableGone) or bool(_GONE.search(error.detail))

@@ -99,6 +99,17 @@ def test_every_object_is_read_back_once_and_before_backup_json(
     assert store.read == ["one", "two", "three"]
 
 
+def test_an_object_of_a_former_attempt_is_not_asked_for(bucket_url: str, object_store_access: StoreAccess) -> None:
+    """A dump begins again on another snapshot: only what was written last must be what the store has."""
+    store = KeepsNoChecksums(bucket_url, object_store_access)
+    writer = BackupWriter(store, PLACE, ())
+    writer.write_bytes("one", b"of the first attempt")
+    writer.write_bytes("one", b"of the second attempt")
+    writer.seal(record())
+
+    assert store.read == ["one"]
+
+
 def test_an_object_that_the_store_changed_is_never_named(bucket_url: str, object_store_access: StoreAccess) -> None:
     """No `backup.json` is written, whoever reads back."""
     store = KeepsNoChecksums(bucket_url, object_store_access)

@@ -86,4 +86,5 @@ def test_a_table_that_went_after_the_snapshot_is_told_from_other_errors(fresh_da
             sessions.lock_tables(sessions.export(), "nobody", lambda: True)
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 other.execute("set lock_timeout = '10ms'; drop table public.going")
+    assert is_concurrent_ddl(SynapseOpsError("x", detail="40P01 deadlock detected"))
     assert not is_concurrent_ddl(SynapseOpsError("x", detail="28P01 password authentication failed"))
