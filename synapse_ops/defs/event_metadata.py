@@ -3,6 +3,7 @@
 Names carry their unit. A name keeps its meaning for ever: the page plots it over years.
 """
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ Metadata = dict[str, Any]
 
 BACKUP_ID = "backup_id"
 PROOF_ID = "proof_id"
+_LINE = 50  # characters beside key and time, on a page 1,500 pixels wide
+MOST_MARKDOWN = 900  # the UI shows markdown under 1,000 characters in place, and the rest behind a click
 _COLUMN_TYPES: dict[type, str] = {str: "string", int: "int", float: "float"}
 
 
@@ -74,6 +77,21 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> dg.T
     schema = dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()])
     records = [dg.TableRecord(dict(row)) for _, row in zip(range(TABLE_ROWS), rows, strict=False)]
     return dg.MetadataValue.table(records, schema=schema)
+
+
+def short_lines(text: str, *, first: str = "", indent: int = 0) -> str:
+    """Return a text as markdown in lines that a usual page shows whole; `first` stands before, in a line of its own.
+
+    A wide table on the same page makes its column wider than the page, and would cut off a text that fills it.
+    """
+    lines = textwrap.wrap(text, _LINE - indent)
+    return f"  \n{' ' * indent}".join([first, *lines] if first else lines)
+
+
+def summary(text: str) -> str | dg.MarkdownMetadataValue:
+    """Return a page's sentence in short lines; as plain text where the UI would hide it behind a click."""
+    lines = short_lines(text)
+    return dg.MetadataValue.md(lines) if len(lines) < MOST_MARKDOWN else text
 
 
 def _bullets(lines: Sequence[str]) -> str:

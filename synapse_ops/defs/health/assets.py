@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 from pydantic import Field
 
-from synapse_ops.defs.event_metadata import Metadata, table
+from synapse_ops.defs.event_metadata import Metadata, summary, table
 from synapse_ops.defs.health.events import CHECK_NAME, HealthTick, evaluation_of, health_key
 from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.policies import GROUP_HEALTH, LANE_REPORT, OWNERS, TAG_TRIGGER, code_version, run_tags
@@ -138,12 +138,13 @@ def _health_report(keys: list[dg.AssetKey]) -> dg.AssetsDefinition:
 
 
 def _report_metadata(report: "HealthReport") -> Metadata:
-    from synapse_ops.domain.health.states import State
+    from synapse_ops.domain.health.states import BADNESS, State
     from synapse_ops.operations.health.report import summary_of
 
-    columns = {"what": "string", "state": "string", "since": "string", "latency_ms": "float"}
-    columns |= {"uptime_of_observed": "string", "unobserved_last_day": "string"}
-    columns |= {"failed_min_last_day": "float", "why": "string"}
+    # what a tired person looks for comes first: a page of the usual width cuts off the last columns
+    columns = {"what": "string", "state": "string", "why": "string", "since": "string", "latency_ms": "float"}
+    columns |= {"uptime_of_observed": "string", "unobserved_last_day": "string", "failed_min_last_day": "float"}
+    worst_first = sorted(report.rows, key=lambda row: -BADNESS[row.condition.state])  # stable
     changes = (
         {
             "at": change.at.isoformat(timespec="seconds"),
@@ -154,11 +155,11 @@ def _report_metadata(report: "HealthReport") -> Metadata:
         for change in report.changes
     )
     return {
-        "summary": summary_of(report.rows),
+        "summary": summary(summary_of(report.rows)),
         **{str(state): len(report.of(state)) for state in State},
         "is_watched": report.is_watched,
         "most_unobserved_ratio": round(max((row.unobserved_ratio for row in report.rows), default=1.0), 5),
-        "probes": table((_row(row) for row in report.rows), columns),
+        "probes": table((_row(row) for row in worst_first), columns),
         "changes_last_day": len(report.changes),
         "last_day": table(changes, {"at": "string", "what": "string", "change": "string", "why": "string"}),
     }
@@ -169,12 +170,12 @@ def _row(row: "HealthRow") -> dict[str, Any]:
     return {
         "what": row.probe.name,
         "state": str(row.condition.state),
+        "why": row.condition.reason,
         "since": f"{row.condition.since:%d %b %H:%M:%S}",
         "latency_ms": round(latency_s * 1000, 1) if latency_s is not None else None,
         "uptime_of_observed": f"{ratio:.3%}" if ratio is not None else "not known",
         "unobserved_last_day": f"{row.unobserved_ratio:.1%}",
         "failed_min_last_day": round(row.day.failed_s / 60, 1),
-        "why": row.condition.reason,
     }
 
 

@@ -15,7 +15,7 @@ import dagster as dg
 
 from synapse_ops.defs.backup.age_checks import age_evaluations
 from synapse_ops.defs.backup.kinds import AssetKind, asset_kinds_of
-from synapse_ops.defs.event_metadata import Metadata, table
+from synapse_ops.defs.event_metadata import MOST_MARKDOWN, Metadata, short_lines, summary, table
 from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.policies import GROUP_RECOVERY, OWNERS, TAG_TRIGGER, code_version
 from synapse_ops.defs.resources import StackResource
@@ -72,7 +72,7 @@ class Page:
             for at, one in self.failing
         )
         return {
-            "summary": self.found.sentence,
+            "summary": summary(self.found.sentence),
             **({"what_to_do": dg.MetadataValue.md(_links(self.failing))} if self.failing else {}),
             "recoverability": table(table_rows(rows, self.found.time_zone), dict.fromkeys(COLUMNS, "string")),
             "wrong_now": table(wrong, dict.fromkeys(("check", "at", "severity", "says"), "string")),
@@ -100,17 +100,14 @@ class Page:
 
 
 def _links(failing: Sequence[tuple[float, dg.AssetCheckEvaluation]]) -> str:
-    """Return a link to the runbook of each failing check with the beginning of what it says, errors first.
-
-    The UI shows markdown under 1,000 characters in place, and the rest behind a click.
-    """
+    """Return a link to the runbook of each failing check with the beginning of what it says, errors first."""
     said: list[str] = []
-    room = 900
+    room = MOST_MARKDOWN
     for _, one in sorted(failing, key=lambda row: row[1].severity is not dg.AssetCheckSeverity.ERROR):
         page = one.metadata.get(RUNBOOK)
         name = f"{one.asset_key.to_user_string()}: {one.check_name}"
-        line = f"- [{name}]({page.value})" if isinstance(page, dg.UrlMetadataValue) else f"- {name}"
-        line += f": {' '.join((one.description or '').split())[:110]}"
+        link = f"- [{name}]({page.value})" if isinstance(page, dg.UrlMetadataValue) else f"- {name}"
+        line = short_lines((one.description or "")[:110], first=link, indent=4)
         room -= len(line) + 1
         if room < 0:
             return "\n".join([*said, f"- and {len(failing) - len(said)} more: see wrong_now"])

@@ -200,7 +200,9 @@ def test_reports_are_assets_with_the_table_and_the_last_day(tmp_path: Path, monk
     assert monthly is not None
     metadata = made.asset_materialization.metadata  # type: ignore[union-attr]
     assert metadata["summary"].value == "1 of 2 healthy; failed: db"
-    assert [record.data["what"] for record in metadata["probes"].value.records] == ["api", "db"]
+    probes = metadata["probes"].value  # what is wrong, and why, is seen without scrolling
+    assert [column.name for column in probes.schema.columns][:3] == ["what", "state", "why"]
+    assert [record.data["why"] for record in probes.records] == ["it said no", ""]
     assert metadata["last_day"].value.records[0].data["change"] == "healthy -> failed"
     assert check.passed is False
     assert check.description == "1 of 2 healthy; failed: db"

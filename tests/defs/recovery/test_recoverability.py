@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ import pytest
 
 from synapse_ops.defs.backup.age_checks import BACKUP_AGE, PROOF_AGE
 from synapse_ops.defs.backup.kinds import DATABASES, asset_kinds_of
+from synapse_ops.defs.event_metadata import summary
 from synapse_ops.defs.everything import merged_definitions
 from synapse_ops.defs.recovery.recoverability import (
     CHECK_NAME,
@@ -173,4 +175,28 @@ def test_materialize_writes_the_same_page(night: Night) -> None:
 
     assert run.success
     assert not night.check.passed
-    assert night.page.metadata["summary"].value == night.check.description
+    assert words_of(night.page, "summary") == (night.check.description or "").split()
+
+
+def test_no_line_of_the_page_that_says_what_is_wrong_is_cut_off(night: Night) -> None:
+    """The table below makes the column wider than a page of 1,500 pixels, which shows 50 characters of it."""
+    says = "redis does not answer: " + "could not connect to redis-7.example.internal:6379, " * 3
+    night.instance.report_runless_asset_event(
+        dg.AssetCheckEvaluation(
+            asset_key=OTHER_CHECK.asset_key, check_name=OTHER_CHECK.name, passed=False, description=says
+        )
+    )
+
+    night.tick()
+
+    for name in ("summary", "what_to_do"):
+        value = night.page.metadata[name]
+        assert isinstance(value, dg.MarkdownMetadataValue)
+        shown = re.sub(r"\(/runbooks/\S+\)", "", value.md_str or "")
+        assert max(len(line.rstrip()) for line in shown.splitlines()) <= 50
+    assert f"- health_report: everything_healthy {says[:90]}" in " ".join(words_of(night.page, "what_to_do"))
+    assert summary("much is missed, " * 80) == "much is missed, " * 80  # the UI would hide so much markdown
+
+
+def words_of(page: dg.AssetMaterialization, name: str) -> list[str]:
+    return str(page.metadata[name].value).split()
