@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from synapse_ops.systems.alert_outlet import Alarm, AlertOutlet, find_outlet
 
 AGAIN_S = 3600.0  # what is sent ends by itself after six hours
 RETRY_S = 30.0  # an outlet that did not take it
+SILENT_AFTER_S = 300.0  # ten ticks of the sensor that writes last-tick
 _TAIL_BYTES = 20_000
 _MOST_LINES = 6
 
@@ -91,12 +93,17 @@ class DownAlarm:
         )
 
 
-def last_tick_s(state_dir: Path) -> float:
-    """Return when a sensor ticked last, in seconds since the epoch; 0 for never. Written by `recoverability_sensor`."""
-    try:
-        return last_tick_file(state_dir).stat().st_mtime
-    except OSError:
-        return 0.0
+def why_silent(state_dir: Path, since_s: float, now_s: float, log_path: Path) -> str:
+    """Return that no sensor ticks, as in a daemon that hangs and calls itself well; "" while one does.
+
+    since_s: when the daemon could tick first, now_s: seconds since the epoch. `recoverability_sensor` writes the ticks.
+    """
+    with suppress(OSError):
+        since_s = max(since_s, last_tick_file(state_dir).stat().st_mtime)
+    silent_s = now_s - since_s
+    return (
+        f"no sensor has ticked for {silent_s / 60:.0f} min; its log is {log_path}" if silent_s > SILENT_AFTER_S else ""
+    )
 
 
 def why_it_ended(log_path: Path, spec_path: Path) -> str:

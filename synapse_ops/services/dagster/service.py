@@ -28,7 +28,7 @@ from synapse_ops.errors import ConfigError, Refused, Unreachable
 from synapse_ops.operations.health.report import is_watched
 from synapse_ops.operations.spec_in_force import read_spec_in_force
 from synapse_ops.services.dagster import webserver
-from synapse_ops.services.dagster.down_alarm import DownAlarm, last_tick_s, why_it_ended
+from synapse_ops.services.dagster.down_alarm import DownAlarm, why_it_ended, why_silent
 from synapse_ops.services.dagster.home import (
     HOME_VARIABLE,
     DagsterHome,
@@ -49,7 +49,6 @@ DAEMON = "daemon"
 WEBSERVER = "webserver"
 WATCH = "watch"
 
-SILENT_AFTER_S = 300.0  # ten ticks of the sensor that writes last-tick
 _LEFT_OVER_GRACE_S = 4.0
 _CODE_SERVER_GRACE_S = 3.0  # it waits for its runs, which are to go on without it
 _PROBE_TIMEOUT_S = 2.0
@@ -120,11 +119,9 @@ class DagsterService:
         reasons: dict[str, Callable[[], str]] = {
             name: partial(why_it_ended, log_path, self._spec_path) for name, log_path in down.items()
         }
-        silent_s = time.time() - max(self._began_s, last_tick_s(self.home.state_dir))
-        if silent_s > SILENT_AFTER_S and not down:
-            reasons[DAEMON] = lambda: (
-                f"no sensor has ticked for {silent_s / 60:.0f} min; its log is {self._log(DAEMON)}"
-            )
+        silence = why_silent(self.home.state_dir, self._began_s, time.time(), self._log(DAEMON))
+        if silence and not down:
+            reasons[DAEMON] = lambda: silence
         self._down_alarm.look(reasons)
 
     def _log(self, name: str) -> Path:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from synapse_ops.errors import Unreachable
-from synapse_ops.services.dagster.down_alarm import DownAlarm, why_it_ended
+from synapse_ops.operations.recovery.last_tick import last_tick_file, touch_last_tick
+from synapse_ops.services.dagster.down_alarm import SILENT_AFTER_S, DownAlarm, why_it_ended, why_silent
 from synapse_ops.services.dagster.program_keeper import Program, Supervisor
 from synapse_ops.systems.alert_outlet import Alarm, AlertOutlet
 
@@ -81,3 +82,18 @@ def test_a_log_without_an_error_is_told_by_its_last_line(tmp_path: Path) -> None
 
     assert why_it_ended(tmp_path / "log", tmp_path / "spec.yaml").startswith("it ends again and again: out of memory\n")
     assert "could not be read" in why_it_ended(tmp_path / "none", tmp_path / "spec.yaml")
+
+
+def test_a_daemon_that_hangs_is_told_five_minutes_after_the_last_tick_and_not_before(tmp_path: Path) -> None:
+    """It calls itself well, and no process has ended. A Dagster that started just now had no time to tick."""
+    last_tick_file(tmp_path).parent.mkdir()
+    log = tmp_path / "daemon.log"
+    start_s = time.time() - 1000
+
+    assert why_silent(tmp_path, start_s, start_s + SILENT_AFTER_S, log) == ""
+    assert why_silent(tmp_path, start_s, start_s + SILENT_AFTER_S + 1, log).startswith("no sensor has ticked for 5 min")
+    touch_last_tick(tmp_path)
+    tick_s = last_tick_file(tmp_path).stat().st_mtime
+    assert why_silent(tmp_path, start_s, tick_s + SILENT_AFTER_S, log) == ""
+    told = why_silent(tmp_path, start_s, tick_s + SILENT_AFTER_S + 60, log)
+    assert told == f"no sensor has ticked for 6 min; its log is {log}"
