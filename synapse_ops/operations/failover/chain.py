@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.failover.fence import Effect, Living
 from synapse_ops.domain.failover.incident import Entry, Incident, Limits, objection
 from synapse_ops.domain.failover.transitions import Event, State
-from synapse_ops.errors import Refused, SynapseOpsError
+from synapse_ops.errors import Refused, SynapseOpsError, Unreachable
 from synapse_ops.operations.failover.claims import Claim, take_claim
 from synapse_ops.operations.failover.control import NodeControl
 from synapse_ops.operations.failover.ledger import Ledger
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SETTLE_LIMIT_S = 2.0
 VERIFY_POLL_S = 0.05
 MESSAGE_PREFIX = "synapse_ops.failover"
+Done = TypeVar("Done")
 
 
 def utc_now() -> datetime:
@@ -133,7 +134,7 @@ class Chain:
         """Measure what the standby lacks, by the fenced server's own WAL, and decide."""
         facts = incident.facts
         try:
-            standing = settled_standing(self.new, SETTLE_LIMIT_S)
+            standing = self._insisting(lambda: settled_standing(self.new, SETTLE_LIMIT_S))
             received, replayed = standing.received, standing.replayed
             if not standing.in_recovery or standing.timeline != facts["timeline"] or not received or not replayed:
                 reason = f"the standby is on timeline {standing.timeline}, expected {facts['timeline']}, in recovery"
@@ -156,18 +157,37 @@ class Chain:
         facts = incident.facts
         chosen, old_timeline = Lsn.parse(facts["chosen_lsn"]), facts["timeline"]
         try:
-            done = promote(self.new, chosen, old_timeline, self.timeout_s)
-            with connect(self.new, timeout_s=2) as connection:
-                standing = read_standing(connection)
-                if not done and (standing.in_recovery or not self._is_ours(connection, old_timeline, chosen)):
-                    reason = f"the standby stands at {standing.received} on timeline {standing.timeline}, not {chosen}"
-                    return Event.NOT_PROMOTED, {"reason": reason}
-                fork = read_fork(connection, old_timeline + 1)
+            done = self._insisting(lambda: promote(self.new, chosen, old_timeline, self.timeout_s))
+            reason, fork = self._insisting(lambda: self._forked(old_timeline, chosen, is_done=done))
+            if fork is None:
+                return Event.NOT_PROMOTED, {"reason": reason}
             lost = self._old().wal_behind(old_timeline, fork)
         except SynapseOpsError as error:
             return Event.NOT_PROMOTED, {"reason": error.message}
         facts = {"new_timeline": old_timeline + 1, "fork_lsn": str(fork)}
         return Event.PROMOTED, {**facts, "lost_bytes": lost.end - fork, "lost_commits": lost.commits}
+
+    def _forked(self, old_timeline: int, chosen: Lsn, *, is_done: bool) -> tuple[str, Lsn | None]:
+        """Return where the new timeline begins; None, and why: it was not promoted by this incident.
+
+        is_done: the promotion said so. Otherwise it may have been promoted by an earlier try, whose answer was lost.
+        """
+        with connect(self.new, timeout_s=2) as connection:
+            standing = read_standing(connection)
+            if not is_done and (standing.in_recovery or not self._is_ours(connection, old_timeline, chosen)):
+                return f"the standby stands at {standing.received} on timeline {standing.timeline}, not {chosen}", None
+            return "", read_fork(connection, old_timeline + 1)
+
+    def _insisting(self, action: Callable[[], Done]) -> Done:
+        """Do what is safe to repeat again where the standby did not answer in time: a busy host is no reason to end."""
+        deadline_s = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                return action()
+            except Unreachable:
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(VERIFY_POLL_S)
 
     def _is_ours(self, connection: psycopg.Connection[Any], old_timeline: int, chosen: Lsn) -> bool:
         """Return whether the server was promoted where this incident chose: by whom we follow."""
@@ -179,7 +199,7 @@ class Chain:
     def _switch(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
         """Make the slots that a promotion does not bring. Clients find the new primary by its session attributes."""
         try:
-            make_slots(self.new, self.slots)
+            self._insisting(lambda: make_slots(self.new, self.slots))
         except SynapseOpsError as error:
             return Event.SWITCHED, {"slots_fault": error.message}  # writes go on; the rejoin makes them again
         return Event.SWITCHED, {}

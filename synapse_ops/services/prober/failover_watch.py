@@ -37,6 +37,7 @@ from synapse_ops.operations.failover.control import FailoverPlace
 from synapse_ops.operations.failover.ledger import Ledger
 from synapse_ops.operations.failover.status import PULSE_S, WATCH_FILE
 from synapse_ops.operations.health.server_probes import node_conninfo
+from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
 from synapse_ops.services.prober.watched_node import ANSWER_S, WatchedNode
 from synapse_ops.systems.postgres.kept_session import Answer, KeptSession
@@ -64,7 +65,8 @@ class FailoverWatch:
     _watch: Watch = field(default_factory=Watch)
     _roles: tuple[str, str] | None = None
     _saw_alive: Living | None = None
-    _store_fault: str = "not asked yet"
+    _store_fault: str = "the store has not been asked yet"
+    _repository: tuple[str, Repository] | None = field(default=None, repr=False)
     _armed_at_s: float = 0.0
     _told: dict[str, Any] = field(default_factory=dict)
     _told_at_s: float = 0.0
@@ -177,9 +179,16 @@ class FailoverWatch:
         threading.Thread(target=self._ask_store, name="failover-store", daemon=True).start()
 
     def _ask_store(self) -> None:
+        """Ask the store for its time. Its client is kept, so that a claim pays for two requests and no more."""
         began_s = time.monotonic()
         try:
-            self.stack().database_repository().store.server_time()
+            stack = self.stack()
+            if self._repository is None or self._repository[0] != stack.loaded.digest:
+                repository = stack.database_repository()
+                _ = repository.store.features  # asked once: what a claim relies on
+                self._repository = (stack.loaded.digest, repository)
+                began_s = time.monotonic()
+            self._repository[1].store.server_time()
         except SynapseOpsError as error:
             self._store_fault = f"the store does not answer: {error.message}"
         else:
@@ -280,7 +289,7 @@ class FailoverWatch:
         }
 
     def _chain(self, ledger: Ledger, primary: WatchedNode, standby: WatchedNode) -> Chain:
-        stack, place, saw_alive = self.stack(), self.place, self._saw_alive
+        stack, place, saw_alive, kept = self.stack(), self.place, self._saw_alive, self._repository
 
         def effect() -> Effect:
             fresh = KeptSession(node_conninfo(stack, primary.name), application_name=APPLICATION_NAME)
@@ -293,7 +302,7 @@ class FailoverWatch:
 
         return Chain(
             ledger=ledger,
-            repository=stack.database_repository,
+            repository=lambda: kept[1] if kept is not None else stack.database_repository(),
             old=place.controls.get(primary.name) if place is not None else None,
             new=node_conninfo(stack, standby.name),
             application=place.application if place is not None else lambda: node_conninfo(stack, standby.name),
