@@ -238,7 +238,7 @@ def _fail_over(state_dir: Path) -> str:
                 break
             echo(f"         refused: {incident.facts['reason']}; asked to go on, as `failover run` does", err=True)
             before += 1
-            ledger.ask(Request(accept_loss_bytes=None))
+            ledger.ask(Request(datetime.now(UTC)))
         if incident.state is not State.DONE:
             raise SynapseOpsError(f"the failover ended as {incident.state}: {incident.facts.get('reason')}")
         _until(lambda: ledger.rejoin(incident.id) is not None, state_dir)

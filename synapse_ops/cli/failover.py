@@ -63,7 +63,7 @@ def status(state_dir: Path, *, as_json: bool) -> None:
         echo(found.sentence)
         if found.incidents:
             show_table(
-                ("incident", "from", "to", "end", ">first failed probe to writes", ">lost", "old primary", "because"),
+                ("incident", "kind", "from", "to", "end", ">to writes", ">lost", "old primary", "because"),
                 [_row(one, back) for one, back in found.incidents],
             )
     if not found.is_armed:
@@ -73,11 +73,16 @@ def status(state_dir: Path, *, as_json: bool) -> None:
 def _incident_json(incident: Incident, back: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "incident": incident.id,
+        "kind": _kind(incident),
         "state": str(incident.state),
         "phases_s": incident.phases_s(),
         "facts": incident.facts,
         "rejoin": back,
     }
+
+
+def _kind(incident: Incident) -> str:
+    return "switchover" if incident.is_planned else "failover"
 
 
 def _row(incident: Incident, back: dict[str, Any] | None) -> tuple[str, ...]:
@@ -89,6 +94,7 @@ def _row(incident: Incident, back: dict[str, Any] | None) -> tuple[str, ...]:
     seconds = f"{phases['done']:.2f} s" if "done" in phases else "-"
     return (
         incident.id,
+        _kind(incident),
         facts["old"],
         facts["new"],
         str(incident.state),
@@ -121,7 +127,7 @@ def run(state_dir: Path, *, accept_loss: str | None) -> None:
         )
     known = {one.id for one, _ in found.incidents}
     ledger = Ledger.of(folder)
-    ledger.ask(Request(accepted))
+    ledger.ask(Request(now, accepted))
     shown = 0
     deadline_s = time.monotonic() + RUN_LIMIT_S
     while time.monotonic() < deadline_s:
@@ -135,7 +141,7 @@ def run(state_dir: Path, *, accept_loss: str | None) -> None:
             echo(f"{new.facts['new']} takes writes; lost: {new.facts['lost_commits']} commits")
             return
         time.sleep(POLL_S)
-    ledger.take_request()
+    ledger.take_request(datetime.now(UTC))
     raise DeadlineExceeded(f"the watcher did not end within {RUN_LIMIT_S:g} s", hint="Is it running? `local status`")
 
 

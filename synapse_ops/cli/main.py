@@ -32,6 +32,7 @@ COMMANDS = {
     "info": ("info", "Show what is protected."),
     "vectors": ("vectors", "Switch an alias of Qdrant to a restored collection."),
     "failover": ("failover", "Show and steer the failover of PostgreSQL."),
+    "switchover": ("switchover", "Have the standby take writes, on purpose and without loss."),
     "chaos": ("chaos", "Break the embedded stack on purpose, to see what happens."),
     "check": ("check", "Try whether WAL arrives in the repository, and what could stop it."),
     "health": ("health", "Show the health of every endpoint and server."),

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ SECOND_LOOK_S = 1.0
 KILL_LIMIT_S = 10.0
 REWIND_LIMIT_S = 600.0
 STREAM_LIMIT_S = 60.0
+SENDER_GRACE_S = 0.5  # at a clean stop: a WAL receiver acknowledges only what the store has, for 10 s at worst
 POLL_S = 0.05
 _SEGMENTS = Path("/proc/sysvipc/shm")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -121,8 +123,53 @@ class LocalNode:
         server = self.server
         return wal_behind(server.data_dir, timeline, position, server.tools, server.identity, timeout_s=60)
 
+    def stop_cleanly(self, incident: str, timeline: int, senders: Sequence[int], timeout_s: float) -> Lsn:
+        """Raises Refused for another timeline, a standing marker or an end out of order, DeadlineExceeded."""
+        found, standing, postmaster = self.server.control_timeline(), self.server.fence(), self.server.mark()
+        if found != timeline or standing is not None or postmaster is None:
+            at = f'timeline {found}, expected {timeline}; marker "{(standing or "").strip()}"'
+            raise Refused(f"{self.name} is not stopped: {at}; {'it runs' if postmaster else 'it does not run'}")
+        self._mark(incident)
+        began_s = time.monotonic()
+        postmaster.signal(signal.SIGINT)
+        while self.server.is_running():
+            waited_s = time.monotonic() - began_s
+            if waited_s > timeout_s:
+                raise DeadlineExceeded(f"{self.name} did not stop within {timeout_s:g} s")
+            if senders and waited_s > SENDER_GRACE_S:
+                for mark in processes_in(self.server.data_dir):
+                    if mark.pid in senders:
+                        mark.signal(signal.SIGTERM)
+                senders = ()
+            time.sleep(POLL_S)
+        left = processes_in(self.server.data_dir)
+        state, checkpoint = self._end()
+        if left or state != "shut down":
+            raise Refused(f'{self.name} ended "{state}" with {len(left)} processes left, expected "shut down" with 0')
+        return checkpoint
+
+    def _end(self) -> tuple[str, Lsn]:
+        """Return the state of the cluster and where its last checkpoint is, of the control file."""
+        control = control_data(self.server.data_dir, self.server.tools, self.server.identity)
+        return control["Database cluster state"], Lsn.parse(control["Latest checkpoint location"])
+
+    def start_again(self, incident: str) -> None:
+        """Raises Refused for another's marker, and as the server's start does."""
+        standing = (self.server.fence() or incident).strip()
+        if standing != incident:
+            raise Refused(f'{self.name} is fenced by incident "{standing}", this is {incident}')
+        marker = self.server.data_dir / FENCE_MARKER
+        if self.server.is_ready():  # it was not told to stop
+            marker.unlink(missing_ok=True)
+            return
+        self.server.stop("immediate")
+        marker.unlink(missing_ok=True)
+        self.server.start(die_with_parent=self.dies_with_us)
+
     def rejoin(self, incident: str, source: str, fork: Lsn) -> dict[str, Any]:
         """Rewind the fenced server onto the new primary, else clone it anew; start it; return once it streams.
+
+        One that was shut down before the fork has nothing to rewind: the last record of it is a checkpoint.
 
         Its WAL from the fork's segment on is kept in a folder named after the incident; a directory that cannot be
         rewound is kept beside the clone.
@@ -134,11 +181,15 @@ class LocalNode:
             )
         with connect(source) as connection:
             connection.execute("CHECKPOINT")  # pg_rewind reads the timeline from the source's control file
-        self._keep_wal(incident, fork)
         (self.server.data_dir / "postmaster.pid").unlink(missing_ok=True)  # stale: it may name a zombie
         how, kept = "rewound", ""
+        state, checkpoint = self._end()
         try:
-            self._rewind(source)
+            if state == "shut down" and checkpoint < fork:
+                how = "started"
+            else:
+                self._keep_wal(incident, fork)
+                self._rewind(source)
         except ToolFailed as error:
             how, kept = "cloned", str(self._set_aside(incident))
             if self.clone is None:

@@ -134,10 +134,20 @@ def _version(incident: "Incident", back: dict[str, Any] | None) -> str:
 def sentence_of(incident: "Incident", back: dict[str, Any] | None) -> str:
     """Return what a tired person needs to know of an incident."""
     facts, phases = incident.facts, incident.phases_s()
+    returned = "it is not back yet"
+    if back is not None:
+        returned = f"it is back ({back['how']})" if "seconds" in back else f"it did NOT come back: {back['fault']}"
+    if incident.is_planned:
+        handed = f"{facts['old']} hands over to {facts['new']}"
+        if "done" in phases:
+            seconds = f"writes went on {phases['done']:.1f} s after its stop"
+            return (
+                f"Switchover: {handed}; {seconds}. Lost: {facts['lost_commits']} commits. {facts['old']}: {returned}."
+            )
+        if incident.is_open:
+            return f"Switchover: {handed}: {incident.state}."
+        return f"Switchover: {handed}: NOT done ({incident.state}): {facts.get('reason', '')}"
     if "done" in phases:
-        returned = "it is not back yet"
-        if back is not None:
-            returned = f"it is back ({back['how']})" if "seconds" in back else f"it did NOT come back: {back['fault']}"
         return (
             f"{facts['old']} died; {facts['new']} took writes {phases['done']:.1f} s later. "
             f"Lost: {facts['lost_commits']} commits. {facts['old']}: {returned}."

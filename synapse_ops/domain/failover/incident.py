@@ -69,6 +69,11 @@ class Incident:
         return self.state not in ENDS
 
     @property
+    def is_planned(self) -> bool:
+        """Whether a person asked for it while the primary was well: a switchover."""
+        return self.entries[0].state is State.ASKED
+
+    @property
     def begun_at(self) -> datetime:
         return self.entries[0].at
 
@@ -82,8 +87,12 @@ class Incident:
         return next((entry.at for entry in self.entries if entry.state is state), None)
 
     def phases_s(self) -> dict[str, float]:
-        """Return the seconds from the first failed probe to each state that was reached, in order."""
-        first = datetime.fromisoformat(self.facts["first_failed_at"])
+        """Return the seconds to each state that was reached, in order: from the first failed probe, or from the stop.
+
+        Of a switchover, `asked` is negative.
+        """
+        failed_at = self.facts.get("first_failed_at")
+        first = datetime.fromisoformat(failed_at) if failed_at else self.at(State.STOPPING) or self.begun_at
         return {str(entry.state): round((entry.at - first).total_seconds(), 3) for entry in self.entries}
 
     def followed_by(self, event: Event, now: datetime, facts: Mapping[str, Any] | None = None) -> Entry:
@@ -133,9 +142,9 @@ class Limits:
 def objection(limits: Limits, earlier: Sequence[Incident], now: datetime) -> str:
     """Return why a confirmed outage may not be failed over now, with both values; empty: it may.
 
-    earlier: all former incidents, in any order. Only those that promoted count.
+    earlier: all former incidents, in any order. Only those that promoted count, and no switchovers.
     """
-    done = sorted(one.begun_at for one in earlier if one.at(State.PROMOTING) is not None)
+    done = sorted(one.begun_at for one in earlier if one.at(State.PROMOTING) is not None and not one.is_planned)
     if limits.manager == "external":
         return "failover.manager is external: another manager promotes, this one only watches"
     if not limits.automatic:

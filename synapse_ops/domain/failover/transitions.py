@@ -1,8 +1,8 @@
 """The states of a failover and the events that lead from one to the next, as data.
 
 A pair that is not in the table is illegal and raises: no event can be forgotten, and none can be misread. No way leads
-to PROMOTING except through FENCE_PROVEN (a test walks the whole table). `docs/failover.md` shows the table as a
-diagram, generated from here.
+to PROMOTING except through FENCE_PROVEN or, in a switchover, through STOPPED_CLEANLY (a test walks the whole table).
+`docs/failover.md` shows the table as a diagram, generated from here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from types import MappingProxyType
 
 
 class State(StrEnum):
-    """Where a failover is. `HEALTHY` and `SUSPECT` are the watcher's alone; an incident begins with `CONFIRMED`."""
+    """Where a failover is. `HEALTHY` and `SUSPECT` are the watcher's alone; an incident begins with `CONFIRMED`.
+
+    A switchover begins with `ASKED`, and shares what follows the promotion.
+    """
 
     HEALTHY = "healthy"
     SUSPECT = "suspect"
@@ -26,6 +29,9 @@ class State(StrEnum):
     DONE = "done"
     REFUSED = "refused"
     UNPROVEN = "unproven"
+    ASKED = "asked"
+    STOPPING = "stopping"
+    ROLLED_BACK = "rolled_back"
 
 
 class Event(StrEnum):
@@ -46,9 +52,12 @@ class Event(StrEnum):
     SWITCHED = "switched"
     VERIFIED = "verified"
     NOT_VERIFIED = "not verified"
+    SWITCHOVER_ASKED = "switchover asked"
+    STOPPED_CLEANLY = "stopped and all of it received"
+    GIVEN_UP = "given up"
 
 
-ENDS = frozenset({State.DONE, State.REFUSED, State.UNPROVEN})
+ENDS = frozenset({State.DONE, State.REFUSED, State.UNPROVEN, State.ROLLED_BACK})
 
 TRANSITIONS: Mapping[tuple[State, Event], State] = MappingProxyType(
     {
@@ -70,6 +79,11 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = MappingProxyType(
         (State.SWITCHING, Event.SWITCHED): State.VERIFYING,
         (State.VERIFYING, Event.VERIFIED): State.DONE,
         (State.VERIFYING, Event.NOT_VERIFIED): State.UNPROVEN,
+        (State.HEALTHY, Event.SWITCHOVER_ASKED): State.ASKED,
+        (State.ASKED, Event.ALLOWED): State.STOPPING,
+        (State.ASKED, Event.NOT_ALLOWED): State.REFUSED,
+        (State.STOPPING, Event.STOPPED_CLEANLY): State.PROMOTING,
+        (State.STOPPING, Event.GIVEN_UP): State.ROLLED_BACK,
     }
 )
 

@@ -32,6 +32,7 @@ SETTLE_LIMIT_S = 2.0
 VERIFY_POLL_S = 0.05
 MESSAGE_PREFIX = "synapse_ops.failover"
 Done = TypeVar("Done")
+Step = Callable[[Incident], tuple[Event, dict[str, Any]]]
 
 
 def utc_now() -> datetime:
@@ -68,7 +69,17 @@ class Chain:
 
         Raises OSError when the ledger cannot be written: then nothing more is done.
         """
-        steps: Mapping[State, Callable[[Incident], tuple[Event, dict[str, Any]]]] = {
+        steps = self.steps()
+        while (incident := self.ledger.find(incident_id)).is_open:
+            event, facts = steps[incident.state](incident)
+            entry = incident.followed_by(event, utc_now(), facts)
+            self.ledger.append(entry)
+            self.on_entry(entry)
+        return incident
+
+    def steps(self) -> dict[State, Step]:
+        """Return the effect of each state that is no end."""
+        return {
             State.CONFIRMED: self._allow,
             State.FENCING: self._fence,
             State.FENCED: self._weigh,
@@ -76,12 +87,6 @@ class Chain:
             State.SWITCHING: self._switch,
             State.VERIFYING: self._verify,
         }
-        while (incident := self.ledger.find(incident_id)).is_open:
-            event, facts = steps[incident.state](incident)
-            entry = incident.followed_by(event, utc_now(), facts)
-            self.ledger.append(entry)
-            self.on_entry(entry)
-        return incident
 
     def _allow(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
         facts, limits = incident.facts, self.limits()
@@ -91,11 +96,13 @@ class Chain:
             reason = f"nothing on this host may fence {facts['old']}"
         if not reason:
             reason = self._lag_fault(facts["known_lag_bytes"], facts)
-        if not reason:
-            identifier, succeeds = facts["system_identifier"], self._succeeds(incident)
-            claim = Claim(identifier, facts["timeline"], incident.id, succeeds, utc_now())
-            reason = take_claim(self.repository(), claim)
+        reason = reason or self._claim(incident)
         return (Event.NOT_ALLOWED, {"reason": reason}) if reason else (Event.ALLOWED, {})
+
+    def _claim(self, incident: Incident) -> str:
+        facts = incident.facts
+        identifier, succeeds = facts["system_identifier"], self._succeeds(incident)
+        return take_claim(self.repository(), Claim(identifier, facts["timeline"], incident.id, succeeds, utc_now()))
 
     def _succeeds(self, incident: Incident) -> frozenset[str]:
         """Return the incidents about the same timeline that ended without a promotion: a person goes on with them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +30,16 @@ class NodeControl(Protocol):
 
     def wal_behind(self, timeline: int, position: Lsn) -> WalBehind:
         """Return what the dead server's WAL holds behind the end of a record."""
+
+    def stop_cleanly(self, incident: str, timeline: int, senders: Sequence[int], timeout_s: float) -> Lsn:
+        """Mark the running primary so that nothing starts it, stop it in order; return where its last checkpoint is.
+
+        senders: pids that send WAL to others than its standby; the shutdown waits for them for half a second.
+        Raises a SynapseOpsError when it has not ended in order: nothing of its end is proven then.
+        """
+
+    def start_again(self, incident: str) -> None:
+        """Take `stop_cleanly` back, wherever it was cut: the server takes writes, and the marker is gone."""
 
     def rejoin(self, incident: str, source: str, fork: Lsn) -> dict[str, Any]:
         """Bring the fenced server back as a standby of `source` (a conninfo of a superuser; never logged).

@@ -11,8 +11,8 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from synapse_ops.domain.failover.incident import Entry, Incident, incidents_of
 from synapse_ops.errors import Refused
 
 FOLDER = "failover"
+REQUEST_LIFE = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,16 @@ class Pause:
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asks of the watcher: to go on although it refused. accept_loss_bytes: None: the spec's limit."""
+    """What a person asks of the watcher: to go on although it refused, or to switch over.
 
-    accept_loss_bytes: int | None
+    at: when; it is forgotten after REQUEST_LIFE, so that none is carried out at the next outage. accept_loss_bytes:
+    None: the spec's limit. end_sessions: of a switchover: long transactions may be ended.
+    """
+
+    at: datetime
+    accept_loss_bytes: int | None = None
+    switchover: bool = False
+    end_sessions: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,18 +122,20 @@ class Ledger:
 
     def ask(self, request: Request) -> None:
         """Leave a request for the watcher."""
-        self._write("request.json", {"accept_loss_bytes": request.accept_loss_bytes})
+        self._write("request.json", {**asdict(request), "at": request.at.isoformat()})
 
-    def take_request(self) -> Request | None:
-        """Return a person's request and forget it; None: there is none."""
+    def take_request(self, now: datetime, *, switchover: bool = False) -> Request | None:
+        """Return a person's request of this kind and forget it; None: there is none, or it is too old."""
         path = self.folder / "request.json"
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
+            found = Request(**{**body, "at": datetime.fromisoformat(body["at"])})
+            if found.switchover is not switchover:
+                return None
             path.unlink()
-            accepted = body["accept_loss_bytes"]
-            return Request(None if accepted is None else int(accepted))
         except (OSError, ValueError, KeyError, TypeError):
             return None
+        return found if now - found.at < REQUEST_LIFE else None
 
     def _write(self, name: str, body: dict[str, Any]) -> None:
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)

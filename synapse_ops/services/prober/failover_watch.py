@@ -3,6 +3,7 @@
     healthy    a statement a second on a kept session with each node; the end of the primary's is seen at once
     suspect    five looks a second, until the window has passed or somebody shows life
     confirmed  the chain (operations/failover/chain.py), then the old primary is rejoined
+    asked      the switchover (operations/failover/switchover.py) of a person, while the primary is well
 
 One thread of the prober. It is *armed* while everything that a failover needs was seen to work: both nodes in their
 roles, the old one's authority saw its processes, the store answered, nobody paused it. Why it is not is in
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.failover.chain import Chain
 from synapse_ops.operations.failover.claims import LIMIT_S
 from synapse_ops.operations.failover.control import FailoverPlace
-from synapse_ops.operations.failover.ledger import Ledger
+from synapse_ops.operations.failover.ledger import Ledger, Request
 from synapse_ops.operations.failover.status import PULSE_S, WATCH_FILE
+from synapse_ops.operations.failover.switchover import Switchover
 from synapse_ops.operations.health.server_probes import node_conninfo
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
@@ -130,6 +132,10 @@ class FailoverWatch:
         if self._watch.state is State.HEALTHY:
             self._refused = ""
             self._arm(primary)
+            request = Ledger.of(self.state_dir).take_request(datetime.now(UTC), switchover=True)
+            if request is not None:
+                self._switch_over(primary, standby, request)
+                return time.monotonic()
         elif self._watch.state is State.CONFIRMED:
             self._fail_over(primary, standby)
             return time.monotonic()
@@ -247,7 +253,7 @@ class FailoverWatch:
         What was refused stays refused until the primary shows life, or a person asks to go on.
         """
         ledger, now = Ledger.of(self.state_dir), datetime.now(UTC)
-        request = ledger.take_request()
+        request = ledger.take_request(now)
         if self._refused and request is None:
             self._watch = Watch(State.SUSPECT, since_s=time.monotonic(), last=self._watch.last)
             return
@@ -255,15 +261,35 @@ class FailoverWatch:
             new_incident_id(now, secrets.token_bytes(3)), State.CONFIRMED, Event.WINDOW_PASSED, now,
             self._facts(primary, standby, now),
         )  # fmt: skip
-        with ledger.held():
-            if any(one.is_open for one in ledger.incidents()):
-                return
-            ledger.append(entry)
-            self.on_entry(entry)
-            chain = self._chain(ledger, primary, standby)
-            if request is not None:
-                chain.is_by_hand, chain.accept_loss_bytes = True, request.accept_loss_bytes
-            self._end(chain.carry_on(entry.incident))
+        chain = self._chain(ledger, primary, standby)
+        if request is not None:
+            chain.is_by_hand, chain.accept_loss_bytes = True, request.accept_loss_bytes
+        self._begin(chain, entry)
+
+    def _begin(self, chain: Chain, entry: Entry) -> None:
+        with chain.ledger.held():
+            if not any(one.is_open for one in chain.ledger.incidents()):
+                chain.ledger.append(entry)
+                self.on_entry(entry)
+                self._end(chain.carry_on(entry.incident))
+
+    def _switch_over(self, primary: WatchedNode, standby: WatchedNode, request: Request) -> None:
+        """Hand over as a person asked. This thread does it, so that nobody takes the stop for a death."""
+        now = datetime.now(UTC)
+        facts = {
+            "old": primary.name,
+            "new": standby.name,
+            "system_identifier": primary.seen.system_identifier if primary.seen else "",
+            "timeline": primary.seen.timeline if primary.seen else 0,
+            "end_sessions": request.end_sessions,
+        }
+        asked = Entry(new_incident_id(now, secrets.token_bytes(3)), State.ASKED, Event.SWITCHOVER_ASKED, now, facts)
+        self._begin(self._handover(primary, standby), asked)
+
+    def _handover(self, primary: WatchedNode, standby: WatchedNode, *, is_resumed: bool = False) -> Switchover:
+        chain = self._chain(Ledger.of(self.state_dir), primary, standby)
+        of_chain = {one.name: getattr(chain, one.name) for one in fields(chain)}
+        return Switchover(**of_chain, old_address=node_conninfo(self.stack(), primary.name), is_resumed=is_resumed)
 
     def _facts(self, primary: WatchedNode, standby: WatchedNode, now: datetime) -> dict[str, Any]:
         """Return what is known at the moment of confirmation."""
@@ -318,7 +344,11 @@ class FailoverWatch:
         facts = incident.facts
         if incident.state is State.DONE:
             self._roles, self._watch = None, Watch()
-            log.warning("failed over", incident=incident.id, new=facts["new"], seconds=incident.phases_s())
+            words = "switched over" if incident.is_planned else "failed over"
+            log.warning(words, incident=incident.id, new=facts["new"], seconds=incident.phases_s())
+        elif incident.is_planned and incident.at(State.PROMOTING) is None:  # the old primary takes writes, or is dead
+            self._watch, self._armed_at_s = Watch(), 0.0
+            log.warning("not switched over", incident=incident.id, reason=facts["reason"])
         else:
             self._refused = facts.get("reason", str(incident.state))
             self._watch = Watch(State.SUSPECT, since_s=time.monotonic(), last=self._watch.last)
@@ -334,6 +364,12 @@ class FailoverWatch:
         last = incidents[-1]
         if last.is_open:
             nodes = self._sessions()
+            if last.is_planned:
+                self._roles = (last.facts["old"], last.facts["new"])
+                with ledger.held():
+                    chain = self._handover(*(nodes[name] for name in self._roles), is_resumed=True)
+                    self._end(chain.carry_on(last.id))
+                return
             processes = int(last.facts["processes_seen_alive"])
             self._saw_alive = Living(processes, last.facts["shmid"]) if processes else None
             with ledger.held():

@@ -83,3 +83,13 @@ def test_what_is_not_armed_for_a_moment_is_no_alarm() -> None:
     assert [event.passed for event in ticked(red.cursor, status(), 1075.0).asset_events] == [True]  # type: ignore[union-attr]
     passing = ticked(first.cursor, status(), 1015.0)
     assert passing.asset_events == []
+
+
+def test_a_switchover_is_told_as_one() -> None:
+    """Nobody died. What was rolled back says why."""
+    first = Entry("20261130T120001Z-3f9a1c", State.ASKED, Event.SWITCHOVER_ASKED, AT, {**FIRST, "first_failed_at": ""})
+    stopping = Incident((first,)).followed_by(Event.ALLOWED, AT + timedelta(seconds=1))
+    back = Incident((first, stopping)).followed_by(Event.GIVEN_UP, AT + timedelta(seconds=12), {"reason": "it hung"})
+    [record, *_] = ticked(None, status((Incident((first, stopping, back)), None))).asset_events
+
+    assert record.description == "Switchover: db-primary hands over to db-standby: NOT done (rolled_back): it hung"

@@ -16,9 +16,11 @@ LIMITS = Limits(
 )
 
 
-def incident(ago: timedelta, last: State = State.DONE, *, promoted: bool = True) -> Incident:
+def incident(
+    ago: timedelta, last: State = State.DONE, *, promoted: bool = True, first: State = State.CONFIRMED
+) -> Incident:
     at = NOW - ago
-    states = [State.CONFIRMED, *([State.PROMOTING] if promoted else []), last]
+    states = [first, *([State.PROMOTING] if promoted else []), last]
     facts = {"first_failed_at": at.isoformat()}
     return Incident(tuple(Entry(f"{at:%Y%m%dT%H%M%SZ}-000000", state, None, at, facts) for state in states))
 
@@ -33,6 +35,7 @@ def incident(ago: timedelta, last: State = State.DONE, *, promoted: bool = True)
         (replace(LIMITS, paused_until=NOW - timedelta(minutes=1)), [], ""),
         (LIMITS, [incident(timedelta(minutes=5))], "ago, failover.cool_down is 10 min"),
         (LIMITS, [incident(timedelta(minutes=5), State.REFUSED, promoted=False)], ""),
+        (LIMITS, [incident(timedelta(minutes=5), first=State.ASKED)], ""),  # a switchover is no sign of trouble
         (LIMITS, [incident(timedelta(minutes=15))], ""),
         (
             LIMITS,
@@ -59,3 +62,12 @@ def test_a_ledger_is_read_back_as_it_was_written_and_a_closed_incident_takes_not
     assert found.phases_s() == {"confirmed": 0.0, "refused": 1.5}
     with pytest.raises(IllegalTransition):
         found.followed_by(Event.ALLOWED, NOW)
+
+
+def test_the_seconds_of_a_switchover_count_from_the_stop() -> None:
+    """What it did before cost no writes."""
+    asked = Entry("a", State.ASKED, Event.SWITCHOVER_ASKED, NOW)
+    stopping = Incident((asked,)).followed_by(Event.ALLOWED, NOW + timedelta(seconds=4))
+    promoting = Incident((asked, stopping)).followed_by(Event.STOPPED_CLEANLY, NOW + timedelta(seconds=4.5))
+
+    assert Incident((asked, stopping, promoting)).phases_s() == {"asked": -4.0, "stopping": 0.0, "promoting": 0.5}

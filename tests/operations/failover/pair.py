@@ -172,6 +172,22 @@ failover: {{{text}}}
             server.stop("immediate")
 
 
+def one_primary(pair: Pair) -> str:
+    """Return the node that takes writes; the other one must not."""
+    found = []
+    for name, server in pair.servers.items():
+        with psycopg.connect(server.conninfo(user="postgres", password="super", host="127.0.0.1")) as connection:
+            if connection.execute("select pg_is_in_recovery()").fetchone() == (False,):
+                found.append(name)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def command_line(pid: int) -> bytes:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
+        return file.read()
+
+
 @dataclass
 class Writer:
     """Writes a row at a time as the application does, and remembers what was acknowledged: number, time, port.

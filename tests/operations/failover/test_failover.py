@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
@@ -21,7 +22,7 @@ from synapse_ops.systems.host.processes import START_TIMEOUT_S, processes_in
 from synapse_ops.systems.postgres.programs import PgTools
 from synapse_ops.systems.postgres.server import PgServer
 from synapse_ops.systems.s3.store import StoreAccess
-from tests.operations.failover.pair import CutCable, Pair, Writer, new_pair, wait_for
+from tests.operations.failover.pair import CutCable, Pair, Writer, command_line, new_pair, one_primary, wait_for
 from tests.servers import servers_dir
 
 pytestmark = pytest.mark.scenario
@@ -40,17 +41,6 @@ def pair(server_tools: PgTools, bucket: str, object_store_access: StoreAccess) -
 def kill_all(server: PgServer) -> None:
     for mark in processes_in(server.data_dir):
         mark.signal(signal.SIGKILL)
-
-
-def one_primary(pair: Pair) -> str:
-    """Return the node that takes writes; the other one must not."""
-    found = []
-    for name, server in pair.servers.items():
-        with psycopg.connect(server.conninfo(user="postgres", password="super", host="127.0.0.1")) as connection:
-            if connection.execute("select pg_is_in_recovery()").fetchone() == (False,):
-                found.append(name)
-    assert len(found) == 1, found
-    return found[0]
 
 
 def test_a_killed_primary_is_fenced_and_its_standby_takes_writes(pair: Pair) -> None:
@@ -182,7 +172,7 @@ def test_a_standby_that_is_too_far_behind_waits_for_a_person(pair: Pair) -> None
     filler = "create table filler as select repeat(md5(n::text), 32) as t from generate_series(1, 24000) n"
     with pair.watched(max_lag_bytes="64KiB") as watch:
         receivers = [
-            mark for mark in processes_in(pair.servers[standby].data_dir) if b"walreceiver" in _command_line(mark.pid)
+            mark for mark in processes_in(pair.servers[standby].data_dir) if b"walreceiver" in command_line(mark.pid)
         ]
         for mark in receivers:
             mark.signal(signal.SIGSTOP)
@@ -198,18 +188,13 @@ def test_a_standby_that_is_too_far_behind_waits_for_a_person(pair: Pair) -> None
         assert "--accept-loss" in refused.facts["reason"]
         assert watch._refused
         pair.incidents_before += 1
-        pair.ledger.ask(Request(accept_loss_bytes=1 << 30))
+        pair.ledger.ask(Request(datetime.now(UTC), accept_loss_bytes=1 << 30))
         incident = pair.ended()
         pair.rejoined(incident)
 
     missing = writer.missing()
     assert missing > 0
     assert incident.facts["lost_commits"] in {missing + 1, missing + 2}  # the filler; one that was not acknowledged
-
-
-def _command_line(pid: int) -> bytes:
-    with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
-        return file.read()
 
 
 @pytest.mark.parametrize(

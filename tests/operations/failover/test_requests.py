@@ -1,0 +1,39 @@
+"""What a person asks of the prober is carried out soon, or not at all."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from synapse_ops.cli.switchover import command
+from synapse_ops.errors import Refused
+from synapse_ops.operations.failover.ledger import REQUEST_LIFE, Ledger, Request
+
+NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
+
+
+def test_a_request_that_nobody_took_up_is_forgotten(tmp_path: Path) -> None:
+    """Else a loss that was accepted for one outage would be accepted at the next one."""
+    ledger, request = Ledger.of(tmp_path), Request(NOW, accept_loss_bytes=1 << 30)
+    ledger.ask(request)
+    assert ledger.take_request(NOW + REQUEST_LIFE) is None
+    assert ledger.take_request(NOW) is None
+
+    ledger.ask(request)
+    assert ledger.take_request(NOW + REQUEST_LIFE - timedelta(seconds=1)) == request
+
+
+def test_a_switchover_is_no_leave_to_fail_over(tmp_path: Path) -> None:
+    ledger, request = Ledger.of(tmp_path), Request(NOW, switchover=True, end_sessions=True)
+    ledger.ask(request)
+    assert ledger.take_request(NOW) is None
+    assert ledger.take_request(NOW, switchover=True) == request
+
+
+def test_a_switchover_without_a_prober_is_refused_and_leaves_no_request(tmp_path: Path) -> None:
+    done = CliRunner().invoke(command, ["--state-dir", str(tmp_path)])
+    assert isinstance(done.exception, Refused)
+    assert "no watcher has looked at the nodes" in done.exception.message
+    assert not (tmp_path / "failover").exists()
