@@ -134,6 +134,19 @@ def _repository() -> Iterator[AlertRule]:
         dashboard="database",
         proof=Proof(bad=(Series(selector, 0),), good=(Series(selector, 1),)),
     )
+    met = 'synapse_ops_objectives_met{repository="database",subject="synapse"}'
+    yield AlertRule(
+        name="ObjectiveMissed",
+        expr="min by (repository, subject) (synapse_ops_objectives_met) == 0",
+        hold=timedelta(minutes=10),
+        severity="critical",
+        summary="{{ $labels.subject }} of the repository {{ $labels.repository }} cannot be restored as promised",
+        description="Too much work would be lost now, a restore takes too long, or something stands against its "
+        "backups. The page `recoverability` and `synapse-ops info` say which.",
+        page="objectives-missed",
+        dashboard="database",
+        proof=Proof(bad=(Series(met, 0),), good=(Series(met, 1),)),
+    )
 
 
 def _failover(spec: Spec) -> Iterator[AlertRule]:
