@@ -19,6 +19,7 @@ from synapse_ops.errors import IntegrityError, Refused
 
 if TYPE_CHECKING:
     from dagster import AssetCheckEvaluation, AssetCheckKey, AssetKey, DagsterInstance
+    from dagster_shared.error import SerializableErrorInfo
 
 Instance: TypeAlias = "DagsterInstance"  # for operations, which may not import Dagster
 
@@ -132,7 +133,11 @@ def newest_storage_id(instance: DagsterInstance) -> int:
 
 
 def failed_ticks_after(instance: DagsterInstance, after_s: float, *, limit: int) -> list[tuple[str, float, str]]:
-    """Return (schedule or sensor, time in seconds since the epoch, error) of ticks that failed after `after_s`."""
+    """Return (schedule or sensor, time in seconds since the epoch, error) of ticks that failed after `after_s`.
+
+    The error is told with its causes: the daemon says "unable to reach the user code server" of a server that is away
+    and of a tick that took too long.
+    """
     from dagster._core.scheduler.instigation import TickStatus
 
     found = []
@@ -140,10 +145,16 @@ def failed_ticks_after(instance: DagsterInstance, after_s: float, *, limit: int)
         ticks = instance.get_ticks(
             state.instigator_origin_id, state.selector_id, after=after_s, limit=limit, statuses=[TickStatus.FAILURE]
         )
-        for tick in ticks:
-            message = tick.error.message.strip() if tick.error is not None else "no message"
-            found.append((state.instigator_name, tick.timestamp, message))
+        found += [(state.instigator_name, tick.timestamp, _told(tick.error) or "no message") for tick in ticks]
     return sorted(found, key=lambda row: row[1])[:limit]
+
+
+def _told(error: SerializableErrorInfo | None) -> str:
+    messages = []
+    while error is not None:
+        messages.append(error.message.strip())
+        error = error.cause
+    return "\n".join(messages)
 
 
 def good_ticks(instance: DagsterInstance, since_s: Mapping[str, float]) -> dict[str, float]:

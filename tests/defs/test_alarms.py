@@ -166,8 +166,10 @@ def begin_tick(instance: dg.DagsterInstance, sensor: str, began_s: float) -> Ins
     return instance.create_tick(data)
 
 
-def fail_tick(instance: dg.DagsterInstance, sensor: str, began_s: float, message: str) -> None:
-    error = SerializableErrorInfo(message, [], "DagsterUserCodeUnreachableError")
+def fail_tick(instance: dg.DagsterInstance, sensor: str, began_s: float, message: str, cause: str = "") -> None:
+    """cause: what the daemon wraps in a message of its own, which alone does not tell "away" from "too slow"."""
+    name = "DagsterUserCodeUnreachableError"
+    error = SerializableErrorInfo(message, [], name, SerializableErrorInfo(cause, [], name) if cause else None)
     instance.update_tick(begin_tick(instance, sensor, began_s).with_status(TickStatus.FAILURE, error=error))
 
 
@@ -197,8 +199,10 @@ def test_a_good_tick_ends_the_alarm_of_a_failed_one_and_a_restart_of_the_code_se
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         cursor = tick("failed_tick_alarms", instance, None)
         now_s = time.time()
-        fail_tick(instance, "spec_sensor", now_s, "Could not reach user code server. gRPC Error code: UNAVAILABLE")
-        fail_tick(instance, "health_sensor", now_s, "the history is damaged")
+        away = "Could not reach user code server. gRPC Error code: UNAVAILABLE"
+        fail_tick(instance, "spec_sensor", now_s, away)
+        fail_tick(instance, "wal_sensor", now_s, "Unable to reach the user code server", cause=away)
+        fail_tick(instance, "health_sensor", now_s, "Unable to reach the user code server", cause="it took too long")
         cursor = tick("failed_tick_alarms", instance, cursor)
         cursor = tick("failed_tick_alarms", instance, cursor)
         good = begin_tick(instance, "health_sensor", now_s + 30)
@@ -209,6 +213,7 @@ def test_a_good_tick_ends_the_alarm_of_a_failed_one_and_a_restart_of_the_code_se
     [(_, [failed]), (_, [ended])] = receiver.posted
     assert failed["labels"] == ended["labels"]
     assert failed["labels"]["instigator"] == "health_sensor"
+    assert failed["annotations"]["description"].endswith("it took too long")
     assert failed["endsAt"] > failed["startsAt"]
     assert ended["endsAt"] == ended["startsAt"]
 
