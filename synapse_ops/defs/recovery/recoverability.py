@@ -73,7 +73,7 @@ class Page:
         )
         return {
             "summary": summary(self.found.sentence),
-            **({"what_to_do": dg.MetadataValue.md(_links(self.failing))} if self.failing else {}),
+            **({"what_to_do": dg.MetadataValue.md(what_to_do(self.failing))} if self.failing else {}),
             "recoverability": table(table_rows(rows, self.found.time_zone), dict.fromkeys(COLUMNS, "string")),
             "wrong_now": table(wrong, dict.fromkeys(("check", "at", "severity", "says"), "string")),
             "failing_checks": len(self.failing),
@@ -99,15 +99,19 @@ class Page:
         }
 
 
-def _links(failing: Sequence[tuple[float, dg.AssetCheckEvaluation]]) -> str:
-    """Return a link to the runbook of each failing check with the beginning of what it says, errors first."""
+def what_to_do(failing: Sequence[tuple[float, dg.AssetCheckEvaluation]]) -> str:
+    """Return a link to the runbook of each failing check with the beginning of what it says.
+
+    Errors come first, the newest of them at the top: it is what somebody was called for. Of many, each says less.
+    """
     said: list[str] = []
+    most = 110 if len(failing) <= 4 else 45
     room = MOST_MARKDOWN
-    for _, one in sorted(failing, key=lambda row: row[1].severity is not dg.AssetCheckSeverity.ERROR):
+    for _, one in sorted(failing, key=lambda row: (row[1].severity is not dg.AssetCheckSeverity.ERROR, -row[0])):
         page = one.metadata.get(RUNBOOK)
         name = f"{one.asset_key.to_user_string()}: {one.check_name}"
         link = f"- [{name}]({page.value})" if isinstance(page, dg.UrlMetadataValue) else f"- {name}"
-        line = short_lines((one.description or "")[:110], first=link, indent=4)
+        line = short_lines((one.description or "")[:most], first=link, indent=4)
         room -= len(line) + 1
         if room < 0:
             return "\n".join([*said, f"- and {len(failing) - len(said)} more: see wrong_now"])

@@ -21,6 +21,7 @@ from synapse_ops.defs.recovery.recoverability import (
     REFRESH_S,
     check_keys_of,
     refresh,
+    what_to_do,
 )
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.services.prober.protection import protection
@@ -196,6 +197,26 @@ def test_no_line_of_the_page_that_says_what_is_wrong_is_cut_off(night: Night) ->
         assert max(len(line.rstrip()) for line in shown.splitlines()) <= 50
     assert f"- health_report: everything_healthy {says[:90]}" in " ".join(words_of(night.page, "what_to_do"))
     assert summary("much is missed, " * 80) == "much is missed, " * 80  # the UI would hide so much markdown
+
+
+def test_of_eight_faults_each_has_its_line_and_the_newest_error_is_the_first() -> None:
+    """A primary that died is not behind "4 more" because a proof had failed before."""
+    page = {"runbook": dg.MetadataValue.url("/runbooks/probe-failed")}
+
+    def failed(at_s: float, name: str, severity: dg.AssetCheckSeverity) -> tuple[float, dg.AssetCheckEvaluation]:
+        key, says = dg.AssetKey(["health", name]), "could not reach PostgreSQL for a probe: connection failed: refused"
+        return at_s, dg.AssetCheckEvaluation(
+            asset_key=key, check_name="healthy", passed=False, severity=severity, description=says, metadata=page
+        )
+
+    error, warning = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
+    faults = [*(failed(at_s, f"server-{at_s}", error) for at_s in range(7)), failed(9, "slow", warning)]
+    lines = [line for line in what_to_do(faults).splitlines() if line.startswith("- ")]
+
+    assert [line.partition(":")[0] for line in lines] == [
+        *(f"- [health/server-{at_s}" for at_s in range(6, -1, -1)),
+        "- [health/slow",
+    ]
 
 
 def words_of(page: dg.AssetMaterialization, name: str) -> list[str]:
