@@ -31,7 +31,7 @@ INTERVAL_S = 30
 STANDING_S = 3600.0  # a check that stays red is sent again
 LONGEST_TICK_S = 300.0  # Dagster gives a sensor's tick 60 s by default, and a slow daemon some more
 
-_UNREACHABLE = "gRPC Error code: UNAVAILABLE"
+_UNREACHABLE = ("gRPC Error code: UNAVAILABLE", "gRPC Error code: CANCELLED")  # before a call, and in the middle of one
 
 # The alarms that a look returns name the runbook's page alone; the sensor makes it an address.
 Look = Callable[[dg.DagsterInstance, str], tuple[Sequence["Alarm"], str]]
@@ -189,7 +189,7 @@ def _failed_ticks(instance: dg.DagsterInstance, cursor: str) -> tuple[Sequence["
     failed = {
         f"{name}@{at_s:f}": (name, at_s, message)
         for name, at_s, message in failed_ticks_after(instance, former["at"] - LONGEST_TICK_S, limit=PER_TICK)
-        if _UNREACHABLE not in message
+        if not any(words in message for words in _UNREACHABLE)
     }
     sent, firing = former.get("sent", failed), dict(former.get("firing", {}))
     alarms = []

@@ -202,6 +202,7 @@ def test_a_good_tick_ends_the_alarm_of_a_failed_one_and_a_restart_of_the_code_se
         away = "Could not reach user code server. gRPC Error code: UNAVAILABLE"
         fail_tick(instance, "spec_sensor", now_s, away)
         fail_tick(instance, "wal_sensor", now_s, "Unable to reach the user code server", cause=away)
+        fail_tick(instance, "disk_sensor", now_s, "Unable to reach", cause=away.replace("UNAVAILABLE", "CANCELLED"))
         fail_tick(instance, "health_sensor", now_s, "Unable to reach the user code server", cause="it took too long")
         cursor = tick("failed_tick_alarms", instance, cursor)
         cursor = tick("failed_tick_alarms", instance, cursor)
