@@ -94,6 +94,7 @@ def stage_cluster(
     the manifest.
     """
     identity = directory.identity
+    tools = tools_for(identity, tools, directory.programs_dir)
     manifest = reader.read_document(MANIFEST, record.fingerprint_digest)  # small: damage to it shows at once
     data_dir = make_private_dir(directory.path / "data", identity)
     places = {}
