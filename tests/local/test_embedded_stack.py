@@ -51,6 +51,9 @@ POLL_S = 0.25  # a look at the environment of every process of the host costs mo
 GONE_TIMEOUT_S = STREAMING_TIMEOUT_S = 180.0  # a busy host: no claim here is about seconds
 
 
+STANDBYS = "select count(*) from pg_stat_replication where application_name = 'db-standby'"  # not the WAL receiver
+
+
 def up(state_dir: Path) -> RunningStack:
     """Start a stack that ends with this test process: then a killed test run leaves none."""
     return start_stack(state_dir, die_with_us=True)
@@ -107,7 +110,7 @@ def test_every_server_runs_with_what_later_protection_relies_on(state_dir: Path)
         assert value(connection, "show wal_retrieve_retry_interval") == "200ms"
         assert value(connection, "select ssl from pg_stat_ssl where pid = pg_backend_pid()") is True
         assert value(connection, "select bool_and(rolpassword like 'SCRAM%') from pg_authid where rolcanlogin") is True
-        streaming = "select count(*) from pg_stat_replication where state = 'streaming'"
+        streaming = f"{STANDBYS} and state = 'streaming'"
         assert wait_for(lambda: value(connection, streaming) == 1, STREAMING_TIMEOUT_S)
         assert value(connection, "select active and wal_status = 'reserved' from pg_replication_slots") is True
         directories = str(value(connection, "show unix_socket_directories"))
@@ -323,7 +326,10 @@ def test_a_port_taken_while_the_stack_was_down_is_replaced_in_the_spec(state_dir
     assert {name for name in before if stack.state.ports[name] != before[name]} == {"db-primary"}
     assert load_spec(stack.spec_path).spec.database.port == stack.state.ports["db-primary"]
     with admin(state_dir) as connection:
-        assert wait_for(lambda: value(connection, "select count(*) from pg_stat_replication") == 1, STREAMING_TIMEOUT_S)
+        assert wait_for(
+            lambda: value(connection, STANDBYS) == 1,
+            STREAMING_TIMEOUT_S,
+        )
 
 
 def test_a_fenced_server_is_not_started_and_the_others_are(state_dir: Path) -> None:
