@@ -112,7 +112,13 @@ def test_every_server_runs_with_what_later_protection_relies_on(state_dir: Path)
         assert value(connection, "select bool_and(rolpassword like 'SCRAM%') from pg_authid where rolcanlogin") is True
         streaming = f"{STANDBYS} and state = 'streaming'"
         assert wait_for(lambda: value(connection, streaming) == 1, STREAMING_TIMEOUT_S)
-        assert value(connection, "select active and wal_status = 'reserved' from pg_replication_slots") is True
+        assert (
+            value(
+                connection,
+                "select active and wal_status = 'reserved' from pg_replication_slots where slot_name = 'db_standby'",
+            )
+            is True
+        )
         directories = str(value(connection, "show unix_socket_directories"))
     assert not Path(directories).is_relative_to(find_layout(state_dir).data)
 
