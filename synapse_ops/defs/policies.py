@@ -36,7 +36,7 @@ POOL_REPOSITORY_DELETE = "repository-delete"  # one deletion at a time in a repo
 
 LANE_REPORT = "report"  # plans, reports, renderings, records: short, and nobody waits for them
 LANE_REMOVAL = "removal"
-PRIORITY_RESTORE, PRIORITY_BACKUP, PRIORITY_PROOF, PRIORITY_REPORT = 3, 2, 1, 0
+PRIORITY_RESTORE, PRIORITY_BACKUP, PRIORITY_BASE, PRIORITY_PROOF, PRIORITY_REPORT = 4, 3, 2, 1, 0
 
 TAG_TRIGGER = "synapse/trigger"  # schedule, sensor, launchpad, demo
 TAG_BACKUP_ID = "synapse/backup_id"

@@ -98,6 +98,20 @@ def test_what_a_person_waits_for_goes_first(queue: Queue) -> None:
     assert queue.start() == ["restore", "backup_database", "prove_vectors", "report_health"]
 
 
+def test_a_base_backup_goes_after_the_dumps_of_its_night(queue: Queue) -> None:
+    """They share a lane, and one schedule starts them all at once: the cluster is copied when the dumps are done."""
+    queue.add("backup_cluster")
+    queue.add("backup_database", 3)
+    queue.add("prove_database")
+    order = []
+    while more := queue.start():
+        order += more
+        for run in queue.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING])):
+            queue.instance.report_run_canceled(run)
+
+    assert order == ["backup_database"] * 3 + ["backup_cluster", "prove_database"]
+
+
 def test_a_button_is_held_by_the_same_pools(queue: Queue) -> None:
     """Materialize and backfill carry no tags of a job: the pool of the asset keeps them in the queue as well."""
     job = queue.definitions.resolve_implicit_global_asset_job_def().get_subset(

@@ -12,6 +12,7 @@ from synapse_ops.defs.backup.restore_check import PROOF_CHECK_NAME
 from synapse_ops.defs.backup.verbs import restore_backup
 from synapse_ops.defs.policies import (
     PRIORITY_BACKUP,
+    PRIORITY_BASE,
     PRIORITY_PROOF,
     PRIORITY_RESTORE,
     TAG_SET_ID,
@@ -19,6 +20,7 @@ from synapse_ops.defs.policies import (
     run_tags,
 )
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.domain.backup.kinds import BASE, DUMP
 
 if TYPE_CHECKING:
     from synapse_ops.spec import Spec
@@ -53,7 +55,7 @@ def backup_jobs(kind: AssetKind, spec: "Spec") -> dg.Definitions:
         kind.job("backup"),
         selection=dg.AssetSelection.assets(kind.backup_key).without_checks(),
         description=f"Back up one {kind.noun}: what the schedule starts, one run for each under one set id.",
-        tags=run_tags(BACKUP_LIMIT, lane=kind.prefix, priority=PRIORITY_BACKUP),
+        tags=_backup_tags(kind),
     )
     its_own_check = dg.AssetSelection.checks(dg.AssetCheckKey(kind.proof_key, PROOF_CHECK_NAME))
     proof = dg.define_asset_job(
@@ -68,6 +70,13 @@ def backup_jobs(kind: AssetKind, spec: "Spec") -> dg.Definitions:
         _partition_schedule(kind, "proof", proof, spec.proof.schedule, spec),
     ]
     return dg.Definitions(jobs=[backup, proof], schedules=schedules)
+
+
+def _backup_tags(kind: AssetKind) -> dict[str, str]:
+    """Return the tags of a job that backs up: a base backup waits for the dumps of its night, in their lane."""
+    if kind.kind.kind is BASE:
+        return run_tags(BACKUP_LIMIT, lane=DUMP.prefix, priority=PRIORITY_BASE)
+    return run_tags(BACKUP_LIMIT, lane=kind.prefix, priority=PRIORITY_BACKUP)
 
 
 def restore_job(kinds: Sequence[AssetKind]) -> dg.JobDefinition:
