@@ -5,18 +5,14 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from synapse_ops.local.credentials import read_or_make_password
 from synapse_ops.local.layout import find_layout
 from synapse_ops.local.node_control import LocalNode
 from synapse_ops.local.servers.api import conninfo_file
-from synapse_ops.local.servers.databases import SLOT, DatabasePasswords, DatabaseServers, database_servers
+from synapse_ops.local.servers.databases import SLOT, DatabaseServers, stack_databases
 from synapse_ops.local.state import read_state
 from synapse_ops.operations.database.wal_source import SLOT as WAL_SLOT
 from synapse_ops.operations.failover.control import FailoverPlace
 from synapse_ops.operations.failover.ledger import FOLDER
-from synapse_ops.systems.postgres.programs import find_pg_tools, tools_for
-
-POSTGRES_MAJOR = 17
 
 
 def embedded_databases(state_dir: Path) -> DatabaseServers | None:
@@ -27,14 +23,7 @@ def embedded_databases(state_dir: Path) -> DatabaseServers | None:
     ports = read_state(layout.state_file).ports
     if not {"db-primary", "db-standby", "ops"} <= ports.keys():
         return None
-    passwords = DatabasePasswords(
-        superuser=read_or_make_password(layout.secrets, "postgres.password"),
-        app=read_or_make_password(layout.secrets, "synapse_user.password"),
-        replication=read_or_make_password(layout.secrets, "synapse_replication.password"),
-        ops=read_or_make_password(layout.secrets, "ops-password"),
-    )
-    tools = tools_for(layout.identity, find_pg_tools(POSTGRES_MAJOR), layout.programs)
-    return database_servers(layout, tools, ports, passwords)
+    return stack_databases(layout, ports)
 
 
 def embedded_place(state_dir: Path) -> FailoverPlace | None:

@@ -24,7 +24,7 @@ from synapse_ops.systems.host.processes import give_to, processes_in, run_as
 from synapse_ops.systems.postgres.connection import connect, conninfo_parts
 from synapse_ops.systems.postgres.control_file import control_data
 from synapse_ops.systems.postgres.promotion import read_standing, wal_behind
-from synapse_ops.systems.postgres.server import FENCE_MARKER, PgServer
+from synapse_ops.systems.postgres.server import FENCE_MARKER, STANDBY_SIGNAL, PgServer
 
 SECOND_LOOK_S = 1.0
 KILL_LIMIT_S = 10.0
@@ -62,8 +62,8 @@ class LocalNode:
                 f"{self.name} is on timeline {found}, incident {incident} is about {timeline}: nothing was done",
                 hint="It has been promoted or rejoined since. `synapse-ops failover status` shows what is open.",
             )
-        if standing is not None and standing.strip() not in {incident, *succeeds}:
-            raise Refused(f'{self.name} is fenced by incident "{standing.strip()}", this is {incident}')
+        if standing is not None and standing not in {incident, *succeeds}:
+            raise Refused(f'{self.name} is fenced by incident "{standing}", this is {incident}')
         shmid = saw_alive.shmid if saw_alive is not None and saw_alive.shmid is not None else self._shmid()
         self._mark(incident)
         killed = self._kill_all(incident)
@@ -77,7 +77,7 @@ class LocalNode:
             killed=killed,
             left=(first, second),
             attached=_attached(shmid),
-            marker=(self.server.fence() or "").strip(),
+            marker=self.server.fence() or "",
             saw_alive=saw_alive,
         )
 
@@ -101,7 +101,7 @@ class LocalNode:
         killed, empty, deadline_s = 0, 0, time.monotonic() + KILL_LIMIT_S
         postmaster = self.server.mark()
         while empty < 2 and time.monotonic() < deadline_s:
-            if (self.server.fence() or "").strip() != incident:
+            if self.server.fence() != incident:
                 break
             if postmaster is not None:
                 killed += postmaster.signal(signal.SIGKILL)
@@ -127,7 +127,7 @@ class LocalNode:
         """Raises Refused for another timeline, a standing marker or an end out of order, DeadlineExceeded."""
         found, standing, postmaster = self.server.control_timeline(), self.server.fence(), self.server.mark()
         if found != timeline or standing is not None or postmaster is None:
-            at = f'timeline {found}, expected {timeline}; marker "{(standing or "").strip()}"'
+            at = f'timeline {found}, expected {timeline}; marker "{standing or ""}"'
             raise Refused(f"{self.name} is not stopped: {at}; {'it runs' if postmaster else 'it does not run'}")
         self._mark(incident)
         began_s = time.monotonic()
@@ -155,8 +155,8 @@ class LocalNode:
 
     def start_again(self, incident: str) -> None:
         """Raises Refused for another's marker, and as the server's start does."""
-        standing = (self.server.fence() or incident).strip()
-        if standing != incident:
+        standing = self.server.fence()
+        if standing and standing != incident:
             raise Refused(f'{self.name} is fenced by incident "{standing}", this is {incident}')
         marker = self.server.data_dir / FENCE_MARKER
         if self.server.is_ready():  # it was not told to stop
@@ -196,7 +196,7 @@ class LocalNode:
                 raise
             self.clone()
             detail = error.detail.splitlines()[-1] if error.detail else error.message
-        signal_file = self.server.data_dir / "standby.signal"
+        signal_file = self.server.data_dir / STANDBY_SIGNAL
         signal_file.touch(mode=0o600)
         give_to(self.server.identity, signal_file)
         (self.server.data_dir / FENCE_MARKER).unlink(missing_ok=True)

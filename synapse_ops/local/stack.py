@@ -21,7 +21,7 @@ from synapse_ops.errors import Refused, SynapseOpsError
 from synapse_ops.local.credentials import make_certificates, now_utc, read_or_make_password
 from synapse_ops.local.layout import StackLayout
 from synapse_ops.local.servers.api import api_server
-from synapse_ops.local.servers.databases import DatabasePasswords, DatabaseServers, database_servers
+from synapse_ops.local.servers.databases import DatabaseServers, stack_databases
 from synapse_ops.local.servers.program import ProgramServer
 from synapse_ops.local.servers.redis import find_redis, redis_server
 from synapse_ops.local.servers.s3 import LISTENERS, SeaweedServer, find_weed
@@ -36,11 +36,9 @@ from synapse_ops.systems.host.processes import (
     processes_in,
     reachable_by,
 )
-from synapse_ops.systems.postgres.programs import find_pg_tools, tools_for
 from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
 from synapse_ops.systems.s3.store import ObjectStore
 
-POSTGRES_MAJOR = 17
 BUCKET = "backups"
 S3_ACCESS_KEY = "synapse"
 TELL = Callable[[str], None]
@@ -251,15 +249,8 @@ def make_stack(layout: StackLayout, kept_ports: Mapping[str, int]) -> StackServe
     def secret(name: str) -> str:
         return read_or_make_password(layout.secrets, name)
 
-    passwords = DatabasePasswords(
-        superuser=secret("postgres.password"),
-        app=secret("synapse_user.password"),
-        replication=secret("synapse_replication.password"),
-        ops=secret("ops-password"),
-    )
     make_certificates(layout.data / "tls", layout.authority, identity, now_utc())
     ports = _choose_ports(layout, kept_ports)
-    tools = tools_for(identity, find_pg_tools(POSTGRES_MAJOR), layout.programs)
     store = SeaweedServer(
         weed=_reachable_program(layout, find_weed(), "weed"),
         identity=identity,
@@ -279,8 +270,9 @@ def make_stack(layout: StackLayout, kept_ports: Mapping[str, int]) -> StackServe
         password=secret("redis.password"),
     )
     qdrant = vector_server(layout, ports["qdrant"])
-    databases = database_servers(layout, tools, ports, passwords)
-    api = api_server(layout, ports["api"], ports["db-primary"], ports["db-standby"], ports["qdrant"], passwords.app)
+    databases = stack_databases(layout, ports)
+    app_password = databases.passwords.app
+    api = api_server(layout, ports["api"], ports["db-primary"], ports["db-standby"], ports["qdrant"], app_password)
     wal = wal_server(layout, ports["wal"])
     return StackServers(layout, ports, databases, store, redis, qdrant, api, watch_server(layout), wal)
 

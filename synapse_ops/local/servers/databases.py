@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synapse_ops.local.credentials import write_secret
+from synapse_ops.local.credentials import read_or_make_password, write_secret
 from synapse_ops.local.layout import StackLayout
 from synapse_ops.systems.host.processes import run_as
 from synapse_ops.systems.postgres.connection import postgres_errors
-from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools, tools_for
 from synapse_ops.systems.postgres.server import STANDBY_SIGNAL, PgServer, make_socket_dir
 
 if TYPE_CHECKING:
     import psycopg
 
+POSTGRES_MAJOR = 17
 SUPERUSER = "postgres"
 APP_USER = "synapse_user"
 APP_DATABASE = "synapse"
@@ -141,7 +142,7 @@ class DatabaseServers:
     def _forget_follower(self) -> None:
         """Remove a standby that lost its slot, for it can never catch up; a promoted or a fenced one stays."""
         follower = self.roles()[1]
-        if follower.is_standby() and follower.fence() is None:
+        if _follows(follower):
             follower.stop()
             shutil.rmtree(follower.data_dir)
 
@@ -154,7 +155,7 @@ class DatabaseServers:
         self._write_passfile()
         if not follower.data_dir.exists():
             self.clone(follower, leader)
-        return follower if follower.is_standby() and follower.fence() is None else None
+        return follower if _follows(follower) else None
 
     def clone(self, node: PgServer, source: PgServer) -> None:
         """Make a node's data directory anew as a standby of `source`, whole or not at all."""
@@ -174,6 +175,23 @@ class DatabaseServers:
         with self.connect(self.ops) as connection:
             _make_role(connection, OPS_USER, self.passwords.ops, "login")
             _make_database(connection, OPS_DATABASE, OPS_USER)
+
+
+def _follows(node: PgServer) -> bool:
+    """Return whether a node starts as a standby: neither one that takes writes nor a fenced one does."""
+    return node.is_standby() and node.fence() is None
+
+
+def stack_databases(layout: StackLayout, ports: Mapping[str, int]) -> DatabaseServers:
+    """Return the three servers of a stack with its own passwords, which are made where they are missing."""
+    passwords = DatabasePasswords(
+        superuser=read_or_make_password(layout.secrets, "postgres.password"),
+        app=read_or_make_password(layout.secrets, "synapse_user.password"),
+        replication=read_or_make_password(layout.secrets, "synapse_replication.password"),
+        ops=read_or_make_password(layout.secrets, "ops-password"),
+    )
+    tools = tools_for(layout.identity, find_pg_tools(POSTGRES_MAJOR), layout.programs)
+    return database_servers(layout, tools, ports, passwords)
 
 
 def database_servers(

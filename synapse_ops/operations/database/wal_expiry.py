@@ -20,7 +20,7 @@ from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment
 from synapse_ops.domain.database.wal_chain import WalArchive
 from synapse_ops.domain.database.wal_facts import TimelineClaim
-from synapse_ops.domain.database.wal_keys import claim_key, parse_wal_key, timeline_prefix, wal_prefix
+from synapse_ops.domain.database.wal_keys import GROUP, claim_key, parse_wal_key, timeline_prefix, wal_prefix
 from synapse_ops.domain.database.wal_retention import (
     BaseSpan,
     KeptWal,
@@ -133,7 +133,7 @@ class WalExpiry:
         return found
 
     def _list_group(self, identity: Identity, group: WalGroup) -> Iterator[ObjectInfo]:
-        last = Segment(group.timeline, group.first.number + 255, group.segment_bytes)
+        last = Segment(group.timeline, group.first.number + GROUP - 1, group.segment_bytes)
         shared = _common_prefix(group.first.name, last.name)
         for prefix in (timeline_prefix(identity, group.timeline), f"{timeline_prefix(identity, group.timeline)}index/"):
             for row in self._repository.store.list_objects(prefix + shared):

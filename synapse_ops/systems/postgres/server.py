@@ -197,7 +197,7 @@ class PgServer:
         if fence is not None:
             raise Refused(
                 f'PostgreSQL in "{self.data_dir}" is fenced and is not started',
-                detail=fence.strip(),
+                detail=fence,
                 hint="Rejoin it as a standby; started as it is, it would be a second primary.",
             )
         self.end_orphans()
@@ -218,9 +218,9 @@ class PgServer:
         return True
 
     def fence(self) -> str | None:
-        """Return what the fence marker says; None when the server is not fenced."""
+        """Return what the fence marker says, the id of an incident; None when the server is not fenced."""
         with contextlib.suppress(FileNotFoundError):
-            return (self.data_dir / FENCE_MARKER).read_text(errors="replace")
+            return (self.data_dir / FENCE_MARKER).read_text(errors="replace").strip()
         return None
 
     def is_standby(self) -> bool:
