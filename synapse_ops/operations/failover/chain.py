@@ -208,11 +208,11 @@ class Chain:
         try:
             self._insisting(lambda: make_slots(self.new, self.slots))
         except SynapseOpsError as error:
-            return Event.SWITCHED, {"slots_fault": error.message}  # writes go on; the rejoin makes them again
+            return Event.SWITCHED, {"slots_fault": error.message}  # writes go on; `local up` makes the standby's, the receiver its own
         return Event.SWITCHED, {}
 
     def _verify(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
-        """Write as the application does, and read it back with the timeline on which it was written."""
+        """Write as the application does; return where the write is and which port took it."""
         deadline_s, fault = time.monotonic() + self.timeout_s, "nothing was tried"
         while time.monotonic() < deadline_s:
             try:
