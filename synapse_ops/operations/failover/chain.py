@@ -208,7 +208,7 @@ class Chain:
         try:
             self._insisting(lambda: make_slots(self.new, self.slots))
         except SynapseOpsError as error:
-            return Event.SWITCHED, {"slots_fault": error.message}  # writes go on; `local up` makes the standby's, the receiver its own
+            return Event.SWITCHED, {"slots_fault": error.message}  # writes go on without them
         return Event.SWITCHED, {}
 
     def _verify(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
