@@ -42,8 +42,12 @@ def test_wal_arrives_as_the_servers_own_files_hold_it(
     postgres_server: PostgresServer, replication: ReplicationConnection
 ) -> None:
     """Bytes and order are the server's, every page is judged, and what is acknowledged shows in its view."""
-    system = replication.identify()
     assert replication.show("wal_segment_size") == "16MB"
+    with psycopg.connect(postgres_server.conninfo(), autocommit=True) as connection:
+        # Other tests share the server: what is written below must fit one segment, so it begins one.
+        connection.execute("select pg_switch_wal()")
+        connection.execute("select txid_current()")
+    system = replication.identify()
     segment = Segment.at(system.timeline, system.flush_lsn, 16 << 20)
     judge = PageJudge(
         system_identifier=system.system_identifier,
