@@ -113,6 +113,7 @@ def test_each_document_depends_on_exactly_the_blocks_that_it_reads(site: Site) -
     assert of_release == {target.name for target in TARGETS} | {"spec/manifests", "spec/object_store"}
 
 
+@pytest.mark.scenario
 def test_change_of_one_block_requests_exactly_its_readers_and_then_the_release(site: Site) -> None:
     """Nothing unchanged is rendered again: not on the next tick, nor when equal blocks are recorded."""
     site.run("record_spec")
@@ -136,6 +137,7 @@ def test_change_of_one_block_requests_exactly_its_readers_and_then_the_release(s
     assert site.tick() == set()
 
 
+@pytest.mark.scenario
 def test_no_release_is_requested_while_a_spec_is_being_recorded(site: Site) -> None:
     """Half of a new spec would be released with documents of the former one."""
     site.run("record_spec")
@@ -156,6 +158,7 @@ def test_no_release_is_requested_while_a_spec_is_being_recorded(site: Site) -> N
     assert {"firewall_rules", "manifest_release"} <= site.tick()
 
 
+@pytest.mark.scenario
 def test_changed_renderer_requests_exactly_its_documents(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A code version covers a renderer and all that it imports from the package; the page names the renderer."""
     site.run("record_spec")
@@ -174,6 +177,7 @@ def test_changed_renderer_requests_exactly_its_documents(site: Site, monkeypatch
     assert site.tick() == set()
 
 
+@pytest.mark.scenario
 def test_page_of_a_changed_document_shows_which_lines_and_why(site: Site) -> None:
     """The difference to the last rendering, the field with both values, and a preview."""
     site.run("render_manifests")
@@ -194,6 +198,7 @@ def test_page_of_a_changed_document_shows_which_lines_and_why(site: Site) -> Non
     assert "redis" not in str(of_release)
 
 
+@pytest.mark.scenario
 def test_block_whose_change_leaves_the_bytes_makes_no_release(site: Site) -> None:
     """The data version is that of the bytes: rendering again is cheap, a release says that something changed."""
     site.run("record_spec")

@@ -269,6 +269,7 @@ def test_damage_never_moves_a_moment_or_lets_a_proof_pass(
         assert any(name in proof.record.reason for name in names), proof.record.reason
 
 
+@pytest.mark.scenario
 def test_the_page_restores_the_cluster_with_stock_programs(
     repository: Repository, object_store_access: StoreAccess, place: Path
 ) -> None:

@@ -131,6 +131,7 @@ def test_what_a_throwaway_runs_cannot_call_out(work_dir: Path, postgres_server: 
                 connection.execute("select dblink_connect(%s)", [postgres_server.conninfo()])
 
 
+@pytest.mark.scenario
 def test_a_throwaway_is_killed_at_its_deadline_however_long_it_took_to_start(
     work_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

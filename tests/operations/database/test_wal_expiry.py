@@ -170,6 +170,7 @@ def test_base_backups_older_than_the_one_that_carries_the_window_go_and_wal_afte
     assert "from 2/60000028 on, for base backup" in again.notes[0]
 
 
+@pytest.mark.scenario
 def test_whatever_cuts_an_expiry_no_index_names_wal_that_is_gone(store: MemoryStore) -> None:
     """Cut before and after the effect of each deletion: what is listed can be restored, and the next plan goes on."""
     whole = dict(store.objects)

@@ -137,7 +137,7 @@ def test_nothing_goes_while_a_snapshot_of_the_collection_is_taken_or_after_its_r
     store = stack.vector_repository().store
     planned = plan(stack)
 
-    with hold_lease(stack.vector_repository(), f"snapshot-{collection}", owner="somebody"):
+    with hold_lease(stack.vector_repository(), f"snapshot-{collection}", owner="somebody", ttl_s=3):
         busy = apply(stack, planned.digest)
     again = plan(stack)
     store.put_bytes(str(planned.first_rows[0]["run"]) + "backup.json", b"{}")

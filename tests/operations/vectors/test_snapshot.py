@@ -163,7 +163,7 @@ def test_one_collection_is_snapshotted_by_one_at_a_time(stack: Stack, server: Qd
     fill(server, collection, plain_config(), plain_points(5))
 
     with (
-        hold_lease(stack.vector_repository(), f"snapshot-{collection}", owner="somebody"),
+        hold_lease(stack.vector_repository(), f"snapshot-{collection}", owner="somebody", ttl_s=3),
         pytest.raises(LeaseHeld, match="somebody"),
     ):
         snapshot_collection(stack, collection)

@@ -91,6 +91,7 @@ def metrics(state_dir: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+@pytest.mark.scenario
 def test_twenty_of_two_hundred_that_hang_delay_nobody(server: MisbehavingServer, tmp_path: Path) -> None:
     """Each of the 180 others gets its verdict and is asked again, while ten hang for good and ten for their timeout.
 
@@ -177,6 +178,7 @@ watch.main(sys.argv[1:])
     assert not (tmp_path / "watch" / "address.json").exists()
 
 
+@pytest.mark.scenario
 def test_a_look_at_the_repository_that_no_process_can_be_made_for_is_made_again(
     server: MisbehavingServer, tmp_path: Path
 ) -> None:

@@ -368,6 +368,7 @@ def harms(data: bytes, other: bytes) -> dict[str, tuple[bytes | None, type[Excep
     }
 
 
+@pytest.mark.scenario
 def test_a_damaged_object_is_named_and_never_the_end_of_wal(begin: Callable[..., Receiving]) -> None:
     """Recovery takes what it cannot get for the end of WAL, and opens with less (W2)."""
     wal = begin()
@@ -402,6 +403,7 @@ def test_a_damaged_object_is_named_and_never_the_end_of_wal(begin: Callable[...,
         assert wal.fetched(segment, archive)[0][: chunk.stop] == wal.own_file(segment)[: chunk.stop]
 
 
+@pytest.mark.scenario
 def test_encrypted_wal_is_compared_without_its_key_and_read_with_it(begin: Callable[..., Receiving]) -> None:
     """age gives other bytes each time (W9): a keyed digest of the plain bytes lies with the object."""
     key = pyrage.x25519.Identity.generate()
