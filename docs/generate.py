@@ -69,9 +69,10 @@ once. YAML 1.2: `off` is text. A file may hold several documents (`---`), each b
 file of at most 64 KiB, `kubernetes:NAMESPACE/NAME/KEY` a Kubernetes secret from inside a pod. Whatever looks like a
 secret is refused wherever it stands, also inside a URL, and no message repeats it.
 
-**Precedence.** `failover.primary` and `failover.standby` name the nodes, `database.host` is what clients use.
-`autoscaling` takes precedence over `kubernetes.replicas`. A relative `health.url` is below `health_base_url`, and that
-is the `server` block's own address unless it is given. A flat `backup` block is the vector store's.
+**Precedence.** `failover.primary` and `failover.standby` name the nodes. `database.host` is what clients use; where it
+is this machine or one of `database.nodes`, they try every node. `autoscaling` takes precedence over
+`kubernetes.replicas`. A relative `health.url` is below `health_base_url`, and that is the `server` block's own address
+unless it is given. A flat `backup` block is the vector store's.
 
 ## Combinations that are refused
 

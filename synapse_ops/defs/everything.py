@@ -39,7 +39,7 @@ def merged_definitions() -> dg.Definitions:
         active_alert_definitions(),
         cleanup_definitions(loaded.spec, place),
         alarm_definitions(loaded.spec.name, loaded.spec.alerting.runbook_url),
-        *([failover_definitions()] if place.is_embedded else []),
+        *([failover_definitions()] if place.is_embedded and loaded.spec.failover.is_ours else []),
         *([wal_archive_definitions()] if loaded.spec.backup.database.wal_archiving == "continuous" else []),
     )
     return dg.Definitions.merge(shared, recovery_definitions(loaded.spec, groups), groups)

@@ -133,7 +133,7 @@ _PROBER_SPECS: dict[parts.PlaceName, str] = {
 
 def _asked(told: Spec) -> Iterator[tuple[str, parts.Address]]:
     """Yield field and address of each server that a prober with this spec asks."""
-    for node in (told.failover.primary, told.failover.standby):
+    for node in told.failover.nodes:
         given = told.database.nodes.get(node)
         usual = parts.Address(told.database.host, told.database.port)
         yield f"database.nodes.{node}", usual if given is None else parts.authority_of(f"//{given}")

@@ -145,11 +145,13 @@ def _metrics_server(prober: Prober, listener: socket.socket) -> Any:
 
 
 def _failover_watch(prober: Prober, state_dir: Path) -> FailoverWatch | None:
-    """Return the watcher of the database's nodes; None where this host has no authority over them."""
+    """Return the watcher of the database's nodes; None where there is one, or no authority over them on this host."""
     from synapse_ops.local.failover_place import embedded_place
 
     place = embedded_place(state_dir)
-    return FailoverWatch(lambda: prober.stack, state_dir, place) if place is not None else None
+    if place is None or prober.stack.spec.failover.standby is None:
+        return None
+    return FailoverWatch(lambda: prober.stack, state_dir, place)
 
 
 async def serve(spec_path: Path, state_dir: Path) -> None:

@@ -38,15 +38,19 @@ def _ignored(spec: Spec) -> Iterator[tuple[str, str]]:
     if spec.health_base_url is not None and all("://" in check.url for check in spec.health):
         yield "health_base_url", "every health.url is complete"
     failover = spec.failover
-    if failover.manager == "external":
-        for key in ("automatic", "timeout", "max_lag_bytes", "primary_start_timeout", "cool_down", "max_per_hour"):
+    decides = ("automatic", "timeout", "cool_down", "max_per_hour", "stonith_command", "dagster_grace")
+    if failover.standby is None:
+        for key in (*decides, "manager", "max_lag_bytes"):
+            yield f"failover.{key}", "failover.standby is null: nothing can take over"
+    elif failover.manager == "external":
+        for key in decides:
             yield f"failover.{key}", "failover.manager is external: another manager decides"
     elif not failover.automatic:
         yield "failover.dagster_grace", "failover.automatic is false: no process competes for the lease"
     elif failover.max_per_hour > 1 and failover.cool_down * (failover.max_per_hour - 1) >= timedelta(hours=1):
         why = f"failover.cool_down {format_duration(failover.cool_down)} allows fewer"
         yield "failover.max_per_hour", why
-    if not failover.automatic or failover.manager == "external":
+    if not failover.automatic or not failover.is_ours:
         for name, action in spec.alerting.actions.items():
             if action == "failover":
                 yield f"alerting.actions.{name}", "failover is not automatic here: the alert only notifies"

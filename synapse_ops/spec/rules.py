@@ -26,6 +26,7 @@ from synapse_ops.spec.fixed import (
     WORKER_METRICS_PORT,
     is_this_machine,
 )
+from synapse_ops.spec.nodes import fencing_password, no_standby, nodes
 from synapse_ops.spec.units import format_cores, format_duration, format_size
 
 _NEVER_OURS = {"bin", "boot", "dev", "etc", "lib", "lib64", "proc", "root", "sbin", "sys", "usr"}  # nor below them
@@ -113,17 +114,6 @@ def _fits(path: FieldPath, value: timedelta, other: FieldPath, limit: timedelta)
     if value > limit:
         found = f"{format_duration(value)}, longer than {{other}} {format_duration(limit)}"
         yield Conflict(path, found, "at most {other}", (other,))
-
-
-def _nodes(spec: Spec) -> Iterator[Conflict]:
-    """`failover.standby` equal to `failover.primary`; a `failover.stonith_command` without an absolute path."""
-    if spec.failover.standby == spec.failover.primary:
-        found = f'"{spec.failover.standby}", which is failover.primary too'
-        yield Conflict(("failover", "standby"), found, "another node than failover.primary", (("failover", "primary"),))
-    command = spec.failover.stonith_command
-    if command is not None and not command[0].startswith("/"):
-        found = f'"{command[0]}" as the program'
-        yield Conflict(("failover", "stonith_command", 0), found, "an absolute path: PATH may differ in an outage")
 
 
 def _ports(spec: Spec) -> Iterator[Conflict]:
@@ -282,19 +272,6 @@ def _may_be_ours(directory: str) -> bool:
     return len(parts) >= _OURS_FROM.get(parts[0], 1)
 
 
-def _fencing_password(spec: Spec) -> Iterator[Conflict]:
-    """A password in `failover.stonith_command`: it would appear in the spec, in rendered files and in every list of
-    processes.
-    """
-    words = spec.failover.stonith_command or ()
-    for index, word in enumerate(words):
-        option, _, value = word.partition("=")
-        is_asked = option in ("-p", "--password", "--passwd")
-        if is_asked and (value or index + 1 < len(words)):
-            path: FieldPath = ("failover", "stonith_command", index if value else index + 1)
-            yield Conflict(path, "a password (not shown)", "a program that reads it from a file, as --password-script")
-
-
 def _log_paths(spec: Spec) -> Iterator[Conflict]:
     """A pattern with braces in `logging.paths`: neither Filebeat nor logrotate knows them. A double quote there:
     it would end what logrotate reads as one pattern.
@@ -363,8 +340,9 @@ def _compose_names(spec: Spec) -> Iterator[Conflict]:
     taken = COMPOSE_SERVICES.union(
         *(names for store, names in COMPOSE_STORES.items() if is_this_machine(getattr(spec, store).host))
     )
-    for node, own in (("primary", "db-primary"), ("standby", "db-standby")):
-        name = getattr(spec.failover, node)
+    if spec.failover.standby is None:
+        taken -= {"db-standby", "db-standby-exporter"}
+    for node, name, own in zip(("primary", "standby"), spec.failover.nodes, ("db-primary", "db-standby"), strict=False):
         hosts += [(("failover", node), name)] if name != own else []
     for path, host in hosts:
         if host in taken:
@@ -375,7 +353,8 @@ RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _limits,
     _times,
     times_fit_their_programs,
-    _nodes,
+    nodes,
+    no_standby,
     _ports,
     _database_names,
     _firewall,
@@ -385,7 +364,7 @@ RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _redis_state,
     _cleanup_roots,
     _stores_elsewhere,
-    _fencing_password,
+    fencing_password,
     _log_paths,
     _compose_names,
     _namespaces,

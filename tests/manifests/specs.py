@@ -85,6 +85,20 @@ CHANGES: dict[str, dict[str, Any]] = {
         "kubernetes": {"pull_secret": "registry", "storage": {"class_name": "fast", "database": "1Gi"}},
     },
     "named nodes": {"database": {"nodes": {"db-primary": "10.0.0.7:5433", "db-standby": "[2001:db8::8]:5432"}}},
+    "a managed database": {
+        "database": {"host": "db.example.org", "user": "app"},
+        "failover": {"standby": None},
+        "backup": {"database": {"wal_archiving": "off"}},
+    },
+    "one node": {"failover": {"standby": None, "primary": "pg-1"}},
+    "two database hosts": {
+        "database": {
+            "host": "10.0.0.7",
+            "port": 5433,
+            "nodes": {"db-primary": "10.0.0.7:5433", "db-standby": "10.0.0.8:5432"},
+        },
+        "failover": {"manager": "external"},
+    },
     "digests": {
         "docker": {"base_image": "python@sha256:" + "a" * 64},
         "kubernetes": {"image": "registry.example.org/synapse-api@sha256:" + "b" * 64},

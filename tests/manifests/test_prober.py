@@ -85,6 +85,7 @@ def test_what_the_prober_asks_is_a_service_there_or_the_operator_s_own_host(
 
     assert len(questions) >= 4
     given = {spec.database.host, spec.redis.host, spec.qdrant.host, spec.failover.standby, "example.org"} - LOCAL
+    given |= {address.rpartition(":")[0] for address in spec.database.nodes.values()} - LOCAL
     for host, port in questions:
         assert port in services.get(host, ()) or host in given, (host, port)
 

@@ -14,6 +14,14 @@ REFUSED = [
     ("failover: {primary: a, standby: a}", "failover.standby"),
     ("failover: {standby: db-primary}", "failover.standby"),
     ("failover: {stonith_command: [fence, node]}", "failover.stonith_command[0]"),
+    ("database: {nodes: {db-primary: 'a:1', db-standby: 'b:1', db-third: 'c:1'}}", "database.nodes.db-third"),
+    (
+        "failover: {standby: null}\ndatabase: {nodes: {db-primary: 'a:1', db-standby: 'b:1'}}",
+        "database.nodes.db-standby",
+    ),
+    ("database: {nodes: {db-primary: 'a:1', db-standby: 'a:1'}}", "database.nodes.db-standby"),
+    ("failover: {standby: null, synchronous: standby}", "failover.synchronous"),
+    ("failover: {standby: null}\nalerts: [{name: a, condition: replication_lag > 5s}]", "alerts[0].condition"),
     ("autoscaling: {min_replicas: 5, max_replicas: 4}", "autoscaling.min_replicas"),
     ("autoscaling: {max_replicas: 1}", "autoscaling.min_replicas"),
     ("updates: {max_unavailable: 3}", "updates.max_unavailable"),
@@ -111,6 +119,7 @@ REFUSED = [
 ]
 ALLOWED = [
     "failover: {primary: pg-a, standby: db-standby}",
+    "failover: {standby: null}\nredis: {host: db-standby}",
     "database: {host: db}\nfailover: {primary: db-standby, standby: db-primary}",
     "server: {timeout: 24d, keepalive: 24d}\nworker: {timeout: 24d}",
     "prometheus: {scrape_interval: 2m, evaluation_interval: 2m}",

@@ -88,9 +88,13 @@ def verdict_of(
     return ProbeVerdict(State.HEALTHY, "", latency_s, measurements)
 
 
-def judge_server(facts: ServerFacts) -> ProbeVerdict:
-    """Return the verdict on one PostgreSQL server by itself; replication is judged over all of them."""
+def judge_server(facts: ServerFacts, *, is_alone: bool = False) -> ProbeVerdict:
+    """Return the verdict on one PostgreSQL server by itself; replication is judged over all of them. is_alone: there is
+    no other that could take writes.
+    """
     judged: list[Judged] = []
+    if is_alone and facts.is_standby:
+        judged.append((State.FAILED, "it replays WAL and takes no writes, and failover.standby names no other node"))
     open_to_clients = facts.max_connections - facts.reserved_connections
     used = facts.connections / max(open_to_clients, 1)
     if facts.connections >= open_to_clients:

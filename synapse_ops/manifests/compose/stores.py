@@ -1,4 +1,4 @@
-"""PostgreSQL's two nodes, Redis and Qdrant in the compose file, each with its exporter in the same network namespace.
+"""PostgreSQL's nodes, Redis and Qdrant in the compose file, each with its exporter in the same network namespace.
 
 So a metrics port belongs to the part that it measures, on hosts, in compose and in Kubernetes alike.
 """
@@ -28,15 +28,15 @@ from synapse_ops.manifests.servers.containers import (
 )
 from synapse_ops.manifests.servers.postgres_container import (
     CONFIG_DIR,
-    CONTAINER_SECRETS,
     DATA_DIR,
     MONITORING_PASSWORD,
     RUN_DIR,
     SERVER_ENVIRONMENT,
+    container_secrets,
     ready_command,
     server_arguments,
 )
-from synapse_ops.manifests.stack.parts import PRIMARY, QDRANT, REDIS, STANDBY, is_ours
+from synapse_ops.manifests.stack.parts import PRIMARY, QDRANT, REDIS, STANDBY, database_parts, is_ours
 from synapse_ops.manifests.stack.processes import QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import MONITORING_USER, POSTGRES_EXPORTER_PORT, QDRANT_GRPC_PORT, REDIS_EXPORTER_PORT
@@ -50,7 +50,7 @@ def store_services(spec: Spec) -> dict[str, Service]:
     """Return the services of the stores that are ours, each with its exporter."""
     found: dict[str, Service] = {}
     if is_ours(spec, "database", "compose"):
-        for node in (PRIMARY, STANDBY):
+        for node in database_parts(spec):
             found[node] = _postgres(spec, node)
             found[f"{node}-exporter"] = _postgres_exporter(spec, node)
     if is_ours(spec, "redis", "compose"):
@@ -63,7 +63,7 @@ def store_services(spec: Spec) -> dict[str, Service]:
 
 def _postgres(spec: Spec, node: str) -> Service:
     role = "primary" if node == PRIMARY else "standby"
-    name = spec.failover.primary if node == PRIMARY else spec.failover.standby
+    name = spec.failover.nodes[node == STANDBY]
     volumes: list[Any] = [
         {"type": "volume", "source": f"{node}-data", "target": DATA_DIR},
         mounted(f"../postgres/{role}/postgresql.conf", f"{CONFIG_DIR}/postgresql.conf"),
@@ -83,7 +83,7 @@ def _postgres(spec: Spec, node: str) -> Service:
         entrypoint=["sh", f"{CONFIG_DIR}/start.sh"],
         command=server_arguments(spec, node, "compose"),
         environment=dict(SERVER_ENVIRONMENT),
-        secrets=list(CONTAINER_SECRETS),
+        secrets=list(container_secrets(spec)),
         volumes=volumes,
         tmpfs=["/tmp", f"{RUN_DIR}:uid=999,gid=999"],  # noqa: S108 - the container's own
         shm_size="256m",

@@ -38,11 +38,11 @@ from synapse_ops.manifests.stack.parts import (
     PRIMARY,
     QDRANT,
     REDIS,
-    STANDBY,
     WAL_RECEIVER,
     WORKER,
     Address,
     authority_of,
+    database_parts,
     has_wal_receiver,
     is_ours,
 )
@@ -80,10 +80,9 @@ def render_compose(spec: Spec) -> tuple[Document, ...]:
     documents.append(text_document("docker/nginx.conf", nginx_conf(spec, upstream, in_container=True), READS))
     if is_ours(spec, "database", "compose"):
         scripts = {
-            "start-primary.sh": start_script(spec, PRIMARY, "compose"),
-            "start-standby.sh": start_script(spec, STANDBY, "compose"),
-            "create-roles.sh": roles_script(spec),
+            f"start-{node.removeprefix('db-')}.sh": start_script(spec, node, "compose") for node in database_parts(spec)
         }
+        scripts["create-roles.sh"] = roles_script(spec)
         documents += [text_document(f"docker/{name}", text, READS) for name, text in scripts.items()]
     return tuple(documents)
 

@@ -13,6 +13,7 @@ from synapse_ops.manifests.stack.parts import (
     QDRANT,
     WAL_RECEIVER,
     WORKER,
+    database_parts,
     has_wal_receiver,
     is_address,
     is_ours,
@@ -34,7 +35,10 @@ def policies(spec: Spec) -> list[Object]:
 
 
 def _runs_here(spec: Spec, part: str) -> bool:
-    return part not in STORES or is_ours(spec, STORES[part], "kubernetes")  # type: ignore[arg-type]
+    if part not in STORES:
+        return True
+    is_there = STORES[part] != "database" or part in database_parts(spec)
+    return is_there and is_ours(spec, STORES[part], "kubernetes")  # type: ignore[arg-type]
 
 
 def _deny_all(spec: Spec) -> Object:

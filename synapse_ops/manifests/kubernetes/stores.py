@@ -1,4 +1,4 @@
-"""PostgreSQL's two nodes, Redis and Qdrant in the cluster: each a StatefulSet of one, with its own headless Service.
+"""PostgreSQL's nodes, Redis and Qdrant in the cluster: each a StatefulSet of one, with its own headless Service.
 
 A node is its own StatefulSet, because a standby is not the second of two equal pods: after a failover the roles change
 places and the names must not. Clients use the nodes' names; the Service `<stack>-db` points at the first primary and
@@ -35,18 +35,18 @@ from synapse_ops.manifests.servers.containers import (
 from synapse_ops.manifests.servers.postgres import pg_hba, postgresql_conf
 from synapse_ops.manifests.servers.postgres_container import (
     CONFIG_DIR,
-    CONTAINER_SECRETS,
     DATA_DIR,
     MONITORING_PASSWORD,
     RUN_DIR,
     SERVER_ENVIRONMENT,
+    container_secrets,
     ready_command,
     roles_script,
     server_arguments,
     start_script,
 )
 from synapse_ops.manifests.servers.redis_and_qdrant import qdrant_config, redis_conf
-from synapse_ops.manifests.stack.parts import PRIMARY, QDRANT, REDIS, STANDBY
+from synapse_ops.manifests.stack.parts import PRIMARY, QDRANT, REDIS, database_parts
 from synapse_ops.manifests.stack.probes import FAILURES
 from synapse_ops.manifests.stack.processes import QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR
 from synapse_ops.manifests.yaml_text import write_yaml
@@ -61,10 +61,10 @@ _RECOVERY_LIMIT, _CLONE_LIMIT = timedelta(hours=1), timedelta(days=1)
 
 
 def database_objects(spec: Spec) -> list[Object]:
-    """Return both nodes of PostgreSQL. Clients name both and take the one that takes writes: a Service of one of them
+    """Return the nodes of PostgreSQL. Clients name both and take the one that takes writes: a Service of one of them
     would be wrong after a failover.
     """
-    return [*_node(spec, PRIMARY), *_node(spec, STANDBY)]
+    return [found for node in database_parts(spec) for found in _node(spec, node)]
 
 
 def _node(spec: Spec, node: str) -> list[Object]:
@@ -75,7 +75,7 @@ def _node(spec: Spec, node: str) -> list[Object]:
         "start.sh": start_script(spec, node, "kubernetes"),
     }
     config = config_map(spec, node, files)
-    volumes, mounts = _pairs(config_volume("config", config, CONFIG_DIR), secrets_volume(spec, CONTAINER_SECRETS))
+    volumes, mounts = _pairs(config_volume("config", config, CONFIG_DIR), secrets_volume(spec, container_secrets(spec)))
     objects = [config]
     if node == PRIMARY:
         roles = config_map(spec, "db-roles", {"create-roles.sh": roles_script(spec)})

@@ -12,6 +12,7 @@ from datetime import timedelta
 from synapse_ops.domain.backup.ages import SLACK
 from synapse_ops.domain.backup.kinds import BASE, DUMP, RDB, SNAPSHOT, Kind
 from synapse_ops.manifests.monitoring.alert_archive import archive_alerts
+from synapse_ops.manifests.monitoring.alert_failover import failover_alerts
 from synapse_ops.manifests.monitoring.alert_rule import AlertRule, Proof, Series
 from synapse_ops.manifests.monitoring.alert_wal import slot_alerts, wal_alerts
 from synapse_ops.manifests.monitoring.promql import quoted, range_of, seconds
@@ -39,7 +40,7 @@ def own_alerts(spec: Spec) -> tuple[AlertRule, ...]:
         *(_protection(spec, RDB, (), redis.schedule) if redis is not None else ()),
         *(_protection(spec, BASE, (BASE.word,), spec.backup.database.schedule) if has_wal_receiver(spec) else ()),
         *_repository(),
-        *_failover(spec),
+        *failover_alerts(spec),
         *slot_alerts(spec),
         *_postgres(),
         *(wal_alerts(spec) if has_wal_receiver(spec) else ()),
@@ -146,56 +147,6 @@ def _repository() -> Iterator[AlertRule]:
         page="objectives-missed",
         dashboard="database",
         proof=Proof(bad=(Series(met, 0),), good=(Series(met, 1),)),
-    )
-
-
-def _failover(spec: Spec) -> Iterator[AlertRule]:
-    primaries, standbys = "synapse_ops_replication_primaries", "synapse_ops_replication_standbys"
-    lag = "synapse_ops_replication_lag_bytes"
-    limit = spec.failover.max_lag_bytes
-    yield AlertRule(
-        name="primary_down",
-        expr=f"max({primaries}) == 0",
-        hold=spec.failover.primary_start_timeout,
-        severity="critical",
-        summary="no PostgreSQL node takes writes",
-        description=f"Neither {spec.failover.primary} nor {spec.failover.standby} answers as a primary.",
-        page="primary-down",
-        dashboard="database",
-        proof=Proof(bad=(Series(primaries, 0),), good=(Series(primaries, 1),)),
-    )
-    yield AlertRule(
-        name="TwoPrimaries",
-        expr=f"max({primaries}) > 1",
-        hold=timedelta(0),
-        severity="critical",
-        summary="{{ $value }} PostgreSQL nodes take writes",
-        description="Writes go to histories that will never meet again. Every minute loses more.",
-        page="two-primaries",
-        dashboard="database",
-        proof=Proof(bad=(Series(primaries, 2),), good=(Series(primaries, 1),)),
-    )
-    yield AlertRule(
-        name="StandbyMissing",
-        expr=f"max({standbys}) < 1",
-        hold=_FIVE,
-        severity="critical",
-        summary="no standby answers",
-        description=f"Nothing could take over from the primary; {spec.failover.standby} is expected to.",
-        page="standby-missing",
-        dashboard="database",
-        proof=Proof(bad=(Series(standbys, 0),), good=(Series(standbys, 1),)),
-    )
-    yield AlertRule(
-        name="StandbyLag",
-        expr=f"max({lag}) > {limit}",
-        hold=_MINUTE,
-        severity="critical",
-        summary="the standby is {{ $value | humanize1024 }}B behind",
-        description="Beyond failover.max_lag_bytes it is not promoted without consent: automatic failover is refused.",
-        page="standby-lag",
-        dashboard="database",
-        proof=Proof(bad=(Series(lag, limit + 1),), good=(Series(lag, limit),)),
     )
 
 

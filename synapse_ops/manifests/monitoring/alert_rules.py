@@ -53,6 +53,8 @@ def render_alert_rules(spec: Spec) -> tuple[Document, ...]:
 
 def _rule(spec: Spec, alert: AlertRule) -> dict[str, object]:
     action = spec.alerting.actions.get(alert.name, "notify")
+    if action == "failover" and not spec.failover.is_ours:
+        action = "notify"
     labels = {"severity": alert.severity, "action": action, **dict(alert.labels)}
     annotations = {
         "summary": alert.summary,

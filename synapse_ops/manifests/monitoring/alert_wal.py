@@ -23,6 +23,9 @@ def slot_alerts(spec: Spec) -> Iterator[AlertRule]:
     """Yield the alerts on replication slots: WAL waits for a reader; soon the server will wait no longer."""
     retained, left = "synapse_ops_postgres_slot_retained_bytes", "synapse_ops_postgres_slot_left_bytes"
     limit = wal_space(spec.kubernetes.storage.database).slot_bytes
+    reader, anew = "A standby or the WAL receiver", "the standby must be made anew, and "
+    if spec.failover.standby is None:
+        reader, anew = "The slot's reader", ""
     bound = min(SLOT_BYTES, limit * 2 // 5)
     yield AlertRule(
         name="WalLag",
@@ -30,7 +33,7 @@ def slot_alerts(spec: Spec) -> Iterator[AlertRule]:
         hold=timedelta(minutes=10),
         severity="warning",
         summary="{{ $value | humanize1024 }}B of WAL wait on {{ $labels.node }} for a reader of a slot",
-        description="A standby or the WAL receiver does not keep up or is gone; the WAL fills the primary's disk.",
+        description=f"{reader} does not keep up or is gone; the WAL fills the primary's disk.",
         page="wal-lag",
         dashboard="database",
         proof=Proof(bad=(Series(retained + _NODE, bound + 1),), good=(Series(retained + _NODE, bound),)),
@@ -41,7 +44,7 @@ def slot_alerts(spec: Spec) -> Iterator[AlertRule]:
         hold=_MINUTE,
         severity="critical",
         summary="a slot on {{ $labels.node }} is lost after {{ $value | humanize1024 }}B more of WAL",
-        description="Beyond max_slot_wal_keep_size the standby must be made anew, and WAL that is not stored is gone.",
+        description=f"Beyond max_slot_wal_keep_size {anew}WAL that is not stored is gone.",
         page="wal-lag",
         dashboard="database",
         proof=Proof(

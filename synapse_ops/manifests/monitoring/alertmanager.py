@@ -20,7 +20,7 @@ PATHS: dict[Place, str] = {
     "kubernetes": "alertmanager/alertmanager.kubernetes.yml",
 }
 ROUTES_PATH = "alertmanager/tests/routes.tsv"
-READS = frozenset(["alerting", "backup", "kubernetes", "name", "watch"])
+READS = frozenset(["alerting", "backup", "failover", "kubernetes", "name", "watch"])
 WEBHOOK_PATH = "/alerts"
 
 _PEOPLE = "notify"
@@ -77,6 +77,7 @@ def _routes(spec: Spec) -> list[dict[str, object]]:
 
 def _inhibitions(spec: Spec) -> list[dict[str, object]]:
     """Return what silences what. An empty label equals an empty one, so each rule asks that its labels are there."""
+    lags = ["WalLag"] if spec.failover.standby is None else ["StandbyLag", "WalLag"]
     missing = ["DumpMissing", "SnapshotMissing", *(["RedisSnapshotMissing"] if spec.backup.redis is not None else [])]
     return [
         {  # a target that is gone explains what else is said of it
@@ -96,7 +97,7 @@ def _inhibitions(spec: Spec) -> list[dict[str, object]]:
         },
         {  # without a primary there is no lag to speak of
             "source_matchers": ['alertname="primary_down"'],
-            "target_matchers": ['alertname=~"StandbyLag|WalLag"'],
+            "target_matchers": [f'alertname=~"{"|".join(lags)}"'],
             "equal": ["stack"],
         },
         {  # what nobody watches, nobody knows

@@ -80,12 +80,18 @@ def _dashboard(spec: Spec, name: Dashboard) -> Document:
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
     title, sections = DASHBOARDS[name]
+    if spec.failover.standby is None:
+        sections = tuple(Section(one.title, tuple(p for p in one.panels if not _is_of_standby(p))) for one in sections)
     builder = _head(spec, name, title)
     window = range_of(spec)
     for panel in _panels(sections, window):
         builder = builder.with_row(panel) if type(panel).__name__ == "Row" else builder.with_panel(panel)
     text: str = JSONEncoder(sort_keys=True, indent=2).encode(builder.build())
     return Document(PurePosixPath(f"grafana/dashboards/{name}.json"), f"{text}\n".encode(), JSON, READS)
+
+
+def _is_of_standby(panel: Panel) -> bool:
+    return all("synapse_ops_replication_" in expr for expr, _ in panel.queries)
 
 
 def _head(spec: Spec, name: Dashboard, title: str) -> Builder:

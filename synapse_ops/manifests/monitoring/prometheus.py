@@ -30,8 +30,8 @@ _BY_POD = frozenset({"api", "worker"})
 BLACKBOX_PATH = "prometheus/blackbox.yml"
 READS = frozenset(
     {
-        "alerting", "backup", "database", "health", "health_base_url", "kubernetes", "name", "prometheus", "qdrant",
-        "redis", "server", "watch",
+        "alerting", "backup", "database", "failover", "health", "health_base_url", "kubernetes", "name", "prometheus",
+        "qdrant", "redis", "server", "watch",
     }
 )  # fmt: skip
 _LONGEST_SCRAPE = timedelta(seconds=10)
@@ -140,7 +140,7 @@ def _in_compose(spec: Spec, job: str) -> list[Address]:
     """Return the service names. An exporter shares the network of its store: one that is not ours has none."""
     if job == "db":
         ours = parts.is_ours(spec, "database", "compose")
-        return [Address(node, fixed.POSTGRES_EXPORTER_PORT) for node in (parts.PRIMARY, parts.STANDBY) if ours]
+        return [Address(node, fixed.POSTGRES_EXPORTER_PORT) for node in parts.database_parts(spec) if ours]
     if job == "redis":
         ours = parts.is_ours(spec, "redis", "compose")
         return [Address(parts.REDIS, fixed.REDIS_EXPORTER_PORT)] if ours else []
@@ -156,7 +156,9 @@ def _in_compose(spec: Spec, job: str) -> list[Address]:
 
 def _on_hosts(spec: Spec, job: str) -> list[Address]:
     """Return where a job finds its targets by what the spec says elsewhere; exporters run beside what they export."""
-    nodes = [_split(address).host for address in spec.database.nodes.values()] or [_host(spec.database.host)]
+    nodes = [_host(spec.database.host)]
+    if spec.database.nodes:
+        nodes = [node.host for node in parts.node_addresses(spec, "hosts")]
     redis, qdrant = _host(spec.redis.host), _qdrant_nodes(spec)
     if job == "api":
         return [parts.authority_of(_base(spec))]
@@ -182,7 +184,7 @@ def _in_cluster(spec: Spec, job: str) -> list[Address]:
         return [_service(spec, parts.WORKER, fixed.WORKER_METRICS_PORT)]
     if job == "db":
         ours = parts.is_ours(spec, "database", "kubernetes")
-        return [_service(spec, node, fixed.POSTGRES_EXPORTER_PORT) for node in (parts.PRIMARY, parts.STANDBY) if ours]
+        return [_service(spec, node, fixed.POSTGRES_EXPORTER_PORT) for node in parts.database_parts(spec) if ours]
     if job == "redis":
         ours = parts.is_ours(spec, "redis", "kubernetes")
         return [_service(spec, parts.REDIS, fixed.REDIS_EXPORTER_PORT)] if ours else []

@@ -1,8 +1,8 @@
-"""PostgreSQL's own files for both nodes, and the URL by which clients find the one that takes writes.
+"""PostgreSQL's own files for each node, and the URL by which clients find the one that takes writes.
 
-Both nodes get the same settings: after a failover the standby is the primary, and a setting that only one of them had
-would be lost with it. What differs is the node's name and whom it follows; `primary_conninfo` has an effect only where
-standby.signal exists. A container overrides paths on its command line and mounts these very files.
+Both nodes of a pair get the same settings: after a failover the standby is the primary, and a setting that only one of
+them had would be lost with it. What differs is the node's name and whom it follows; `primary_conninfo` has an effect
+only where standby.signal exists. A container overrides paths on its command line and mounts these very files.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import re
 
 from synapse_ops.domain.database.wal_space import wal_space
 from synapse_ops.manifests.document import Document, text_document
-from synapse_ops.manifests.stack.parts import Address, database_nodes
+from synapse_ops.manifests.stack.parts import Address, has_wal_receiver, node_addresses
 from synapse_ops.manifests.stack.processes import CONNECT_TIMEOUT_S, KEEPALIVES_S, database_url
 from synapse_ops.manifests.stack.units import milliseconds
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import MONITORING_USER
 
-READS = frozenset({"name", "server", "worker", "database", "resources", "failover", "tls", "kubernetes"})
+READS = frozenset({"name", "server", "worker", "database", "resources", "failover", "tls", "kubernetes", "backup"})
 
 OTHER_CONNECTIONS = 20  # superuser, replication, backup, monitoring and probes, beside the application's
 SENDERS = 10  # standby, WAL receiver, base backups, and room for each to come back before its old sender is gone
 SLOT = "standby"
+ROLES = ("primary", "standby")  # as the nodes of `failover.nodes` start
 PASSFILE = "/etc/synapse/replication.pgpass"
 SERVER_MEMORY_FLOOR = 32 << 20
 
@@ -30,7 +31,7 @@ def render_postgres(spec: Spec) -> tuple[Document, ...]:
     """Return postgresql.conf and pg_hba.conf of each node, and the clients' URL."""
     hba = pg_hba(spec)
     documents = [text_document("postgres/database-url.txt", database_url(spec, "hosts"), READS)]
-    for role in ("primary", "standby"):
+    for role in ROLES[: len(spec.failover.nodes)]:
         documents.append(text_document(f"postgres/{role}/postgresql.conf", postgresql_conf(spec, role), READS))
         documents.append(text_document(f"postgres/{role}/pg_hba.conf", hba, READS))
     return tuple(documents)
@@ -38,14 +39,12 @@ def render_postgres(spec: Spec) -> tuple[Document, ...]:
 
 def postgresql_conf(spec: Spec, role: str) -> str:
     """Return the settings of one node. role: primary or standby, as the nodes start."""
-    node, other = _pair(spec, role)
-    nodes = database_nodes(spec, "hosts")
-    followed = nodes[1 if role == "primary" else 0] if len(nodes) > 1 else nodes[0]
+    node = spec.failover.nodes[ROLES.index(role)]
     sections = {
         "Connections": _connections(spec, node_port(spec, role)),
         "TLS": _tls(spec),
         "Memory": _memory(spec),
-        "Write-ahead log and replication": _replication(spec, node, other, followed),
+        "Write-ahead log and replication": _replication(spec, node) | _following(spec, node),
         "Archiving": {"archive_mode": "off"},  # WAL is streamed to the receiver, which keeps a slot
         "Time limits": _limits(spec),
         "Log": _log(),
@@ -56,15 +55,9 @@ def postgresql_conf(spec: Spec, role: str) -> str:
     return text
 
 
-def _pair(spec: Spec, role: str) -> tuple[str, str]:
-    names = (spec.failover.primary, spec.failover.standby)
-    return names if role == "primary" else (names[1], names[0])
-
-
 def node_port(spec: Spec, role: str) -> int:
     """Return the port of a node on its host, as `database.nodes` says."""
-    nodes = database_nodes(spec, "hosts")
-    return nodes[1 if role == "standby" and len(nodes) > 1 else 0].port
+    return node_addresses(spec, "hosts")[ROLES.index(role)].port
 
 
 def _connections(spec: Spec, port: int) -> dict[str, str]:
@@ -111,9 +104,8 @@ def _kilobytes(size: int) -> str:
     return f"{size >> 10}kB"
 
 
-def _replication(spec: Spec, node: str, other: str, followed: Address) -> dict[str, str]:
+def _replication(spec: Spec, node: str) -> dict[str, str]:
     space = wal_space(spec.kubernetes.storage.database)
-    synchronous = f'FIRST 1 ("{other}")' if spec.failover.synchronous == "standby" else ""
     return {
         "cluster_name": quoted(node),
         "wal_level": "replica",
@@ -122,18 +114,36 @@ def _replication(spec: Spec, node: str, other: str, followed: Address) -> dict[s
         "max_replication_slots": str(SENDERS),
         "max_slot_wal_keep_size": size_setting(space.slot_bytes),
         "wal_keep_size": size_setting(space.keep_bytes),
-        "hot_standby": "on",
-        "hot_standby_feedback": "on",
         "synchronous_commit": "on",
-        "synchronous_standby_names": quoted(synchronous),
-        "primary_conninfo": quoted(primary_conninfo(spec, node, followed)),
-        "primary_slot_name": quoted(SLOT),
-        "recovery_target_timeline": quoted("latest"),
         "wal_sender_timeout": "30s",
-        "wal_receiver_timeout": "30s",
         "max_wal_size": size_setting(space.checkpoint_bytes),
         "checkpoint_timeout": "5min",
     }
+
+
+def _following(spec: Spec, node: str) -> dict[str, str]:
+    """Return how a node follows the other, whichever of the two takes writes."""
+    others = [
+        other for other in zip(spec.failover.nodes, node_addresses(spec, "hosts"), strict=True) if other[0] != node
+    ]
+    if not others:
+        return {}
+    [(name, address)] = others
+    synchronous = f'FIRST 1 ("{name}")' if spec.failover.synchronous == "standby" else ""
+    return {
+        "hot_standby": "on",
+        "hot_standby_feedback": "on",
+        "synchronous_standby_names": quoted(synchronous),
+        "primary_conninfo": quoted(primary_conninfo(spec, node, address)),
+        "primary_slot_name": quoted(SLOT),
+        "recovery_target_timeline": quoted("latest"),
+        "wal_receiver_timeout": "30s",
+    }
+
+
+def has_followers(spec: Spec) -> bool:
+    """Return whether somebody streams WAL as `database.replication_user`: a standby, or the WAL receiver."""
+    return spec.failover.standby is not None or has_wal_receiver(spec)
 
 
 def size_setting(size: int) -> str:
@@ -190,10 +200,13 @@ def pg_hba(spec: Spec) -> str:
     user, replication = hba_name(spec.database.user), hba_name(spec.database.replication_user)
     lines = ["# type  database  user  address  method", "local  all  all  scram-sha-256"]
     lines += [f"hostssl  {hba_name(name)}  {user}  all  scram-sha-256" for name in _databases(spec)]
+    if has_followers(spec):
+        lines += [
+            f"hostssl  replication  {replication}  all  scram-sha-256",
+            "# the WAL receiver asks in SQL, too",
+            f"hostssl  postgres  {replication}  all  scram-sha-256",
+        ]
     lines += [
-        f"hostssl  replication  {replication}  all  scram-sha-256",
-        "# the WAL receiver asks in SQL, too",
-        f"hostssl  postgres  {replication}  all  scram-sha-256",
         "# the exporter beside the server",
         f"hostssl  postgres  {MONITORING_USER}  samehost  scram-sha-256",
         "# the superuser, for backup, monitoring and failover",

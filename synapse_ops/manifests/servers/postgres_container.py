@@ -6,7 +6,13 @@ so each node writes its own into memory when it starts.
 
 from __future__ import annotations
 
-from synapse_ops.manifests.servers.postgres import SLOT, application_role_settings, primary_conninfo, quoted
+from synapse_ops.manifests.servers.postgres import (
+    SLOT,
+    application_role_settings,
+    has_followers,
+    primary_conninfo,
+    quoted,
+)
 from synapse_ops.manifests.stack.parts import PRIMARY, STANDBY, PlaceName, address_of
 from synapse_ops.manifests.stack.processes import DATABASE_PASSWORD, SECRETS_DIR
 from synapse_ops.spec import Spec
@@ -21,20 +27,18 @@ RUN_DIR = "/var/run/postgresql"
 _PASSFILE = "/tmp/replication.pgpass"  # noqa: S108 - a tmpfs of the container's own
 _WAL_FUNCTIONS = "pg_switch_wal(), pg_create_restore_point(text), pg_wal_replay_pause(), pg_wal_replay_resume()"
 
-CONTAINER_SECRETS = (
-    SUPERUSER_PASSWORD,
-    DATABASE_PASSWORD,
-    REPLICATION_PASSWORD,
-    MONITORING_PASSWORD,
-    "tls.crt",
-    "tls.key",
-    "ca.crt",
-)
 SERVER_ENVIRONMENT = {
     "PGDATA": f"{DATA_DIR}/pgdata",
     "POSTGRES_PASSWORD_FILE": f"{SECRETS_DIR}/{SUPERUSER_PASSWORD}",
     "POSTGRES_INITDB_ARGS": "--data-checksums --auth-local=scram-sha-256 --auth-host=scram-sha-256",
 }
+
+
+def container_secrets(spec: Spec) -> tuple[str, ...]:
+    """Return the names of the files below /run/secrets that a node opens."""
+    passwords = (SUPERUSER_PASSWORD, DATABASE_PASSWORD, REPLICATION_PASSWORD, MONITORING_PASSWORD)
+    wanted = (name for name in passwords if name != REPLICATION_PASSWORD or has_followers(spec))
+    return (*wanted, "tls.crt", "tls.key", "ca.crt")
 
 
 def ready_command(spec: Spec) -> list[str]:
@@ -51,7 +55,10 @@ def start_script(spec: Spec, node: str, place: PlaceName) -> str:
     node is: a promoted standby stays a primary however often it restarts.
     """
     user = spec.database.replication_user.replace("\\", "\\\\").replace(":", "\\:")
-    clone = ""
+    clone, passfile = "", ""
+    if spec.failover.standby is not None:
+        entry = f"{{ printf '*:*:*:%s:' {_shell(user)}; cat {SECRETS_DIR}/{REPLICATION_PASSWORD}; echo; }}"
+        passfile = f"{entry} >{_PASSFILE}\n"
     if node == STANDBY:
         source = container_conninfo(spec, node, place)
         clone = f"""
@@ -66,8 +73,7 @@ fi
     return f"""#!/bin/sh
 set -eu
 umask 077
-{{ printf '*:*:*:%s:' {_shell(user)}; cat {SECRETS_DIR}/{REPLICATION_PASSWORD}; echo; }} >{_PASSFILE}
-{clone}exec docker-entrypoint.sh postgres "$@"
+{passfile}{clone}exec docker-entrypoint.sh postgres "$@"
 """
 
 
@@ -82,22 +88,24 @@ def roles_script(spec: Spec) -> str:
         statements += [f"create role {identifier(user)} login connection limit {limit} password\n  :'app';"]
     for setting, value in application_role_settings(spec).items():
         statements.append(f"alter role {identifier(user)} set {setting} = {quoted(value)};")
-    statements += [
-        f"create role {identifier(replication)} login replication password\n  :'replication' in role pg_monitor;",
-        f"grant execute on function {_WAL_FUNCTIONS} to {identifier(replication)};",
-        f"create role {MONITORING_USER} login password\n  :'monitoring' in role pg_monitor;",
-    ]
+    if has_followers(spec):
+        statements += [
+            f"create role {identifier(replication)} login replication password\n  :'replication' in role pg_monitor;",
+            f"grant execute on function {_WAL_FUNCTIONS} to {identifier(replication)};",
+        ]
+    statements.append(f"create role {MONITORING_USER} login password\n  :'monitoring' in role pg_monitor;")
     for database in dict.fromkeys((spec.database.name, *spec.database.databases)):
         if database != "postgres":
             statements.append(f"create database {identifier(database)} owner {identifier(user)};")
-    statements.append(f"select pg_create_physical_replication_slot({quoted(SLOT)}, true);")
+    if spec.failover.standby is not None:
+        statements.append(f"select pg_create_physical_replication_slot({quoted(SLOT)}, true);")
     body = "\n".join(statements)
+    told = f"\\set replication `cat {SECRETS_DIR}/{REPLICATION_PASSWORD}`\n" if has_followers(spec) else ""
     return f"""#!/bin/sh
 set -eu
 psql --set ON_ERROR_STOP=1 --username postgres --dbname postgres --quiet <<'SQL'
 \\set app `cat {SECRETS_DIR}/{DATABASE_PASSWORD}`
-\\set replication `cat {SECRETS_DIR}/{REPLICATION_PASSWORD}`
-\\set monitoring `cat {SECRETS_DIR}/{MONITORING_PASSWORD}`
+{told}\\set monitoring `cat {SECRETS_DIR}/{MONITORING_PASSWORD}`
 {body}
 SQL
 """
@@ -111,16 +119,15 @@ def server_arguments(spec: Spec, node: str, place: PlaceName) -> list[str]:
         "port": str(spec.database.port),
         "ssl_cert_file": f"{SECRETS_DIR}/tls.crt",
         "ssl_key_file": f"{SECRETS_DIR}/tls.key",
-        "primary_conninfo": container_conninfo(spec, node, place),
     }
+    if spec.failover.standby is not None:
+        settings["primary_conninfo"] = container_conninfo(spec, node, place)
     return [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
 
 
 def container_conninfo(spec: Spec, node: str, place: PlaceName) -> str:
-    """Return how a node in a container follows the other."""
-    name, other = spec.failover.primary, STANDBY
-    if node == STANDBY:
-        name, other = spec.failover.standby, PRIMARY
+    """Return how a node in a container follows the other. There is a standby."""
+    name, other = spec.failover.nodes[node == STANDBY], PRIMARY if node == STANDBY else STANDBY
     followed = address_of(spec, other, place)
     return primary_conninfo(spec, name, followed, authority=f"{SECRETS_DIR}/ca.crt", passfile=_PASSFILE)
 

@@ -14,9 +14,9 @@ from synapse_ops.manifests.stack.parts import (
     Address,
     PlaceName,
     address_of,
-    database_nodes,
     is_ours,
     namespace,
+    node_addresses,
     object_name,
 )
 from synapse_ops.manifests.stack.probes import FAILURES, readiness
@@ -60,9 +60,10 @@ def _qdrant_names(spec: Spec, place: PlaceName) -> list[str]:
 
 
 def _database_names(spec: Spec, place: PlaceName) -> list[str]:
-    if not is_ours(spec, "database", place):
-        return []
-    return [node.host for node in database_nodes(spec, place)]
+    """Somebody else's server has its own certificate; nodes elsewhere that the spec names are set up by our files."""
+    if is_ours(spec, "database", place) or (place == "hosts" and spec.database.nodes):
+        return [node.host for node in node_addresses(spec, place)]
+    return []
 
 
 def protocols(spec: Spec) -> tuple[str, ...]:

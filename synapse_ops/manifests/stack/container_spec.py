@@ -15,13 +15,12 @@ from typing import Any
 from synapse_ops.manifests.stack.parts import (
     API,
     OPS,
-    PRIMARY,
     QDRANT,
     REDIS,
-    STANDBY,
     PlaceName,
     address_of,
     is_ours,
+    node_addresses,
 )
 from synapse_ops.manifests.stack.processes import QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR, every_address
 from synapse_ops.manifests.stack.secret_files import TOKEN
@@ -109,8 +108,9 @@ def _database(spec: Spec, place: PlaceName) -> dict[str, Any]:
     """The nodes are named one by one, so that the superuser's URL may carry any host."""
     if not is_ours(spec, "database", place):
         return {}
-    primary, standby = address_of(spec, PRIMARY, place), address_of(spec, STANDBY, place)
-    return {"host": primary.host, "nodes": {spec.failover.primary: str(primary), spec.failover.standby: str(standby)}}
+    addresses = node_addresses(spec, place)
+    nodes = {name: str(address) for name, address in zip(spec.failover.nodes, addresses, strict=True)}
+    return {"host": addresses[0].host, "nodes": nodes}
 
 
 def _qdrant(spec: Spec, place: PlaceName) -> dict[str, Any]:

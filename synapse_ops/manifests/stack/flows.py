@@ -19,8 +19,11 @@ from synapse_ops.manifests.stack.parts import (
     WAL_RECEIVER,
     WORKER,
     authority_of,
+    database_nodes,
+    database_parts,
     has_wal_receiver,
     is_ours,
+    node_addresses,
     qdrant_nodes,
 )
 from synapse_ops.spec import Spec
@@ -68,18 +71,19 @@ def inbound(spec: Spec) -> tuple[Inbound, ...]:
 
 
 def outbound(spec: Spec) -> tuple[Outbound, ...]:
-    """Return where our own services ask outside of the cluster, besides each store's own `host`, each once."""
+    """Return where parts of the stack ask outside of the cluster, besides Redis' and Qdrant's own hosts, each once."""
     found: list[Outbound] = []
-    for service in (OPS, WAL_RECEIVER) if has_wal_receiver(spec) else (OPS,):
+    services = (OPS, WAL_RECEIVER) if has_wal_receiver(spec) else (OPS,)
+    for service in services:
         endpoint = spec.object_store.endpoint  # AWS has many addresses
         found.append(Outbound(service, None, HTTPS_PORT) if endpoint is None else _leads(service, endpoint))
         if service == OPS:
             found += [_leads(service, check.url) for check in spec.health if not check.url.startswith("/")]
-        if not is_ours(spec, "database", "kubernetes"):
-            nodes = spec.database.nodes
-            found += [_leads(service, f"tcp://{address}") for address in nodes.values()]
-            if spec.failover.standby not in nodes:
-                found.append(Outbound(service, spec.failover.standby, spec.database.port))
+    if not is_ours(spec, "database", "kubernetes"):
+        clients = database_nodes(spec, "kubernetes")
+        nodes = dict.fromkeys((*clients, *node_addresses(spec, "kubernetes")))  # the superuser's URL leads to either
+        found += [Outbound(client, *address) for client in (API, WORKER) for address in clients]
+        found += [Outbound(service, *address) for service in services for address in nodes]
     return tuple(dict.fromkeys(found))
 
 
@@ -88,38 +92,40 @@ def _leads(service: str, url: str) -> Outbound:
 
 
 def flows(spec: Spec) -> tuple[Flow, ...]:
-    """Return every flow between parts of the stack, each once."""
-    database, redis = spec.database.port, spec.redis.port
+    """Return every flow between parts of the stack, each once. A database elsewhere is in `outbound`."""
+    redis = spec.redis.port
     ours = is_ours(spec, "qdrant", "kubernetes")
     vectors = [spec.qdrant.port] if ours else sorted({node.port for node in qdrant_nodes(spec)})
     found = [Flow(ENTRY, API, spec.server.port, "requests, TLS ended")]
     for client in (API, WORKER):
         found += [
-            Flow(client, PRIMARY, database, "queries"),
-            Flow(client, STANDBY, database, "queries, after a failover"),
+            *_to_nodes(spec, client, "queries"),
             Flow(client, REDIS, redis, "cache and queue"),
             *(Flow(client, QDRANT, port, "vector search") for port in vectors),
         ]
     found += [
-        Flow(STANDBY, PRIMARY, database, "replication"),
-        Flow(PRIMARY, STANDBY, database, "replication, after a failover"),
+        *(flow for node in database_parts(spec) for flow in _to_nodes(spec, node, "replication")),
         Flow(OPS, API, spec.server.port, "health checks"),
-        Flow(OPS, PRIMARY, database, "backup, probes, fencing"),
-        Flow(OPS, STANDBY, database, "backup, probes, promotion"),
+        *_to_nodes(spec, OPS, "backup, probes"),
         Flow(OPS, REDIS, redis, "probes, cleanup"),
         *(Flow(OPS, QDRANT, port, "snapshots, probes") for port in vectors),
         Flow(MONITORING, API, spec.server.port, "metrics, probes"),
         Flow(MONITORING, WORKER, WORKER_METRICS_PORT, "metrics"),
-        Flow(MONITORING, PRIMARY, POSTGRES_EXPORTER_PORT, "metrics"),
-        Flow(MONITORING, STANDBY, POSTGRES_EXPORTER_PORT, "metrics"),
+        *(Flow(MONITORING, node, POSTGRES_EXPORTER_PORT, "metrics") for node in database_parts(spec)),
         Flow(MONITORING, REDIS, REDIS_EXPORTER_PORT, "metrics"),
         *(Flow(MONITORING, QDRANT, port, "metrics") for port in vectors),
         Flow(MONITORING, OPS, spec.watch.port or OPS_METRICS_PORT, "metrics"),
     ]
     if has_wal_receiver(spec):
         found += [
-            Flow(WAL_RECEIVER, PRIMARY, database, "WAL"),
-            Flow(WAL_RECEIVER, STANDBY, database, "WAL, after a failover"),
+            *_to_nodes(spec, WAL_RECEIVER, "WAL"),
             Flow(MONITORING, WAL_RECEIVER, WAL_METRICS_PORT, "metrics"),
         ]
     return tuple(found)
+
+
+def _to_nodes(spec: Spec, source: str, reason: str) -> list[Flow]:
+    """Return the flows from one part to every other node of the database: after a failover it is another's turn."""
+    if not is_ours(spec, "database", "kubernetes"):
+        return []
+    return [Flow(source, node, spec.database.port, reason) for node in database_parts(spec) if node != source]

@@ -144,22 +144,39 @@ def authority_of(url: str) -> Address:
     return Address(found.hostname or "", found.port or (443 if found.scheme == "https" else 80))
 
 
+def database_parts(spec: Spec) -> tuple[str, ...]:
+    """Return the nodes of the database as parts: the primary, and the standby where there is one."""
+    return (PRIMARY, STANDBY)[: len(spec.failover.nodes)]
+
+
 def database_nodes(spec: Spec, place: PlaceName) -> tuple[Address, ...]:
-    """Return where a client of the database tries to connect, in this order: ours are two nodes, of which one takes
-    writes; elsewhere it is `database.host`.
+    """Return where a client of the database tries to connect, in this order: every node, of which one takes writes.
+
+    Elsewhere it is `database.host` alone, unless that is one of `database.nodes`: a managed server, or what stands in
+    front of the nodes, such as a pooler or an address that moves.
     """
-    if not is_ours(spec, "database", place):
-        return (Address(spec.database.host, spec.database.port),)
-    if place == "hosts":
-        return tuple(_node(spec, node) for node in (spec.failover.primary, spec.failover.standby))
-    return (address_of(spec, PRIMARY, place), address_of(spec, STANDBY, place))
+    nodes = node_addresses(spec, place)
+    host = spec.database.host
+    if is_ours(spec, "database", place) or (spec.database.nodes and host in {node.host for node in nodes}):
+        return nodes
+    return (Address(host, spec.database.port),)
+
+
+def node_addresses(spec: Spec, place: PlaceName) -> tuple[Address, ...]:
+    """Return where each node of the database is, in the order of `failover.nodes`."""
+    if place != "hosts" and is_ours(spec, "database", place):
+        return tuple(address_of(spec, part, place) for part in database_parts(spec))
+    return tuple(_node(spec, node) for node in spec.failover.nodes)
 
 
 def _node(spec: Spec, node: str) -> Address:
-    """Return a node's address as `database.nodes` gives it, else the host of its name on the common port."""
+    """Return a node's address as `database.nodes` gives it, else the host of its name on the common port; the primary
+    of a database elsewhere is at `database.host`.
+    """
     given = spec.database.nodes.get(node)
     if given is None:
-        return Address(node, spec.database.port)
+        is_at_host = node == spec.failover.primary and not is_this_machine(spec.database.host)
+        return Address(spec.database.host if is_at_host else node, spec.database.port)
     host, _, port = given.rpartition(":")
     return Address(host.strip("[]"), int(port))
 

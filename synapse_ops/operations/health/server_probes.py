@@ -47,11 +47,11 @@ def server_probes(stack: Stack, clients: HttpClients) -> Iterator[Probe]:
     interval_s, timeout_s = watch.interval.total_seconds(), watch.timeout.total_seconds()
     for kind in watch.servers:
         if kind == "nodes":
-            for node in _nodes(stack):
+            for node in stack.spec.failover.nodes:
                 target = f"PostgreSQL {node_address(stack, node)}"
                 yield Probe(f"server/{node}", SERVER, target, interval_s, timeout_s, _ask_node(stack, node))
-        elif kind == "replication":
-            nodes = ", ".join(_nodes(stack))
+        elif kind == "replication" and stack.spec.failover.standby is not None:
+            nodes = ", ".join(stack.spec.failover.nodes)
             yield Probe("server/replication", SERVER, nodes, interval_s, timeout_s, _ask_replication(stack))
         elif kind == "redis":
             redis = stack.spec.redis
@@ -72,10 +72,6 @@ def server_probes(stack: Stack, clients: HttpClients) -> Iterator[Probe]:
         elif kind == "disk":
             every_s = max(DISK_INTERVAL_S, timeout_s)
             yield Probe("server/disk", SERVER, str(stack.state_dir), every_s, timeout_s, _ask_disk(stack))
-
-
-def _nodes(stack: Stack) -> tuple[str, ...]:
-    return (stack.spec.failover.primary, stack.spec.failover.standby)
 
 
 def node_address(stack: Stack, node: str) -> str:
@@ -111,7 +107,8 @@ def _ask_node(stack: Stack, node: str) -> Question:
     async def ask(stage: Stage) -> ProbeVerdict:
         from synapse_ops.systems.postgres.probe import read_facts
 
-        return judge_server(await read_facts(await asyncio.to_thread(node_conninfo, stack, node), stage))
+        facts = await read_facts(await asyncio.to_thread(node_conninfo, stack, node), stage)
+        return judge_server(facts, is_alone=stack.spec.failover.standby is None)
 
     return ask
 
@@ -132,8 +129,9 @@ def _ask_replication(stack: Stack) -> Question:
     async def ask(stage: Stage) -> ProbeVerdict:
         stage.words = "waiting for all nodes"
         timeout_s = 0.9 * stack.spec.watch.timeout.total_seconds()  # one silent node must not hide what the others say
-        found = await asyncio.gather(*(position(node, timeout_s) for node in _nodes(stack)))
-        positions = dict(zip(_nodes(stack), found, strict=True))
+        nodes = stack.spec.failover.nodes
+        found = await asyncio.gather(*(position(node, timeout_s) for node in nodes))
+        positions = dict(zip(nodes, found, strict=True))
         return judge_replication(positions, max_lag_bytes=stack.spec.failover.max_lag_bytes)
 
     return ask
@@ -232,7 +230,7 @@ def _ask_certificates(stack: Stack) -> Question:
 
 def _tls_servers(stack: Stack) -> Iterator[tuple[str, str, int, bool]]:
     """Yield name, host, port and whether it is PostgreSQL, of every server of the spec that may speak TLS."""
-    for node in _nodes(stack) if "nodes" in stack.spec.watch.servers else ():
+    for node in stack.spec.failover.nodes if "nodes" in stack.spec.watch.servers else ():
         host, _, port = node_address(stack, node).rpartition(":")
         if not host.startswith("/"):
             yield node, host.strip("[]"), int(port), True

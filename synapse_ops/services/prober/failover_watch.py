@@ -96,7 +96,7 @@ class FailoverWatch:
 
     def _sessions(self) -> dict[str, WatchedNode]:
         stack = self.stack()
-        names = (stack.spec.failover.primary, stack.spec.failover.standby)
+        names = stack.spec.failover.nodes
         if set(self._nodes) != set(names):
             for node in self._nodes.values():
                 node.session.close()

@@ -16,7 +16,9 @@ class Failover(Block):
     primary: Node = Field(
         "db-primary", description="Node that is primary at first; later the servers report which it is."
     )
-    standby: Node = Field("db-standby", description="Node that takes over.")
+    standby: Node | None = Field(
+        "db-standby", description="Node that takes over; null: there is none, as with a managed or a single server."
+    )
     automatic: bool = Field(True, description="Whether a confirmed outage starts a failover without confirmation.")
     timeout: Duration = Field(timedelta(seconds=30), description="Longest time from confirmation to verified writes.")
     manager: Literal["synapse", "external"] = Field(
@@ -37,3 +39,13 @@ class Failover(Block):
     dagster_grace: DurationOrZero = Field(
         timedelta(seconds=1), description="Head start of the Dagster run over the resident watcher."
     )
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names of the nodes: the one that is primary at first, and the standby where there is one."""
+        return (self.primary,) if self.standby is None else (self.primary, self.standby)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this tool promotes: there is a standby, and no other manager."""
+        return self.standby is not None and self.manager == "synapse"

@@ -31,7 +31,11 @@ MOST_CONNECTIONS = 262_000  # PostgreSQL's 262,143, less those that keep it safe
 class Database(Block):
     """PostgreSQL: what clients connect to, and what backup and failover need besides."""
 
-    host: SocketHost = Field("localhost", description="Host that clients use; the nodes are named in `failover`.")
+    host: SocketHost = Field(
+        "localhost",
+        description="Host that clients use. Where it is this machine or one of `nodes`, they try every node; a pooler "
+        "or a managed server stays alone.",
+    )
     port: Port = Field(5432, description="Port of PostgreSQL.")
     name: DatabaseName = Field("synapse", description="The application's database. Default: the first of `databases`.")
     user: DatabaseName = Field("synapse_user", description="The application's role.")

@@ -10,8 +10,17 @@ from urllib.parse import unquote
 
 from synapse_ops.manifests.monitoring.alert_catalog import HEARTBEAT
 from synapse_ops.manifests.servers.postgres import hba_name
-from synapse_ops.manifests.stack.parts import QDRANT, PlaceName, address_of
-from tests.manifests.consistency.findings import Finding, Rule, View, environment_of, name_of, targets_of, told_in_pods
+from synapse_ops.manifests.stack.parts import QDRANT, PlaceName, address_of, is_ours
+from tests.manifests.consistency.findings import (
+    Finding,
+    Rule,
+    View,
+    environment_of,
+    name_of,
+    roles_of,
+    targets_of,
+    told_in_pods,
+)
 
 _COMPOSE = "docker/compose.yaml"
 _PUBLIC = {"proxy"}  # ends TLS; everything else is published on loopback at most
@@ -30,7 +39,7 @@ def only_the_proxy_is_published(view: View) -> Iterator[Finding]:
 def clients_of_the_database_are_checked(view: View) -> Iterator[Finding]:
     """Every line of pg_hba.conf refuses, or asks for SCRAM and, over the network, for TLS."""
     rule = "clients_of_the_database_are_checked"
-    for path in ("postgres/primary/pg_hba.conf", "postgres/standby/pg_hba.conf"):
+    for path in (f"postgres/{role}/pg_hba.conf" for role in roles_of(view.spec)):
         for line in view.text(path).splitlines():
             fields = line.split()
             if not fields or line.startswith("#") or fields[-1] == "reject":
@@ -45,7 +54,7 @@ def whoever_connects_is_admitted(view: View) -> Iterator[Finding]:
     """
     rule = "whoever_connects_is_admitted"
     services = view.compose["services"]
-    in_compose = [view.text(f"postgres/{role}/pg_hba.conf") for role in ("primary", "standby")]
+    in_compose = [view.text(f"postgres/{role}/pg_hba.conf") for role in roles_of(view.spec)]
     containers = [(_COMPOSE, str(name), service.get("environment", {}), service) for name, service in services.items()]
     places = [(in_compose if "db-primary" in services else [], containers)]
     pods = [(path, one) for path, found in view.workloads for one in found["spec"]["template"]["spec"]["containers"]]
@@ -141,19 +150,21 @@ def the_application_is_told_the_ports(view: View) -> Iterator[Finding]:
     places += [(path, "kubernetes", told) for path, told in told_in_pods(view)]
     for path, place, told in places:
         wanted = {
-            "SYNAPSE_DATABASE_URL": spec.database.port,
-            "SYNAPSE_REDIS_URL": spec.redis.port,
-            "SYNAPSE_QDRANT_URL": address_of(spec, QDRANT, place).port,
+            "SYNAPSE_DATABASE_URL": {spec.database.port},
+            "SYNAPSE_REDIS_URL": {spec.redis.port},
+            "SYNAPSE_QDRANT_URL": {address_of(spec, QDRANT, place).port},
         }
-        for variable, port in wanted.items():
+        if not is_ours(spec, "database", place):
+            wanted["SYNAPSE_DATABASE_URL"] |= {int(one.rpartition(":")[2]) for one in spec.database.nodes.values()}
+        for variable, ports in wanted.items():
             named = {int(found) for found in _PORT.findall(told.get(variable, "") + "/")}
-            if named - {port}:
-                yield Finding(rule, path, f"{variable} names port {sorted(named)}, the spec {port}")
+            if named - ports:
+                yield Finding(rule, path, f"{variable} names port {sorted(named)}, the spec {sorted(ports)}")
 
 
 def the_database_takes_its_clients(view: View) -> Iterator[Finding]:
     """The server's max_connections leave the application `database.max_connections`, beside those reserved."""
-    for path in ("postgres/primary/postgresql.conf", "postgres/standby/postgresql.conf"):
+    for path in (f"postgres/{role}/postgresql.conf" for role in roles_of(view.spec)):
         found = re.search(r"^max_connections = (\d+)$", view.text(path), re.MULTILINE)
         reserved = re.search(r"^superuser_reserved_connections = (\d+)$", view.text(path), re.MULTILINE)
         room = (int(found[1]) if found else 0) - (int(reserved[1]) if reserved else 3)

@@ -61,6 +61,11 @@ class View:
 Rule = Callable[[View], Iterator[Finding]]
 
 
+def roles_of(spec: Spec) -> tuple[str, ...]:
+    """Return the folders of PostgreSQL's own files: a node each."""
+    return ("primary",) if spec.failover.standby is None else ("primary", "standby")
+
+
 @lru_cache(maxsize=128)
 def load_yaml(text: str) -> tuple[Any, ...]:
     """Return the values of a YAML text. Rules share them: many read the same document, and none changes it."""

@@ -12,7 +12,7 @@ from synapse_ops.manifests.servers.postgres import node_port
 from synapse_ops.manifests.stack.parts import qdrant_nodes
 from synapse_ops.spec.fixed import LOCAL_HOSTS
 from synapse_ops.spec.units import format_cores, format_size, parse_size
-from tests.manifests.consistency.findings import Finding, Rule, View, name_of, told_in_pods
+from tests.manifests.consistency.findings import Finding, Rule, View, name_of, roles_of, told_in_pods
 
 _COMPOSE = "docker/compose.yaml"
 _PARTS = ("api", "worker", "db-primary", "db-standby", "redis", "qdrant")
@@ -137,8 +137,7 @@ def stores_listen_where_they_are_asked(view: View) -> Iterator[Finding]:
     """The port of each store is the same in its own file, in its pod, and in what the application is told."""
     rule, spec = "stores_listen_where_they_are_asked", view.spec
     told = {
-        "postgres/primary/postgresql.conf": rf"^port = {node_port(spec, 'primary')}$",
-        "postgres/standby/postgresql.conf": rf"^port = {node_port(spec, 'standby')}$",
+        **{f"postgres/{role}/postgresql.conf": rf"^port = {node_port(spec, role)}$" for role in roles_of(spec)},
         "redis/redis.conf": rf"^port {spec.redis.port}$",
         "qdrant/config.yaml": rf"^  http_port: {spec.qdrant.port}$",
     }
@@ -169,6 +168,8 @@ def the_application_is_told_the_same(view: View) -> Iterator[Finding]:
     in_cluster = {found["metadata"]["name"] for _, found in view.of_kind("Service")}
     stores = {view.spec.database.host, view.spec.redis.host, view.spec.qdrant.host}
     hosts = stores.union(node.host for node in qdrant_nodes(view.spec))
+    hosts |= {address.rpartition(":")[0].strip("[]") for address in view.spec.database.nodes.values()}
+    hosts |= set(view.spec.failover.nodes) if view.spec.database.nodes else set()  # one without address is its name
     elsewhere = hosts - LOCAL_HOSTS
     pods = told_in_pods(view)
     for path, told in pods:
@@ -273,8 +274,9 @@ def tls_is_as_new_everywhere(view: View) -> Iterator[Finding]:
         "docker/nginx.conf": f"  ssl_protocols {accepted};",
         "tls/haproxy.cfg": f"ssl-min-ver {oldest} ",
         "logging/logstash.conf": "ssl_supported_protocols => [" + ", ".join(f'"{v}"' for v in accepted.split()) + "]",
-        "postgres/primary/postgresql.conf": f"ssl_min_protocol_version = '{oldest}'",
-        "postgres/standby/postgresql.conf": f"ssl_min_protocol_version = '{oldest}'",
+        **{
+            f"postgres/{role}/postgresql.conf": f"ssl_min_protocol_version = '{oldest}'" for role in roles_of(view.spec)
+        },
     }
     for path, line in told.items():
         if line not in view.text(path):

@@ -244,7 +244,8 @@ def _addresses_in_cluster(view: View) -> dict[str, set[str]]:
 def _asked(told: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield field, part and host:port of everything that a prober's spec names."""
     nodes = told["database"]["nodes"]
-    for node, part in ((told["failover"]["primary"], "db-primary"), (told["failover"]["standby"], "db-standby")):
+    named = ((told["failover"]["primary"], "db-primary"), (told["failover"]["standby"], "db-standby"))
+    for node, part in ((node, part) for node, part in named if node is not None):
         usual = f"{told['database']['host']}:{told['database']['port']}"
         yield f"database.nodes.{node}", part, nodes.get(node, usual)
     for store in ("redis", "qdrant"):

@@ -25,13 +25,17 @@ SPECS = CHANGES | {
 
 @pytest.mark.parametrize("name", SPECS)
 def test_the_certificate_names_every_host_that_is_verified(name: str) -> None:
-    """Of servers that are ours: nodes of the database by URL and by primary_conninfo, and what Prometheus scrapes over
-    TLS. Somebody else's server has its own certificate.
+    """Of servers that are ours or set up by our files: nodes of the database by URL and by primary_conninfo, and what
+    Prometheus scrapes over TLS. Somebody else's server has its own certificate.
     """
     loaded, faults = check_text(json.dumps(SPECS[name] or {"name": "synapse"}), Path("spec.yaml"))
     assert loaded is not None, faults
     spec, bundle = loaded.spec, render_bundle(loaded.spec)
     elsewhere = {spec.database.host, spec.qdrant.host} - {"localhost", "127.0.0.1"}
+    if spec.database.nodes:
+        elsewhere -= {address.rpartition(":")[0] for address in spec.database.nodes.values()}
+    elif spec.database.host in elsewhere:
+        elsewhere.add(str(spec.failover.standby))
 
     listed = set(bundle.by_path["tls/certificate-names.txt"].text.split())
 

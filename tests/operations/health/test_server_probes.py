@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -20,6 +21,7 @@ from synapse_ops.domain.health.servers import (
     judge_qdrant,
     judge_redis,
     judge_replication,
+    judge_server,
 )
 from synapse_ops.domain.health.states import ProbeVerdict, State
 from synapse_ops.local.servers.redis import find_redis
@@ -27,7 +29,9 @@ from synapse_ops.operations.health.asker import Asker
 from synapse_ops.operations.health.probes import probes_of
 from synapse_ops.operations.health.server_probes import STORE_PREFIX
 from synapse_ops.operations.stack import Stack, open_stack
+from synapse_ops.systems.postgres.probe import read_facts
 from synapse_ops.systems.probe_clients import HttpClients
+from synapse_ops.systems.probe_stage import Stage
 from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.misbehaving import make_certificate
 from tests.servers import PostgresServer
@@ -92,6 +96,27 @@ def test_a_server_is_measured_and_its_trouble_named(
     assert verdict.measurements["max_connections"] == 60
     assert verdict.measurements["connections"] >= 1
     assert verdict.measurements["oldest_xid_age"] > 0
+
+
+def test_a_server_without_standby_is_asked_alone_and_by_a_role_that_is_no_superuser(
+    postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a managed server is: nothing is said of replication, and pg_monitor suffices. One that replays is failed."""
+    postgres_server.execute("create role managed login password 'tests-only' in role pg_monitor")
+    monkeypatch.setenv("TEST_ADMIN_DSN", postgres_server.conninfo(user="managed", password="tests-only"))
+    try:
+        stack = stack_of(tmp_path, "database: {admin: 'env:TEST_ADMIN_DSN'}\nfailover: {standby: null}")
+        names = {probe.name for probe in probes_of(stack, HttpClients())}
+
+        verdict = ask(stack, "db-primary")
+        facts = asyncio.run(read_facts(postgres_server.conninfo(user="managed", password="tests-only"), Stage()))
+    finally:
+        postgres_server.execute("drop role managed")
+
+    assert verdict.state is State.HEALTHY, verdict
+    assert names.isdisjoint({"server/replication", "server/db-standby", "server/None"})
+    assert judge_server(replace(facts, is_standby=True), is_alone=True).state is State.FAILED
+    assert judge_server(replace(facts, is_standby=True)).state is State.HEALTHY
 
 
 def test_a_silent_standby_does_not_hide_the_primary(
