@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,8 +81,13 @@ def postgres_server(server_tools: PgTools) -> Iterator[PostgresServer]:
 
 
 @contextmanager
-def running_postgres(tools: PgTools) -> Iterator[PostgresServer]:
-    """Run a server with the settings of `postgres_server`, for what would leave roles or tablespaces on that one."""
+def running_postgres(
+    tools: PgTools, *, settings: Mapping[str, object] | None = None, init: Sequence[str] = ()
+) -> Iterator[PostgresServer]:
+    """Run a server with the settings of `postgres_server`, for what would leave roles or tablespaces on that one.
+
+    settings: in place of those. init: further options of initdb.
+    """
     folder = servers_dir("pg")
     [port] = free_ports(1)
     server = PgServer(
@@ -101,6 +106,7 @@ def running_postgres(tools: PgTools) -> Iterator[PostgresServer]:
             "max_wal_senders": 10,
             "wal_level": "logical",
             "max_prepared_transactions": 4,
+            **(settings or {}),
         },
         hba=(
             "local all all trust",
@@ -109,7 +115,7 @@ def running_postgres(tools: PgTools) -> Iterator[PostgresServer]:
         ),
     )
     try:
-        server.init(SUPERUSER, PASSWORD, durable=False)
+        server.init(SUPERUSER, PASSWORD, durable=False, extra=init)
         server.start(START_TIMEOUT_S)
         yield PostgresServer(server)
     finally:

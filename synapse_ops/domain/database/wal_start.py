@@ -6,7 +6,7 @@ added: a clone has the same system identifier, generation and timeline, and only
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from synapse_ops.domain.database.lsn import Lsn
@@ -78,6 +78,22 @@ def plan_start(
     wanted = candidates(archive, history, slot_lsn, segment_bytes)
     chosen = next((one for one in wanted if one.name in available), wanted[-1])
     return StreamStart(chosen, _gap_before(archive, history, chosen))
+
+
+def left_over(archive: WalArchive, gap: WalRange, spooled: Mapping[Segment, int]) -> tuple[Segment, ...]:
+    """Return the segments of a spool that go on where the store ends, in order: only they hold what a gap begins with.
+
+    spooled: how many bytes of each are here, from its first on.
+    """
+    newest = [row for row in archive.timelines if row.last_lsn is not None][-1]
+    segment = Segment.at(newest.timeline, gap.start, newest.segment_bytes)
+    found: list[Segment] = []
+    while segment in spooled and segment.start + spooled[segment] > gap.start:
+        found.append(segment)
+        if spooled[segment] < segment.size_bytes:
+            break
+        segment = segment.next()
+    return tuple(found)
 
 
 def _gap_before(archive: WalArchive, history: TimelineHistory, chosen: Segment) -> WalRange | None:

@@ -7,11 +7,14 @@
 What is acknowledged as flushed is durable in the store, so that a slot keeps everything else on the primary and a
 commit that waits for us waits for the store. This thread never waits for the store; so the server hears from us every
 second whatever the store does. Whatever ends a session, the next one begins anew from what the repository holds.
+
+While the store is away no session can begin. So one whose connection ends goes on with others, until what has arrived
+is stored: where the server has dropped the slot, the spool holds what nobody else has, and is filled on. What a dead
+process has left in it is stored as well, before a gap is named.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import select
@@ -19,18 +22,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment, TimelineHistory
-from synapse_ops.domain.database.wal_chain import WalArchive
-from synapse_ops.domain.database.wal_facts import TimelineClaim
-from synapse_ops.domain.database.wal_pages import PageJudge
-from synapse_ops.domain.database.wal_start import StreamStart, candidates, plan_start
+from synapse_ops.domain.database.wal_start import candidates, left_over, plan_start
 from synapse_ops.errors import SynapseOpsError, Unreachable, WrongIdentity
 from synapse_ops.operations.database.wal_archive import read_wal_archive, wal_lease
 from synapse_ops.operations.database.wal_source import SLOT, WalServer, open_wal_server, wal_conninfo
@@ -40,9 +39,11 @@ from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
 from synapse_ops.services.wal_receiver.empty_commits import EmptyCommits
 from synapse_ops.services.wal_receiver.lease import HeldLease
+from synapse_ops.services.wal_receiver.session import Session
+from synapse_ops.services.wal_receiver.slot import ready_slot, slot_to_stream_from
 from synapse_ops.services.wal_receiver.spool import Spool
 from synapse_ops.services.wal_receiver.standing import Standing
-from synapse_ops.services.wal_receiver.uploader import Uploader
+from synapse_ops.services.wal_receiver.uploader import SCAN_BYTES, Uploader
 from synapse_ops.systems.postgres.replication import (
     EndOfTimeline,
     Keepalive,
@@ -56,20 +57,10 @@ APPLICATION_NAME = "synapse-ops wal"
 STATUS_S = 1.0  # how often the server hears from us at least
 LONGEST_PAUSE_S = 5.0  # between two sessions
 DRAIN_S = 10.0  # at a stop: for what has arrived
+RECONNECT_S = 2.0  # for what has arrived, before another connection brings more
 HANG_UP_S = 10.0  # a server that shuts down waits for us as long as we answer and the store takes nothing
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class _Session:
-    """What one connection was begun with."""
-
-    server: WalServer
-    archive: WalArchive
-    start: StreamStart
-    history: TimelineHistory
-    history_data: bytes  # of the timeline that is received: an ancestor's, until all of that is stored
 
 
 class Receiver:
@@ -161,33 +152,44 @@ class Receiver:
                 recipients=self._stack.spec.encryption.recipients,
                 age_identities=self._stack.age_identities(),
             )
+            if self._store_left_over(session, connection, writer, lease):
+                return
             segment = session.start.segment
-            writer.claim(_claim(session, segment))
+            self._note_start(session)
+            writer.claim(session.claim())
             self._expect(session, segment)
-            uploader = Uploader(
-                writer,
-                self._spool,
-                lease,
-                session.archive,
-                self.standing,
-                history=_history_to(session.history, segment.timeline),
-                history_data=session.history_data,
-                page_bytes=server.page_bytes,
-                interval_s=self._interval_s,
-                on_durable=lambda _: self._wake(),
-            )
+            uploader = self._uploader(session, segment.timeline, writer, lease)
             opened.enter_context(EmptyCommits(conninfo, application_name=APPLICATION_NAME))
-            stream = connection.stream(SLOT, segment.start, segment.timeline)
             uploader.start()
             try:
-                self._receive(stream, session, uploader)
+                self._receive(connection.stream(SLOT, segment.start, segment.timeline), session, segment, uploader)
+            except SynapseOpsError as cut:
+                log.warning("the connection that WAL came on has ended", fault=cut.message)
+                connection.close()
+                self.standing.server = ""
+                self._receive_on(conninfo, session, uploader)
+                raise
             finally:
                 uploader.stop()
                 uploader.join(DRAIN_S)
             if uploader.error is not None:
                 raise uploader.error
 
-    def _begin(self, repository: Repository, server: WalServer, connection: ReplicationConnection) -> _Session:
+    def _uploader(self, session: Session, timeline: int, writer: WalWriter, lease: HeldLease) -> Uploader:
+        return Uploader(
+            writer,
+            self._spool,
+            lease,
+            session.archive,
+            self.standing,
+            history=session.history_to(timeline),
+            history_data=session.history_data,
+            page_bytes=session.server.page_bytes,
+            interval_s=self._interval_s,
+            on_durable=lambda _: self._wake(),
+        )
+
+    def _begin(self, repository: Repository, server: WalServer, connection: ReplicationConnection) -> Session:
         """Find out where to go on. Raises Refused or WrongIdentity for a server whose WAL does not belong here."""
         system = connection.identify()
         if system.system_identifier != server.identity.system_identifier:
@@ -195,7 +197,7 @@ class Receiver:
         data = connection.timeline_history(system.timeline) if system.timeline > 1 else b""
         history = TimelineHistory.parse(system.timeline, data)
         archive = read_wal_archive(repository, server.identity, age_identities=None)
-        slot_lsn = _ready_slot(server, connection)
+        slot_lsn = ready_slot(server, connection)
         wanted = candidates(archive, history, slot_lsn, server.segment_bytes)
         start = plan_start(
             archive,
@@ -205,19 +207,57 @@ class Receiver:
             segment_bytes=server.segment_bytes,
             available=server.stored_segments([one.name for one in wanted]),
         )
-        if start.gap is not None:
-            self.standing.gap_bytes += start.gap.size_bytes
-            self.standing.gap_at_s = time.time()
-            log.error("WAL is lost to the repository: the server has it no more", missing=str(start.gap))
         self.standing.identity = str(server.identity)
-        self.standing.timeline = start.segment.timeline
         self.standing.server_lsn = system.flush_lsn
-        self.standing.durable_lsn = self.standing.received_lsn = start.segment.start
         if 1 < start.segment.timeline < system.timeline:
             data = connection.timeline_history(start.segment.timeline)
-        return _Session(server, archive, start, history, data)
+        return Session(server, archive, start, history, data)
 
-    def _expect(self, session: _Session, segment: Segment) -> None:
+    def _note_start(self, session: Session) -> None:
+        start, standing = session.start, self.standing
+        if start.gap is not None:
+            standing.gap_bytes += start.gap.size_bytes
+            standing.gap_at_s = time.time()
+            log.error("WAL is lost to the repository: nobody has it any more", missing=str(start.gap))
+        standing.timeline = start.segment.timeline
+        standing.durable_lsn = standing.received_lsn = start.segment.start
+
+    def _store_left_over(
+        self, session: Session, connection: ReplicationConnection, writer: WalWriter, lease: HeldLease
+    ) -> bool:
+        """Store what only the spool still has of WAL that the server has no more; False where that is nothing.
+
+        The last byte of it may be one that a process was killed at, in the middle of a record: the next session, which
+        receives that segment again if it can, compares it.
+        """
+        gap, size = session.start.gap, session.server.segment_bytes
+        if gap is None:
+            return False
+        spooled = {one.segment: one.received for one in self._spool.adopt(size)}
+        found = left_over(session.archive, gap, spooled)
+        if not found:
+            return False
+        log.info("what the server has no more is stored from the spool", first=found[0].name, last=found[-1].name)
+        self._spool.clear(keep=found)
+        [row] = [row for row in session.archive.timelines if row.timeline == found[0].timeline]
+        judge = session.judge(found[0])
+        for one in self._spool.segments():
+            is_stored = one.segment.number in row.segments or one.segment.number in row.unread
+            self._spool.begin(one.segment, row.chunks.get(one.segment.number, ()), is_stored=is_stored)
+            for offset in range(0, one.received, SCAN_BYTES):
+                judge.take(judge.position, one.read_at(offset, min(SCAN_BYTES, one.received - offset)))
+        self.standing.timeline, self.standing.durable_lsn = row.timeline, found[0].start
+        data = connection.timeline_history(row.timeline) if row.timeline > 1 else b""
+        uploader = self._uploader(replace(session, history_data=data), row.timeline, writer, lease)
+        uploader.stop()  # once through
+        uploader.run()
+        if uploader.error is not None:
+            raise uploader.error
+        if self.standing.fault:
+            raise Unreachable(self.standing.fault)
+        return True
+
+    def _expect(self, session: Session, segment: Segment) -> None:
         """Empty the spool, and note what is stored of the segment that is received again."""
         self._spool.clear()
         row = next((one for one in session.archive.timelines if one.timeline == segment.timeline), None)
@@ -225,17 +265,44 @@ class Receiver:
             is_stored = segment.number in row.segments or segment.number in row.unread
             self._spool.begin(segment, row.chunks.get(segment.number, ()), is_stored=is_stored)
 
-    def _receive(self, stream: WalStream, session: _Session, uploader: Uploader) -> None:
+    def _receive_on(self, conninfo: str, session: Session, uploader: Uploader) -> None:
+        """Receive on other connections until everything that has arrived is stored, or the uploader ends."""
+        while not self._is_all_stored(uploader):
+            for segment in self._spool.go_on_with():
+                try:
+                    with connect_replication(conninfo, application_name=APPLICATION_NAME) as connection:
+                        slot = slot_to_stream_from(connection, self.standing.durable_lsn)
+                        stream = connection.stream(slot, segment.start, segment.timeline)
+                        self._receive(stream, session, segment, uploader, until_stored=True)
+                    break
+                except SynapseOpsError as cut:
+                    self.standing.server = ""
+                    words = f"{cut.message} {cut.detail}"
+                    log.warning("receiving WAL was interrupted while the store is away", fault=words)
+
+    def _is_all_stored(self, uploader: Uploader) -> bool:
+        """Wait a moment until it is, or nothing more will be."""
+        deadline_s = time.monotonic() + RECONNECT_S
+        while uploader.is_alive() and not self._is_done() and self.standing.durable_lsn < self.standing.received_lsn:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            select.select([self._wake_out], [], [], left_s)
+            self._take_wakes()
+        return True
+
+    def _receive(
+        self,
+        stream: WalStream,
+        session: Session,
+        segment: Segment,
+        uploader: Uploader,
+        *,
+        until_stored: bool = False,
+    ) -> None:
+        """Spool what comes, from a segment's first byte on. until_stored: end once all that has arrived is stored."""
         server, standing = session.server, self.standing
-        segment = session.start.segment
-        judge = PageJudge(
-            system_identifier=server.identity.system_identifier,
-            history=_history_to(session.history, segment.timeline),
-            start=segment.start,
-            segment_bytes=server.segment_bytes,
-            page_bytes=server.page_bytes,
-            major=server.version_num // 10000,
-        )
+        judge = session.judge(segment)
         said_at_s, said = 0.0, Lsn(0)
         asked_at_s: float | None = None
         while not self._is_done() and uploader.is_alive():
@@ -252,7 +319,8 @@ class Receiver:
             if isinstance(message, WalData):
                 judge.take(message.start, message.data)
                 self._spool.append(segment.timeline, message.start, message.data, server.segment_bytes)
-                standing.received_lsn, standing.server_lsn = judge.position, max(message.server_lsn, judge.position)
+                standing.received_lsn = max(standing.received_lsn, judge.position)
+                standing.server_lsn = max(message.server_lsn, judge.position)
                 standing.count("received_bytes", len(message.data))
             elif isinstance(message, Keepalive):
                 standing.server_lsn = max(message.server_lsn, standing.server_lsn)
@@ -266,50 +334,12 @@ class Receiver:
             elif asked_at_s is not None and now_s - asked_at_s > HANG_UP_S:
                 raise Unreachable(f"{server.address} shuts down, and the store does not take the last of its WAL")
             standing.server = standing.server or server.address
-            standing.note_waiting(judge.position)
+            standing.note_waiting(standing.received_lsn)
+            if until_stored and standing.durable_lsn >= standing.received_lsn:
+                return
 
     def _take_wakes(self) -> None:
         try:
             os.read(self._wake_out, 4096)
         except BlockingIOError:
             return
-
-
-def _history_to(history: TimelineHistory, timeline: int) -> TimelineHistory:
-    """Return the way to an ancestor, which is the beginning of the way to its descendant."""
-    return TimelineHistory(timeline, tuple(fork for fork in history.forks if fork.timeline < timeline))
-
-
-def _ready_slot(server: WalServer, connection: ReplicationConnection) -> Lsn:
-    """Make the slot, or make it anew where it was lost, and return from where it keeps WAL.
-
-    We hold the lease: who streams from the slot is an earlier receiver, which may not know yet that it has ended.
-    """
-    found = connection.read_slot(SLOT)
-    if found is not None and found.restart_lsn is None:
-        log.error("the replication slot was lost: the server removed WAL that was not stored", slot=SLOT)
-        connection.drop_slot(SLOT)
-        found = None
-    if found is None:
-        connection.create_slot(SLOT)
-        found = connection.read_slot(SLOT)
-    server.end_stale_sender(SLOT)
-    if found is None or found.restart_lsn is None:
-        raise SynapseOpsError(f'slot "{SLOT}" was made and keeps no WAL')
-    return found.restart_lsn
-
-
-def _claim(session: _Session, segment: Segment) -> TimelineClaim:
-    server, history = session.server, _history_to(session.history, segment.timeline)
-    return TimelineClaim(
-        system_identifier=server.identity.system_identifier,
-        timeline=segment.timeline,
-        forked_at=str(history.begins_at) if history.forks else None,
-        history_sha256=hashlib.sha256(session.history_data).hexdigest() if history.forks else None,
-        node=server.address,
-        server_version_num=server.version_num,
-        segment_bytes=server.segment_bytes,
-        page_bytes=server.page_bytes,
-        byte_order="little",
-        claimed_at=datetime.now(UTC).replace(microsecond=0),
-    )

@@ -42,7 +42,14 @@ def boot_id() -> str:
     Two containers share a boot but not their pids: a pid that means nothing here must not read as ended.
     """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+        return f"{kernel_boot()}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def kernel_boot() -> str:
+    """Return what names this boot of this kernel; empty where the system has no such thing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""

@@ -41,7 +41,7 @@ from synapse_ops.domain.database.wal_plan import (
     plan_merge,
     plan_upload,
 )
-from synapse_ops.domain.database.wal_start import plan_start
+from synapse_ops.domain.database.wal_start import left_over, plan_start
 from synapse_ops.errors import DocumentUnreadable, Refused, WrongIdentity
 
 SIZE = 16 << 20
@@ -312,6 +312,25 @@ def test_wal_that_no_server_has_is_a_gap_of_exactly_that_size() -> None:
     stored = archive(archived(1, [1, 2], chunks={3: (Chunk(0, 900),)}))
     name = Segment(1, 6, SIZE).name
     assert plan(stored, TimelineHistory(1), flush=7, slot=6.5, available={name}) == f"{name} gap {3 * SIZE - 900}"
+
+
+@pytest.mark.parametrize(
+    ("spooled", "found"),
+    [
+        ({3: SIZE, 4: SIZE, 5: 7}, [3, 4, 5]),
+        ({3: SIZE, 5: SIZE}, [3]),  # nothing is stored over a hole
+        ({3: 901}, [3]),
+        ({3: 900, 4: SIZE}, []),  # it ends where the store ends
+        ({4: SIZE}, []),
+        ({}, []),
+    ],
+)
+def test_a_spool_closes_a_gap_from_its_beginning_on(spooled: dict[int, int], found: list[int]) -> None:
+    """What only the receiver's disk still has is stored before a gap is named (W11), and in order."""
+    stored = archive(archived(1, [1, 2], chunks={3: (Chunk(0, 900),)}))
+    gap = WalRange(1, Lsn(3 * SIZE + 900), at(6))
+    numbers = [one.number for one in left_over(stored, gap, {Segment(1, n, SIZE): size for n, size in spooled.items()})]
+    assert numbers == found
 
 
 def test_after_a_promotion_the_old_timeline_is_finished_first() -> None:

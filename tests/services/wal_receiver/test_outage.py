@@ -1,0 +1,175 @@
+"""The store is away, in each of the ways stores are: what is acknowledged is stored, what is anywhere is not lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal import Segment
+from synapse_ops.domain.database.wal_chain import missing, reach
+from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.s3.store import StoreAccess
+from tests.faulty_store import FAULTS, FaultyStore, faulty_store
+from tests.servers import PostgresServer, running_postgres
+from tests.services.wal_receiver.receiving import Receiving, receiving, wait_durable, wait_until
+
+MIB = 1 << 20
+SLOT_BYTES = 4 * MIB
+CHECKPOINT_BYTES = 4 * MIB
+
+
+@pytest.fixture(scope="module")
+def server(server_tools: PgTools) -> Iterator[PostgresServer]:
+    """Segments of 1 MiB, and a slot that keeps four of them."""
+    settings = {"max_slot_wal_keep_size": "4MB", "max_wal_size": "4MB", "min_wal_size": "2MB", "wal_keep_size": 0}
+    with running_postgres(server_tools, settings=settings, init=["--wal-segsize=1"]) as own:
+        own.execute("create table filled (t text)")
+        yield own
+
+
+@pytest.fixture
+def store(object_store_access: StoreAccess) -> Iterator[FaultyStore]:
+    with faulty_store(object_store_access) as found:
+        yield found
+
+
+class Outage:
+    """A receiver whose store fails as it is told, and the same repository past the faults."""
+
+    def __init__(self, wal: Receiving, direct: Receiving, store: FaultyStore, server: PostgresServer) -> None:
+        self.wal, self.direct, self.store, self.server = wal, direct, store, server
+        self.own: dict[str, bytes] = {}
+
+    def stored(self) -> Lsn:
+        return self.direct.archive().newest.last_lsn or Lsn(0)
+
+    def acknowledged(self) -> Lsn:
+        query = "select coalesce(max(flush_lsn), '0/0')::text from pg_stat_replication where application_name = '%s'"
+        return Lsn.parse(self.wal.execute(query % "synapse-ops wal"))
+
+    def write(self, segments: int) -> None:
+        """Fill segments; what the server wrote is kept here."""
+        for _ in range(segments):
+            name = self.wal.execute("select pg_walfile_name(pg_current_wal_insert_lsn())")
+            self.wal.execute("insert into filled select repeat(md5(n::text), 8) from generate_series(1, 500) n")
+            self.wal.execute("select pg_switch_wal()")
+            self.own[name] = (self.wal.data_dir / "pg_wal" / name).read_bytes()
+
+    def forget(self) -> None:
+        """Let the server remove what it may; its disk is bounded all the time."""
+        self.wal.execute("checkpoint")
+        assert self.wal_bytes() < SLOT_BYTES + 2 * CHECKPOINT_BYTES
+
+    def is_on_the_server(self, lsn: Lsn) -> bool:
+        return (self.wal.data_dir / "pg_wal" / Segment.at(1, lsn, MIB).name).exists()
+
+    def wal_bytes(self) -> int:
+        return sum(path.stat().st_size for path in (self.wal.data_dir / "pg_wal").iterdir() if path.is_file())
+
+    def compare(self) -> None:
+        """What is stored of each segment is what the server had."""
+        archive = self.direct.archive()
+        whole = [name for name in self.own if Segment.parse(name, MIB).number in archive.newest.segments]
+        assert whole
+        for name in whole:
+            assert self.direct.fetched(Segment.parse(name, MIB), archive)[0] == self.own[name]
+
+
+@pytest.fixture
+def outage(
+    tmp_path: Path, server: PostgresServer, store: FaultyStore, object_store_access: StoreAccess, bucket_url: str
+) -> Iterator[Outage]:
+    direct = tmp_path / "direct"
+    direct.mkdir()
+    conninfo, data_dir = server.conninfo(), server.server.data_dir
+    with (
+        receiving(tmp_path, conninfo, data_dir, store.access, bucket_url) as wal,
+        receiving(direct, conninfo, data_dir, object_store_access, bucket_url) as past,
+    ):
+        yield Outage(wal, past, store, server)
+        store.fault = ""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_acknowledged_is_stored_however_the_store_fails(outage: Outage, fault: str) -> None:
+    """Flush is what the bucket holds; what arrives meanwhile waits and is stored in order, without a gap."""
+    wal, store = outage.wal, outage.store
+    with wal.in_process() as receiver:
+        first = wait_durable(wal, receiver)
+        store.fault = fault
+        wal.execute("insert into filled select md5(n::text) from generate_series(1, 50) n")
+        written, at_once = wal.flushed(), store.befallen + 2
+        query = "select max(write_lsn) >= '%s' from pg_stat_replication"
+        wait_until(lambda: wal.execute(query % written), "the server hears what has arrived")
+        while store.befallen < at_once:
+            acknowledged = outage.acknowledged()
+            assert acknowledged <= outage.stored()
+            wait_until(lambda: True, "")
+        store.fault = ""
+        wait_durable(wal, receiver)
+        assert outage.acknowledged() <= outage.stored()
+        assert "failed_sessions" not in receiver.standing.counts
+    archive = outage.direct.archive()
+    assert missing(archive, archive.history(1), first, written) == ()
+
+
+def test_what_the_server_lost_and_the_spool_has_is_no_gap(outage: Outage) -> None:
+    """The slot is lost while the store is away (W11): the receiver goes on without one, and its successor after kill -9
+    stores what it left. The server's disk is bounded all the time.
+    """
+    wal, store = outage.wal, outage.store
+    process = wal.start()
+    wait_until(lambda: wal.health().get("server"), "it receives")
+    outage.write(1)
+    last = wal.wait_durable()
+    store.fault = "reset"
+    for _ in range(5):
+        outage.write(2)
+        written = wal.flushed()
+        wait_until(lambda end=written: Lsn.parse(wal.health().get("received_lsn", "0/0")) >= end, "it receives on")
+        outage.forget()
+    assert not outage.is_on_the_server(last)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wal.start()
+    wal.execute("insert into filled values ('after the kill')")
+    store.fault = ""
+    end = wal.wait_durable()
+
+    archive = outage.direct.archive()
+    assert archive.newest.gaps == ()
+    assert missing(archive, archive.history(1), last, end) == ()
+    outage.compare()
+
+
+def test_an_outage_longer_than_slot_and_spool_leaves_a_gap_that_is_exact(outage: Outage) -> None:
+    """The gap begins where the spool was full and ends where the server had WAL again; on both sides all is there."""
+    wal, store = outage.wal, outage.store
+    wal.spec.write_text(wal.spec.read_text().replace("chunk_interval: 200ms", "chunk_interval: 200ms, spool: 3Mi"))
+    with wal.in_process() as receiver:
+        wait_until(lambda: receiver.standing.server, "it receives")
+        outage.write(1)
+        first = wait_durable(wal, receiver)
+        store.fault = "throttled"
+        for _ in range(8):
+            outage.write(2)
+            outage.forget()
+        received = receiver.standing.received_lsn
+        assert not outage.is_on_the_server(received)
+        store.fault = ""
+        wait_until(lambda: receiver.standing.gap_bytes, "the gap is found")
+        outage.write(1)
+        end = wait_durable(wal, receiver)
+        [gap] = outage.direct.archive().newest.gaps
+        assert receiver.standing.gap_bytes == gap.size_bytes
+
+    archive = outage.direct.archive()
+    assert gap.start >= received  # some was on its way
+    assert not outage.is_on_the_server(Lsn(gap.stop.position - 1))
+    assert reach(archive, archive.history(1), first).gap == gap
+    assert missing(archive, archive.history(1), gap.stop, end) == ()
+    outage.compare()
