@@ -25,7 +25,14 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from synapse_ops.errors import Unreachable
-from synapse_ops.systems.host.processes import START_TIMEOUT_S, free_ports, make_private_dir, run_as, server_identity
+from synapse_ops.systems.host.processes import (
+    START_TIMEOUT_S,
+    free_ports,
+    give_to,
+    make_private_dir,
+    run_as,
+    server_identity,
+)
 from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools, tools_for
 from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
 from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
@@ -144,7 +151,9 @@ def running_standby(source: PostgresServer) -> Iterator[PostgresServer]:
         command = [primary.tools.path("pg_basebackup"), "-d", address, "-D", server.data_dir]
         command += ["-X", "stream", "--checkpoint=fast", "--no-sync"]
         run_as(server.identity, command, timeout_s=60, env=primary.tools.environment())
-        (server.data_dir / "standby.signal").touch(mode=0o600)
+        signal_file = server.data_dir / "standby.signal"
+        signal_file.touch(mode=0o600)
+        give_to(server.identity, signal_file)
         server.start()
         yield PostgresServer(server)
     finally:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from synapse_ops.local.credentials import read_or_make_password, write_secret
 from synapse_ops.local.layout import StackLayout
-from synapse_ops.systems.host.processes import run_as
+from synapse_ops.systems.host.processes import give_to, run_as
 from synapse_ops.systems.postgres.connection import postgres_errors
 from synapse_ops.systems.postgres.programs import PgTools, find_pg_tools, tools_for
 from synapse_ops.systems.postgres.server import STANDBY_SIGNAL, PgServer, make_socket_dir
@@ -164,7 +164,9 @@ class DatabaseServers:
         command: list[str | Path] = [node.tools.path("pg_basebackup"), "-d", address, "-D", making]
         command += ["-X", "stream", "-S", SLOT, "--checkpoint=fast", "--no-password"]
         run_as(self.layout.identity, command, timeout_s=CLONE_TIMEOUT_S, env=node.tools.environment())
-        (making / STANDBY_SIGNAL).touch(mode=0o600)
+        signal_file = making / STANDBY_SIGNAL
+        signal_file.touch(mode=0o600)
+        give_to(self.layout.identity, signal_file)  # a base backup of the standby reads it
         making.rename(node.data_dir)
 
     def _write_passfile(self) -> None:

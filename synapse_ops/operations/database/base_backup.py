@@ -19,13 +19,14 @@ from synapse_ops.domain.backup.layout import KIND_BASE
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal_chain import missing
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
-from synapse_ops.errors import DeadlineExceeded, Refused
+from synapse_ops.errors import DeadlineExceeded, LeaseLost, Refused, SynapseOpsError
 from synapse_ops.operations.backup.lease import hold_lease
 from synapse_ops.operations.backup.measured import Measured
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, Taking, identity_fields, taking_backup
+from synapse_ops.operations.database.base_source import BaseSource, primary_source, standby_source
 from synapse_ops.operations.database.exact_position import FINGERPRINT, read_standby
 from synapse_ops.operations.database.wal_archive import read_wal_archive
-from synapse_ops.operations.database.wal_source import SLOT
+from synapse_ops.operations.database.wal_source import SLOT, names_standby
 from synapse_ops.systems.postgres.base_backup import Member, base_backup
 from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
 from synapse_ops.systems.postgres.identity import (
@@ -40,8 +41,10 @@ if TYPE_CHECKING:
     import psycopg
 
     from synapse_ops.domain.backup.layout import Identity
+    from synapse_ops.operations.backup.lease import Lease
     from synapse_ops.operations.repository import Repository
     from synapse_ops.operations.stack import Stack
+    from synapse_ops.systems.postgres.identity import ServerFacts
 
 SUBJECT = "cluster"
 WAL_WAIT_S = 600.0
@@ -56,6 +59,10 @@ SELECT (SELECT catalog_version_no FROM pg_control_system()), current_setting('bl
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size')"""
 
 
+class WalDidNotArrive(DeadlineExceeded):
+    """The copy was made, and its WAL is not in the repository: another copy would wait for it as well."""
+
+
 @dataclass(frozen=True, slots=True)
 class BaseReport(BackupReport):
     """A base backup that exists."""
@@ -68,24 +75,57 @@ def take_base_backup(
 ) -> BaseReport:
     """Take a base backup of the cluster and return it once it exists. Each call is a new backup.
 
-    Raises Refused (a standby), LeaseHeld, Unreachable, PostgresRefused, and DeadlineExceeded where its WAL does not
-    arrive; after any of them the backup is not listed.
+    It is copied from the spec's standby; where that cannot be, or a promotion or the loss of the node voids the copy,
+    from the primary, and a warning says why.
+    Raises Refused (`database.admin` is a standby), LeaseHeld, Unreachable, PostgresRefused, IntegrityError, and
+    DeadlineExceeded where its WAL does not arrive; after any of them the backup is not listed.
     """
     repository = stack.database_repository()
-    conninfo, max_rate = stack.admin_conninfo("postgres"), stack.spec.backup.database.base.max_rate
-    measured = Measured()
+    conninfo = stack.admin_conninfo("postgres")
     with connect(conninfo) as connection:
         facts, identity = read_facts(connection), ensure_identity(connection)
         if facts.is_standby:
             raise Refused(
-                f"{describe(conninfo)} is a standby: base backups are taken from the primary",
+                f"{describe(conninfo)} is a standby: a base backup needs the primary beside it",
                 hint="database.admin in the spec must name the primary, or both with target_session_attrs=read-write.",
             )
         _require_receiver(connection, repository, identity)
-        with (
-            hold_lease(repository, f"base-{identity}", owner=f"base backup of {describe(conninfo)}") as lease,
-            taking_backup(stack, repository, KIND_BASE, identity, SUBJECT, set_id=set_id) as taking,
-        ):
+        with hold_lease(repository, f"base-{identity}", owner=f"base backup of {describe(conninfo)}") as lease:
+            taker = _Taker(stack, repository, connection, facts, identity, lease, set_id, progress)
+            if not names_standby(stack):
+                return taker.take(primary_source(conninfo))
+            try:
+                with standby_source(stack, connection, identity) as source:
+                    return taker.take(source)
+            except (WalDidNotArrive, LeaseLost):
+                raise
+            except SynapseOpsError as error:
+                why = "; ".join(filter(None, [error.message, *error.detail.splitlines()[:1]]))
+                return taker.take(
+                    primary_source(conninfo), warning=f"taken from the primary, not from the standby: {why}"
+                )
+
+
+@dataclass(frozen=True)
+class _Taker:
+    """Takes base backups of one cluster. connection: with its primary."""
+
+    stack: Stack
+    repository: Repository
+    connection: psycopg.Connection[Any]
+    facts: ServerFacts
+    identity: Identity
+    lease: Lease
+    set_id: str | None
+    progress: ReportProgress
+
+    def take(self, server: BaseSource, warning: str = "") -> BaseReport:
+        """Take one from this server."""
+        connection, facts, measured = self.connection, self.facts, Measured()
+        max_rate = self.stack.spec.backup.database.base.max_rate
+        with taking_backup(
+            self.stack, self.repository, KIND_BASE, self.identity, SUBJECT, set_id=self.set_id
+        ) as taking:
             with postgres_errors("the cluster's facts"):
                 row = connection.execute(_CLUSTER).fetchone()
             if row is None:
@@ -95,12 +135,13 @@ def take_base_backup(
             with (
                 measured.phase("copy"),
                 base_backup(
-                    conninfo,
+                    server.conninfo,
                     label=f"synapse-ops {taking.place.backup_id}",
                     max_rate_kb=None if max_rate is None else max_rate >> 10,
-                    progress=progress,
+                    progress=self.progress,
                 ) as stream,
             ):
+                server.require_start(stream.start.lsn)
                 for member in stream.members():
                     hashed = _Hashed(member)
                     objects.append(taking.writer.write_stream(member.name, hashed))
@@ -113,12 +154,12 @@ def take_base_backup(
             with measured.phase("read_back"):
                 taking.writer.read_back()
             with measured.phase("fingerprint"):
-                standby = read_standby(stack, identity, stream.stop.lsn, progress)
+                standby = read_standby(self.stack, self.identity, stream.stop.lsn, self.progress)
             if standby.document is not None:
                 objects.append(taking.writer.write_bytes(FINGERPRINT, standby.document))
             until = commit_nothing(connection) if standby.exact is not None else stream.stop.lsn
             with measured.phase("wait_for_wal"):
-                _wait_for_wal(taking, stream.start.timeline, stream.start.lsn, until, progress)
+                _wait_for_wal(taking, stream.start.timeline, stream.start.lsn, until, self.progress)
             catalog_version, block_size, wal_segment_bytes = row
             record = BaseRecord(
                 **taking.shared_fields(objects, phase_s=measured.phase_s, tool_versions={"postgres": facts.version}),
@@ -126,8 +167,8 @@ def take_base_backup(
                     **identity_fields(taking.place),
                     server_version=facts.version,
                     server_version_num=facts.version_num,
-                    node=describe(conninfo).rpartition("/")[0],
-                    is_standby=False,
+                    node=server.node,
+                    is_standby=server.is_standby,
                     cluster_size_bytes=stream.size_bytes,
                     bootstrap_role=facts.bootstrap_role,
                     catalog_version=catalog_version,
@@ -148,11 +189,11 @@ def take_base_backup(
                 fingerprint_digest=hashed.sha256.hexdigest(),  # of the manifest, which comes last
                 exact=standby.exact,
             )
-            lease.check()
+            self.lease.check()
             taking.seal(record)
-    not_encrypted = "" if record.encryption_recipients else NOT_ENCRYPTED
-    warnings = tuple(filter(None, [*lease.warnings, standby.warning, not_encrypted]))
-    return BaseReport(record, taking.place, taking.url, warnings)
+        not_encrypted = "" if record.encryption_recipients else NOT_ENCRYPTED
+        warnings = tuple(filter(None, [*self.lease.warnings, warning, standby.warning, not_encrypted]))
+        return BaseReport(record, taking.place, taking.url, warnings)
 
 
 def _require_receiver(connection: psycopg.Connection[Any], repository: Repository, identity: Identity) -> None:
@@ -192,7 +233,7 @@ class _Hashed:
 
 
 def _wait_for_wal(taking: Taking, timeline: int, start: Lsn, stop: Lsn, progress: ReportProgress) -> None:
-    """Return when the WAL from start to stop is stored. Raises DeadlineExceeded when it does not arrive."""
+    """Return when the WAL from start to stop is stored. Raises WalDidNotArrive when it does not."""
     deadline = time.monotonic() + WAL_WAIT_S
     repository, identity = taking.stack.database_repository(), taking.place.identity
     while True:
@@ -205,7 +246,7 @@ def _wait_for_wal(taking: Taking, timeline: int, start: Lsn, stop: Lsn, progress
         taking.heartbeat.raise_if_lost()
         progress(Progress("waiting for WAL", stop - start - lacking, stop - start))
         if time.monotonic() > deadline:
-            raise DeadlineExceeded(
+            raise WalDidNotArrive(
                 f"the WAL of this base backup, {start} to {stop}, did not arrive within {WAL_WAIT_S:g} s",
                 detail=f"missing: {', '.join(map(str, gaps)) or f'everything of timeline {timeline}'}",
                 hint="Is the WAL receiver running? `synapse-ops health` shows it.",

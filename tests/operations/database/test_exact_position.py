@@ -21,14 +21,15 @@ from synapse_ops.domain.backup.layout import Identity
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.database.fingerprint import Fingerprint
 from synapse_ops.domain.database.lsn import Lsn
-from synapse_ops.domain.progress import ignore_progress
+from synapse_ops.domain.progress import Progress, ignore_progress
 from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.backup_kinds import BASES
-from synapse_ops.operations.database import base_proof, exact_position
+from synapse_ops.operations.database import base_backup, base_proof, base_source, exact_position
 from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
 from synapse_ops.operations.database.exact_position import StandbyReading, read_standby
 from synapse_ops.operations.database.wal_source import names_standby, wal_conninfo
 from synapse_ops.operations.stack import Stack
+from synapse_ops.spec.blocks.backup import BaseBackups
 from synapse_ops.systems.postgres import standby_snapshots as snapshots_module
 from synapse_ops.systems.postgres.connection import connect, describe
 from synapse_ops.systems.postgres.fingerprint import read_fingerprint
@@ -45,6 +46,7 @@ PAUSED = "select pg_get_wal_replay_pause_state() = 'paused'"
 PAUSED_BY_A_PROCESS = """
 import sys, time
 from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.spec.blocks.backup import BaseBackups
 from synapse_ops.systems.postgres import standby_snapshots
 standby_snapshots.PAUSE_LIMIT_S = 2.0
 def hang(session):
@@ -157,6 +159,7 @@ def test_a_copy_recovered_to_the_position_equals_the_standby(pair: Pair, work_di
     exact = pair.base.record.exact
     assert exact is not None, pair.base.warnings
     assert Lsn.parse(exact.lsn) >= Lsn.parse(pair.base.record.stop_lsn)
+    assert (pair.base.record.source.is_standby, pair.base.record.source.node) == (True, exact.node)
 
     record = prove(pair, pair.base, work_dir)
 
@@ -190,6 +193,41 @@ def test_a_row_that_differs_fails_the_proof_by_name(
     assert record.base.end_lsn == base.record.exact.lsn
     assert record.verdict is Verdict.DIFFERS
     assert record.differences == ("other: table public.kept: 0 rows, expected 1",)
+
+
+@pytest.mark.parametrize("fault", ["paused", "promoted", "an old restartpoint"])
+def test_where_the_standby_cannot_be_copied_the_primary_is_and_a_warning_says_why(
+    pair: Pair, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promotion in the middle voids the copy. One that begins at an old restartpoint may need WAL that is nowhere."""
+    monkeypatch.setattr(base_backup, "read_standby", lambda *_: StandbyReading())
+    with running_standby(pair.primary) as standby, uploading(pair.upload):
+        ports = {"db-primary": pair.primary.server.port, "db-standby": standby.server.port}
+        nodes = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+        database = pair.stack.spec.database.model_copy(update={"nodes": nodes})
+        slow = pair.stack.spec.backup.database.model_copy(
+            update={"base": BaseBackups(max_rate=(2 << 20) if fault == "promoted" else None)}
+        )
+        backup = pair.stack.spec.backup.model_copy(update={"database": slow})
+        spec = pair.stack.spec.model_copy(update={"database": database, "backup": backup})
+        stack = replace(pair.stack, loaded=replace(pair.stack.loaded, spec=spec))
+
+        def promote(progress: Progress) -> None:
+            if fault == "promoted" and progress.done and not promoted:
+                promoted.append(progress.done)
+                standby.execute("select pg_promote()")
+
+        promoted: list[int] = []
+        if fault == "paused":
+            standby.execute("select pg_wal_replay_pause()")
+        if fault == "an old restartpoint":
+            monkeypatch.setattr(base_source, "_REDO", "SELECT 'FF/0', pg_current_wal_flush_lsn()::text")
+        report = take_base_backup(stack, progress=promote)
+
+    assert not report.record.source.is_standby
+    assert report.record.source.node.endswith(str(pair.primary.server.port))
+    [warning] = [words for words in report.warnings if words.startswith("taken from the primary")]
+    assert {"paused": "is paused at", "promoted": "promoted"}.get(fault, "before the checkpoint") in warning
 
 
 @pytest.mark.parametrize(
