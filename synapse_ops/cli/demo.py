@@ -20,6 +20,7 @@ import click
 
 from synapse_ops.cli.options import Place, state_dir_option
 from synapse_ops.cli.terminal import echo
+from synapse_ops.domain.durations import format_age, format_when
 from synapse_ops.errors import ConfigError, DeadlineExceeded, SynapseOpsError, Unproven
 
 if TYPE_CHECKING:
@@ -270,12 +271,12 @@ def _until(is_so: Callable[[], bool], state_dir: Path) -> None:
 
 def _recovery_lines(recoverable: Recoverability) -> str:
     """Return to when the cluster can be restored, what would be lost now, and what proved it."""
-    from synapse_ops.domain.recovery.recoverability import table_rows
-
     [row] = recoverable.rows
-    text = table_rows([row], recoverable.time_zone)[0]
     proven = f"proven by a point-in-time restore in {row.evidence.restore_s or 0:.0f} s"
-    return f"restorable from {text['from']} to {text['to']}; lost if now: {text['lost_now']}; {proven}"
+    if row.evidence.from_at is None or row.evidence.to_at is None:
+        return row.sentence(recoverable.time_zone)
+    first, last = (format_when(at, row.at, recoverable.time_zone) for at in (row.evidence.from_at, row.evidence.to_at))
+    return f"restorable from {first} (every moment) to {last}; lost if now: {format_age(row.lost_now)}; {proven}"
 
 
 def _settled_health(stack: Stack) -> HealthReport:

@@ -59,7 +59,7 @@ def command(subject: str | None, place: Place, *, as_json: bool) -> None:
     if restorable is not None:
         echo(restorable.sentence)
         rows = table_rows(restorable.rows, restorable.time_zone)
-        show_table([name.replace("_", " ") for name in COLUMNS], ([row[name] for name in COLUMNS] for row in rows))
+        show_table(COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
     for overview in found:
         _show(overview, now)
     failures.end()

@@ -22,7 +22,7 @@ Metadata = dict[str, Any]
 
 BACKUP_ID = "backup_id"
 PROOF_ID = "proof_id"
-_LINE = 50  # characters beside key and time, on a page 1,500 pixels wide
+LINE = 44  # characters beside key and time, on a page 1,400 pixels wide
 MOST_MARKDOWN = 900  # the UI shows markdown under 1,000 characters in place, and the rest behind a click
 _COLUMN_TYPES: dict[type, str] = {str: "string", int: "int", float: "float"}
 
@@ -84,7 +84,7 @@ def short_lines(text: str, *, first: str = "", indent: int = 0) -> str:
 
     A wide table on the same page makes its column wider than the page, and would cut off a text that fills it.
     """
-    lines = textwrap.wrap(text, _LINE - indent)
+    lines = textwrap.wrap(text, LINE - indent)
     return f"  \n{' ' * indent}".join([first, *lines] if first else lines)
 
 

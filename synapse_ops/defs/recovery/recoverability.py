@@ -21,6 +21,7 @@ from synapse_ops.defs.policies import GROUP_RECOVERY, OWNERS, TAG_TRIGGER, code_
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.runbook_links import RUNBOOK, runbook_of_check
 from synapse_ops.defs.spec.assets import spec_key
+from synapse_ops.domain.durations import format_when
 from synapse_ops.errors import SynapseOpsError
 
 if TYPE_CHECKING:
@@ -58,30 +59,32 @@ class Page:
     def metadata(self) -> Metadata:
         """Return the page, its sentence first."""
         from synapse_ops.domain.recovery.recoverability import COLUMNS, table_rows
+        from synapse_ops.domain.recovery.window_picture import as_markdown
 
         rows, evidence = self.found.rows, [row.evidence for row in self.found.rows]
         lost = [row.lost_now.total_seconds() for row in rows if row.lost_now is not None and row.objectives]
         takes = [one.restore_s for one in evidence if one.restore_s is not None]
-        wrong = (
-            {
-                "check": f"{one.asset_key.to_user_string()}: {one.check_name}",
-                "at": datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
-                "severity": one.severity.value,
-                "says": one.description or "",
-            }
-            for at, one in self.failing
-        )
         return {
             "summary": summary(self.found.sentence),
             **({"what_to_do": dg.MetadataValue.md(what_to_do(self.failing))} if self.failing else {}),
+            "window": dg.MetadataValue.md(as_markdown(self.found.picture())),
             "recoverability": table(table_rows(rows, self.found.time_zone), dict.fromkeys(COLUMNS, "string")),
-            "wrong_now": table(wrong, dict.fromkeys(("check", "at", "severity", "says"), "string")),
+            **({"wrong_now": dg.MetadataValue.md(self._wrong_now())} if self.failing else {}),
             "failing_checks": len(self.failing),
             "subjects": len(rows),
             "objectives_missed": len(self.found.missed),
             **({"rpo_observed_s": round(max(lost), 1)} if lost else {}),
             **({"predicted_restore_s": round(max(takes), 1)} if takes else {}),
         }
+
+    def _wrong_now(self) -> str:
+        """Return all that each failing check says; in a table its long words would make the whole page wider."""
+        lines = []
+        for at_s, one in self.failing:
+            at = format_when(datetime.fromtimestamp(at_s, UTC), self.found.at, self.found.time_zone)
+            says = f"{one.severity.value} of {at}: {one.description or ''}"
+            lines.append(short_lines(says, first=f"- {_name_of(one)}", indent=4))
+        return "\n".join(lines)
 
     def evaluation(self) -> dict[str, Any]:
         """Return what the check says, as fields of an evaluation or a result."""
@@ -109,7 +112,7 @@ def what_to_do(failing: Sequence[tuple[float, dg.AssetCheckEvaluation]]) -> str:
     room = MOST_MARKDOWN
     for _, one in sorted(failing, key=lambda row: (row[1].severity is not dg.AssetCheckSeverity.ERROR, -row[0])):
         page = one.metadata.get(RUNBOOK)
-        name = f"{one.asset_key.to_user_string()}: {one.check_name}"
+        name = _name_of(one)
         link = f"- [{name}]({page.value})" if isinstance(page, dg.UrlMetadataValue) else f"- {name}"
         line = short_lines((one.description or "")[:most], first=link, indent=4)
         room -= len(line) + 1
@@ -119,13 +122,17 @@ def what_to_do(failing: Sequence[tuple[float, dg.AssetCheckEvaluation]]) -> str:
     return "\n".join(said)
 
 
+def _name_of(one: dg.AssetCheckEvaluation) -> str:
+    return f"{one.asset_key.to_user_string()}: {one.check_name}"
+
+
 def _restorable(
     stack: "Stack", instance: dg.DagsterInstance, kinds: Collection[AssetKind], catalogs: "Catalogs"
 ) -> "Recoverability":
     from synapse_ops.operations.recovery.recoverability import read_recoverability
 
     expected = {kind.kind.name: kind.expected(stack, instance) for kind in kinds}
-    return read_recoverability(stack, datetime.now(UTC), expected=expected, read=catalogs.read)
+    return read_recoverability(stack, datetime.now(UTC), expected=expected, read=catalogs.read, with_spans=True)
 
 
 def _catalogs(stack: "Stack") -> "Catalogs":
@@ -156,7 +163,9 @@ def _page(kinds: Collection[AssetKind], checks: Collection[dg.AssetCheckKey]) ->
         ],
         description="What can be restored now: to when, in how long, proven when, what would be lost, what is wrong, "
         "and what happens next, for each subject. `rpo_observed_s` is the most work that would be lost; "
-        "`predicted_restore_s` the longest restore, by the proofs of the last backups.",
+        "`predicted_restore_s` the longest restore, by the proofs of the last backups. In `window` a mark is a backup, "
+        "green once it is proven and orange until then; along the bar every moment can be restored; the gray line is "
+        "the end of the retention.",
     )
     def recoverability(context: dg.AssetExecutionContext, stack: StackResource) -> Iterator[dg.MaterializeResult[None]]:
         from synapse_ops.systems.dagster_storage import failing_checks

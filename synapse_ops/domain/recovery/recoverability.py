@@ -18,6 +18,7 @@ from synapse_ops.domain.backup.faults import fault_of, newest_proof_fault_of, wa
 from synapse_ops.domain.backup.restore_estimate import predict_from
 from synapse_ops.domain.backup.retention import counts_as_proven
 from synapse_ops.domain.durations import format_age, format_when
+from synapse_ops.domain.recovery.window_picture import Moment, PictureRow, Span, draw_window
 
 MOST_NAMES = 4  # in a sentence; the table names all
 
@@ -44,14 +45,18 @@ class Evidence:
 
     from_at, to_at: the first and the last moment that can be restored; None: none. points: how many there are between;
     is_continuous: every moment between.
-    backup_id: what restores the last one. restore_s: predicted by what was measured. proven_at: of the newest proof
-    that passed. faults: what stands against it; warnings: what does not yet. unread: why nothing is known, or "".
+    moments: what each backup restores, and whether it is proven. spans: between which every moment can be restored,
+    where that was asked for. backup_id: what restores the last one. restore_s: predicted by what was measured.
+    proven_at: of the newest proof that passed. faults: what stands against it; warnings: what does not yet. unread: why
+    nothing is known, or "".
     """
 
     from_at: datetime | None = None
     to_at: datetime | None = None
     points: int = 0
     is_continuous: bool = False
+    moments: tuple[Moment, ...] = ()
+    spans: tuple[Span, ...] = ()
     backup_id: str = ""
     restore_s: float | None = None
     proven_at: datetime | None = None
@@ -66,7 +71,8 @@ def evidence_of(entries: Sequence[CatalogEntry], proof_max_age: timedelta, now: 
     judged = (fault_of(entries, proof_max_age, now), newest_proof_fault_of(entries, proof_max_age, now))
     warning = warning_of(entries, proof_max_age, now)
     faults = tuple(dict.fromkeys(fault for fault in judged if fault))
-    found = Evidence(faults=faults, warnings=(warning,) if warning else ())
+    moments = tuple((data_time(entry), counts_as_proven(entry, now)) for entry in entries)
+    found = Evidence(moments=moments, faults=faults, warnings=(warning,) if warning else ())
     if not proven:
         return found
     newest, oldest = max(proven, key=data_time), min(proven, key=data_time)
@@ -86,6 +92,7 @@ class Row:
     """One subject, judged. word, subject: as a person names it, `database/NAME`. label: in a sentence.
 
     objectives: None where it is only kept, because the spec or the server no longer names it; then nothing is missed.
+    window: of its retention.
     """
 
     word: str
@@ -95,6 +102,7 @@ class Row:
     objectives: Objectives | None
     next_step: NextStep | None
     at: datetime
+    window: timedelta = timedelta(0)
 
     @property
     def name(self) -> str:
@@ -176,6 +184,16 @@ class Recoverability:
             said.append(_restorable(_names([row.label for row in good]), good, self.time_zone))
         return " ".join(said) or "There is nothing to restore: no subject of a backup is known."
 
+    def picture(self) -> str:
+        """Return the restorable window as SVG, a row for each kind."""
+        rows = []
+        for word in dict.fromkeys(row.word for row in self.rows):
+            of_kind = self.of(word).rows
+            moments = tuple(moment for row in of_kind for moment in row.evidence.moments)
+            spans = tuple(span for row in of_kind for span in row.evidence.spans)
+            rows.append(PictureRow(word, of_kind[0].window, moments, spans))
+        return draw_window(rows, self.at)
+
     def of(self, word: str, subject: str | None = None) -> Recoverability:
         """Return the same with the rows of one kind, or of one subject of it."""
         rows = tuple(row for row in self.rows if row.word == word and subject in {None, row.subject})
@@ -204,8 +222,7 @@ def _restorable(label: str, rows: Sequence[Row], time_zone: str) -> str:
     return "; ".join(said) + "."
 
 
-# what a tired person looks for comes first: a page of the usual width cuts off the last ones
-COLUMNS = ("what", "objectives", "wrong", "next", "to", "lost_now", "takes", "proven", "from")
+COLUMNS = ("what", "promise", "restorable")  # few, of short words: a page 1,400 pixels wide has room for no more
 
 
 def table_rows(rows: Iterable[Row], time_zone: str) -> list[dict[str, str]]:
@@ -217,27 +234,24 @@ def table_rows(rows: Iterable[Row], time_zone: str) -> list[dict[str, str]]:
 def _as_text(row: Row, time_zone: str) -> dict[str, str]:
     evidence, step = row.evidence, row.next_step
 
-    def when(moment: datetime | None) -> str:
-        return "-" if moment is None else format_when(moment, row.at, time_zone)
+    def when(moment: datetime) -> str:
+        return format_when(moment, row.at, time_zone)
 
-    takes = "not known" if evidence.restore_s is None else f"about {format_age(_whole(evidence.restore_s))}"
-    proof = "never" if row.proof_age is None else f"{when(evidence.proven_at)}, {format_age(row.proof_age)} ago"
     judged = "not judged" if row.objectives is None else "met" if row.is_met else "MISSED"
-    return {
-        "what": row.name,
-        "to": when(evidence.to_at),
-        "from": f"{when(evidence.from_at)} (every moment)"
-        if evidence.is_continuous
-        else f"{when(evidence.from_at)} ({evidence.points} moments)"
-        if evidence.points > 1
-        else when(evidence.from_at),
-        "lost_now": "everything" if row.lost_now is None else format_age(row.lost_now),
-        "takes": takes,
-        "proven": proof,
-        "objectives": judged,
-        "wrong": "; ".join((*row.misses, *evidence.warnings)),
-        "next": f"{step.what} at {when(step.at)}" if step is not None else "-",
-    }
+    wrong = "; ".join((*row.misses, *evidence.warnings))
+    promise = [f"{judged}: {wrong}" if wrong else judged]
+    promise += [f"next {step.what} {when(step.at)}"] if step is not None else []
+    restorable = ["nothing"]
+    if evidence.to_at is not None and evidence.from_at is not None and row.lost_now is not None:
+        restorable = [f"to {when(evidence.to_at)}, {format_age(row.lost_now)} lost now"]
+        if evidence.is_continuous or evidence.points > 1:
+            which = "every moment" if evidence.is_continuous else f"{evidence.points} moments"
+            restorable.append(f"{which} from {when(evidence.from_at)}")
+        known = evidence.restore_s is not None
+        restorable.append(f"takes about {format_age(_whole(evidence.restore_s or 0))}" if known else "takes: not known")
+    if evidence.proven_at is not None and row.proof_age is not None:
+        restorable.append(f"proven {when(evidence.proven_at)}, {format_age(row.proof_age)} ago")
+    return {"what": row.name, "promise": "; ".join(promise), "restorable": "; ".join(restorable)}
 
 
 def _whole(seconds: float) -> timedelta:

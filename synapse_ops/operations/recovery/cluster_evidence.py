@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from synapse_ops.domain.backup.retention import counts_as_proven
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal_chain import WalArchive, reach
 from synapse_ops.domain.recovery.recoverability import Evidence
+from synapse_ops.domain.recovery.restorable_spans import restorable_spans
 from synapse_ops.errors import ObjectMissing, SynapseOpsError
 from synapse_ops.operations.backup.catalog import read_record
 from synapse_ops.operations.database.wal_archive import read_wal_archive
@@ -20,12 +22,16 @@ from synapse_ops.operations.database.wal_status import read_wal_status
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.catalog import CatalogEntry
+    from synapse_ops.operations.repository import Repository
     from synapse_ops.operations.stack import Stack
 
 
-def with_wal(evidence: Evidence, entries: Sequence[CatalogEntry], stack: Stack, now: datetime) -> Evidence:
+def with_wal(
+    evidence: Evidence, entries: Sequence[CatalogEntry], stack: Stack, now: datetime, *, with_spans: bool = False
+) -> Evidence:
     """Return the evidence of base backups with the WAL behind the newest proven one.
 
+    with_spans: also that behind each older one, for which all of them are read.
     The last moment is now where the primary has nothing that is not stored; when the last bytes were stored where it
     has more; and the last commit that is stored where it does not answer.
     """
@@ -46,8 +52,19 @@ def with_wal(evidence: Evidence, entries: Sequence[CatalogEntry], stack: Stack, 
     record = read_record(repository, newest.place)
     if not isinstance(record, BaseRecord):
         return evidence
-    to_at = _last_moment(archive, record, server_lsn, faults, now)
-    return replace(evidence, to_at=max(to_at, record.stopped_time), is_continuous=True, faults=tuple(faults))
+    to_at = max(_last_moment(archive, record, server_lsn, faults, now), record.stopped_time)
+    spans = restorable_spans(_records(proven, archive, repository), archive, to_at) if with_spans else ()
+    return replace(evidence, to_at=to_at, is_continuous=True, spans=spans, faults=tuple(faults))
+
+
+def _records(entries: Iterable[CatalogEntry], archive: WalArchive, repository: Repository) -> Iterator[BaseRecord]:
+    """Yield the base backups of the archive's server; one that is removed meanwhile restores nothing."""
+    for entry in entries:
+        if entry.place.identity == archive.identity:
+            with suppress(ObjectMissing):
+                record = read_record(repository, entry.place)
+                if isinstance(record, BaseRecord):
+                    yield record
 
 
 def _last_moment(

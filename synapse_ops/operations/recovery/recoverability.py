@@ -57,33 +57,36 @@ def read_recoverability(
     kinds: Sequence[BackupKind] | None = None,
     expected: Mapping[str, Sequence[str]] | None = None,
     read: Read | None = None,
+    with_spans: bool = False,
 ) -> Recoverability:
     """Return what can be restored of every subject of the spec, and of others that only the repository holds.
 
     kinds: only these; None: all that the spec has backed up. expected: names that must have backups, by kind; of
     another kind the spec or the server is asked. read: what lies in the repository of a kind, where the caller has read
-    it. A repository that cannot be read is rows that say so.
+    it. A repository that cannot be read is rows that say so. with_spans: what a picture needs, and reads more for.
     """
     rows = [
         row
         for kind in (kinds_of(stack.spec) if kinds is None else kinds)
-        for row in _rows_of(kind, stack, (expected or {}).get(kind.name), read or Catalogs(stack).read, now)
+        for row in _rows_of(
+            kind, stack, (expected or {}).get(kind.name), read or Catalogs(stack).read, now, with_spans=with_spans
+        )
     ]
     return Recoverability(tuple(rows), now, stack.spec.time_zone)
 
 
 def _rows_of(
-    kind: BackupKind, stack: Stack, expected: Sequence[str] | None, read: Read, now: datetime
+    kind: BackupKind, stack: Stack, expected: Sequence[str] | None, read: Read, now: datetime, *, with_spans: bool
 ) -> Iterator[Row]:
     wanted = expected if expected is not None else _ask_for_subjects(kind, stack)
     step = next_step(kind, stack.spec, now)
-    promised = objectives_of(kind, stack.spec)
+    promised, window = objectives_of(kind, stack.spec), kind.retention(stack.spec)
     try:
         catalog = read(kind)
     except SynapseOpsError as fault:
         unread = Evidence(unread=f"the repository could not be read: {fault.message}")
         for subject in wanted or ("",):
-            yield Row(kind.word, subject, label_of(kind, subject), unread, promised, step, now)
+            yield Row(kind.word, subject, label_of(kind, subject), unread, promised, step, now, window)
         return
     held = catalog.subjects()
     names = sorted({*(held if wanted is None else wanted), *held})
@@ -91,7 +94,7 @@ def _rows_of(
         entries = catalog.of_subject(subject)
         evidence = evidence_of(entries, stack.spec.retention.proof_max_age, now)
         if kind.kind is BASE:
-            evidence = with_wal(evidence, entries, stack, now)
+            evidence = with_wal(evidence, entries, stack, now, with_spans=with_spans)
         is_expected = wanted is None or subject in wanted
         yield Row(
             kind.word,
@@ -101,6 +104,7 @@ def _rows_of(
             promised if is_expected else None,
             step if is_expected else None,
             now,
+            window,
         )
 
 
