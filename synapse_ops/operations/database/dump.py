@@ -42,6 +42,8 @@ from synapse_ops.systems.postgres.structure import read_shared, structure_seen_b
 from synapse_ops.systems.postgres.supplement import read_supplement, settings_of_all_roles
 
 if TYPE_CHECKING:
+    import psycopg
+
     from synapse_ops.operations.stack import Stack
 
 OLDEST_MAJOR = 15  # the catalogs of older servers differ, and they are out of support
@@ -78,6 +80,7 @@ class _Source:
     facts: ServerFacts
     identity: Identity
     tools: PgTools
+    is_superuser: bool
 
 
 def dump_database(
@@ -91,7 +94,7 @@ def dump_database(
     recipients = stack.spec.encryption.recipients
     repository = stack.database_repository()
     source = _open_source(stack.admin_conninfo(database), database)
-    with_passwords = _with_passwords(stack.spec.backup.database.role_passwords, recipients)
+    with_passwords = source.is_superuser and _with_passwords(stack.spec.backup.database.role_passwords, recipients)
     with taking_backup(stack, repository, KIND_DUMP, source.identity, database, set_id=set_id) as taking:
         contents = _write_contents(
             source, taking.writer, taking.heartbeat, with_passwords=with_passwords, progress=progress
@@ -127,15 +130,32 @@ def _open_source(conninfo: str, database: str) -> _Source:
         facts = read_facts(connection)
         if facts.major < OLDEST_MAJOR:
             raise Refused(f"server {facts.version} is older than {OLDEST_MAJOR}, the oldest major that is backed up")
-        with postgres_errors("the rights of the role"):
-            row = connection.execute("SELECT rolsuper, rolname FROM pg_roles WHERE rolname = current_user").fetchone()
-        if row is None or not row[0]:
-            raise ConfigError(
-                f'role "{row[1] if row else "?"}" is not a superuser, which a whole dump needs',
-                hint="database.admin in the spec must name a superuser: other roles miss rows and large objects.",
-            )
+        is_superuser = _reads_everything(connection)
         tools = _fitting_tools(facts)
-        return _Source(conninfo, database, facts, ensure_identity(connection), tools)
+        return _Source(conninfo, database, facts, ensure_identity(connection), tools, is_superuser=is_superuser)
+
+
+_RIGHTS = """
+SELECT rolname, rolsuper,
+       EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'pg_read_all_data' AND pg_has_role(r.oid, 'USAGE'))
+  FROM pg_roles WHERE rolname = current_user"""
+
+
+def _reads_everything(connection: psycopg.Connection[Any]) -> bool:
+    """Return whether the role is a superuser. Raises ConfigError for one that may miss rows.
+
+    Where there is no superuser, pg_read_all_data reads every table and sequence; what it may not read (a row policy,
+    another's large object) ends pg_dump with an error, and roles' passwords are left out.
+    """
+    with postgres_errors("the rights of the role"):
+        [(role, is_superuser, reads_all)] = connection.execute(_RIGHTS).fetchall()
+    if not (is_superuser or reads_all):
+        raise ConfigError(
+            f'role "{role}" is neither a superuser nor in pg_read_all_data, which a whole dump needs',
+            hint="database.admin in the spec must name a superuser; at a managed server, a role in pg_read_all_data "
+            "and pg_monitor that owns the database postgres.",
+        )
+    return bool(is_superuser)
 
 
 def _compression(tools: PgTools) -> str:
@@ -350,6 +370,8 @@ def _source_record(source: _Source) -> DumpSource:
 
 
 def _warnings(source: _Source, recipients: tuple[str, ...], *, with_passwords: bool) -> Iterator[str]:
+    if not source.is_superuser:
+        yield "taken by no superuser: passwords of roles and subscriptions are not in it"
     if not recipients:
         yield NOT_ENCRYPTED
     if with_passwords and not recipients:

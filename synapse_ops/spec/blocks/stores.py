@@ -45,7 +45,8 @@ class Database(Block):
     pool_size: Count = Field(5, le=MOST_CONNECTIONS, description="Connections kept in the pool of one process.")
     admin: Secret = Field(
         SecretRef("env", "SYNAPSE_ADMIN_DSN"),
-        description="Reference to the libpq URL of a superuser, for backup, monitoring and failover.",
+        description="Reference to the libpq URL of a superuser, for backup, monitoring and failover; at a managed "
+        "server of a role in pg_monitor and pg_read_all_data that owns the database `postgres`.",
     )
     replication_user: DatabaseName = Field(
         "synapse_replication", description="Role with REPLICATION, for standbys and the WAL receiver."

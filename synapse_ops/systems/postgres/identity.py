@@ -22,13 +22,18 @@ if TYPE_CHECKING:
     import psycopg
 
 SETTING = "synapse_ops.generation"
-_TOKEN = re.compile(rf"{re.escape(SETTING)}=([0-9a-f]{{8}})")
+_TOKEN = re.compile(rf" ?\b{re.escape(SETTING)}=([0-9a-f]{{8}})\b")
 
 _HOLDERS = "('postgres', 'template0', 'template1')"  # any of them may have been dropped; no restore makes one
-_HOLDER = f"SELECT quote_ident(datname) FROM pg_database WHERE datname IN {_HOLDERS} ORDER BY datname LIMIT 1"
+_HOLDER = f"""
+SELECT quote_ident(datname), shobj_description(oid, 'pg_database') FROM pg_database
+ WHERE datname IN {_HOLDERS} ORDER BY datname LIMIT 1"""
 _STORED = f"""
-SELECT unnest(s.setconfig) FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase
- WHERE s.setrole = 0 AND d.datname IN {_HOLDERS} ORDER BY d.datname"""
+SELECT given FROM (
+  SELECT 1 AS place, d.datname, unnest(s.setconfig) AS given
+    FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase WHERE s.setrole = 0
+  UNION ALL SELECT 2, d.datname, shobj_description(d.oid, 'pg_database') FROM pg_database d
+) AS found WHERE datname IN {_HOLDERS} AND given IS NOT NULL ORDER BY place, datname"""
 
 _FACTS = """
 SELECT current_setting('server_version'), current_setting('server_version_num')::int, pg_is_in_recovery(),
@@ -118,7 +123,7 @@ def read_identity(connection: psycopg.Connection[Any]) -> Identity | None:
     """Return the server's identity, or None when it has no generation token yet."""
     with postgres_errors("the identity of the server"):
         system = connection.execute("SELECT system_identifier::text FROM pg_control_system()").fetchone()
-        stored = [match[1] for (text,) in connection.execute(_STORED) if (match := _TOKEN.fullmatch(text))]
+        stored = [match[1] for (text,) in connection.execute(_STORED) if (match := _TOKEN.search(text))]
     return Identity(system[0], stored[0]) if system and stored else None
 
 
@@ -138,7 +143,7 @@ def ensure_identity(connection: psycopg.Connection[Any]) -> Identity:
                 hint="Take the first backup from the primary; the token replicates to the standby.",
             )
         with connection.transaction():
-            connection.execute("LOCK TABLE pg_catalog.pg_db_role_setting IN SHARE ROW EXCLUSIVE MODE")
+            _lock_settings(connection)
             if read_identity(connection) is None:
                 write_generation(connection, os.urandom(4).hex())
     identity = read_identity(connection)
@@ -147,10 +152,34 @@ def ensure_identity(connection: psycopg.Connection[Any]) -> Identity:
     return identity
 
 
+def _lock_settings(connection: psycopg.Connection[Any]) -> None:
+    """Let one at a time look and write. Who may not lock the catalog, as at a managed server, is alone in its database
+    only.
+    """
+    import psycopg
+
+    try:
+        with connection.transaction():
+            connection.execute("LOCK TABLE pg_catalog.pg_db_role_setting IN SHARE ROW EXCLUSIVE MODE")
+    except psycopg.errors.InsufficientPrivilege:
+        connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [SETTING])
+
+
 def write_generation(connection: psycopg.Connection[Any], generation: str) -> None:
-    """Store a generation token (8 hex digits); a copy that goes live is given a new one by this."""
-    with postgres_errors("the generation token of the server"):
+    """Store a generation token (8 hex digits); a copy that goes live is given a new one by this.
+
+    A role that may not make settings, as at a managed server, writes it behind the comment of the database.
+    """
+    import psycopg
+
+    with postgres_errors("the generation token of the server"), connection.transaction():
         holder = connection.execute(_HOLDER).fetchone()
         if holder is None:
             raise Refused(f"none of the databases {_HOLDERS} exists to keep the generation token")
-        connection.execute(f"ALTER DATABASE {holder[0]} SET \"{SETTING}\" = '{generation}'")
+        name, comment = holder
+        try:
+            with connection.transaction():
+                connection.execute(f"ALTER DATABASE {name} SET \"{SETTING}\" = '{generation}'")
+        except psycopg.errors.InsufficientPrivilege:
+            text = f"{_TOKEN.sub('', comment or '')} {SETTING}={generation}".strip()
+            connection.execute(psycopg.sql.SQL(f"COMMENT ON DATABASE {name} IS {{}}").format(psycopg.sql.Literal(text)))
