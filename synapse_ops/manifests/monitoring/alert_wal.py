@@ -17,6 +17,11 @@ from synapse_ops.spec.units import format_duration
 SLOT_BYTES = 4 << 30  # WAL held back for somebody who does not come
 _NODE = '{node="db-primary"}'
 _MINUTE = timedelta(minutes=1)
+_LEFT = "min(synapse_ops_wal_time_left_seconds)"
+_UNTIL_LOST = (
+    f'Some is lost in {{{{ with query "{_LEFT}" }}}}{{{{ . | first | value | humanizeDuration }}}}'
+    "{{ else }}an unknown time{{ end }} at the present pace."
+)
 
 
 def slot_alerts(spec: Spec) -> Iterator[AlertRule]:
@@ -79,7 +84,8 @@ def wal_alerts(spec: Spec) -> Iterator[AlertRule]:
         hold=_MINUTE,
         severity="critical",
         summary="the WAL receiver does not get on",
-        description="The server or the store does not answer it, or it refuses one of them. Its /health says which.",
+        description="The server or the store does not answer it, or it refuses one of them. Its /health says which. "
+        + _UNTIL_LOST,
         page="wal-not-stored",
         dashboard="database",
         proof=Proof(bad=(Series(healthy, 0),), good=(Series(healthy, 1),)),
@@ -90,7 +96,8 @@ def wal_alerts(spec: Spec) -> Iterator[AlertRule]:
         hold=timedelta(0),
         severity="critical",
         summary="WAL waits for the store for {{ $value | humanizeDuration }}",
-        description=f"At most {format_duration(promise)} of work may be lost with the server (objectives.rpo).",
+        description=f"At most {format_duration(promise)} of work may be lost with the server (objectives.rpo). "
+        + _UNTIL_LOST,
         page="wal-not-stored",
         dashboard="database",
         proof=Proof(bad=(Series(lag, whole_seconds(promise) + 1),), good=(Series(lag, 0),)),

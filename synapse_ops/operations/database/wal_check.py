@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment
-from synapse_ops.domain.database.wal_space import wal_space
+from synapse_ops.domain.database.wal_space import say_time_left, time_left_s, wal_space
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.database.wal_archive import read_wal_archive
@@ -26,6 +26,7 @@ from synapse_ops.operations.database.wal_source import SLOT, names_standby, wal_
 from synapse_ops.spec.fixed import is_this_machine
 from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
 from synapse_ops.systems.postgres.identity import ensure_identity
+from synapse_ops.systems.postgres.wal_pace import read_wal_pace
 
 if TYPE_CHECKING:
     import psycopg
@@ -144,7 +145,10 @@ def _slot(connection: psycopg.Connection[Any]) -> CheckRow:
         return CheckRow("slot", f"no slot {SLOT}", "no receiver has ever connected", start)
     active, status, safe_bytes = row
     said = f"{SLOT}: {'active' if active else 'not active'}, WAL {status}"
-    said += f", {safe_bytes // 2**20} MiB until it is lost" if safe_bytes is not None else ""
+    if safe_bytes is not None:
+        left_s = time_left_s(read_wal_pace(connection, SLOT))
+        said += f", {safe_bytes // 2**20} MiB until it is lost"
+        said += say_time_left(left_s, "at the present pace the store may be away for")
     if status == "lost":
         return CheckRow("slot", said, "WAL that is not stored is gone", "synapse-ops backup now cluster")
     return CheckRow("slot", said, "" if active else "no receiver is connected", "" if active else start)

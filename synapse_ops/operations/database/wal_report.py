@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from synapse_ops.domain.backup.ages import WAL_PROMISE
@@ -12,12 +13,13 @@ from synapse_ops.domain.backup.base_record import BaseRecord
 from synapse_ops.domain.backup.layout import KIND_BASE, BackupPlace
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal_chain import WalArchive
+from synapse_ops.domain.database.wal_space import say_time_left
 from synapse_ops.domain.durations import format_age
 from synapse_ops.errors import DocumentUnreadable, ObjectMissing, SynapseOpsError, counted
 from synapse_ops.operations.backup.catalog import read_record
 from synapse_ops.operations.database.base_backup import SUBJECT
 from synapse_ops.operations.database.wal_archive import list_wal_identities, read_wal_archive
-from synapse_ops.operations.database.wal_status import WalStatus, read_wal_status
+from synapse_ops.operations.database.wal_status import WalStatus, read_time_left, read_wal_status
 
 if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
@@ -30,7 +32,7 @@ class WalReport:
     """The archive and the primary, compared. status: None where the primary could not be asked; `unknown` says why.
 
     most: the oldest that WAL may be which is not stored. base_start: where replay of the newest base backup begins;
-    None: there is none.
+    None: there is none. left_s: for how long the primary keeps what is not stored; None: not known.
     """
 
     archive: WalArchive | None
@@ -38,6 +40,7 @@ class WalReport:
     unknown: str
     most: timedelta
     base_start: Lsn | None = None
+    left_s: float | None = None
 
     @property
     def gaps(self) -> tuple[str, ...]:
@@ -58,13 +61,14 @@ class WalReport:
     def faults(self) -> tuple[str, ...]:
         """Everything that is wrong, in words; empty when WAL is stored as promised. What is not known is wrong."""
         if self.unknown or self.status is None:
-            return (f"nobody knows whether WAL is stored: {self.unknown}",)
+            return (f"nobody knows whether WAL is stored: {self.unknown}{say_time_left(self.left_s)}",)
         found = [f"WAL is missing: {gap}" for gap in self.gaps]
         if self.status.lag_s is None:
             return (*found, f"no WAL of timeline {self.status.timeline} is stored")
         if self.status.lag_s > self.most.total_seconds():
             lag = format_age(timedelta(seconds=self.status.lag_s))
-            found.append(f"the newest WAL was stored {lag} ago, and the server has {self.status.lag_bytes} bytes more")
+            more = f"{self.status.lag_bytes} bytes more{say_time_left(self.left_s)}"
+            found.append(f"the newest WAL was stored {lag} ago, and the server has {more}")
         return tuple(found)
 
     @property
@@ -94,21 +98,23 @@ class WalReport:
         if self.status is not None and self.status.lag_s is not None:
             facts["lag_s"] = round(self.status.lag_s, 3)
             facts["lag_bytes"] = self.status.lag_bytes or 0
+        if self.left_s is not None and isfinite(self.left_s):
+            facts["time_left_s"] = round(self.left_s)
         return facts
 
 
 def read_wal_report(stack: Stack) -> WalReport:
     """Compare the primary with the archive. What cannot be asked is in the report, as unknown."""
-    most = stack.spec.objectives.rpo or WAL_PROMISE
+    most, left_s = stack.spec.objectives.rpo or WAL_PROMISE, read_time_left(stack)
     try:
         status = read_wal_status(stack)
     except SynapseOpsError as fault:
         archive = _stored(stack)
-        return WalReport(archive, None, fault.message, most, _base_start(stack, archive))
+        return WalReport(archive, None, fault.message, most, _base_start(stack, archive), left_s)
     try:
-        return WalReport(status.archive, status, "", most, _base_start(stack, status.archive))
+        return WalReport(status.archive, status, "", most, _base_start(stack, status.archive), left_s)
     except SynapseOpsError as fault:
-        return WalReport(status.archive, None, fault.message, most)
+        return WalReport(status.archive, None, fault.message, most, left_s=left_s)
 
 
 def _base_start(stack: Stack, archive: WalArchive | None) -> Lsn | None:

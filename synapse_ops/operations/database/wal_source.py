@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.backup.layout import Identity
 from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal_space import WalPace
 from synapse_ops.errors import ConfigError
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.postgres.connection import connect, postgres_errors
 from synapse_ops.systems.postgres.identity import ensure_identity
+from synapse_ops.systems.postgres.wal_pace import read_wal_pace
 
 if TYPE_CHECKING:
     import psycopg
@@ -79,6 +81,10 @@ class WalServer:
             query = "SELECT left(pg_walfile_name(lsn), 8), lsn::text FROM pg_current_wal_flush_lsn() AS lsn"
             [(timeline, lsn)] = self._connection.execute(query).fetchall()
         return int(timeline, 16), Lsn.parse(lsn)
+
+    def pace(self) -> WalPace:
+        """Return how fast it writes WAL, and how much more until it drops the receiver's slot."""
+        return read_wal_pace(self._connection, SLOT)
 
     def end_stale_sender(self, slot: str) -> None:
         """End the walsender that streams from a slot, if there is one."""

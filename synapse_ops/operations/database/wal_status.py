@@ -9,6 +9,8 @@ from pathlib import Path
 
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal_chain import WalArchive
+from synapse_ops.domain.database.wal_space import time_left_s
+from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.database.wal_source import open_wal_server, wal_conninfo
 from synapse_ops.operations.stack import Stack
@@ -71,3 +73,14 @@ def read_wal_status(stack: Stack) -> WalStatus:
         row.last_commit_at if row is not None else None,
         lag_s,
     )
+
+
+def read_time_left(stack: Stack) -> float | None:
+    """Return for how many seconds the primary's slot keeps what is written at the present pace. The receiver's spool,
+    which is known to its /health alone, may add to it. None: not known, as while the primary does not answer.
+    """
+    try:
+        with open_wal_server(wal_conninfo(stack)) as server:
+            return time_left_s(server.pace())
+    except SynapseOpsError:
+        return None

@@ -13,12 +13,13 @@ from synapse_ops.domain.backup.base_record import BaseRecord
 from synapse_ops.domain.backup.retention import counts_as_proven
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal_chain import WalArchive, reach
+from synapse_ops.domain.database.wal_space import say_time_left
 from synapse_ops.domain.recovery.recoverability import Evidence
 from synapse_ops.domain.recovery.restorable_spans import restorable_spans
 from synapse_ops.errors import ObjectMissing, SynapseOpsError
 from synapse_ops.operations.backup.catalog import read_record
 from synapse_ops.operations.database.wal_archive import read_wal_archive
-from synapse_ops.operations.database.wal_status import read_wal_status
+from synapse_ops.operations.database.wal_status import read_time_left, read_wal_status
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.catalog import CatalogEntry
@@ -52,7 +53,7 @@ def with_wal(
     record = read_record(repository, newest.place)
     if not isinstance(record, BaseRecord):
         return evidence
-    to_at = max(_last_moment(archive, record, server_lsn, faults, now), record.stopped_time)
+    to_at = max(_last_moment(archive, record, server_lsn, faults, now, stack), record.stopped_time)
     spans = restorable_spans(_records(proven, archive, repository), archive, to_at) if with_spans else ()
     return replace(evidence, to_at=to_at, is_continuous=True, spans=spans, faults=tuple(faults))
 
@@ -68,7 +69,7 @@ def _records(entries: Iterable[CatalogEntry], archive: WalArchive, repository: R
 
 
 def _last_moment(
-    archive: WalArchive, record: BaseRecord, server_lsn: Lsn | None, faults: list[str], now: datetime
+    archive: WalArchive, record: BaseRecord, server_lsn: Lsn | None, faults: list[str], now: datetime, stack: Stack
 ) -> datetime:
     history = archive.history(archive.newest.timeline)
     reached = reach(archive, history, Lsn.parse(record.start_lsn))
@@ -85,5 +86,6 @@ def _last_moment(
     stored_at = archive.newest.stored_at or record.stopped_time
     lag = archive.read_at - stored_at
     if lag > WAL_PROMISE:
-        faults.append(f"{server_lsn - reached.stop} bytes of WAL are not stored: is the WAL receiver running?")
+        left = say_time_left(read_time_left(stack))
+        faults.append(f"{server_lsn - reached.stop} bytes of WAL are not stored{left}: is the WAL receiver running?")
     return now - lag

@@ -47,6 +47,9 @@ class _Collector:
             ("gap_bytes", "WAL that was lost to the repository since the start.", standing.gap_bytes),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", told, value=value)
+        if (left_s := standing.time_left_s) is not None:
+            told = "How long the store may be away before WAL is lost, at the server's present pace."
+            yield GaugeMetricFamily(f"{PREFIX}_time_left_seconds", told, value=left_s)
         if standing.gap_at_s is not None:
             told = "When WAL was last found to be lost to the repository; no series before."
             yield GaugeMetricFamily(f"{PREFIX}_gap_timestamp_seconds", told, value=standing.gap_at_s)

@@ -90,7 +90,7 @@ class Receiver:
         self._stack = stack
         wal = stack.spec.backup.database.wal
         self._interval_s = wal.chunk_interval.total_seconds()
-        self._spool = Spool(self._folder / "spool", wal.spool)
+        self._spool = self.standing.spool = Spool(self._folder / "spool", wal.spool)
         self._is_over = False
 
     @property
@@ -159,7 +159,8 @@ class Receiver:
             writer.claim(session.claim())
             self._expect(session, segment)
             uploader = self._uploader(session, segment.timeline, writer, lease)
-            opened.enter_context(EmptyCommits(conninfo, application_name=APPLICATION_NAME))
+            commits = EmptyCommits(conninfo, application_name=APPLICATION_NAME, on_pace=self.standing.note_pace)
+            opened.enter_context(commits)
             uploader.start()
             try:
                 self._receive(connection.stream(SLOT, segment.start, segment.timeline), session, segment, uploader)

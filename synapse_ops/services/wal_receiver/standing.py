@@ -6,9 +6,12 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from math import isinf
 from typing import Any
 
 from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.wal_space import WalPace, say_time_left, time_left_s
+from synapse_ops.services.wal_receiver.spool import Spool
 
 HEALTHY_LAG_S = 30.0  # chunks go every second: more than this is no slow put any more
 MARK_S = 0.1
@@ -19,7 +22,7 @@ NOWHERE = Lsn(0)
 class Standing:
     """server: node it receives from, empty while it has none. fault: why it does not get on, empty when it does.
 
-    gap_at_s: Unix time at which WAL was last found to be lost.
+    gap_at_s: Unix time at which WAL was last found to be lost. pace: of the server, once it was asked.
     """
 
     server: str = ""
@@ -29,7 +32,8 @@ class Standing:
     server_lsn: Lsn = NOWHERE
     received_lsn: Lsn = NOWHERE
     durable_lsn: Lsn = NOWHERE
-    spool_bytes: int = 0
+    spool: Spool | None = None
+    pace: WalPace | None = None
     counts: dict[str, int] = field(default_factory=dict)
     put_s: float = 0.0
     gap_bytes: int = 0
@@ -51,9 +55,14 @@ class Standing:
                 self._waiting.append((received, now_s))
 
     @property
+    def spool_bytes(self) -> int:
+        """WAL on this host's disk."""
+        return self.spool.size_bytes if self.spool is not None else 0
+
+    @property
     def lag_bytes(self) -> int:
-        """WAL on the server that is not durable here."""
-        return max(0, self.server_lsn - self.durable_lsn) if self.server else 0
+        """WAL on the server, as far as it is known, that is not durable here; 0 before the first connection."""
+        return max(0, self.server_lsn - self.durable_lsn) if self.durable_lsn > NOWHERE else 0
 
     @property
     def lag_s(self) -> float:
@@ -62,17 +71,26 @@ class Standing:
             waiting = [at_s for lsn, at_s in self._waiting if lsn > self.durable_lsn]
         return time.monotonic() - waiting[0] if waiting else 0.0
 
+    def note_pace(self, pace: WalPace) -> None:
+        self.pace, self.server_lsn = pace, max(self.server_lsn, pace.flushed)
+
+    @property
+    def time_left_s(self) -> float | None:
+        """For how long the store may be away from now on before WAL is lost; None: not known, or without a limit."""
+        room_bytes = self.spool.room_bytes if self.spool is not None else 0
+        return time_left_s(self.pace, room_bytes) if self.pace is not None else None
+
     def unhealthy(self) -> str:
-        """Return why it does not protect at the moment; empty when it does."""
-        if self.fault:
-            return self.fault
-        if not self.server:
-            return "not connected yet"
-        if self.lag_s > HEALTHY_LAG_S:
-            return f"WAL waits for the store for {self.lag_s:.0f} s, limit {HEALTHY_LAG_S:.0f} s"
-        return ""
+        """Return why it does not protect at the moment, and until when nothing is lost; empty when it does."""
+        why = self.fault
+        if not why and not self.server:
+            why = "not connected to the server"
+        if not why and self.lag_s > HEALTHY_LAG_S:
+            why = f"WAL waits for the store for {self.lag_s:.0f} s, limit {HEALTHY_LAG_S:.0f} s"
+        return why + say_time_left(self.time_left_s) if why else ""
 
     def as_json(self) -> dict[str, Any]:
+        left_s = self.time_left_s
         return {
             "healthy": not self.unhealthy(),
             "reason": self.unhealthy(),
@@ -85,4 +103,5 @@ class Standing:
             "lag_bytes": self.lag_bytes,
             "lag_s": round(self.lag_s, 3),
             "spool_bytes": self.spool_bytes,
+            "time_left_s": None if left_s is None or isinf(left_s) else round(left_s),
         }

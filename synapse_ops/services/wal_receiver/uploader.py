@@ -128,7 +128,6 @@ class Uploader(threading.Thread):
             if one.is_stored:
                 self._spool.drop(one)
             self._standing.put_s = time.monotonic() - before
-        self._standing.spool_bytes = self._spool.size_bytes
 
     def _look_again(self) -> None:
         """After the lease was lost for a while: what another receiver may have stored meanwhile is compared."""

@@ -30,7 +30,7 @@ def report(
     row = ArchivedTimeline(1, SIZE, chunks=chunks, stored_at=NOW, open_facts=facts)
     archive = WalArchive(Identity("7", "ab12cd34"), (row,), NOW)
     status = WalStatus(archive, "127.0.0.1:5432", 1, Lsn(2 * SIZE), row.last_lsn, NOW, lag_s)
-    return WalReport(archive, None if unknown else status, unknown, MINUTE, base_start)
+    return WalReport(archive, None if unknown else status, unknown, MINUTE, base_start, left_s=7500)
 
 
 WHOLE = {1: (Chunk(0, SIZE),)}
@@ -57,6 +57,13 @@ def test_wal_that_is_stored_up_to_the_end_is_well() -> None:
 def test_what_is_late_missing_or_unknown_is_a_fault(found: WalReport, said: str) -> None:
     assert said in " ".join(found.faults)
     assert found.sentence != report(WHOLE, lag_s=0.0).sentence
+
+
+def test_who_reads_that_wal_waits_reads_for_how_long_it_may() -> None:
+    """Also while the store does not answer, which is when it matters."""
+    for found in (report(WHOLE, lag_s=61.0), report(WHOLE, lag_s=0.0, unknown="could not reach the object store")):
+        assert "; at the present pace some is lost in 2 h 5 min" in found.sentence
+        assert found.facts()["time_left_s"] == 7500
 
 
 def test_what_is_missing_before_the_newest_base_backup_wakes_nobody() -> None:

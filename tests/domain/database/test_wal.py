@@ -41,6 +41,7 @@ from synapse_ops.domain.database.wal_plan import (
     plan_merge,
     plan_upload,
 )
+from synapse_ops.domain.database.wal_space import WalPace, say_time_left, time_left_s
 from synapse_ops.domain.database.wal_start import left_over, plan_start
 from synapse_ops.errors import DocumentUnreadable, Refused, WrongIdentity
 
@@ -331,6 +332,24 @@ def test_a_spool_closes_a_gap_from_its_beginning_on(spooled: dict[int, int], fou
     gap = WalRange(1, Lsn(3 * SIZE + 900), at(6))
     numbers = [one.number for one in left_over(stored, gap, {Segment(1, n, SIZE): size for n, size in spooled.items()})]
     assert numbers == found
+
+
+@pytest.mark.parametrize(
+    ("slot_bytes", "spool_bytes", "left_s", "said"),
+    [
+        (7200, 10, 7200, "; at the present pace some is lost in 2 h"),
+        (10, 7200, 7200, "; at the present pace some is lost in 2 h"),
+        (0, 0, 0, "; at the present pace some is lost in 0 s"),
+        (None, 7200, None, ""),  # without a limit the server's disk decides
+        (1 << 40, 0, 1 << 40, ""),
+    ],
+)
+def test_wal_is_lost_when_slot_and_spool_are_both_full(
+    slot_bytes: int | None, spool_bytes: int, left_s: float | None, said: str
+) -> None:
+    """What the slot does not keep any more, the spool does (W11)."""
+    assert time_left_s(WalPace(Lsn(0), 1.0, slot_bytes), spool_bytes) == left_s
+    assert say_time_left(left_s) == said
 
 
 def test_after_a_promotion_the_old_timeline_is_finished_first() -> None:

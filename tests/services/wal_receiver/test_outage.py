@@ -6,12 +6,16 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment
 from synapse_ops.domain.database.wal_chain import missing, reach
+from synapse_ops.operations.database.wal_source import SLOT
+from synapse_ops.services.wal_receiver import empty_commits
 from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.postgres.wal_pace import read_wal_pace
 from synapse_ops.systems.s3.store import StoreAccess
 from tests.faulty_store import FAULTS, FaultyStore, faulty_store
 from tests.servers import PostgresServer, running_postgres
@@ -146,20 +150,36 @@ def test_what_the_server_lost_and_the_spool_has_is_no_gap(outage: Outage) -> Non
     outage.compare()
 
 
-def test_an_outage_longer_than_slot_and_spool_leaves_a_gap_that_is_exact(outage: Outage) -> None:
-    """The gap begins where the spool was full and ends where the server had WAL again; on both sides all is there."""
+def test_an_outage_longer_than_slot_and_spool_leaves_a_gap_that_is_exact(
+    outage: Outage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gap begins where the spool was full and ends where the server had WAL again; on both sides all is there. Till
+    then the receiver says how long is left, by the server's own figures, which need no superuser.
+    """
+    monkeypatch.setattr(empty_commits, "INTERVAL_S", 0.1)
     wal, store = outage.wal, outage.store
     wal.spec.write_text(wal.spec.read_text().replace("chunk_interval: 200ms", "chunk_interval: 200ms, spool: 3Mi"))
     with wal.in_process() as receiver:
         wait_until(lambda: receiver.standing.server, "it receives")
         outage.write(1)
         first = wait_durable(wal, receiver)
+        wait_until(lambda: receiver.standing.pace, "the server was asked")
+        outage.server.execute("create role asks login password 'tests-only' in role pg_monitor")
+        with psycopg.connect(outage.server.conninfo(user="asks")) as connection:
+            pace = read_wal_pace(connection, SLOT)
+        assert 0 < (pace.slot_bytes or 0) <= SLOT_BYTES + MIB
+        assert pace.bytes_per_s > 0
+        assert (receiver.standing.time_left_s or 0) > 0
         store.fault = "throttled"
         for _ in range(8):
             outage.write(2)
             outage.forget()
         received = receiver.standing.received_lsn
         assert not outage.is_on_the_server(received)
+        wait_until(lambda: "some is lost in 0 s" in receiver.standing.unhealthy(), "no time is left")
+        assert receiver.standing.as_json()["time_left_s"] == 0
+        assert receiver.standing.spool_bytes >= 3 * MIB
+        assert receiver.standing.lag_bytes > 3 * MIB  # also of what it does not read any more
         store.fault = ""
         wait_until(lambda: receiver.standing.gap_bytes, "the gap is found")
         outage.write(1)
