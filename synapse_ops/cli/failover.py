@@ -43,7 +43,10 @@ def command() -> None:
 @_state_dir
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def status(state_dir: Path, *, as_json: bool) -> None:
-    """Show whether a dead primary would be failed over, why not, and every incident. Exit code 17 when not armed."""
+    """Show whether a dead primary would be failed over, why not, and every incident.
+
+    Exit code 17 when not armed; where another manager promotes, when not exactly one node takes writes.
+    """
     from synapse_ops.errors import Unhealthy
     from synapse_ops.operations.failover.status import read_status
 
@@ -66,7 +69,7 @@ def status(state_dir: Path, *, as_json: bool) -> None:
                 ("incident", "kind", "from", "to", "end", ">to writes", ">lost", "old primary", "because"),
                 [_row(one, back) for one, back in found.incidents],
             )
-    if not found.is_armed:
+    if not found.is_in_order:
         raise Unhealthy(found.sentence)
 
 
@@ -111,7 +114,7 @@ def _row(incident: Incident, back: dict[str, Any] | None) -> tuple[str, ...]:
 def run(state_dir: Path, *, accept_loss: str | None) -> None:
     """Let the watcher go on with a failover that it refused. The fence must be proven all the same."""
     from synapse_ops.operations.failover.ledger import Ledger, Request
-    from synapse_ops.operations.failover.status import read_status
+    from synapse_ops.operations.failover.status import EXTERNAL, read_status
     from synapse_ops.spec.units import parse_size
 
     try:
@@ -120,6 +123,8 @@ def run(state_dir: Path, *, accept_loss: str | None) -> None:
         raise ConfigError(f'--accept-loss "{accept_loss}" is not a size', detail=str(fault)) from fault
     folder = state_dir.resolve()
     found, now = read_status(folder, datetime.now(UTC)), datetime.now(UTC)
+    if found.state == EXTERNAL:
+        raise Refused(f"nothing was done: {found.sentence}")
     if found.state not in {"suspect", "confirmed"}:
         raise Refused(
             f"nothing was done: {found.primary or 'the primary'} is {found.state or 'not watched'}",

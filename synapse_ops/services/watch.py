@@ -27,8 +27,8 @@ from typing import IO, Any
 import structlog
 
 from synapse_ops.errors import ConfigError, Refused, SynapseOpsError
-from synapse_ops.services.prober.failover_watch import FailoverWatch
 from synapse_ops.services.prober.metrics import MetricsApp
+from synapse_ops.services.prober.primary_watch import DatabaseWatch
 from synapse_ops.services.prober.prober import Prober
 
 USUAL_PORT = 9109  # where rendered Prometheus files look when watch.port is null (manifests/stack/parts.py)
@@ -144,33 +144,23 @@ def _metrics_server(prober: Prober, listener: socket.socket) -> Any:
     return Server(config)
 
 
-def _failover_watch(prober: Prober, state_dir: Path) -> FailoverWatch | None:
-    """Return the watcher of the database's nodes; None where there is one, or no authority over them on this host."""
-    from synapse_ops.local.failover_place import embedded_place
-
-    place = embedded_place(state_dir)
-    if place is None or prober.stack.spec.failover.standby is None:
-        return None
-    return FailoverWatch(lambda: prober.stack, state_dir, place)
-
-
 async def serve(spec_path: Path, state_dir: Path) -> None:
     """Probe until SIGTERM or SIGINT. Raises the error of a part that ended by itself."""
+    from synapse_ops.local.failover_place import embedded_place
+
     prober = Prober(spec_path, state_dir)
-    failover = _failover_watch(prober, state_dir)
+    database = DatabaseWatch(lambda: prober.stack, state_dir, embedded_place(state_dir))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, prober.stop)
     with listening(prober.address) as listener:
         serving = prober.start_task(_metrics_server(prober, listener).serve(sockets=[listener]))
         write_address(state_dir, listener)
-        if failover is not None:
-            threading.Thread(target=failover.run, name="failover", daemon=True).start()
+        threading.Thread(target=database.run, name="database", daemon=True).start()
         try:
             await prober.run()
         finally:
-            if failover is not None:
-                failover.stop()
+            database.stop()
             (state_dir / "watch" / "address.json").unlink(missing_ok=True)
             serving.cancel()
 

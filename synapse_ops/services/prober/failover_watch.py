@@ -12,13 +12,11 @@ roles, the old one's authority saw its processes, the store answered, nobody pau
 
 from __future__ import annotations
 
-import json
 import secrets
 import select
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +34,7 @@ from synapse_ops.operations.failover.chain import Chain
 from synapse_ops.operations.failover.claims import LIMIT_S
 from synapse_ops.operations.failover.control import FailoverPlace
 from synapse_ops.operations.failover.ledger import Ledger, Request
-from synapse_ops.operations.failover.status import PULSE_S, WATCH_FILE
+from synapse_ops.operations.failover.status import PULSE_S, write_watch
 from synapse_ops.operations.failover.switchover import Switchover
 from synapse_ops.operations.health.server_probes import node_conninfo
 from synapse_ops.operations.repository import Repository
@@ -238,12 +236,7 @@ class FailoverWatch:
         if found == self._told and time.monotonic() - self._told_at_s < PULSE_S:
             return
         self._told, self._told_at_s = found, time.monotonic()
-        folder = Ledger.of(self.state_dir).folder
-        with suppress(OSError):
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            making = folder / f"{WATCH_FILE}.making"
-            making.write_text(json.dumps({**found, "at": datetime.now(UTC).isoformat()}) + "\n", encoding="utf-8")
-            making.replace(folder / WATCH_FILE)
+        write_watch(self.state_dir, found)
 
     # -------------------------------------------------------------- acting
 

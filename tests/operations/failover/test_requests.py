@@ -35,5 +35,5 @@ def test_a_switchover_is_no_leave_to_fail_over(tmp_path: Path) -> None:
 def test_a_switchover_without_a_prober_is_refused_and_leaves_no_request(tmp_path: Path) -> None:
     done = CliRunner().invoke(command, ["--state-dir", str(tmp_path)])
     assert isinstance(done.exception, Refused)
-    assert "no watcher has looked at the nodes" in done.exception.message
+    assert "no watcher looks at the nodes" in done.exception.message
     assert not (tmp_path / "failover").exists()
