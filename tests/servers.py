@@ -132,8 +132,10 @@ def running_postgres(
 
 
 @contextmanager
-def running_standby(source: PostgresServer) -> Iterator[PostgresServer]:
-    """Run a standby that streams from a server."""
+def running_standby(
+    source: PostgresServer, *, settings: Mapping[str, object] | None = None
+) -> Iterator[PostgresServer]:
+    """Run a standby that streams from a server. settings: in place of its own."""
     folder = servers_dir("standby")
     primary = source.server
     [port] = free_ports(1)
@@ -144,7 +146,13 @@ def running_standby(source: PostgresServer) -> Iterator[PostgresServer]:
         socket_dir=make_socket_dir(folder / "data", server_identity()),
         port=port,
         log_path=folder / "postgres.log",
-        settings={**primary.settings, "primary_conninfo": address, "hot_standby": True, "wal_keep_size": "64MB"},
+        settings={
+            **primary.settings,
+            "primary_conninfo": address,
+            "hot_standby": True,
+            "wal_keep_size": "64MB",
+            **(settings or {}),
+        },
         _child=None,
     )
     try:

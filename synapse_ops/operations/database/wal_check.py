@@ -22,10 +22,11 @@ from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progres
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.database.wal_fetch import fetch_segment
-from synapse_ops.operations.database.wal_source import SLOT, names_standby, wal_conninfo
+from synapse_ops.operations.database.wal_source import SLOT, wal_conninfo, wal_conninfos
 from synapse_ops.spec.fixed import is_this_machine
 from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
 from synapse_ops.systems.postgres.identity import ensure_identity
+from synapse_ops.systems.postgres.standby_slot import read_standby_slot
 from synapse_ops.systems.postgres.wal_pace import read_wal_pace
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 WAIT_S = 30.0
 POLL_S = 0.25
 _UNKNOWN_VOLUME = 40 << 30
+_START = "start the receiver: python -m synapse_ops.services.wal_receiver (synapse-ops local up does)"
 
 _SETTINGS = """
 SELECT current_setting('wal_level'), current_setting('archive_mode'), current_setting('archive_command'),
@@ -45,7 +47,6 @@ SELECT current_setting('wal_level'), current_setting('archive_mode'), current_se
        (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
        (SELECT setting::bigint * 1048576 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
        (SELECT setting FROM pg_settings WHERE name = 'data_directory')"""
-_KEPT = "SELECT setting::int FROM pg_settings WHERE name = 'wal_keep_size'"
 _SLOT = "SELECT active, coalesce(wal_status, ''), safe_wal_size FROM pg_replication_slots WHERE slot_name = %s"
 
 
@@ -69,10 +70,7 @@ def check_wal(stack: Stack, *, progress: ReportProgress = ignore_progress) -> tu
         identity = ensure_identity(connection)
         rows = [CheckRow("primary", f"{describe(conninfo)}, identity {identity}"), *_settings(connection)]
         rows.append(_slot(connection))
-        if names_standby(stack):
-            with postgres_errors("the settings of the primary"):
-                [[kept]] = connection.execute(_KEPT).fetchall()
-            rows.append(judge_keep_size(kept))
+        rows += check_standby_slots(stack, read_wal_pace(connection, SLOT).flushed)
         rows += _arrival(stack, connection, identity, progress)
     return tuple(rows)
 
@@ -130,19 +128,28 @@ def judge_slot_limit(setting: str, limit_bytes: int, volume: tuple[int, int] | N
     return CheckRow("max_slot_wal_keep_size", setting, fault, fix if fault else "")
 
 
-def judge_keep_size(kept_mb: int) -> CheckRow:
-    """Return the row of wal_keep_size: a standby has no slot of ours, and may be the primary soon."""
-    fault = "" if kept_mb else "after a promotion WAL that is not stored yet may be gone from the new primary"
-    fix = "on each node: alter system set wal_keep_size = '512MB'; select pg_reload_conf()" if fault else ""
-    return CheckRow("wal_keep_size", f"{kept_mb}MB", fault, fix)
+def check_standby_slots(stack: Stack, server_lsn: Lsn) -> Iterator[CheckRow]:
+    """Yield a row for each standby: without a slot there, WAL that is not stored may be gone after a promotion."""
+    for conninfo in wal_conninfos(stack):
+        what = f"slot at {describe(conninfo)}"
+        try:
+            with connect(conninfo) as connection:
+                slot = read_standby_slot(connection, SLOT)
+        except SynapseOpsError as error:
+            yield CheckRow(what, f"not asked: {error.message}")
+            continue
+        if slot.is_standby and slot.keeps_from is None:
+            fault = "after a promotion WAL that is not stored yet may be gone"
+            yield CheckRow(what, f"no slot {SLOT}", fault, f"{_START}; it makes the slot within a few seconds")
+        elif slot.is_standby and slot.keeps_from is not None:
+            yield CheckRow(what, f"{SLOT} keeps {max(0, server_lsn - slot.keeps_from)} bytes of WAL")
 
 
 def _slot(connection: psycopg.Connection[Any]) -> CheckRow:
     with postgres_errors("the replication slots of the primary"):
         row = connection.execute(_SLOT, [SLOT]).fetchone()
-    start = "start the receiver: python -m synapse_ops.services.wal_receiver (synapse-ops local up does)"
     if row is None:
-        return CheckRow("slot", f"no slot {SLOT}", "no receiver has ever connected", start)
+        return CheckRow("slot", f"no slot {SLOT}", "no receiver has ever connected", _START)
     active, status, safe_bytes = row
     said = f"{SLOT}: {'active' if active else 'not active'}, WAL {status}"
     if safe_bytes is not None:
@@ -151,7 +158,7 @@ def _slot(connection: psycopg.Connection[Any]) -> CheckRow:
         said += say_time_left(left_s, "at the present pace the store may be away for")
     if status == "lost":
         return CheckRow("slot", said, "WAL that is not stored is gone", "synapse-ops backup now cluster")
-    return CheckRow("slot", said, "" if active else "no receiver is connected", "" if active else start)
+    return CheckRow("slot", said, "" if active else "no receiver is connected", "" if active else _START)
 
 
 def _arrival(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,14 @@ from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal_space import WalPace
 from synapse_ops.errors import ConfigError
 from synapse_ops.operations.stack import Stack
-from synapse_ops.systems.postgres.connection import connect, postgres_errors
+from synapse_ops.systems.postgres.connection import connect, conninfo_parts, postgres_errors
 from synapse_ops.systems.postgres.identity import ensure_identity
 from synapse_ops.systems.postgres.wal_pace import read_wal_pace
 
 if TYPE_CHECKING:
     import psycopg
 
-SLOT = "synapse_wal"  # the receiver's, on whichever node takes writes
+SLOT = "synapse_wal"  # the receiver's, on every node
 
 
 def wal_conninfo(stack: Stack) -> str:
@@ -38,17 +38,29 @@ def standby_conninfo(stack: Stack, database: str) -> str:
     return _node_conninfo(stack, stack.admin_conninfo(database), "standby")
 
 
-def _node_conninfo(stack: Stack, conninfo: str, attributes: str) -> str:
+def wal_conninfos(stack: Stack) -> tuple[str, ...]:
+    """Return a libpq conninfo of each node, as `wal_conninfo` otherwise. Never log them."""
     from psycopg.conninfo import make_conninfo
 
-    from synapse_ops.systems.postgres.connection import conninfo_parts
+    parts = conninfo_parts(stack.replication_conninfo("postgres"))
+    parts.pop("hostaddr", None)
+    return tuple(make_conninfo("", **{**parts, "host": host, "port": port}) for host, port in _places(stack, parts))
 
-    parts = conninfo_parts(conninfo)
+
+def _places(stack: Stack, parts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return host and port of each node; empty where the spec names none. parts: of the URL."""
     nodes = stack.spec.database.nodes
     places = [(host.strip("[]"), port) for host, _, port in (address.rpartition(":") for address in nodes.values())]
     if places and stack.spec.failover.primary not in nodes:  # then it is where the URL points
         places.insert(0, (parts.get("host", "localhost"), parts.get("port", "5432")))
-    if places:
+    return places
+
+
+def _node_conninfo(stack: Stack, conninfo: str, attributes: str) -> str:
+    from psycopg.conninfo import make_conninfo
+
+    parts = conninfo_parts(conninfo)
+    if places := _places(stack, parts):
         parts.pop("hostaddr", None)
         parts["host"], parts["port"] = (",".join(column) for column in zip(*places, strict=True))
         parts["target_session_attrs"] = attributes

@@ -32,7 +32,7 @@ from synapse_ops.domain.database.wal import Segment, TimelineHistory
 from synapse_ops.domain.database.wal_start import candidates, left_over, plan_start
 from synapse_ops.errors import SynapseOpsError, Unreachable, WrongIdentity
 from synapse_ops.operations.database.wal_archive import read_wal_archive, wal_lease
-from synapse_ops.operations.database.wal_source import SLOT, WalServer, open_wal_server, wal_conninfo
+from synapse_ops.operations.database.wal_source import SLOT, WalServer, open_wal_server, wal_conninfo, wal_conninfos
 from synapse_ops.operations.database.wal_status import FOLDER
 from synapse_ops.operations.database.wal_writer import WalWriter, read_digest_key
 from synapse_ops.operations.repository import Repository
@@ -42,6 +42,7 @@ from synapse_ops.services.wal_receiver.lease import HeldLease
 from synapse_ops.services.wal_receiver.session import Session
 from synapse_ops.services.wal_receiver.slot import ready_slot, slot_to_stream_from
 from synapse_ops.services.wal_receiver.spool import Spool
+from synapse_ops.services.wal_receiver.standby_slots import StandbySlots
 from synapse_ops.services.wal_receiver.standing import Standing
 from synapse_ops.services.wal_receiver.uploader import SCAN_BYTES, Uploader
 from synapse_ops.systems.postgres.replication import (
@@ -161,6 +162,10 @@ class Receiver:
             uploader = self._uploader(session, segment.timeline, writer, lease)
             commits = EmptyCommits(conninfo, application_name=APPLICATION_NAME, on_pace=self.standing.note_pace)
             opened.enter_context(commits)
+            nodes = wal_conninfos(self._stack)
+            opened.enter_context(
+                StandbySlots(nodes, lambda: self.standing.durable_lsn, application_name=APPLICATION_NAME)
+            )
             uploader.start()
             try:
                 self._receive(connection.stream(SLOT, segment.start, segment.timeline), session, segment, uploader)

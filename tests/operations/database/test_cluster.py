@@ -26,7 +26,7 @@ from synapse_ops.operations.backup_kinds import BASES
 from synapse_ops.operations.database import base_backup, restore_cluster, wal_archive, wal_check, wal_prefetch
 from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
 from synapse_ops.operations.database.restore_cluster import ClusterRestorePlan
-from synapse_ops.operations.database.wal_check import check_wal, judge_keep_size, judge_slot_limit
+from synapse_ops.operations.database.wal_check import check_wal, judge_slot_limit
 from synapse_ops.operations.database.wal_fetch import ChunksMerged
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.host.processes import give_to, make_private_dir, server_identity
@@ -370,13 +370,6 @@ def test_a_check_refuses_a_slot_limit_that_its_disk_cannot_hold(
     assert (fault in row.fault, bool(row.fault)) == (True, bool(fault))
     assert corrected in row.fix
     assert bool(row.fix) == bool(fault)
-
-
-def test_a_check_refuses_a_standby_that_keeps_no_wal() -> None:
-    """The receiver's slot is on the primary: what is not stored yet must outlast the checkpoint of a promotion."""
-    assert judge_keep_size(0).fault
-    assert "wal_keep_size = '512MB'" in judge_keep_size(0).fix
-    assert not judge_keep_size(64).fault
 
 
 def test_a_check_is_red_when_wal_does_not_arrive(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

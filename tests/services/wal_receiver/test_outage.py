@@ -12,14 +12,18 @@ import pytest
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment
 from synapse_ops.domain.database.wal_chain import missing, reach
+from synapse_ops.operations.database.wal_check import CheckRow, check_standby_slots
 from synapse_ops.operations.database.wal_source import SLOT
-from synapse_ops.services.wal_receiver import empty_commits
+from synapse_ops.operations.stack import Stack
+from synapse_ops.services.wal_receiver import empty_commits, standby_slots
 from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.postgres.standby_slot import read_standby_slot
 from synapse_ops.systems.postgres.wal_pace import read_wal_pace
 from synapse_ops.systems.s3.store import StoreAccess
 from tests.faulty_store import FAULTS, FaultyStore, faulty_store
-from tests.servers import PostgresServer, running_postgres
+from tests.servers import PostgresServer, running_postgres, running_standby
 from tests.services.wal_receiver.receiving import Receiving, receiving, wait_durable, wait_until
+from tests.services.wal_receiver.test_promotion import promoted
 
 MIB = 1 << 20
 SLOT_BYTES = 4 * MIB
@@ -193,3 +197,48 @@ def test_an_outage_longer_than_slot_and_spool_leaves_a_gap_that_is_exact(
     assert reach(archive, archive.history(1), first).gap == gap
     assert missing(archive, archive.history(1), gap.stop, end) == ()
     outage.compare()
+
+
+def test_what_the_receiver_lacks_outlasts_a_promotion(outage: Outage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A standby's checkpoints remove WAL as well, and a primary's slots are not its own: the receiver keeps one there,
+    moved up to what is stored (W19). `check` misses it where no receiver has made it.
+    """
+    monkeypatch.setattr(standby_slots, "INTERVAL_S", 0.1)
+    wal, server = outage.wal, outage.server
+    with running_standby(server, settings={"wal_keep_size": 0}) as standby:
+        address = standby.conninfo()
+
+        def slot() -> Lsn:
+            with psycopg.connect(address) as connection:
+                return read_standby_slot(connection, SLOT).keeps_from or Lsn(0)
+
+        plain = wal.spec.read_text()
+        nodes = f"{{db-primary: '127.0.0.1:{server.server.port}', db-standby: '127.0.0.1:{standby.server.port}'}}"
+        wal.spec.write_text(plain.replace("database: {admin:", f"database: {{nodes: {nodes}, admin:", 1))
+        assert [row.fault for row in standby_rows(wal.stack)] == [
+            "after a promotion WAL that is not stored yet may be gone"
+        ]
+        with wal.in_process() as receiver:
+            wait_until(lambda: receiver.standing.server, "it receives")
+            outage.write(1)
+            stored = wait_durable(wal, receiver)
+            wait_until(lambda: slot() >= stored, "the standby's slot is moved")
+        assert [row.fault for row in standby_rows(wal.stack)] == [""]
+        outage.write(3)
+        address = promoted(standby.server, wal.flushed())
+        standby.execute("checkpoint")
+        wal.spec.write_text(plain)
+        (wal.folder / "admin.url").write_text(address)
+        after = Receiving(wal.folder, wal.spec, address, standby.server.data_dir)
+        with after.in_process() as receiver:
+            wait_until(lambda: receiver.standing.timeline == 2 and receiver.standing.server, "it follows")
+            after.execute("insert into filled values ('after')")
+            last = wait_durable(after, receiver)
+            assert not receiver.standing.gap_bytes
+
+        archive = outage.direct.archive()
+        assert missing(archive, archive.history(2), stored, last) == ()
+
+
+def standby_rows(stack: Stack) -> list[CheckRow]:
+    return list(check_standby_slots(stack, Lsn(0)))
