@@ -9,7 +9,7 @@ VENV := $(HERE).venv
 BIN := $(VENV)/bin
 SETUP := cd "$(HERE)" && PYTHON="$(PYTHON)" sh requirements/install
 
-.PHONY: help demo test test-scenarios test-stores prove-monitoring prove-release ui quick check bench docs lock clean
+.PHONY: help demo test test-scenarios test-stores prove-monitoring prove-release ui quick check bench soak docs lock clean
 
 help:
 	@echo "make demo    start the embedded stack, back it up, prove the backup, plan retention, show what happened"
@@ -22,6 +22,7 @@ help:
 	@echo "make quick   format, lint, types, imports, tests of domain and spec: under 30 s"
 	@echo "make check   quick, and check that the generated pages are up to date"
 	@echo "make bench   measure a dump, as in docs/benchmarks.md"
+	@echo "make soak    kill the primary of an embedded stack every minute for ten minutes, and compare the ledger"
 	@echo "make docs    regenerate the generated pages"
 	@echo "make lock    update the lock files"
 
@@ -76,6 +77,10 @@ docs:
 bench:
 	@$(SETUP) dev
 	@cd "$(HERE)" && "$(BIN)/python" -m benchmarks.dump
+
+soak:
+	@$(SETUP) dev
+	@cd "$(HERE)" && "$(BIN)/python" -m benchmarks.failover --rounds 10 --every-s 60
 
 lock:
 	@$(SETUP) run

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
 from synapse_ops.manifests.bundle import render_bundle
+from synapse_ops.spec.loading import check_text
 from tests.manifests.specs import spec_of
 
 _SPECS = ("docker/synapse-ops/infrastructure.yaml", "docker/wal-receiver/infrastructure.yaml")  # they say null
@@ -57,6 +59,18 @@ def test_each_node_follows_the_other(name: str, followed: dict[str, str]) -> Non
     told = {role: bundle.by_path[f"postgres/{role}/postgresql.conf"].text for role in followed}
 
     assert {role: text.split("primary_conninfo = '")[1].split(" user=")[0] for role, text in told.items()} == followed
+
+
+@pytest.mark.parametrize("manager", ["synapse", "external"])
+def test_who_follows_the_primary_has_the_means(manager: str) -> None:
+    """The prober looks who takes writes, whatever `watch.servers` lists; else no superuser's password lies there."""
+    text = f"watch: {{servers: [redis]}}\nfailover: {{manager: {manager}}}"
+    loaded, faults = check_text(text, Path("spec.yaml"))
+    assert loaded is not None, faults
+
+    mounted = yaml.safe_load(render_bundle(loaded.spec).by_path["docker/compose.yaml"].text)["services"]["synapse-ops"]
+
+    assert ("database-admin-url" in mounted["secrets"]) is (manager == "external")
 
 
 def test_clients_of_two_database_hosts_name_both() -> None:

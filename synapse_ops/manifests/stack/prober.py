@@ -43,10 +43,11 @@ def prober_secrets(spec: Spec, place: PlaceName) -> tuple[str, ...]:
     a superuser's password does not lie where nobody uses it. Decryption keys are never among them.
     """
     watched = set(spec.watch.servers)
+    follows = spec.failover.standby is not None and spec.failover.manager == "external"  # it looks who takes writes
     wanted = {
         TOKEN: True,
         OBJECT_STORE_CREDENTIALS: True,
-        DATABASE_ADMIN: bool(watched & {"nodes", "replication"}),
+        DATABASE_ADMIN: follows or bool(watched & {"nodes", "replication"}),
         DATABASE_REPLICATION: spec.database.replication is not None,
         REDIS_PASSWORD: "redis" in watched and spec.redis.password is not None,
         QDRANT_API_KEY: "qdrant" in watched and spec.qdrant.api_key is not None,
