@@ -2,6 +2,7 @@
 
     SynapseOpsError                     exit  1   our bug, or a cause without its own class
     |-- ConfigError                     exit  2   settings or arguments are wrong; all faults listed at once
+    |   |-- ProgramMissing                        this host lacks a program or an extension of PostgreSQL
     |-- Refused                         exit 10   declined before anything was changed
     |   |-- TargetNotEmpty                        the target of a restore already holds data
     |   |-- PlanChanged                           the given digest is not that of a plan that can be applied now
@@ -83,6 +84,10 @@ class ConfigError(SynapseOpsError):
     """Settings or arguments are wrong. Several faults are listed in `detail`, one a line."""
 
     exit_code = 2
+
+
+class ProgramMissing(ConfigError):
+    """This host lacks a program or an extension of PostgreSQL that the work needs; no backup is to blame."""
 
 
 class Refused(SynapseOpsError):

@@ -25,7 +25,15 @@ from synapse_ops.domain.backup.proof_record import ProofRecord, Verdict
 from synapse_ops.domain.backup.record import BackupRecord
 from synapse_ops.domain.backup.restore_estimate import predict_from
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
-from synapse_ops.errors import IntegrityError, KeyMissing, ObjectMissing, SynapseOpsError, Unproven, counted
+from synapse_ops.errors import (
+    IntegrityError,
+    KeyMissing,
+    ObjectMissing,
+    ProgramMissing,
+    SynapseOpsError,
+    Unproven,
+    counted,
+)
 from synapse_ops.operations.backup.catalog import only_one, read_catalog
 from synapse_ops.operations.backup.deadline import Deadline
 from synapse_ops.operations.backup.measured import Measured
@@ -216,7 +224,7 @@ def _fail(proof: Proof, error: SynapseOpsError) -> _Conclusion:
     if proof.differences:  # found before the failure, and true whatever failed afterwards
         return _Conclusion(Verdict.DIFFERS, f"{counted(len(proof.differences), 'difference')}; then {reason}", error)
     # every byte of an object is compared before its key is missed, so a missing key hides no damage
-    if isinstance(error, KeyMissing) or not (proof.has_begun or isinstance(error, IntegrityError)):
+    if isinstance(error, KeyMissing | ProgramMissing) or not (proof.has_begun or isinstance(error, IntegrityError)):
         return _Conclusion(Verdict.NOT_ATTEMPTED, reason, error)
     return _Conclusion(Verdict.UNPROVEN, reason, error)
 

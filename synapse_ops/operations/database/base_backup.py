@@ -83,7 +83,9 @@ def take_base_backup(
     repository = stack.database_repository()
     conninfo = stack.admin_conninfo("postgres")
     with connect(conninfo) as connection:
-        facts, identity = read_facts(connection), ensure_identity(connection)
+        facts = read_facts(connection)
+        facts.require_supported()
+        identity = ensure_identity(connection)
         if facts.is_standby:
             raise Refused(
                 f"{describe(conninfo)} is a standby: a base backup needs the primary beside it",

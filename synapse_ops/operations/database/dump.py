@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from synapse_ops.operations.stack import Stack
 
-OLDEST_MAJOR = 15  # the catalogs of older servers differ, and they are out of support
 ATTEMPTS = 40  # where objects come and go all the time, most attempts fail, after some tenths of a second
 HURRIED_OF = 4  # attempts all are hurried but one, lest the hurry be what fails
 LOCK_WAIT_MS = 60_000  # pg_dump waits this long for a table; beyond, an ALTER holds it and both would wait for ever
@@ -128,8 +127,7 @@ def _open_source(conninfo: str, database: str) -> _Source:
     """Look at the server, refuse what cannot be dumped, and give it an identity the first time."""
     with connect(conninfo) as connection:
         facts = read_facts(connection)
-        if facts.major < OLDEST_MAJOR:
-            raise Refused(f"server {facts.version} is older than {OLDEST_MAJOR}, the oldest major that is backed up")
+        facts.require_supported()
         is_superuser = _reads_everything(connection)
         tools = _fitting_tools(facts)
         return _Source(conninfo, database, facts, ensure_identity(connection), tools, is_superuser=is_superuser)

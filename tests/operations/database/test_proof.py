@@ -22,6 +22,7 @@ from synapse_ops.operations.backup.proving import ProofReport
 from synapse_ops.operations.backup_kinds import DUMPS
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.host.processes import processes_in
+from synapse_ops.systems.postgres import amcheck
 from tests.operations.database.backups import KeptBackup, flip
 
 HUNG_TIMEOUT_S = 4.0
@@ -268,6 +269,23 @@ def test_a_host_without_the_programs_or_the_room_does_not_judge(
     assert reason in report.record.reason
     [entry] = read_catalog(repository).backups
     assert entry.doubt.startswith("not proven yet: the proof of ")
+
+
+def test_a_host_without_amcheck_does_not_judge_and_undoes_no_proof(
+    backup: KeptBackup, repository: Repository, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build of PostgreSQL without contrib restores as well as any, and cannot check indexes."""
+    place = backup.put(repository)
+    proven = prove(repository, work_dir)
+    monkeypatch.setattr(amcheck, "EXTENSION", "amcheck_of_another_build")
+
+    report = DUMPS.prove(repository, place=place, work_dir=work_dir)
+
+    assert report is not None
+    assert (report.record.verdict, report.exit_code) == (Verdict.NOT_ATTEMPTED, 14)
+    assert "ProgramMissing: extension amcheck_of_another_build of PostgreSQL 17" in report.record.reason
+    [entry] = read_catalog(repository).backups
+    assert entry.proven_at == proven.record.finished_at
 
 
 def test_an_interrupted_proof_undoes_none(backup: KeptBackup, repository: Repository, work_dir: Path) -> None:
