@@ -34,6 +34,7 @@ COMMANDS = {
     "failover": ("failover", "Show and steer the failover of PostgreSQL."),
     "switchover": ("switchover", "Have the standby take writes, on purpose and without loss."),
     "chaos": ("chaos", "Break the embedded stack on purpose, to see what happens."),
+    "wal": ("wal", "Show and steer for whom commits wait."),
     "check": ("check", "Try whether WAL arrives in the repository, and what could stop it."),
     "health": ("health", "Show the health of every endpoint and server."),
     "render": ("render", "Render every document of the stack from the spec."),

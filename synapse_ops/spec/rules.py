@@ -349,6 +349,18 @@ def _compose_names(spec: Spec) -> Iterator[Conflict]:
             yield Conflict(path, f'"{host}", which is a service of the rendered compose project', "another host name")
 
 
+def _synchronous(spec: Spec) -> Iterator[Conflict]:
+    """Who sets for whom commits wait is the WAL receiver: with `backup.database.wal_archiving: off` nobody does."""
+    archiving: FieldPath = ("backup", "database", "wal_archiving")
+    if spec.backup.database.wal_archiving != "off":
+        return
+    if spec.failover.synchronous != "off":
+        path: FieldPath = ("failover", "synchronous")
+        yield Conflict(path, f'"{spec.failover.synchronous}", with {{other}} off', '"off"', (archiving,))
+    if spec.backup.database.wal.synchronous:
+        yield Conflict(("backup", "database", "wal", "synchronous"), "true, with {other} off", "false", (archiving,))
+
+
 RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _limits,
     _times,
@@ -367,6 +379,7 @@ RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     fencing_password,
     _log_paths,
     _compose_names,
+    _synchronous,
     _namespaces,
     _log_nodes,
 )

@@ -102,6 +102,19 @@ def wal_alerts(spec: Spec) -> Iterator[AlertRule]:
         dashboard="database",
         proof=Proof(bad=(Series(lag, whole_seconds(promise) + 1),), good=(Series(lag, 0),)),
     )
+    if spec.backup.database.wal.synchronous or spec.failover.synchronous == "standby":
+        waits = "synapse_ops_wal_unprotected"
+        yield AlertRule(
+            name="CommitsNotProtected",
+            expr=f"max({waits}) == 1",
+            hold=_MINUTE,
+            severity="critical",
+            summary="commits do not wait as the spec wants, or wait for somebody who is away",
+            description="Commits may be lost, or nothing is acknowledged: `synapse-ops wal sync` says which.",
+            page="commits-not-protected",
+            dashboard="database",
+            proof=Proof(bad=(Series(waits, 1),), good=(Series(waits, 0),)),
+        )
     yield AlertRule(
         name="WalLost",
         expr=f"{lost} unless {lost} < max({newest})",

@@ -128,12 +128,10 @@ def _following(spec: Spec, node: str) -> dict[str, str]:
     ]
     if not others:
         return {}
-    [(name, address)] = others
-    synchronous = f'FIRST 1 ("{name}")' if spec.failover.synchronous == "standby" else ""
+    [(_, address)] = others
     return {
         "hot_standby": "on",
         "hot_standby_feedback": "on",
-        "synchronous_standby_names": quoted(synchronous),
         "primary_conninfo": quoted(primary_conninfo(spec, node, address)),
         "primary_slot_name": quoted(SLOT),
         "recovery_target_timeline": quoted("latest"),

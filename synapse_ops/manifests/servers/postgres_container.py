@@ -81,8 +81,6 @@ def roles_script(spec: Spec) -> str:
     """Return what a new primary runs once: roles, databases and the standby's slot."""
     user, replication = spec.database.user, spec.database.replication_user
     statements = []
-    if spec.failover.synchronous == "standby":  # which is cloned from this server once it is open to the network
-        statements.append("set synchronous_commit = local;")
     if user != "postgres":
         limit = spec.database.max_connections
         statements += [f"create role {identifier(user)} login connection limit {limit} password\n  :'app';"]
@@ -92,6 +90,8 @@ def roles_script(spec: Spec) -> str:
         statements += [
             f"create role {identifier(replication)} login replication password\n  :'replication' in role pg_monitor;",
             f"grant execute on function {_WAL_FUNCTIONS} to {identifier(replication)};",
+            f"grant alter system on parameter synchronous_standby_names to {identifier(replication)};",
+            f"grant execute on function pg_reload_conf() to {identifier(replication)};",
         ]
     statements.append(f"create role {MONITORING_USER} login password\n  :'monitoring' in role pg_monitor;")
     for database in dict.fromkeys((spec.database.name, *spec.database.databases)):

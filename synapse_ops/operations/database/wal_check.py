@@ -11,15 +11,17 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.synchronous import Synchronous, unprotected
 from synapse_ops.domain.database.wal import Segment
 from synapse_ops.domain.database.wal_space import say_time_left, time_left_s, wal_space
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
 from synapse_ops.errors import SynapseOpsError
+from synapse_ops.operations.database.synchronous import read_escaping, read_synchronous
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.database.wal_fetch import fetch_segment
 from synapse_ops.operations.database.wal_source import SLOT, wal_conninfo, wal_conninfos
@@ -71,6 +73,9 @@ def check_wal(stack: Stack, *, progress: ReportProgress = ignore_progress) -> tu
         rows = [CheckRow("primary", f"{describe(conninfo)}, identity {identity}"), *_settings(connection)]
         rows.append(_slot(connection))
         rows += check_standby_slots(stack, read_wal_pace(connection, SLOT).flushed)
+        found = read_synchronous(connection, stack.spec)
+        if found.is_wanted:
+            rows.append(judge_synchronous(found, read_escaping(connection)))
         rows += _arrival(stack, connection, identity, progress)
     return tuple(rows)
 
@@ -143,6 +148,18 @@ def check_standby_slots(stack: Stack, server_lsn: Lsn) -> Iterator[CheckRow]:
             yield CheckRow(what, f"no slot {SLOT}", fault, f"{_START}; it makes the slot within a few seconds")
         elif slot.is_standby and slot.keeps_from is not None:
             yield CheckRow(what, f"{SLOT} keeps {max(0, server_lsn - slot.keeps_from)} bytes of WAL")
+
+
+def judge_synchronous(found: Synchronous, escaping: Sequence[tuple[str, str]]) -> CheckRow:
+    """Return the row of synchronous commits. escaping: whose commits do not wait, and their `synchronous_commit`."""
+    fault = unprotected(found)
+    fix = "start the WAL receiver and the standby; it waits for each one that streams" if fault else ""
+    if found.off:
+        fix = "synapse-ops wal sync on"
+    if escaping and not fault:
+        fault = "; ".join(f"commits of {who} do not wait: synchronous_commit = {value}" for who, value in escaping)
+        fix = "alter role ... reset synchronous_commit, unless it is meant"
+    return CheckRow("synchronous_standby_names", found.setting or "empty", fault, fix)
 
 
 def _slot(connection: psycopg.Connection[Any]) -> CheckRow:

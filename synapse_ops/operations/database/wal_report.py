@@ -63,6 +63,8 @@ class WalReport:
         if self.unknown or self.status is None:
             return (f"nobody knows whether WAL is stored: {self.unknown}{say_time_left(self.left_s)}",)
         found = [f"WAL is missing: {gap}" for gap in self.gaps]
+        if self.status.unprotected:
+            found.append(self.status.unprotected)
         if self.status.lag_s is None:
             return (*found, f"no WAL of timeline {self.status.timeline} is stored")
         if self.status.lag_s > self.most.total_seconds():
@@ -75,7 +77,10 @@ class WalReport:
     def sentence(self) -> str:
         """Return what a tired person needs, the fault first."""
         if self.faults:
-            return f"{self.faults[0][0].upper()}{self.faults[0][1:]}; is the WAL receiver running?"
+            asks = (
+                "" if self.faults[0] == (self.status and self.status.unprotected) else "; is the WAL receiver running?"
+            )
+            return f"{self.faults[0][0].upper()}{self.faults[0][1:]}{asks}"
         lag_bytes = self.status.lag_bytes if self.status is not None else 0
         return f"WAL is stored up to the server's end, {counted(lag_bytes or 0, 'byte')} behind."
 

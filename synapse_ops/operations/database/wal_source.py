@@ -27,6 +27,11 @@ def wal_conninfo(stack: Stack) -> str:
     return _node_conninfo(stack, stack.replication_conninfo("postgres"), "read-write")
 
 
+def primary_conninfo(stack: Stack, database: str) -> str:
+    """Return that of a database for the superuser, at whichever node takes writes. Never log it."""
+    return _node_conninfo(stack, stack.admin_conninfo(database), "read-write")
+
+
 def names_standby(stack: Stack) -> bool:
     """Say whether `database.nodes` leads to a standby, under whichever name: a failover exchanges the roles."""
     nodes = stack.spec.database.nodes
@@ -76,32 +81,32 @@ class WalServer:
     version_num: int
     segment_bytes: int
     page_bytes: int
-    _connection: psycopg.Connection[Any] = field(repr=False)
+    connection: psycopg.Connection[Any] = field(repr=False)
 
     def close(self) -> None:
-        self._connection.close()
+        self.connection.close()
 
     def stored_segments(self, names: Sequence[str]) -> frozenset[str]:
         """Return which of these segments the server still has."""
         with postgres_errors(f"WAL of {self.address}"):
-            rows = self._connection.execute("SELECT name FROM pg_ls_waldir() WHERE name = ANY(%s)", [list(names)])
+            rows = self.connection.execute("SELECT name FROM pg_ls_waldir() WHERE name = ANY(%s)", [list(names)])
             return frozenset(name for (name,) in rows)
 
     def position(self) -> tuple[int, Lsn]:
         """Return the timeline that the server writes, and up to where WAL is on its disk."""
         with postgres_errors(f"the WAL position of {self.address}"):
             query = "SELECT left(pg_walfile_name(lsn), 8), lsn::text FROM pg_current_wal_flush_lsn() AS lsn"
-            [(timeline, lsn)] = self._connection.execute(query).fetchall()
+            [(timeline, lsn)] = self.connection.execute(query).fetchall()
         return int(timeline, 16), Lsn.parse(lsn)
 
     def pace(self) -> WalPace:
         """Return how fast it writes WAL, and how much more until it drops the receiver's slot."""
-        return read_wal_pace(self._connection, SLOT)
+        return read_wal_pace(self.connection, SLOT)
 
     def end_stale_sender(self, slot: str) -> None:
         """End the walsender that streams from a slot, if there is one."""
         with postgres_errors(f"slot {slot} of {self.address}"):
-            self._connection.execute(
+            self.connection.execute(
                 "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots"
                 " WHERE slot_name = %s AND active_pid IS NOT NULL",
                 [slot],

@@ -8,9 +8,11 @@ from datetime import datetime
 from pathlib import Path
 
 from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.synchronous import unprotected
 from synapse_ops.domain.database.wal_chain import WalArchive
 from synapse_ops.domain.database.wal_space import time_left_s
 from synapse_ops.errors import SynapseOpsError
+from synapse_ops.operations.database.synchronous import read_synchronous
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.database.wal_source import open_wal_server, wal_conninfo
 from synapse_ops.operations.stack import Stack
@@ -36,7 +38,8 @@ class WalStatus:
     """How the archive stands. server_lsn: end of WAL on the primary, read before the archive; timeline: its own.
 
     last_lsn, last_commit_at: of what is stored of that timeline; None: nothing. lag_s: how old the newest stored bytes
-    are while the server has more, 0 when it has not; None: nothing is stored.
+    are while the server has more, 0 when it has not; None: nothing is stored. unprotected: why commits do not wait as
+    the spec wants; empty: they do.
     """
 
     archive: WalArchive
@@ -46,6 +49,7 @@ class WalStatus:
     last_lsn: Lsn | None
     last_commit_at: datetime | None
     lag_s: float | None
+    unprotected: str = ""
 
     @property
     def lag_bytes(self) -> int | None:
@@ -56,6 +60,7 @@ def read_wal_status(stack: Stack) -> WalStatus:
     """Compare the primary with what the repository holds of its WAL. Raises what either of them does."""
     with open_wal_server(wal_conninfo(stack)) as server:
         timeline, lsn = server.position()
+        waiting = unprotected(read_synchronous(server.connection, stack.spec))
     repository = stack.database_repository()
     archive = read_wal_archive(repository, server.identity, age_identities=stack.age_identities())
     row = archive.find(timeline)
@@ -72,6 +77,7 @@ def read_wal_status(stack: Stack) -> WalStatus:
         last,
         row.last_commit_at if row is not None else None,
         lag_s,
+        waiting,
     )
 
 

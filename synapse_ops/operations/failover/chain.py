@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 SETTLE_LIMIT_S = 2.0
 VERIFY_POLL_S = 0.05
 MESSAGE_PREFIX = "synapse_ops.failover"
+_WRITE = "SELECT pg_logical_emit_message(true, %s, %s)::text, inet_server_port()"
+_READ_BACK = """
+SELECT inet_server_port(), ('x' || left(pg_walfile_name(flushed), 8))::bit(32)::int, flushed >= %s::pg_lsn
+FROM pg_current_wal_flush_lsn() AS flushed"""
 Done = TypeVar("Done")
 Step = Callable[[Incident], tuple[Event, dict[str, Any]]]
 
@@ -212,18 +216,22 @@ class Chain:
         return Event.SWITCHED, {}
 
     def _verify(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
-        """Write as the application does; return where the write is and which port took it."""
+        """Write as the application does, and read back on another session that it is on the new timeline.
+
+        It does not wait for whoever commits wait for: that one may not be there yet.
+        """
         deadline_s, fault = time.monotonic() + self.timeout_s, "nothing was tried"
         while time.monotonic() < deadline_s:
             try:
                 with connect(self.application(), timeout_s=2) as connection, postgres_errors("the verification"):
-                    row = connection.execute(
-                        "SELECT pg_logical_emit_message(true, %s, %s)::text, inet_server_port(), pg_is_in_recovery()",
-                        [MESSAGE_PREFIX, incident.id],
-                    ).fetchone()
-                    if row is not None and not row[2]:
-                        return Event.VERIFIED, {"verified_lsn": row[0], "verified_port": row[1]}
-                    fault = "the address of the application leads to a standby"
+                    connection.execute("SET synchronous_commit = local")
+                    written = connection.execute(_WRITE, [MESSAGE_PREFIX, incident.id]).fetchone()
+                with connect(self.application(), timeout_s=2) as connection, postgres_errors("the verification"):
+                    read = connection.execute(_READ_BACK, written[:1] if written else [None]).fetchone()
+                if written is not None and read == (written[1], incident.facts["new_timeline"], True):
+                    facts = {"verified_lsn": written[0], "verified_port": read[0], "verified_timeline": read[1]}
+                    return Event.VERIFIED, facts
+                fault = f"written, read back: {written}, {read}; timeline {incident.facts['new_timeline']} was expected"
             except SynapseOpsError as error:
                 fault = error.message
             time.sleep(VERIFY_POLL_S)

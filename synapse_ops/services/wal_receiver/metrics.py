@@ -44,6 +44,7 @@ class _Collector:
             ("timeline", "Timeline that is received.", standing.timeline),
             ("spool_bytes", "WAL on this host's disk.", standing.spool_bytes),
             ("put_seconds", "Time of the last put.", standing.put_s),
+            ("unprotected", "1 while commits do not wait as the spec wants.", float(bool(standing.unprotected))),
             ("gap_bytes", "WAL that was lost to the repository since the start.", standing.gap_bytes),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", told, value=value)

@@ -28,6 +28,7 @@ from pathlib import Path
 import structlog
 
 from synapse_ops.domain.database.lsn import Lsn
+from synapse_ops.domain.database.synchronous import RECEIVER as APPLICATION_NAME
 from synapse_ops.domain.database.wal import Segment, TimelineHistory
 from synapse_ops.domain.database.wal_start import candidates, left_over, plan_start
 from synapse_ops.errors import SynapseOpsError, Unreachable, WrongIdentity
@@ -44,6 +45,7 @@ from synapse_ops.services.wal_receiver.slot import ready_slot, slot_to_stream_fr
 from synapse_ops.services.wal_receiver.spool import Spool
 from synapse_ops.services.wal_receiver.standby_slots import StandbySlots
 from synapse_ops.services.wal_receiver.standing import Standing
+from synapse_ops.services.wal_receiver.synchronous_commits import SynchronousCommits
 from synapse_ops.services.wal_receiver.uploader import SCAN_BYTES, Uploader
 from synapse_ops.systems.postgres.replication import (
     EndOfTimeline,
@@ -54,7 +56,6 @@ from synapse_ops.systems.postgres.replication import (
     connect_replication,
 )
 
-APPLICATION_NAME = "synapse-ops wal"
 STATUS_S = 1.0  # how often the server hears from us at least
 LONGEST_PAUSE_S = 5.0  # between two sessions
 DRAIN_S = 10.0  # at a stop: for what has arrived
@@ -90,7 +91,7 @@ class Receiver:
         """Take another spec; not while it runs."""
         self._stack = stack
         wal = stack.spec.backup.database.wal
-        self._interval_s = wal.chunk_interval.total_seconds()
+        self._interval_s = 0.0 if wal.synchronous else wal.chunk_interval.total_seconds()
         self._spool = self.standing.spool = Spool(self._folder / "spool", wal.spool)
         self._is_over = False
 
@@ -166,6 +167,7 @@ class Receiver:
             opened.enter_context(
                 StandbySlots(nodes, lambda: self.standing.durable_lsn, application_name=APPLICATION_NAME)
             )
+            opened.enter_context(SynchronousCommits(conninfo, self._stack.spec, self.standing))
             uploader.start()
             try:
                 self._receive(connection.stream(SLOT, segment.start, segment.timeline), session, segment, uploader)
@@ -325,6 +327,7 @@ class Receiver:
             if isinstance(message, WalData):
                 judge.take(message.start, message.data)
                 self._spool.append(segment.timeline, message.start, message.data, server.segment_bytes)
+                uploader.arrived()
                 standing.received_lsn = max(standing.received_lsn, judge.position)
                 standing.server_lsn = max(message.server_lsn, judge.position)
                 standing.count("received_bytes", len(message.data))

@@ -22,7 +22,8 @@ NOWHERE = Lsn(0)
 class Standing:
     """server: node it receives from, empty while it has none. fault: why it does not get on, empty when it does.
 
-    gap_at_s: Unix time at which WAL was last found to be lost. pace: of the server, once it was asked.
+    gap_at_s: Unix time at which WAL was last found to be lost. pace: of the server, once it was asked. unprotected: why
+    commits do not wait as the spec wants; empty: they do, or the spec does not want it.
     """
 
     server: str = ""
@@ -38,6 +39,7 @@ class Standing:
     put_s: float = 0.0
     gap_bytes: int = 0
     gap_at_s: float | None = None
+    unprotected: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _waiting: deque[tuple[Lsn, float]] = field(default_factory=deque, repr=False)
 
@@ -104,4 +106,5 @@ class Standing:
             "lag_s": round(self.lag_s, 3),
             "spool_bytes": self.spool_bytes,
             "time_left_s": None if left_s is None or isinf(left_s) else round(left_s),
+            "unprotected": self.unprotected,
         }

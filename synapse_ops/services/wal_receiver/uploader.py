@@ -91,10 +91,15 @@ class Uploader(threading.Thread):
         self._is_stopping.set()
         self._wake.set()
 
+    def arrived(self) -> None:
+        """Say that there is new WAL: with no interval between two puts, the next one begins."""
+        self._wake.set()
+
     def run(self) -> None:
         try:
             while True:
                 began_s = time.monotonic()
+                self._wake.clear()
                 is_last = self._is_stopping.is_set()
                 try:
                     self._store_all()
@@ -110,13 +115,20 @@ class Uploader(threading.Thread):
                 self._standing.fault = ""
                 if is_last:
                     return
-                self._pause(began_s + self._interval_s)
+                self._rest(began_s)
         except BaseException as error:  # noqa: BLE001 - the receiver ends with it, and says why
             self.error = error
             self._on_durable(self._standing.durable_lsn)  # it wakes up
 
     def _pause(self, until_s: float) -> None:
         self._is_stopping.wait(max(0.0, until_s - time.monotonic()))
+
+    def _rest(self, began_s: float) -> None:
+        """Wait for the next put: an interval, or without one until WAL arrives."""
+        if self._interval_s:
+            self._pause(began_s + self._interval_s)
+        else:
+            self._wake.wait(RETRY_S)
 
     def _store_all(self) -> None:
         if self._lease.renew():

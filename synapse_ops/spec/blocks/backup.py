@@ -65,6 +65,10 @@ class WalReceiving(Block):
     spool: Size = Field(
         4 << 30, description="Most disk space that WAL takes on the receiver's host while the store is away."
     )
+    synchronous: bool = Field(
+        False,
+        description="Whether each commit waits until its WAL is in the repository; chunks then follow each other.",
+    )
 
 
 class BaseBackups(Block):

@@ -81,6 +81,22 @@ def settled_standing(conninfo: str, timeout_s: float) -> Standing:
             time.sleep(POLL_S)
 
 
+def await_nobody(connection: psycopg.Connection[Any], timeout_s: float) -> None:
+    """Empty `synchronous_standby_names` of a standby before it is promoted; needs autocommit.
+
+    A clone has it from the primary. A promoted server would wait for its dead partner and acknowledge no commit.
+    """
+    holds = "SELECT pg_is_in_recovery() AND current_setting('synchronous_standby_names') <> ''"
+    if connection.execute(holds).fetchone() == (True,):
+        connection.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
+        connection.execute("SELECT pg_reload_conf()")
+    deadline_s = time.monotonic() + timeout_s
+    while connection.execute(holds).fetchone() == (True,):
+        if time.monotonic() > deadline_s:
+            raise DeadlineExceeded(f"the standby did not empty synchronous_standby_names within {timeout_s:g} s")
+        time.sleep(POLL_S)
+
+
 def promote(conninfo: str, received: Lsn, timeline: int, timeout_s: float) -> bool:
     """Promote the standby that stands exactly at `received` on `timeline`; return whether it takes writes then.
 
@@ -89,6 +105,7 @@ def promote(conninfo: str, received: Lsn, timeline: int, timeout_s: float) -> bo
     deadline_s = time.monotonic() + timeout_s
     with connect(conninfo, timeout_s=2) as connection, postgres_errors("the promotion"):
         connection.execute(_OTHERS)
+        await_nobody(connection, timeout_s)
         if connection.execute(_PROMOTE, [str(received), timeline]).fetchone() is None:
             return False
         while connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):

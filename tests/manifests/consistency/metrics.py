@@ -49,6 +49,7 @@ _SERVED: Mapping[str, tuple[str, ...]] = {
         "synapse_ops_wal_lag_seconds",
         "synapse_ops_wal_stored_bytes_total",
         "synapse_ops_wal_gap_timestamp_seconds",
+        "synapse_ops_wal_unprotected",
     ),
     "qdrant": ("collections_total", "collections_vector_total", "rest_responses_total", "memory_resident_bytes"),
     "prometheus": (

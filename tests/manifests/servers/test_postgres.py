@@ -34,6 +34,7 @@ from synapse_ops.domain.health.servers import judge_server
 from synapse_ops.errors import ConfigError
 from synapse_ops.local.credentials import make_certificates, now_utc
 from synapse_ops.manifests.bundle import render_bundle
+from synapse_ops.operations.database.synchronous import keep_synchronous
 from synapse_ops.operations.database.wal_source import SLOT, open_wal_server
 from synapse_ops.operations.release.render import write_directory
 from synapse_ops.spec.loading import check_text
@@ -191,10 +192,18 @@ def test_a_node_is_healthy_when_clients_reach_it_and_not_before(nodes: tuple[Nod
 
 
 def test_what_the_application_writes_is_on_the_standby(nodes: tuple[Node, Node]) -> None:
-    """Over TLS that is verified, by the rendered roles, passfile and slot. A commit waits for the standby; those of
-    the first start do not: it is cloned after them.
+    """Over TLS that is verified, by the rendered roles, passfile and slot. A commit waits for the standby once the
+    role of the WAL receiver has said so; the rendered configuration must not (a promoted node would wait as well).
     """
     primary, standby = nodes
+    loaded, _ = check_text(json.dumps(SPEC), Path("spec.yaml"))
+    assert loaded is not None
+    standby.await_rows("select status from pg_stat_wal_receiver", [("streaming",)])
+    assert primary.rows("show synchronous_standby_names") == [("",)]
+    receiver = primary.conninfo("follow er", PASSWORDS["replication"], "postgres")
+    with psycopg.connect(receiver, autocommit=True) as connection:
+        kept = keep_synchronous(connection, loaded.spec)
+    assert kept.setting == 'FIRST 1 ("db-standby")'
     primary.rows("create table notes as select 42 as answer", user="o'neil", database="synapse")
 
     standby.await_rows("select answer from notes", [(42,)], user="o'neil", database="synapse")

@@ -66,6 +66,7 @@ class Pair:
     access: StoreAccess
     addresses: dict[str, str]
     incidents_before: int = 0
+    wal: str = 'wal_archiving: "off"'  # of the spec's backup.database
 
     @property
     def servers(self) -> Mapping[str, PgServer]:
@@ -100,7 +101,7 @@ class Pair:
 name: tests
 database: {{host: 127.0.0.1, port: {self.databases.primary.port}, name: {APP_DATABASE}, user: {APP_USER},
             admin: "file:{folder}/admin", nodes: {{{nodes}}}}}
-backup: {{database: {{destination: "{self.bucket_url}", wal_archiving: "off"}}}}
+backup: {{database: {{destination: "{self.bucket_url}", {self.wal}}}}}
 object_store: {{endpoint: "{self.access.endpoint}", credentials: "file:{folder}/store"}}
 failover: {{{text}}}
 """
