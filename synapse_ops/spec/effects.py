@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from synapse_ops.spec.document import Spec
-from synapse_ops.spec.fixed import LOG_DIR
+from synapse_ops.spec.fixed import LOG_DIR, is_this_machine
 from synapse_ops.spec.log_index import days_written_to
 from synapse_ops.spec.units import format_duration
 
@@ -76,6 +76,12 @@ def _notes(spec: Spec) -> Iterator[str]:
         yield f'redis.password is sent to "{redis.host}" in the clear: connections to Redis do not use TLS'
     if spec.database.name not in spec.database.databases:
         yield f'database.databases does not list database.name "{spec.database.name}": it is not backed up'
+    standby, database = spec.failover.standby, spec.database
+    if standby is not None and standby not in database.nodes and not is_this_machine(database.host):
+        yield (
+            f'database.host "{database.host}" is elsewhere, and database.nodes does not name {standby}: it is sought '
+            "by its name; where there is none, write `failover.standby: null`"
+        )
     yield from _unreachable_nodes(spec)
     yield from _packages_of_others(spec)
     opened = {rule.port for rule in spec.firewall.inbound}

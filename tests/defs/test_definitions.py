@@ -262,3 +262,22 @@ def test_private_dagster_modules_are_imported_in_one_place() -> None:
         "systems/dagster_storage.py",
         "services/dagster/service.py",
     }  # the latter starts the daemon by name
+
+
+@pytest.mark.parametrize("failover", ["standby: null", "manager: external"])
+def test_nothing_of_a_failover_is_shown_where_there_is_none_of_ours(
+    spec_path: Path, monkeypatch: pytest.MonkeyPatch, failover: str
+) -> None:
+    """No record, sensor or check that would be red for ever; and no page of a standby that is not there."""
+    spec_path.write_text(f"{SPEC}failover: {{{failover}}}\n")
+    monkeypatch.setenv("SYNAPSE_EMBEDDED", "1")
+
+    found = merged_definitions()
+
+    graph = found.resolve_asset_graph()
+    keys = {key.to_user_string() for key in graph.get_all_asset_keys()}
+    assert not [name for name in keys if "failover_record" in name]
+    assert not [key for key in graph.asset_check_keys if "failover" in key.name]
+    assert not [sensor for sensor in found.sensors or () if "failover" in sensor.name]
+    pairs = {"health/server/db-standby", "health/server/replication"}
+    assert keys & pairs == (pairs if failover == "manager: external" else set())

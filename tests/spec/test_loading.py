@@ -239,6 +239,30 @@ def test_nodes_that_the_rendered_firewall_parts_are_noted() -> None:
     assert not any("5432" in note for note in loaded_from(opened).notes)
 
 
+def test_a_standby_of_a_database_elsewhere_that_nobody_placed_is_noted() -> None:
+    """A managed server has none, and the default says that there is one."""
+
+    def said(text: str) -> bool:
+        return any("`failover.standby: null`" in note for note in loaded_from(text).notes)
+
+    assert said("database: {host: db.example.org}")
+    assert not said("database: {host: db.example.org}\nfailover: {standby: null}")
+    assert not said("database: {host: db.example.org, nodes: {db-standby: 'db-2.example.org:5432'}}")
+    assert not said("name: synapse")
+
+
+def test_a_failover_that_is_not_ours_makes_its_settings_idle() -> None:
+    """What still has an effect, an alert's limit or delay, is not called idle."""
+    alone = loaded_from("failover: {standby: null}").ignored
+    external = loaded_from("failover: {manager: external}").ignored
+
+    assert {"failover.automatic", "failover.manager", "failover.max_lag_bytes"} <= alone.keys()
+    assert {"failover.automatic", "failover.timeout"} <= external.keys()
+    assert external.keys().isdisjoint({"failover.max_lag_bytes", "failover.primary_start_timeout"})
+    for ignored in (alone, external):
+        assert "alerting.actions.primary_down" in ignored
+
+
 def test_a_tls_version_that_the_cluster_s_entry_cannot_carry_is_noted() -> None:
     assert any("an Ingress has no field" in note for note in loaded_from("tls: {min_version: TLSv1.3}").notes)
     assert not any("Ingress" in note for note in loaded_from("name: synapse").notes)
