@@ -4,6 +4,7 @@
     python -m benchmarks.failover --fault freeze        SIGSTOP instead: soft evidence, five seconds more
     python -m benchmarks.failover --fault postmaster    the postmaster alone
     python -m benchmarks.failover --rounds 10 --every-s 60      the soak: `make soak`
+    python -m benchmarks.failover --patroni 5           and then the same under Patroni with etcd, five times
 
 Starts an embedded stack in a directory of its own, and removes it. One writer commits a row about every 5 ms and
 retries as an application does; what it was acknowledged and is not there afterwards is lost. Commits by the old primary
@@ -28,6 +29,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
+from benchmarks.failover_patroni import measure_patroni
 from synapse_ops.cli.chaos import primary_processes
 from synapse_ops.domain.failover.incident import Incident
 from synapse_ops.local.embedded_stack import start_stack, stop_stack
@@ -75,6 +77,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--fault", choices=sorted(FAULTS), default="kill")
     parser.add_argument("--every-s", type=float, default=0, help="seconds from one fault to the next, at least")
+    parser.add_argument("--patroni", type=int, default=0, help="rounds under Patroni; `sh requirements/patroni` first")
     chosen = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="synapse-bench-", dir="/var/tmp"))
     folder.chmod(0o755)
@@ -86,6 +89,8 @@ def main() -> None:
         stop_stack(state_dir)
         shutil.rmtree(find_layout(state_dir).root, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+    if chosen.patroni:
+        measure_patroni(chosen.patroni, Writer)
     sys.exit(0 if is_kept else 1)
 
 
