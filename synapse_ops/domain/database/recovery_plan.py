@@ -53,6 +53,13 @@ class RecoveryPlan:
     segments: tuple[Segment, ...]
 
     @property
+    def replays_all(self) -> bool:
+        """Whether it ends where WAL ends. So does a recovery up to that position: to stop in front of it, the server
+        would have to read a record behind it.
+        """
+        return self.target.kind == "latest" or self.target == RecoveryTarget("lsn", lsn=self.end)
+
+    @property
     def wal_bytes(self) -> int:
         return max(0, self.until - self.base.start)
 

@@ -91,8 +91,12 @@ class TimelineHistory:
 
     @classmethod
     def parse(cls, timeline: int, data: bytes) -> TimelineHistory:
-        """Return the history in a `.history` file. Raises DocumentUnreadable unless it is one, in ascending order."""
-        forks = []
+        """Return the history in a `.history` file. Raises DocumentUnreadable unless it is one, in ascending order.
+
+        A recovery that ended before a fork which it was to follow leaves a timeline that ends before it begins: nothing
+        is part of it, and the one before it ends earlier. PostgreSQL reads such a file the same way.
+        """
+        forks: list[Fork] = []
         for line in data.decode("utf-8", errors="replace").splitlines():
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
@@ -101,10 +105,15 @@ class TimelineHistory:
                 raise DocumentUnreadable(f'the history of timeline {timeline} holds the line "{line[:80]}"')
             forks.append(Fork(int(match[1]), Lsn.parse(match[2]), (match[3] or "").strip()))
         order = [fork.timeline for fork in forks] + [timeline]
-        places = [fork.at for fork in forks]
-        if order != sorted(set(order)) or places != sorted(places):
+        if order != sorted(set(order)):
             raise DocumentUnreadable(f"the history of timeline {timeline} is not in ascending order: {order}")
-        return cls(timeline, tuple(forks))
+        way: list[Fork] = []
+        for fork in forks:
+            end = fork
+            while way and way[-1].at > end.at:
+                end = Fork(way.pop().timeline, end.at, end.reason)
+            way.append(end)
+        return cls(timeline, tuple(way))
 
     def timeline_at(self, lsn: Lsn) -> int:
         """Return the timeline that the byte at `lsn` is part of."""

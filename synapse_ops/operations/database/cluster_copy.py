@@ -199,7 +199,7 @@ def recovered_cluster(
     least = _least_settings(control_data(data_dir, tools, identity), archive, plan)
     settings: dict[str, object] = {
         **{name: max(value, _OWN_LEAST.get(name, 0)) for name, value in least.items()},
-        **plan.target.settings(),
+        **({} if plan.replays_all else plan.target.settings()),
         "wal_level": "replica",
         "hot_standby": stands_still,
         "restore_command": prefetcher.restore_command(),
@@ -282,14 +282,14 @@ def _check_end(
 ) -> None:
     """Raise Unproven unless replay ended where the target asks for."""
     kind = plan.target.kind
-    if kind == "lsn" and end != plan.target.lsn:
+    if kind == "lsn" and end != plan.target.lsn and not plan.replays_all:
         nearest = "a record begins before it" if plan.target.lsn is not None and end < plan.target.lsn else "behind it"
         raise Unproven(f"replay ended at {end}, {nearest}, and not at {plan.target.lsn}")
     if kind == "name" and end.position != -(-plan.until.position // RECORD_ALIGNMENT) * RECORD_ALIGNMENT:
         raise Unproven(f'replay ended at {end}, and restore point "{plan.target.name}" ends at {plan.until}')
     if kind == "immediate" and end < plan.base.stop:
         raise Unproven(f"replay ended at {end}, before the copy is consistent at {plan.base.stop}")
-    if kind != "latest":
+    if not plan.replays_all:
         return
     segment = Segment.at(plan.history.timeline_at(end), end, plan.base.record.source.wal_segment_bytes)
     file = prefetcher.segment_file(segment)

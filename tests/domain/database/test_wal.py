@@ -133,6 +133,21 @@ def test_a_history_file_is_read_as_the_server_writes_it() -> None:
             TimelineHistory.parse(3, damaged)
 
 
+@given(st.lists(st.integers(1, 12), max_size=6), st.integers(0, 14))
+def test_a_byte_is_of_the_timeline_that_postgresql_takes_it_from(places: list[int], byte: int) -> None:
+    """Also where a recovery ended before a fork that it was to follow: its history names a timeline that ends before it
+    begins. Source: timeline.c, tliOfPointInHistory, which looks from the newest to the oldest.
+    """
+    newest = len(places) + 1
+    data = "".join(f"{number}\t0/{place:X}\tbefore 2026\n" for number, place in enumerate(places, 1)).encode()
+    history = TimelineHistory.parse(newest, data)
+
+    begins, ends = [0, *places], [*places, 99]
+    expected = next(n for n in range(newest, 0, -1) if begins[n - 1] <= byte < ends[n - 1])
+    assert history.timeline_at(Lsn(byte)) == expected
+    assert history.begins_at == Lsn(places[-1] if places else 0)
+
+
 def test_a_segment_that_fills_within_an_interval_gets_no_chunks() -> None:
     """Chunks of it would be stored twice (W7)."""
     assert plan_upload(0, SIZE, SIZE) == Upload(0, SIZE, is_segment=True)

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ HARMLESS = {("index", "missing"), ("facts", "missing")}
 
 @dataclass(frozen=True)
 class Repository:
-    """A base backup with WAL of two timelines, indexes, chunks; moment: before which all but the last rows committed.
+    """A base backup with WAL of two timelines, indexes, chunks; moment: before which all but the last row committed;
+    before: the newest promotion, all but rows 7 and 8 of its timeline.
 
     objects: for each kind a key, one to exchange it with, and the word that names it.
     """
@@ -71,6 +72,7 @@ class Repository:
     tools: PgTools
     base: BaseReport
     moment: datetime
+    before: datetime
     objects: dict[str, tuple[str, str, str]]
 
     def request(self, target: Path, until: str) -> RestoreRequest:
@@ -123,7 +125,8 @@ def repository(
                     commit(wal, number)
                     wal.execute("select pg_switch_wal()")
                     wait_until(lambda n=number: receiver.standing.counts.get("segments", 0) >= n, "a segment")
-                commit(wal, 6, 7, 8)
+                before = commit(wal, 6)
+                commit(wal, 7, 8)
                 wait_durable(wal, receiver)
             promote(server)
             with wal.in_process() as receiver:
@@ -139,7 +142,7 @@ def repository(
                 wait_durable(wal, receiver)
             archive = wal.archive()
             assert archive.history(archive.newest.timeline).timeline == 2
-            yield Repository(wal, server.server.tools, base, moment, objects(archive, base, other))
+            yield Repository(wal, server.server.tools, base, moment, before, objects(archive, base, other))
     shutil.rmtree(tablespace.parent)
 
 
@@ -343,6 +346,25 @@ def test_the_newest_bytes_are_missed_as_well(repository: Repository, place: Path
     finally:
         store.put_bytes(key, data)
     assert f"--until lsn:{segment.start + last.start}" in error.value.hint
+    store.delete([key])
+    try:  # what the hint says
+        rows = restored(repository, place / "before", f"lsn:{segment.start + last.start}")
+    finally:
+        store.put_bytes(key, data)
+    assert rows == list(range(1, len(rows) + 1))
+    assert ROWS - 4 <= len(rows) < ROWS
+
+
+def test_a_moment_before_the_newest_promotion_is_restored(repository: Repository, place: Path) -> None:
+    """Recovery follows the newest timeline and ends before its fork: the history that the server writes then names a
+    timeline that ends before it begins. On its own timeline the same moment, and what came after it, are there as well.
+    """
+    until = f"time:{repository.before.isoformat()}"
+    assert restored(repository, place / "newest", until) == list(range(1, 7))
+    own = replace(repository.request(place / "own", "latest"), timeline=1)
+    BASES.apply_restore(own, BASES.plan_restore(own))
+    with started(place / "own", repository.tools) as conninfo, psycopg.connect(conninfo) as connection:
+        assert connection.execute("select max(n) from ledger").fetchone() == (8,)
 
 
 def test_a_damaged_chunk_of_the_open_segment_is_stored_anew(repository: Repository) -> None:
