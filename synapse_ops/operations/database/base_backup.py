@@ -26,9 +26,9 @@ from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, Ta
 from synapse_ops.operations.database.base_source import BaseSource, primary_source, standby_source
 from synapse_ops.operations.database.exact_position import FINGERPRINT, read_standby
 from synapse_ops.operations.database.wal_archive import read_wal_archive
-from synapse_ops.operations.database.wal_source import SLOT, names_standby
+from synapse_ops.operations.database.wal_source import SLOT, names_standby, primary_conninfo
 from synapse_ops.systems.postgres.base_backup import Member, base_backup
-from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
+from synapse_ops.systems.postgres.connection import at_its_server, connect, describe, postgres_errors
 from synapse_ops.systems.postgres.identity import (
     commit_nothing,
     ensure_identity,
@@ -81,8 +81,9 @@ def take_base_backup(
     DeadlineExceeded where its WAL does not arrive; after any of them the backup is not listed.
     """
     repository = stack.database_repository()
-    conninfo = stack.admin_conninfo("postgres")
+    conninfo = primary_conninfo(stack, "postgres")
     with connect(conninfo) as connection:
+        conninfo = at_its_server(connection, conninfo)
         facts = read_facts(connection)
         facts.require_supported()
         identity = ensure_identity(connection)

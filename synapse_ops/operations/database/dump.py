@@ -31,7 +31,8 @@ from synapse_ops.operations.backup.measured import Measured
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, taking_backup
 from synapse_ops.operations.backup.writer import BackupWriter
 from synapse_ops.operations.database.staged_dump import DUMP, FINGERPRINT, GLOBALS, STRUCTURE, SUPPLEMENT
-from synapse_ops.systems.postgres.connection import connect, describe, postgres_errors
+from synapse_ops.operations.database.wal_source import primary_conninfo
+from synapse_ops.systems.postgres.connection import at_its_server, connect, describe, postgres_errors
 from synapse_ops.systems.postgres.dump_progress import reported_dump
 from synapse_ops.systems.postgres.dump_tools import ToolStream, application_name, open_tool
 from synapse_ops.systems.postgres.fingerprint import READING_SETTINGS, read_fingerprint, read_sequences
@@ -92,7 +93,7 @@ def dump_database(
     """
     recipients = stack.spec.encryption.recipients
     repository = stack.database_repository()
-    source = _open_source(stack.admin_conninfo(database), database)
+    source = _open_source(primary_conninfo(stack, database), database)
     with_passwords = source.is_superuser and _with_passwords(stack.spec.backup.database.role_passwords, recipients)
     with taking_backup(stack, repository, KIND_DUMP, source.identity, database, set_id=set_id) as taking:
         contents = _write_contents(
@@ -126,6 +127,7 @@ def dump_database(
 def _open_source(conninfo: str, database: str) -> _Source:
     """Look at the server, refuse what cannot be dumped, and give it an identity the first time."""
     with connect(conninfo) as connection:
+        conninfo = at_its_server(connection, conninfo)
         facts = read_facts(connection)
         facts.require_supported()
         is_superuser = _reads_everything(connection)

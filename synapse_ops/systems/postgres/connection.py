@@ -125,6 +125,17 @@ def describe(conninfo: str) -> str:
     return f"{places}/{parts.get('dbname') or parts.get('user') or ''}"
 
 
+def at_its_server(connection: psycopg.Connection[Any], conninfo: str) -> str:
+    """Return the connection string of the one server that a session is with, of those that it names."""
+    from psycopg.conninfo import make_conninfo
+
+    parts = conninfo_parts(conninfo)
+    if "," not in parts.get("host", ""):
+        return conninfo
+    parts.pop("hostaddr", None)
+    return make_conninfo("", **{**parts, "host": connection.info.host, "port": str(connection.info.port)})
+
+
 def conninfo_parts(conninfo: str) -> dict[str, str]:
     """Return a connection string as libpq's keywords; raises ConfigError (without quoting it) when it has no form."""
     import psycopg

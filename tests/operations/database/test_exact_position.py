@@ -26,6 +26,7 @@ from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.backup_kinds import BASES
 from synapse_ops.operations.database import base_backup, base_proof, base_source, exact_position
 from synapse_ops.operations.database.base_backup import BaseReport, take_base_backup
+from synapse_ops.operations.database.dump import dump_database
 from synapse_ops.operations.database.exact_position import StandbyReading, read_standby
 from synapse_ops.operations.database.wal_source import names_standby, wal_conninfo
 from synapse_ops.operations.stack import Stack
@@ -250,6 +251,19 @@ def test_the_primary_is_where_the_administrator_connects_where_no_node_says_othe
     assert names_standby(stack) is is_standby_named
     if not is_standby_named:
         assert read_standby(stack, Identity("7", "ab12cd34"), Lsn(0), ignore_progress) == StandbyReading()
+
+
+def test_a_dump_finds_the_primary_by_the_nodes_and_not_by_the_address_it_once_had(
+    pair: Pair, tmp_path: Path, bucket_url: str, object_store_access: StoreAccess
+) -> None:
+    """Another manager exchanges the roles; `database.admin` names one host of the two, here the standby's."""
+    nodes = {"db-primary": pair.primary.server.port, "db-standby": pair.standby.server.port}
+    stack = make_stack(tmp_path, pair.standby.conninfo("other"), bucket_url, object_store_access, nodes=nodes)
+
+    record = dump_database(stack, "other").record
+
+    assert not record.source.is_standby
+    assert record.source.node == f"127.0.0.1:{pair.primary.server.port}"
 
 
 def test_replay_goes_on_when_its_reader_is_killed(pair: Pair) -> None:
