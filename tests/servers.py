@@ -133,9 +133,9 @@ def running_postgres(
 
 @contextmanager
 def running_standby(
-    source: PostgresServer, *, settings: Mapping[str, object] | None = None
+    source: PostgresServer, *, settings: Mapping[str, object] | None = None, is_clone: bool = False
 ) -> Iterator[PostgresServer]:
-    """Run a standby that streams from a server. settings: in place of its own."""
+    """Run a standby that streams from a server. settings: in place of its own. is_clone: it takes writes instead."""
     folder = servers_dir("standby")
     primary = source.server
     [port] = free_ports(1)
@@ -159,10 +159,13 @@ def running_standby(
         command = [primary.tools.path("pg_basebackup"), "-d", address, "-D", server.data_dir]
         command += ["-X", "stream", "--checkpoint=fast", "--no-sync"]
         run_as(server.identity, command, timeout_s=60, env=primary.tools.environment())
-        signal_file = server.data_dir / "standby.signal"
-        signal_file.touch(mode=0o600)
-        give_to(server.identity, signal_file)
+        if not is_clone:
+            signal_file = server.data_dir / "standby.signal"
+            signal_file.touch(mode=0o600)
+            give_to(server.identity, signal_file)
         server.start()
+        if is_clone:
+            server.wait_recovered(START_TIMEOUT_S)
         yield PostgresServer(server)
     finally:
         server.stop("immediate")

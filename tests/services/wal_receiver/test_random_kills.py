@@ -25,10 +25,7 @@ import pytest
 
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.local.servers.s3 import LISTENERS, SeaweedServer, find_weed
-from synapse_ops.operations.backup.restoring import RestoreRequest
-from synapse_ops.operations.backup_kinds import BASES
 from synapse_ops.operations.database.base_backup import take_base_backup
-from synapse_ops.operations.database.restore_cluster import newest_place
 from synapse_ops.operations.database.wal_archive import list_wal_identities, read_wal_archive
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.host.processes import free_ports, processes_in, reachable_by, server_identity
@@ -36,9 +33,8 @@ from synapse_ops.systems.postgres.programs import PgTools
 from synapse_ops.systems.postgres.server import make_socket_dir
 from synapse_ops.systems.s3.store import ObjectStore
 from tests.operations.database.backups import make_stack
-from tests.operations.database.clusters import started
 from tests.servers import PostgresServer, running_postgres, servers_dir
-from tests.services.wal_receiver import ledger_writer
+from tests.services.wal_receiver.ledger import Row, read_ledger, restored_rows, start_writer
 from tests.services.wal_receiver.receiving import wait_until
 
 ROUNDS = int(os.environ.get("SYNAPSE_TEST_ROUNDS", "6"))
@@ -46,14 +42,6 @@ SEED = os.environ.get("SYNAPSE_TEST_SEED") or secrets.token_hex(3)
 MOST_LOSS_S = 1.5 if ROUNDS >= 30 else 5.0  # a few rounds beside other tests say that the interval is kept at all
 VICTIMS = ("receiver", "primary", "store", "worker")
 HOST = ["receiver", "primary"]  # lost together, nobody stores what was received
-
-
-@dataclass(frozen=True)
-class Row:
-    number: int
-    acknowledged_at_s: float
-    committed_at_s: float
-    lsn: Lsn
 
 
 @dataclass
@@ -66,7 +54,6 @@ class Scene:
     stack: Stack
     chance: random.Random
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    restores: int = 0
 
     @property
     def tools(self) -> PgTools:
@@ -81,7 +68,7 @@ class Scene:
         self.start("receiver", "-m", "synapse_ops.services.wal_receiver", *self.where())
 
     def start_writer(self) -> None:
-        self.start("writer", ledger_writer.__file__, self.server.conninfo(), self.folder / "ledger")
+        self.processes["writer"] = start_writer(self.server.conninfo(), self.folder / "ledger")
 
     def start_worker(self) -> None:
         action = self.chance.choice((["backup", "now", "cluster"], ["verify", "cluster"]))
@@ -112,10 +99,7 @@ class Scene:
         self.store.wait_ready()
 
     def ledger(self) -> list[Row]:
-        lines = [line.split() for line in (self.folder / "ledger").read_text().splitlines()]
-        rows = [Row(int(n), float(at), float(committed), Lsn.parse(lsn)) for n, at, committed, lsn in lines]
-        assert [row.number for row in rows] == list(range(1, len(rows) + 1))
-        return rows
+        return read_ledger(self.folder / "ledger")
 
     def ask(self, query: str) -> str:
         with psycopg.connect(self.server.conninfo(), autocommit=True) as connection:
@@ -142,19 +126,7 @@ class Scene:
                 last, seen_at_s = now, time.monotonic()
 
     def restored(self, until: str) -> int:
-        """Restore and return how many rows there are: all up to a number, none missing."""
-        self.restores += 1
-        target = self.folder / f"restored-{self.restores}"
-        repository = self.stack.database_repository()
-        place = newest_place(repository, until, None, ())
-        request = RestoreRequest(repository, place, str(target), None, self.folder / "work", until=until, timeout_s=200)
-        BASES.apply_restore(request, BASES.plan_restore(request))
-        with started(target, self.tools) as conninfo, psycopg.connect(conninfo) as connection:
-            row = connection.execute("select count(*), coalesce(max(n), 0) from ledger").fetchone()
-        assert row is not None
-        assert row[0] == row[1], "rows are missing in between"
-        shutil.rmtree(target)
-        return int(row[0])
+        return restored_rows(self.stack, until, self.folder, self.tools)
 
     def end(self) -> None:
         for name in list(self.processes):
