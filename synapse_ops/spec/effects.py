@@ -124,7 +124,10 @@ def _objective_out_of_reach(spec: Spec) -> Iterator[str]:
 
 def _unreachable_nodes(spec: Spec) -> Iterator[str]:
     """Nodes of the database on several machines meet through the firewall that is rendered for each of them."""
-    places = [address.rpartition(":") for address in spec.database.nodes.values()]
+    database = spec.database
+    places = [address.rpartition(":") for address in database.nodes.values()]
+    if places and spec.failover.primary not in database.nodes and not is_this_machine(database.host):
+        places.append((database.host, ":", str(database.port)))
     hosts = {host.strip("[]") for host, _, _ in places}
     if len(hosts) < 2:
         return

@@ -235,6 +235,8 @@ def test_nodes_that_the_rendered_firewall_parts_are_noted() -> None:
     nodes = "database: {nodes: {db-primary: '10.0.0.7:5432', db-standby: '10.0.0.8:5432'}}\n"
 
     assert any("no port 5432 to 10.0.0.7, 10.0.0.8" in note for note in loaded_from(nodes).notes)
+    beside = "database: {host: 10.0.0.7, nodes: {db-standby: '10.0.0.8:5432'}}\n"
+    assert any("no port 5432 to 10.0.0.7, 10.0.0.8" in note for note in loaded_from(beside).notes)
     opened = f"{nodes}firewall: {{inbound: [{{port: 5432, source: 10.0.0.0/28}}]}}\n"
     assert not any("5432" in note for note in loaded_from(opened).notes)
 
