@@ -51,12 +51,23 @@ class ExactPosition(Part):
     digest: Sha256
 
 
+class Incremental(Part):
+    """What an incremental base backup rests on.
+
+    chain: ids, that of the full one first. files_bytes: of its own files.
+    """
+
+    chain: tuple[str, ...] = Field(min_length=1)
+    files_bytes: int = Field(ge=0)
+
+
 class BaseRecord(BackupRecord):
     """start_lsn, timeline: where replay of the copy begins; stop_lsn: where the copy is consistent at the earliest.
 
     started_time, stopped_time: the server's clock before and after. compression: of the archives, `zstd:1` or `none`.
     fingerprint_digest: sha256 of `backup_manifest`, which names every file of the copy with its own sha256.
     exact: what a copy recovered to one position must equal; None: no standby was read, and no rows can be compared.
+    incremental: None of a full one.
     """
 
     SEALED: ClassVar[bool] = True
@@ -70,11 +81,14 @@ class BaseRecord(BackupRecord):
     compression: Literal["zstd:1", "none"]
     tablespaces: tuple[TablespaceRecord, ...] = ()
     exact: ExactPosition | None = None
+    incremental: Incremental | None = None
 
     def body(self) -> dict[str, Any]:
         fields = super().body()
         if self.exact is None:
             del fields["exact"]  # it came later: documents without it stay as they are
+        if self.incremental is None:
+            del fields["incremental"]
         return fields
 
     @property
@@ -94,6 +108,10 @@ class BaseRecord(BackupRecord):
         return self.stopped_time
 
     @property
+    def rests_on(self) -> tuple[str, ...]:
+        return self.incremental.chain if self.incremental is not None else ()
+
+    @property
     def archives(self) -> tuple[str, ...]:
         """The names of the archives as the server gave them, that of the data directory first."""
         suffix = ".tar.zst" if self.compression == "zstd:1" else ".tar"
@@ -108,6 +126,7 @@ class BaseRecord(BackupRecord):
             "start_lsn": self.start_lsn,
             "stop_lsn": self.stop_lsn,
             "timeline": self.timeline,
+            **({"incremental_of": self.rests_on[-1]} if self.incremental is not None else {}),
             "tablespaces": len(self.tablespaces),
             **({"compared_at_lsn": self.exact.lsn, "rows": self.exact.row_count} if self.exact is not None else {}),
             "server_version": self.source.server_version,

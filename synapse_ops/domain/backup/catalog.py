@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
@@ -34,6 +34,7 @@ from synapse_ops.domain.backup.record import BackupRecord
 HOLD_GRACE = timedelta(minutes=10)  # 30 missed renewals of 20 s: the reader has died
 
 NOT_PROVEN_YET = "not proven yet"
+DAMAGED = "damaged"
 
 # documents and markers about a backup; every other object is what was backed up
 _ROLE = re.compile(
@@ -144,6 +145,7 @@ class BackupFacts:
     is_encrypted: bool = False
     not_in_backup: tuple[str, ...] = ()
     unreadable_reason: str = ""
+    rests_on: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, record: BackupRecord, *, sha256: str) -> BackupFacts:
@@ -158,6 +160,7 @@ class BackupFacts:
             duration_s=record.duration_s,
             is_encrypted=bool(record.encryption_recipients),
             not_in_backup=record.not_in_backup,
+            rests_on=record.rests_on,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -175,6 +178,7 @@ class BackupFacts:
                 **times,
                 "objects": tuple((name, size) for name, size in body["objects"]),
                 "not_in_backup": tuple(body["not_in_backup"]),
+                "rests_on": tuple(body["rests_on"]),
             }
         )
 
@@ -235,6 +239,7 @@ class CatalogEntry:
     and `doubt` says why. last_verdict is the newest proof's own word, last_proof_at its end.
     not_attempted_at: when a proof could not be attempted, if that was after the newest proof; a warning, no verdict.
     held_at: the newest renewal of a reader's hold. outcome: of the newest proof in words, what was done to the copy.
+    rests_on: ids of other backups of its subject that a restore needs.
     """
 
     place: BackupPlace
@@ -257,6 +262,7 @@ class CatalogEntry:
     held_at: datetime | None
     unreadable_reason: str
     outcome: str = ""
+    rests_on: tuple[str, ...] = ()
 
     @property
     def started_at(self) -> datetime:
@@ -297,7 +303,23 @@ def judge(
         held_at=listed.held_at,
         unreadable_reason=backup.unreadable_reason,
         outcome=proof.outcome if proof is not None else "",
+        rests_on=backup.rests_on,
     )
+
+
+def doubt_broken_chains(entries: Iterable[CatalogEntry]) -> Iterator[CatalogEntry]:
+    """Yield every entry; one that rests on a backup which is missing or damaged is not proven any more."""
+    rows = list(entries)
+    if not any(row.rests_on for row in rows):
+        yield from rows
+        return
+    sound = {row.place for row in rows if not row.unreadable_reason and not row.doubt.startswith(DAMAGED)}
+    for row in rows:
+        broken = next((one for one in row.rests_on if replace(row.place, backup_id=one) not in sound), None)
+        if broken is None or row.doubt.startswith(DAMAGED):
+            yield row
+        else:
+            yield replace(row, proven_at=None, doubt=f"{DAMAGED}: it rests on backup {broken}, which is not whole")
 
 
 def not_attempted(at: datetime) -> str:
@@ -313,7 +335,7 @@ def _doubt(
         return backup.unreadable_reason
     damage = find_damage(backup, objects)
     if damage:
-        return f"damaged: {damage}"
+        return f"{DAMAGED}: {damage}"
     if proof is None:
         return NOT_PROVEN_YET if attempted is None else f"{NOT_PROVEN_YET}: {not_attempted(attempted)}"
     if proof.verdict is not Verdict.PROVEN:

@@ -94,6 +94,11 @@ class BackupRecord(Document):
     def data_time(self) -> datetime:
         """The moment whose state it holds, as exactly as it is known (aware UTC)."""
 
+    @property
+    def rests_on(self) -> tuple[str, ...]:
+        """The ids of other backups of the same subject that a restore needs as well."""
+        return ()
+
     @abstractmethod
     def own_facts(self) -> dict[str, Fact]:
         """Return what only this kind has to say, as `facts` does."""

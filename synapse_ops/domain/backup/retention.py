@@ -99,6 +99,7 @@ class Rule(StrEnum):
     LAST_PROVEN = "last-proven"
     IN_WINDOW = "in-window"
     NO_NEWER_PROVEN = "no-newer-proven"
+    NEEDED = "needed"
     REACHES_BACK = "reaches-back"
     MAY_REACH_BACK = "may-reach-back"
     PAST_WINDOW = "past-window"
@@ -225,8 +226,14 @@ def _plan_group(
     proven = [one for one in newest_first if _counts_as_proven(one, clocks.earlier)]
     last = next(iter(proven), None)
     anchor = next((one for one in proven if is_carrier(one.entry, policy, clocks, carries)), None)
-    for one in newest_first:
-        yield _decide(one, policy, clocks, last, anchor)
+    decisions = [_decide(one, policy, clocks, last, anchor) for one in newest_first]
+    needed = {name: row.entry.place.backup_id for row in decisions if not row.expires for name in row.entry.rests_on}
+    for row in decisions:
+        needed_by = needed.get(row.entry.place.backup_id)
+        if row.expires and needed_by is not None:
+            yield Decision(row.entry, False, Rule.NEEDED, f"backup {needed_by}, which stays, rests on it")
+        else:
+            yield row
 
 
 def _is_past_window(one: _Aged, policy: RetentionPolicy, clocks: Clocks) -> bool:

@@ -108,6 +108,8 @@ def kept_wal(
     carriers = [taken_at(entry) for entry in standing if is_carrier(entry)]
     for row in kept:
         entry = row.entry
+        if row.rule is Rule.NEEDED:
+            continue  # what rests on it begins its replay at its own start
         why = f"base backup {entry.place.backup_id}"
         span = span_of(entry.place)
         if span is None:

@@ -23,6 +23,7 @@ OTHER_CONNECTIONS = 20  # superuser, replication, backup, monitoring and probes,
 SENDERS = 10  # standby, WAL receiver, base backups, and room for each to come back before its old sender is gone
 SLOT = "standby"
 ROLES = ("primary", "standby")  # as the nodes of `failover.nodes` start
+SUMMARIES_DAYS = 2  # for a base backup that comes late
 PASSFILE = "/etc/synapse/replication.pgpass"
 SERVER_MEMORY_FLOOR = 32 << 20
 
@@ -118,7 +119,16 @@ def _replication(spec: Spec, node: str) -> dict[str, str]:
         "wal_sender_timeout": "30s",
         "max_wal_size": size_setting(space.checkpoint_bytes),
         "checkpoint_timeout": "5min",
+        **_summaries(spec),
     }
+
+
+def _summaries(spec: Spec) -> dict[str, str]:
+    """Return what incremental base backups need on both nodes: which blocks changed, for longer than a chain grows."""
+    full_every = spec.backup.database.base.full_every
+    if full_every is None:
+        return {}
+    return {"summarize_wal": "on", "wal_summary_keep_time": f"{full_every.days + SUMMARIES_DAYS}d"}
 
 
 def _following(spec: Spec, node: str) -> dict[str, str]:

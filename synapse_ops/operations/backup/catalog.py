@@ -26,6 +26,7 @@ from synapse_ops.domain.backup.catalog import (
     ListedBackup,
     ListedObject,
     ProofFacts,
+    doubt_broken_chains,
     gather,
     judge,
 )
@@ -91,9 +92,8 @@ class Catalog:
 def read_catalog(repository: Repository, *, subject: str | None = None) -> Catalog:
     """List the repository and read the documents of every backup in it.
 
-    subject: only this database or collection; all identities.
-    Raises Unreachable or ConfigError of the store; an unreadable document is an entry with `unreadable_reason`, never
-    an error, because one damaged backup must not hide the others.
+    subject: only this one; all identities. Raises Unreachable or ConfigError of the store; an unreadable document is an
+    entry with `unreadable_reason`, never an error, because one damaged backup must not hide the others.
     """
     read_at = repository.store.server_time()
     reading = _Reading()
@@ -110,10 +110,10 @@ def read_catalog(repository: Repository, *, subject: str | None = None) -> Catal
         for place in sorted(reading.torn):
             judging.begin(place, list_own_objects(repository.store, place))
         judging.finish_all()
-    backups = [row for row in reading.rows.values() if isinstance(row, CatalogEntry)]
+    left_overs = [row for row in reading.rows.values() if isinstance(row, ListedBackup)]
+    backups = list(doubt_broken_chains(row for row in reading.rows.values() if isinstance(row, CatalogEntry)))
     backups.sort(key=attrgetter("place"), reverse=True)  # two stable sorts: one with a tuple each takes 64 bytes a row
     backups.sort(key=attrgetter("place.backup_id"), reverse=True)
-    left_overs = [row for row in reading.rows.values() if isinstance(row, ListedBackup)]
     return Catalog(
         backups=tuple(backups),
         left_overs=tuple(sorted(left_overs, key=attrgetter("place"))),

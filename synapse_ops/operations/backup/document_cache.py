@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from synapse_ops.domain.bounded_json import read_json
 
-FORMAT = 3  # of a row; another number starts an empty cache
+FORMAT = 4  # of a row; another number starts an empty cache
 BUSY_TIMEOUT_S = 2.0  # another process writes its rows in milliseconds; a cache is not worth a longer wait
 BATCH_ROWS = 2000
 

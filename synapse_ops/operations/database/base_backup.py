@@ -9,12 +9,16 @@ A page whose checksum is wrong ends it as well: the server says so after its las
 from __future__ import annotations
 
 import hashlib
+import json
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from synapse_ops.domain.backup.base_record import BaseRecord, ClusterSource, TablespaceRecord
+from synapse_ops.domain.backup.base_record import BaseRecord, ClusterSource, Incremental, TablespaceRecord
 from synapse_ops.domain.backup.layout import KIND_BASE
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal_chain import missing
@@ -22,13 +26,16 @@ from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progres
 from synapse_ops.errors import DeadlineExceeded, LeaseLost, Refused, SynapseOpsError
 from synapse_ops.operations.backup.lease import hold_lease
 from synapse_ops.operations.backup.measured import Measured
+from synapse_ops.operations.backup.reading import hold_for_reading
 from synapse_ops.operations.backup.taking import NOT_ENCRYPTED, BackupReport, Taking, identity_fields, taking_backup
+from synapse_ops.operations.database.base_parent import Parent, choose_parent
 from synapse_ops.operations.database.base_source import BaseSource, primary_source, standby_source
 from synapse_ops.operations.database.exact_position import FINGERPRINT, read_standby
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.database.wal_source import SLOT, names_standby, primary_conninfo
-from synapse_ops.systems.postgres.base_backup import Member, base_backup
+from synapse_ops.systems.postgres.base_backup import MANIFEST, BaseBackup, Member, base_backup
 from synapse_ops.systems.postgres.connection import at_its_server, connect, describe, postgres_errors
+from synapse_ops.systems.postgres.errors import PostgresRefused
 from synapse_ops.systems.postgres.identity import (
     commit_nothing,
     ensure_identity,
@@ -94,7 +101,8 @@ def take_base_backup(
             )
         _require_receiver(connection, repository, identity)
         with hold_lease(repository, f"base-{identity}", owner=f"base backup of {describe(conninfo)}") as lease:
-            taker = _Taker(stack, repository, connection, facts, identity, lease, set_id, progress)
+            parent, warning = choose_parent(stack, repository, identity, facts, datetime.now(UTC))
+            taker = _Taker(stack, repository, connection, facts, identity, lease, set_id, progress, parent, warning)
             if not names_standby(stack):
                 return taker.take(primary_source(conninfo))
             try:
@@ -121,6 +129,8 @@ class _Taker:
     lease: Lease
     set_id: str | None
     progress: ReportProgress
+    parent: Parent | None
+    warning: str
 
     def take(self, server: BaseSource, warning: str = "") -> BaseReport:
         """Take one from this server."""
@@ -135,15 +145,15 @@ class _Taker:
                 raise Refused("the server said nothing of its cluster")
             started = read_moment(connection)
             objects = []
-            with (
-                measured.phase("copy"),
-                base_backup(
-                    server.conninfo,
-                    label=f"synapse-ops {taking.place.backup_id}",
-                    max_rate_kb=None if max_rate is None else max_rate >> 10,
-                    progress=self.progress,
-                ) as stream,
-            ):
+            begin = partial(
+                base_backup,
+                server.conninfo,
+                label=f"synapse-ops {taking.place.backup_id}",
+                max_rate_kb=None if max_rate is None else max_rate >> 10,
+                progress=self.progress,
+            )
+            with measured.phase("copy"), ExitStack() as opened:
+                stream, parent, refused = self._begin(begin, opened)
                 server.require_start(stream.start.lsn)
                 for member in stream.members():
                     hashed = _Hashed(member)
@@ -191,12 +201,32 @@ class _Taker:
                 dumped_bytes=sum(one.plain_size_bytes or 0 for one in objects),
                 fingerprint_digest=hashed.sha256.hexdigest(),  # of the manifest, which comes last
                 exact=standby.exact,
+                incremental=None if parent is None else Incremental(chain=parent.ids, files_bytes=hashed.files_bytes()),
             )
             self.lease.check()
             taking.seal(record)
         not_encrypted = "" if record.encryption_recipients else NOT_ENCRYPTED
-        warnings = tuple(filter(None, [*self.lease.warnings, warning, standby.warning, not_encrypted]))
+        warnings = tuple(
+            filter(None, [*self.lease.warnings, self.warning, refused, warning, standby.warning, not_encrypted])
+        )
         return BaseReport(record, taking.place, taking.url, warnings)
+
+    def _begin(
+        self, begin: Callable[..., AbstractContextManager[BaseBackup]], opened: ExitStack
+    ) -> tuple[BaseBackup, Parent | None, str]:
+        """Ask for what changed since the parent, or for everything where there is none or the server refuses.
+
+        A server without the summaries of WAL that it takes cannot say what changed. Also return why it refused.
+        """
+        parent = self.parent
+        if parent is None:
+            return opened.enter_context(begin()), None, ""
+        opened.enter_context(hold_for_reading(self.repository, parent.place, "base backup"))
+        try:
+            return opened.enter_context(begin(parent_manifest=parent.manifest)), parent, ""
+        except PostgresRefused as error:
+            why = "; ".join(filter(None, [error.message, *error.detail.splitlines()[:1]]))
+            return opened.enter_context(begin()), None, f"a full one, for the server refused an incremental one: {why}"
 
 
 def _require_receiver(connection: psycopg.Connection[Any], repository: Repository, identity: Identity) -> None:
@@ -223,16 +253,23 @@ def _require_receiver(connection: psycopg.Connection[Any], repository: Repositor
 
 
 class _Hashed:
-    """Hashes the plain bytes that pass."""
+    """Hashes the plain bytes that pass, and keeps those of the manifest."""
 
     def __init__(self, source: Member) -> None:
         self._source = source
+        self._manifest = bytearray()
         self.sha256 = hashlib.sha256()
 
     def read(self, size: int = -1, /) -> bytes:
         data = self._source.read(size)
         self.sha256.update(data)
+        if self._source.name == MANIFEST:
+            self._manifest += data
         return data
+
+    def files_bytes(self) -> int:
+        """Return how large all files are that the manifest names."""
+        return sum(int(file["Size"]) for file in json.loads(bytes(self._manifest))["Files"])
 
 
 def _wait_for_wal(taking: Taking, timeline: int, start: Lsn, stop: Lsn, progress: ReportProgress) -> None:

@@ -16,6 +16,7 @@ from functools import partial
 
 from synapse_ops.domain.backup.base_record import BaseRecord, ExactPosition
 from synapse_ops.domain.backup.proof_record import BaseFindings, DatabaseContent, ExactComparison
+from synapse_ops.domain.database.base_chain import members_bytes
 from synapse_ops.domain.database.cluster_fingerprint import ClusterFingerprint, compare
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.recovery_plan import BaseCandidate, RecoveryPlan, plan_recovery
@@ -25,6 +26,7 @@ from synapse_ops.domain.progress import Progress
 from synapse_ops.operations.backup.catalog import read_proofs
 from synapse_ops.operations.backup.proving import Proof
 from synapse_ops.operations.backup.reading import BackupReader
+from synapse_ops.operations.database.base_parent import read_chain, readers_of
 from synapse_ops.operations.database.cluster_copy import (
     Recovered,
     objects_of,
@@ -54,10 +56,14 @@ def prove_base(proof: Proof) -> None:
     reached = reach(archive, history, base.start)
     archive.refuse_lost_wal(history, reached)
     plan = plan_recovery([base], archive, _target(proof, base, reached))
-    with proof.throwaway(database_size_bytes=record.source.cluster_size_bytes, scratch_bytes=0) as directory:
+    chain = read_chain(proof.repository, proof.place, record)
+    with proof.throwaway(
+        database_size_bytes=record.source.cluster_size_bytes, scratch_bytes=members_bytes(chain)
+    ) as directory:
         reader = BackupReader(proof.repository, proof.place, record, objects_of(record), **proof.limits())
+        earlier = readers_of(proof.repository, proof.place, chain[:-1], **{**proof.limits(), "log": None})
         with proof.phase("read"):
-            stage_cluster(reader, record, directory, tools, proof.deadline)
+            stage_cluster([*earlier, (reader, record)], directory, tools, proof.deadline)
         recover = partial(
             recovered_cluster,
             proof.repository,

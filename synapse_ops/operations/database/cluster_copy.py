@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,9 +35,10 @@ from synapse_ops.operations.database.exact_position import FINGERPRINT
 from synapse_ops.operations.database.throwaway_server import Throwaway, throwaway_server
 from synapse_ops.operations.database.wal_prefetch import WalPrefetcher
 from synapse_ops.operations.repository import Repository
-from synapse_ops.systems.host.processes import make_private_dir
+from synapse_ops.systems.host.processes import ServerIdentity, make_private_dir
 from synapse_ops.systems.postgres.base_backup import MANIFEST
 from synapse_ops.systems.postgres.cluster_files import (
+    combine,
     has_record_at,
     link_tablespaces,
     make_inert,
@@ -86,33 +87,62 @@ class Recovered:
 
 
 def stage_cluster(
-    reader: BackupReader, record: BaseRecord, directory: ThrowawayDir, tools: PgTools, deadline: Deadline
+    members: Sequence[tuple[BackupReader, BaseRecord]], directory: ThrowawayDir, tools: PgTools, deadline: Deadline
 ) -> Path:
     """Unpack a base backup into `directory`/data and verify it; return the data directory.
 
-    Raises what the reader raises, IntegrityError for an archive that is none, and Unproven where a file differs from
+    members: it and what it rests on, the full one first; each is verified, and then they are made one.
+    Raises what the readers raise, IntegrityError for an archive that is none, and Unproven where a file differs from
     the manifest.
     """
     identity = directory.identity
     tools = tools_for(identity, tools, directory.programs_dir)
+    root, data_dir = directory.path, directory.path / "data"
+    if len(members) == 1:
+        _unpack_member(*members[0], root, directory, tools, deadline)
+        make_inert(data_dir, identity)
+        return data_dir
+    roots = [make_private_dir(root / f"member-{number}", identity) for number, _ in enumerate(members)]
+    for part, (reader, record) in zip(roots, members, strict=True):
+        _unpack_member(reader, record, part, directory, tools, deadline)
+    places, mapping = {}, {}
+    for space in members[-1][1].tablespaces:
+        places[space.oid] = make_private_dir(root / TABLESPACES, identity) / str(space.oid)
+        mapping[roots[-1] / TABLESPACES / str(space.oid)] = places[space.oid]
+    combine([part / "data" for part in roots], data_dir, mapping, tools, identity, timeout_s=deadline.remaining_s())
+    for part in roots:
+        shutil.rmtree(part)
+    verify(data_dir, (data_dir / MANIFEST).read_bytes(), tools, identity, timeout_s=deadline.remaining_s())
+    make_inert(data_dir, identity)
+    return data_dir
+
+
+def _unpack_member(
+    reader: BackupReader,
+    record: BaseRecord,
+    root: Path,
+    directory: ThrowawayDir,
+    tools: PgTools,
+    deadline: Deadline,
+) -> None:
+    """Unpack one base backup into `root`/data, its tablespaces beside it, and verify it against its manifest."""
+    identity = directory.identity
     manifest = reader.read_document(MANIFEST, record.fingerprint_digest)  # small: damage to it shows at once
-    data_dir = make_private_dir(directory.path / "data", identity)
+    data_dir = make_private_dir(root / "data", identity)
     places = {}
-    for name, place in zip(record.archives, [data_dir, *_tablespace_dirs(record, directory)], strict=True):
+    for name, place in zip(record.archives, [data_dir, *_tablespace_dirs(record, root, identity)], strict=True):
         if place != data_dir:
             places[int(name.split(".", 1)[0])] = make_private_dir(place, identity)
         with _unpacking(place, directory, is_compressed=record.compression != "none") as sink:
             reader.read(name, sink)
     link_tablespaces(data_dir, places)
     verify(data_dir, manifest, tools, identity, timeout_s=deadline.remaining_s())
-    make_inert(data_dir, identity)
-    return data_dir
 
 
-def _tablespace_dirs(record: BaseRecord, directory: ThrowawayDir) -> list[Path]:
+def _tablespace_dirs(record: BaseRecord, root: Path, identity: ServerIdentity | None) -> list[Path]:
     if not record.tablespaces:
         return []
-    base = make_private_dir(directory.path / TABLESPACES, directory.identity)
+    base = make_private_dir(root / TABLESPACES, identity)
     return [base / str(space.oid) for space in record.tablespaces]
 
 

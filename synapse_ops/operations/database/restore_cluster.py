@@ -17,13 +17,14 @@ from typing import Any
 
 from synapse_ops.domain.backup.base_record import BaseRecord
 from synapse_ops.domain.backup.layout import KIND_BASE, BackupPlace
+from synapse_ops.domain.database.base_chain import members_bytes
 from synapse_ops.domain.database.recovery_plan import BaseCandidate, RecoveryPlan, plan_recovery
 from synapse_ops.domain.database.recovery_target import RecoveryTarget
 from synapse_ops.domain.database.wal_chain import WalArchive
 from synapse_ops.errors import ConfigError
 from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.backup.deadline import Deadline
-from synapse_ops.operations.backup.reading import BackupReader, ReadLog, read_backup_document
+from synapse_ops.operations.backup.reading import ReadLog, read_backup_document
 from synapse_ops.operations.backup.restoring import (
     RestorePlan,
     RestoreReport,
@@ -33,10 +34,10 @@ from synapse_ops.operations.backup.restoring import (
     require_new_directory,
 )
 from synapse_ops.operations.backup.throwaway_directory import sweep_throwaways, throwaway_base, throwaway_directory
+from synapse_ops.operations.database.base_parent import read_chain, readers_of
 from synapse_ops.operations.database.cluster_copy import (
     TABLESPACES,
     Recovered,
-    objects_of,
     recovered_cluster,
     stage_cluster,
 )
@@ -61,12 +62,14 @@ class ClusterRestorePlan(RestorePlan):
     archive: WalArchive
     tools: PgTools
     goes_live: bool
+    chain: tuple[BaseRecord, ...]
 
     def facts(self) -> Mapping[str, str]:
         recovery = self.recovery
         return {
             "until": str(recovery.target),
             "base backup": f"{recovery.base.place.backup_id}, ended {self.record.stopped_time:%Y-%m-%d %H:%M:%S} UTC",
+            **({"made of": ", ".join(one.backup_id for one in self.chain)} if len(self.chain) > 1 else {}),
             "replays": f"{recovery.base.start} to {recovery.until} along timeline {recovery.history.timeline}",
             "with": f"PostgreSQL {self.tools.version} in {self.tools.bin_dir}",
         }
@@ -148,6 +151,7 @@ def plan_cluster_restore(request: RestoreRequest) -> ClusterRestorePlan:
         archive=archive,
         tools=tools,
         goes_live=request.goes_live,
+        chain=read_chain(request.repository, recovery.base.place, record),
     )
 
 
@@ -195,22 +199,21 @@ def apply_cluster_restore(request: RestoreRequest, plan: ClusterRestorePlan) -> 
     with throwaway_directory(
         directory.parent,
         database_size_bytes=record.source.cluster_size_bytes,
-        scratch_bytes=0,
+        scratch_bytes=members_bytes(plan.chain),
         programs_dir=throwaway_base(request.work_dir, server_identity()) / "programs",
         work=work,
     ) as throwaway_dir:
-        reader = BackupReader(
+        members = readers_of(
             request.repository,
             plan.place,
-            record,
-            objects_of(record),
+            plan.chain,
             identities=request.identities,
             deadline=deadline,
             progress=request.progress,
         )
         data_dir = throwaway_dir.path / "data"
         if not (throwaway_dir.is_taken_up and is_recovering(data_dir)):
-            stage_cluster(reader, record, throwaway_dir, plan.tools, deadline)
+            stage_cluster(members, throwaway_dir, plan.tools, deadline)
             throwaway_dir.mark(work)
         read_s = round(time.monotonic() - begun, 3)
         with recovered_cluster(

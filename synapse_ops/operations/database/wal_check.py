@@ -49,6 +49,7 @@ SELECT current_setting('wal_level'), current_setting('archive_mode'), current_se
        (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
        (SELECT setting::bigint * 1048576 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
        (SELECT setting FROM pg_settings WHERE name = 'data_directory')"""
+_SUMMARIES = "SELECT setting FROM pg_settings WHERE name = 'summarize_wal'"
 _SLOT = "SELECT active, coalesce(wal_status, ''), safe_wal_size FROM pg_replication_slots WHERE slot_name = %s"
 
 
@@ -72,6 +73,10 @@ def check_wal(stack: Stack, *, progress: ReportProgress = ignore_progress) -> tu
         identity = ensure_identity(connection)
         rows = [CheckRow("primary", f"{describe(conninfo)}, identity {identity}"), *_settings(connection)]
         rows.append(_slot(connection))
+        if stack.spec.backup.database.base.full_every is not None:
+            with postgres_errors("the settings of the primary"):
+                found = connection.execute(_SUMMARIES).fetchone()
+            rows.append(judge_summaries(found[0] if found is not None else None))
         rows += check_standby_slots(stack, read_wal_pace(connection, SLOT).flushed)
         found = read_synchronous(connection, stack.spec)
         if found.is_wanted:
@@ -110,6 +115,17 @@ def _settings(connection: psycopg.Connection[Any]) -> Iterator[CheckRow]:
         "" if may_replicate else "the role of database.admin can neither stream WAL nor take a base backup",
         "" if may_replicate else "alter role ... replication",
     )
+
+
+def judge_summaries(setting: str | None) -> CheckRow:
+    """Judge `summarize_wal`; None: the server has no such setting."""
+    if setting is None:
+        return CheckRow("summarize_wal", "unknown to this server", "incremental base backups need PostgreSQL 17")
+    if setting == "on":
+        return CheckRow("summarize_wal", setting)
+    fault = "each base backup will be a full one (backup.database.base.full_every)"
+    fix = "alter system set summarize_wal = on; select pg_reload_conf(); on both nodes"
+    return CheckRow("summarize_wal", setting, fault, fix)
 
 
 def _volume(data_dir: str | None) -> tuple[int, int] | None:

@@ -77,6 +77,11 @@ class BaseBackups(Block):
     max_rate: Annotated[Size, Field(ge=32 << 10, le=1 << 30)] | None = Field(
         None, description="Most that the server sends in a second, 32Ki to 1Gi; null: no limit."
     )
+    full_every: Annotated[Retention, Field(ge=timedelta(days=1), le=timedelta(days=30))] | None = Field(
+        None,
+        description="After this time a base backup is a full one again; those in between hold what changed since the "
+        "one before, and need PostgreSQL 17 with summarize_wal. 1d to 30d; null: each is a full one.",
+    )
 
 
 class DatabaseBackup(Block):

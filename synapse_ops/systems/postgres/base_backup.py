@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progress
@@ -124,16 +124,22 @@ class _Source:
 
 @contextmanager
 def base_backup(
-    conninfo: str, *, label: str, max_rate_kb: int | None = None, progress: ReportProgress = ignore_progress
+    conninfo: str,
+    *,
+    label: str,
+    max_rate_kb: int | None = None,
+    parent_manifest: bytes | None = None,
+    progress: ReportProgress = ignore_progress,
 ) -> Iterator[BaseBackup]:
-    """Yield a full base backup of the cluster, without its WAL, from a fast checkpoint on.
+    """Yield a base backup of the cluster, without its WAL, from a fast checkpoint on.
 
-    conninfo: of a role that may replicate. max_rate_kb: KiB a second, 32 to 1,048,576; None is no limit. The archives
-    are compressed by the server where it can. Raises Unreachable, ConfigError (refused), PostgresRefused, and
-    IntegrityError with the pages whose checksums are wrong.
+    conninfo: of a role that may replicate. max_rate_kb: KiB a second, 32 to 1,048,576; None is no limit.
+    parent_manifest: of an earlier backup; then what changed since alone is sent. The archives are compressed by the
+    server where it can. Raises Unreachable, ConfigError (refused), PostgresRefused, and IntegrityError with the pages
+    whose checksums are wrong.
     """
     with connect_replication(conninfo, application_name=APPLICATION_NAME) as connection:
-        options = BaseBackupOptions(label, max_rate_kb=max_rate_kb)
+        options = BaseBackupOptions(label, max_rate_kb=max_rate_kb, parent_manifest=parent_manifest)
         try:
             stream = BaseBackupStream(connection, options)
         except PostgresRefused as error:
@@ -144,7 +150,7 @@ def base_backup(
                 yield BaseBackup("zstd:1", stream, progress)
             return
     with connect_replication(conninfo, application_name=APPLICATION_NAME) as connection:
-        options = BaseBackupOptions(label, max_rate_kb=max_rate_kb, compression=None)
+        options = replace(options, compression=None)
         with _damage_named(connection, conninfo):
             yield BaseBackup("none", BaseBackupStream(connection, options), progress)
 

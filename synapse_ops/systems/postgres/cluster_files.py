@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -81,6 +81,31 @@ def verify(
             raise  # it crashed, and says nothing of the copy
         raise Unproven(
             "the copy is not what its manifest says", detail="\n".join(error.detail.splitlines()[:20])
+        ) from error
+
+
+def combine(
+    members: Sequence[Path],
+    target: Path,
+    tablespaces: Mapping[Path, Path],
+    tools: PgTools,
+    identity: ServerIdentity | None,
+    *,
+    timeout_s: float,
+) -> None:
+    """Make one data directory of a chain (pg_combinebackup): a full backup first, then the incremental ones.
+
+    tablespaces: of the last member, and where they will lie. Raises Unproven where the members do not fit together.
+    """
+    mapped = [f"--tablespace-mapping={old}={new}" for old, new in tablespaces.items()]
+    command: list[str | Path] = [tools.path("pg_combinebackup"), "--no-sync", *mapped, "-o", target, *members]
+    try:
+        run_as(identity, command, timeout_s=timeout_s, env=tools.environment())
+    except ToolFailed as error:
+        if error.status != 1:
+            raise
+        raise Unproven(
+            "the base backups of the chain do not fit together", detail="\n".join(error.detail.splitlines()[:20])
         ) from error
 
 

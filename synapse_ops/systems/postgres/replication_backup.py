@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WAIT_S = 60.0  # for one message: a checkpoint comes before the first, and takes longer
 CHECKPOINT_S = 3600.0
+MESSAGE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class BaseBackupOptions:
     """label: in backup_label. max_rate_kb: KiB a second, 32 to 1048576; None: no limit. level: of zstd.
 
     compression: by the server; None where it cannot. waits: for its archiver, which we do not use. verifies: whether a
-    page with a wrong checksum fails the backup, at its end.
+    page with a wrong checksum fails the backup, at its end. parent_manifest: of the backup since which changes alone
+    are sent; None: everything is.
     """
 
     label: str
@@ -37,6 +39,7 @@ class BaseBackupOptions:
     compression: Literal["zstd", "gzip", "lz4"] | None = "zstd"
     level: int = 1
     verifies: bool = True
+    parent_manifest: bytes | None = None
 
     def command(self) -> str:
         """Return the command; in the syntax of PostgreSQL 15 and later."""
@@ -47,6 +50,8 @@ class BaseBackupOptions:
             options.append(f"MAX_RATE {self.max_rate_kb:d}")
         if self.compression is not None:
             options += [f"COMPRESSION '{self.compression}'", f"COMPRESSION_DETAIL 'level={self.level:d}'"]
+        if self.parent_manifest is not None:
+            options.append("INCREMENTAL")
         if not self.verifies:
             options.append("VERIFY_CHECKSUMS false")
         return f"BASE_BACKUP ({', '.join(options)})"
@@ -103,6 +108,8 @@ class BaseBackupStream:
         """Ask for it, and wait for the checkpoint. Raises PostgresRefused with the server's reason."""
         self._connection = connection
         self.stop: BackupPoint | None = None
+        if options.parent_manifest is not None:
+            self._upload(options.parent_manifest)
         connection.send(options.command())
         self.start = _point(self._result(CHECKPOINT_S))
         self.tablespaces = _tablespaces(self._result())
@@ -125,6 +132,19 @@ class BaseBackupStream:
                 raise Unreachable(f"{self._connection.what} sent a message that is not known: {message[:24]!r}")
         self.stop = _point(self._result())
         while self._connection.next_result() is not None:
+            pass
+
+    def _upload(self, manifest: bytes) -> None:
+        from psycopg.pq import ExecStatus
+
+        connection = self._connection
+        connection.send("UPLOAD_MANIFEST")
+        if self._result().status != ExecStatus.COPY_IN:
+            raise Unreachable(f"{connection.what} did not ask for the manifest that it was offered")
+        for at in range(0, len(manifest), MESSAGE_BYTES):
+            connection.pgconn.put_copy_data(manifest[at : at + MESSAGE_BYTES])
+        connection.pgconn.put_copy_end()
+        while connection.next_result() is not None:
             pass
 
     def _message(self) -> bytes | None:

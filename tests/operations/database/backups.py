@@ -55,6 +55,7 @@ def make_stack(
     wal_archiving: str = "off",
     nodes: Mapping[str, int] | None = None,
     max_rate: str = "null",
+    full_every: str = "null",
 ) -> Stack:
     """Return the stack of one database and one bucket; its secrets lie in files of `folder`. nodes: ports by name."""
     parts = conninfo_to_dict(conninfo)
@@ -73,7 +74,8 @@ name: tests
 database: {{host: {parts["host"]}, port: {parts["port"]}, name: "{parts["dbname"]}", user: app,
             databases: ["{parts["dbname"]}"], admin: "file:{folder}/admin",
             nodes: {{{", ".join(f'{name}: "127.0.0.1:{port}"' for name, port in (nodes or {}).items())}}}}}
-backup: {{database: {{destination: "{bucket_url}", wal_archiving: "{wal_archiving}", base: {{max_rate: {max_rate}}}}}}}
+backup: {{database: {{destination: "{bucket_url}", wal_archiving: "{wal_archiving}",
+          base: {{max_rate: {max_rate}, full_every: {full_every}}}}}}}
 object_store: {{endpoint: "{access.endpoint}", credentials: "file:{folder}/store"}}
 encryption: {{recipients: [{", ".join(f'"{r}"' for r in recipients)}]}}
 """
