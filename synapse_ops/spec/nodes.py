@@ -36,9 +36,13 @@ def nodes(spec: Spec) -> Iterator[Conflict]:
 
 def no_standby(spec: Spec) -> Iterator[Conflict]:
     """What waits for a standby where `failover.standby` is null: `failover.synchronous`, and `alerts` on replication
-    lag, which would never fire.
+    lag, which would never fire. `failover.synchronous` beside `failover.manager: external`, which keeps that itself.
     """
     standby: FieldPath = ("failover", "standby")
+    if spec.failover.manager == "external" and spec.failover.synchronous != "off":
+        found = f"{spec.failover.synchronous}, and {{other}} is external"
+        yield Conflict(("failover", "synchronous"), found, "off; the other manager decides", (("failover", "manager"),))
+        return
     if spec.failover.standby is not None:
         return
     if spec.failover.synchronous != "off":

@@ -21,6 +21,7 @@ REFUSED = [
     ),
     ("database: {nodes: {db-primary: 'a:1', db-standby: 'a:1'}}", "database.nodes.db-standby"),
     ("failover: {standby: null, synchronous: standby}", "failover.synchronous"),
+    ("failover: {manager: external, synchronous: standby}", "failover.synchronous"),
     ("failover: {standby: null}\nalerts: [{name: a, condition: replication_lag > 5s}]", "alerts[0].condition"),
     ("autoscaling: {min_replicas: 5, max_replicas: 4}", "autoscaling.min_replicas"),
     ("autoscaling: {max_replicas: 1}", "autoscaling.min_replicas"),

@@ -119,6 +119,8 @@ class DatabaseWatch:
             watch.run()
         except SynapseOpsError as fault:
             log.warning("the database's nodes cannot be watched", fault=fault.message)
+        except Exception:
+            log.exception("the watch of the database's nodes ended unexpectedly, and begins again")
 
     def _wanted(self) -> object:
         """Return what a watch depends on for its whole life."""
