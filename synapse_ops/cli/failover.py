@@ -1,8 +1,7 @@
-"""`synapse-ops failover status|run|pause|resume|rejoin|fence-here`: who takes writes, and what happens when it dies."""
+"""`synapse-ops failover`: who takes writes, what happens when it dies, and how a person steers that."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,13 +12,10 @@ import click
 from synapse_ops.cli.options import state_dir_option
 from synapse_ops.cli.tables import show_table
 from synapse_ops.cli.terminal import echo, print_json
-from synapse_ops.errors import ConfigError, DeadlineExceeded, Refused, SynapseOpsError
+from synapse_ops.errors import ConfigError, Refused, SynapseOpsError
 
 if TYPE_CHECKING:
     from synapse_ops.domain.failover.incident import Incident
-
-RUN_LIMIT_S = 120.0
-POLL_S = 0.2
 
 _state_dir = state_dir_option("State directory of the stack; the ledger lies in failover/ below it.")
 
@@ -113,6 +109,7 @@ def _row(incident: Incident, back: dict[str, Any] | None) -> tuple[str, ...]:
 @click.option("--accept-loss", help="WAL that may be lost, as `16MiB`; else failover.max_lag_bytes of the spec.")
 def run(state_dir: Path, *, accept_loss: str | None) -> None:
     """Let the watcher go on with a failover that it refused. The fence must be proven all the same."""
+    from synapse_ops.cli.incident_progress import ask_and_await_end
     from synapse_ops.operations.failover.ledger import Ledger, Request
     from synapse_ops.operations.failover.status import EXTERNAL, read_status
     from synapse_ops.spec.units import parse_size
@@ -130,24 +127,34 @@ def run(state_dir: Path, *, accept_loss: str | None) -> None:
             f"nothing was done: {found.primary or 'the primary'} is {found.state or 'not watched'}",
             hint="A primary that answers is not failed over. `synapse-ops failover status` shows what is known.",
         )
-    known = {one.id for one, _ in found.incidents}
-    ledger = Ledger.of(folder)
-    ledger.ask(Request(now, accepted))
-    shown = 0
-    deadline_s = time.monotonic() + RUN_LIMIT_S
-    while time.monotonic() < deadline_s:
-        new = next((one for one in ledger.incidents() if one.id not in known), None)
-        for entry in new.entries[shown:] if new is not None else ():
-            echo(f"{(entry.at - now).total_seconds():6.2f} s  {entry.state}", err=True)
-            shown += 1
-        if new is not None and not new.is_open:
-            if new.facts.get("reason"):
-                raise Refused(f"not failed over: {new.facts['reason']}")
-            echo(f"{new.facts['new']} takes writes; lost: {new.facts['lost_commits']} commits")
-            return
-        time.sleep(POLL_S)
-    ledger.take_request(datetime.now(UTC))
-    raise DeadlineExceeded(f"the watcher did not end within {RUN_LIMIT_S:g} s", hint="Is it running? `local status`")
+    new = ask_and_await_end(Ledger.of(folder), Request(now, accept_loss_bytes=accepted))
+    if new.facts.get("reason"):
+        raise Refused(f"not failed over: {new.facts['reason']}")
+    echo(f"{new.facts['new']} takes writes; lost: {new.facts['lost_commits']} commits")
+
+
+@command.command()
+@_state_dir
+def abandon(state_dir: Path) -> None:
+    """Give a promotion up whose standby does not come back: the old primary is started again, and takes writes.
+
+    You state by this that the standby is gone: were it promoted after all, two servers would take writes. Only for an
+    incident that is `promoting`.
+    """
+    from synapse_ops.cli.incident_progress import await_end
+    from synapse_ops.domain.failover.transitions import State
+    from synapse_ops.operations.failover.ledger import Asked, Ledger, Request
+
+    ledger, now = Ledger.of(state_dir.resolve()), datetime.now(UTC)
+    last = next(iter(ledger.incidents()[-1:]), None)
+    if last is None or last.state is not State.PROMOTING:
+        at = f"the last incident is {last.state}" if last is not None else "there is no incident"
+        raise Refused(f"nothing was done: {at}, and only one that is promoting can be given up")
+    ledger.ask(Request(now, Asked.ABANDON))
+    ended = await_end(lambda: ledger.find(last.id), since=now, shown=len(last.entries))
+    if ended.state is State.DONE:
+        raise Refused(f"it was promoted meanwhile: {ended.facts['new']} takes writes")
+    echo(f"{ended.state}: {ended.facts['reason']}")
 
 
 @command.command()

@@ -12,10 +12,6 @@ from synapse_ops.cli.options import state_dir_option
 from synapse_ops.cli.terminal import echo
 from synapse_ops.errors import DeadlineExceeded, Refused
 
-TAKEN_LIMIT_S = 10.0
-END_LIMIT_S = 300.0
-POLL_S = 0.1
-
 
 @click.command()
 @state_dir_option("State directory of the stack; the ledger lies in failover/ below it.")
@@ -33,34 +29,22 @@ def command(state_dir: Path, *, end_sessions: bool) -> None:
       synapse-ops switchover
       synapse-ops switchover --end-sessions
     """
+    from synapse_ops.cli.incident_progress import END_LIMIT_S, POLL_S, ask_and_await_end
     from synapse_ops.domain.failover.transitions import State
-    from synapse_ops.operations.failover.ledger import Ledger, Request
+    from synapse_ops.operations.failover.ledger import Asked, Ledger, Request
     from synapse_ops.operations.failover.status import read_status
 
     folder, now = state_dir.resolve(), datetime.now(UTC)
     found = read_status(folder, now)
     if found.state != "healthy" or found.primary is None:
         raise Refused(f"nothing was done: {found.sentence}", hint="`synapse-ops failover status` shows what is known.")
-    known, ledger = {one.id for one, _ in found.incidents}, Ledger.of(folder)
-    ledger.ask(Request(now, switchover=True, end_sessions=end_sessions))
-    shown, began_s, incident = 0, time.monotonic(), None
-    while incident is None or incident.is_open:
-        waited_s = time.monotonic() - began_s
-        incident = next((one for one in ledger.incidents() if one.id not in known and one.is_planned), None)
-        for entry in incident.entries[shown:] if incident is not None else ():
-            echo(f"{(entry.at - now).total_seconds():6.2f} s  {entry.state}", err=True)
-            shown += 1
-        if incident is None and waited_s > TAKEN_LIMIT_S:
-            if ledger.take_request(datetime.now(UTC), switchover=True) is not None:
-                raise Refused(f"nothing was done: no prober took it up within {TAKEN_LIMIT_S:g} s")
-            raise DeadlineExceeded("the prober took it up and said nothing", hint="`synapse-ops failover status`")
-        if waited_s > END_LIMIT_S:
-            raise DeadlineExceeded(f"not ended within {END_LIMIT_S:g} s", hint="`synapse-ops failover status`")
-        time.sleep(POLL_S)
+    ledger = Ledger.of(folder)
+    incident = ask_and_await_end(ledger, Request(now, Asked.SWITCHOVER, end_sessions=end_sessions))
     if incident.state is not State.DONE:
         raise Refused(f"not switched over ({incident.state}): {incident.facts['reason']}")
     facts = incident.facts
     echo(f"{facts['new']} takes writes, {incident.phases_s()['done']:.2f} s after {facts['old']} was stopped")
+    began_s = time.monotonic()
     while (back := ledger.rejoin(incident.id)) is None:
         if time.monotonic() - began_s > END_LIMIT_S:
             raise DeadlineExceeded(f"{facts['old']} is not back", hint="`synapse-ops failover status`")

@@ -50,6 +50,12 @@ class LocalNode:
         processes = len(processes_in(self.server.data_dir))
         return Living(processes, self._shmid()) if processes else None
 
+    def wal_written_ns(self) -> int | None:
+        try:
+            return max(one.stat().st_mtime_ns for one in os.scandir(self.server.data_dir / "pg_wal") if one.is_file())
+        except (OSError, ValueError):
+            return None
+
     def fence(
         self, incident: str, timeline: int, saw_alive: Living | None, succeeds: frozenset[str] = frozenset()
     ) -> Cause:

@@ -3,7 +3,9 @@
 CONFIRMED needs two views that say dead, and none that says alive since the suspicion began: our own sessions with the
 primary, and the standby's WAL receiver. Hard evidence (the kernel of the primary's host says that nobody listens any
 more) needs a window of one second, time-outs five. Any answer of the server is life, a refusal too: it comes from a
-living postmaster. A watcher that was late by half a second saw nothing meanwhile: its window begins again.
+living postmaster. So is WAL that it writes while nobody can ask it: clients with open sessions still work. A server
+that says that it starts (after a crash, say) is alive for `primary_start_timeout`, and then as good as silent. A
+watcher that was late by half a second saw nothing meanwhile: its window begins again.
 Source of the numbers: measured; docs/failover.md.
 """
 
@@ -24,6 +26,7 @@ class Sign(StrEnum):
     """What one question to the primary came to."""
 
     ALIVE = "answers"
+    STARTING = "it is starting up"
     REFUSED = "nobody listens"
     ENDED = "the session was ended"
     SILENT = "no answer in time"
@@ -34,9 +37,9 @@ class Sign(StrEnum):
 
 
 class View(StrEnum):
-    """What the standby says of the primary. UNKNOWN: it does not answer, or its receiver has not noticed yet."""
+    """What others show of the primary: its standby, and its own WAL. UNKNOWN: no answer, or not noticed yet."""
 
-    ALIVE = "streams from it"
+    ALIVE = "hears from it"
     DEAD = "does not stream from it"
     UNKNOWN = "unknown"
 
@@ -53,22 +56,31 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What the watcher knows. since_s: when the window began; is_soft: whether a time-out was among what was seen."""
+    """What the watcher knows. since_s: when the window began; is_soft: whether a time-out was among what was seen;
+    starting_since_s: since when the primary has said nothing but that it starts.
+    """
 
     state: State = State.HEALTHY
     since_s: float | None = None
     is_soft: bool = False
     last: Look | None = None
+    starting_since_s: float | None = None
 
     @property
     def window_s(self) -> float:
         return SOFT_WINDOW_S if self.is_soft else HARD_WINDOW_S
 
 
-def next_watch(watch: Watch, look: Look) -> Watch:
-    """Return what is known after one more look; its state becomes CONFIRMED when both views agreed long enough."""
-    if look.primary is Sign.ALIVE:
-        return Watch(next_state(watch.state, Event.SIGN_OF_LIFE), last=look)
+def next_watch(watch: Watch, look: Look, start_timeout_s: float = 0.0) -> Watch:
+    """Return what is known after one more look; its state becomes CONFIRMED when both views agreed long enough.
+
+    start_timeout_s: for how long a server that says that it starts is alive.
+    """
+    starting_s = (watch.starting_since_s or look.at_s) if look.primary is Sign.STARTING else None
+    starts = starting_s is not None and look.at_s - starting_s < start_timeout_s
+    if look.primary is Sign.ALIVE or starts:
+        return Watch(next_state(watch.state, Event.SIGN_OF_LIFE), last=look, starting_since_s=starting_s)
+    watch = replace(watch, starting_since_s=starting_s)
     begins_again = replace(watch, since_s=look.at_s, last=look, is_soft=not look.primary.is_hard)
     if watch.since_s is None:
         return replace(begins_again, state=next_state(watch.state, Event.PROBE_FAILED))

@@ -17,10 +17,10 @@ from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.failover.fence import Effect, Living
 from synapse_ops.domain.failover.incident import Entry, Incident, Limits, objection
 from synapse_ops.domain.failover.transitions import Event, State
-from synapse_ops.errors import Refused, SynapseOpsError, Unreachable
+from synapse_ops.errors import DeadlineExceeded, Refused, SynapseOpsError, Unreachable
 from synapse_ops.operations.failover.claims import Claim, take_claim
 from synapse_ops.operations.failover.control import NodeControl
-from synapse_ops.operations.failover.ledger import Ledger
+from synapse_ops.operations.failover.ledger import Asked, Ledger
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.postgres.connection import connect, postgres_errors
 from synapse_ops.systems.postgres.promotion import make_slots, promote, read_fork, read_standing, settled_standing
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import psycopg
 
 SETTLE_LIMIT_S = 2.0
+PROMOTE_TRY_S = 5.0
 VERIFY_POLL_S = 0.05
 MESSAGE_PREFIX = "synapse_ops.failover"
 _WRITE = "SELECT pg_logical_emit_message(true, %s, %s)::text, inet_server_port()"
@@ -109,13 +110,13 @@ class Chain:
         return take_claim(self.repository(), Claim(identifier, facts["timeline"], incident.id, succeeds, utc_now()))
 
     def _succeeds(self, incident: Incident) -> frozenset[str]:
-        """Return the incidents about the same timeline that ended without a promotion: a person goes on with them."""
+        """Return the incidents about the same timeline that ended without a promotion: another goes on with them."""
         same = ("system_identifier", "timeline", "old")
         return frozenset(
             one.id
             for one in self.ledger.incidents()
             if not one.is_open
-            and one.at(State.PROMOTING) is None
+            and one.at(State.SWITCHING) is None
             and all(one.facts[name] == incident.facts[name] for name in same)
         )
 
@@ -145,7 +146,7 @@ class Chain:
         """Measure what the standby lacks, by the fenced server's own WAL, and decide."""
         facts = incident.facts
         try:
-            standing = self._insisting(lambda: settled_standing(self.new, SETTLE_LIMIT_S))
+            standing = self._insisting(lambda: settled_standing(self.new, facts["timeline"], SETTLE_LIMIT_S))
             received, replayed = standing.received, standing.replayed
             if not standing.in_recovery or standing.timeline != facts["timeline"] or not received or not replayed:
                 reason = f"the standby is on timeline {standing.timeline}, expected {facts['timeline']}, in recovery"
@@ -164,15 +165,23 @@ class Chain:
         return self.old
 
     def _promote(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
-        """Promote, on the condition that the standby stands where it was chosen; count what was lost by the fork."""
+        """Promote, on the condition that the standby stands where it was chosen; count what was lost by the fork.
+
+        A standby that does not answer or does not end its recovery raises, and the incident stays open: whether it was
+        promoted is not known, and the old primary is fenced. It is tried again until a person gives it up.
+        """
         facts = incident.facts
         chosen, old_timeline = Lsn.parse(facts["chosen_lsn"]), facts["timeline"]
+        if self.ledger.take_request(utc_now(), Asked.ABANDON) is not None:
+            return self._abandon(incident)
         try:
-            done = self._insisting(lambda: promote(self.new, chosen, old_timeline, self.timeout_s))
-            reason, fork = self._insisting(lambda: self._forked(old_timeline, chosen, is_done=done))
+            done = self._insisting(lambda: promote(self.new, chosen, old_timeline, PROMOTE_TRY_S), PROMOTE_TRY_S)
+            reason, fork = self._insisting(lambda: self._forked(old_timeline, chosen, is_done=done), PROMOTE_TRY_S)
             if fork is None:
                 return Event.NOT_PROMOTED, {"reason": reason}
             lost = self._old().wal_behind(old_timeline, fork)
+        except (Unreachable, DeadlineExceeded):
+            raise
         except SynapseOpsError as error:
             return Event.NOT_PROMOTED, {"reason": error.message}
         facts = {"new_timeline": old_timeline + 1, "fork_lsn": str(fork)}
@@ -189,9 +198,20 @@ class Chain:
                 return f"the standby stands at {standing.received} on timeline {standing.timeline}, not {chosen}", None
             return "", read_fork(connection, old_timeline + 1)
 
-    def _insisting(self, action: Callable[[], Done]) -> Done:
+    def _abandon(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
+        """Start the old primary again, after a person stated that the standby is gone."""
+        facts = incident.facts
+        reason = f"a person gave it up: {facts['new']} is gone"
+        try:
+            self._old().start_again(incident.id)
+        except (SynapseOpsError, OSError) as error:
+            fault = error.message if isinstance(error, SynapseOpsError) else str(error)
+            return Event.NOT_PROMOTED, {"reason": f"{reason}; {facts['old']} did not start again: {fault}"}
+        return Event.NOT_PROMOTED, {"reason": f"{reason}; {facts['old']} was started again"}
+
+    def _insisting(self, action: Callable[[], Done], timeout_s: float | None = None) -> Done:
         """Do what is safe to repeat again where the standby did not answer in time: a busy host is no reason to end."""
-        deadline_s = time.monotonic() + self.timeout_s
+        deadline_s = time.monotonic() + (timeout_s or self.timeout_s)
         while True:
             try:
                 return action()
@@ -210,7 +230,7 @@ class Chain:
     def _switch(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
         """Make the slots that a promotion does not bring. Clients find the new primary by its session attributes."""
         try:
-            self._insisting(lambda: make_slots(self.new, self.slots))
+            self._insisting(lambda: make_slots(self.new, incident.facts["new_timeline"], self.slots))
         except SynapseOpsError as error:
             return Event.SWITCHED, {"slots_fault": error.message}  # writes go on without them
         return Event.SWITCHED, {}

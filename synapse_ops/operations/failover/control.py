@@ -19,6 +19,9 @@ class NodeControl(Protocol):
     def living(self) -> Living | None:
         """Return what lives of the server; None: nothing is seen."""
 
+    def wal_written_ns(self) -> int | None:
+        """Return when the server last wrote WAL, in ns of the host's clock; None: it cannot be seen."""
+
     def fence(
         self, incident: str, timeline: int, saw_alive: Living | None, succeeds: frozenset[str] = frozenset()
     ) -> Cause:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,25 @@ class Pause:
     reason: str
 
 
+class Asked(StrEnum):
+    """What a person may ask of the watcher."""
+
+    FAILOVER = "failover"
+    SWITCHOVER = "switchover"
+    ABANDON = "abandon"
+
+
 @dataclass(frozen=True)
 class Request:
-    """What a person asks of the watcher: to go on although it refused, or to switch over.
+    """What a person asks of the watcher: to go on although it refused, to switch over, or to give a promotion up.
 
     at: when; it is forgotten after REQUEST_LIFE, so that none is carried out at the next outage. accept_loss_bytes:
     None: the spec's limit. end_sessions: of a switchover: long transactions may be ended.
     """
 
     at: datetime
+    what: Asked = Asked.FAILOVER
     accept_loss_bytes: int | None = None
-    switchover: bool = False
     end_sessions: bool = False
 
 
@@ -124,13 +133,13 @@ class Ledger:
         """Leave a request for the watcher."""
         self._write("request.json", {**asdict(request), "at": request.at.isoformat()})
 
-    def take_request(self, now: datetime, *, switchover: bool = False) -> Request | None:
+    def take_request(self, now: datetime, what: Asked = Asked.FAILOVER) -> Request | None:
         """Return a person's request of this kind and forget it; None: there is none, or it is too old."""
         path = self.folder / "request.json"
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
-            found = Request(**{**body, "at": datetime.fromisoformat(body["at"])})
-            if found.switchover is not switchover:
+            found = Request(**{**body, "at": datetime.fromisoformat(body["at"]), "what": Asked(body["what"])})
+            if found.what is not what:
                 return None
             path.unlink()
         except (OSError, ValueError, KeyError, TypeError):

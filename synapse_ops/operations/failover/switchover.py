@@ -74,7 +74,7 @@ class Switchover(Chain):
             return self._roll_back(incident, "the prober ended before the promotion was begun")
         try:
             end = self._old().stop_cleanly(incident.id, facts["timeline"], facts["senders"], STOP_LIMIT_S)
-            standing = settled_standing(self.new, SETTLE_LIMIT_S)
+            standing = settled_standing(self.new, facts["timeline"], SETTLE_LIMIT_S)
         except (SynapseOpsError, OSError) as error:
             return self._roll_back(incident, error.message if isinstance(error, SynapseOpsError) else str(error))
         follows = standing.in_recovery and standing.timeline == facts["timeline"]

@@ -33,7 +33,7 @@ from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.failover.chain import Chain
 from synapse_ops.operations.failover.claims import LIMIT_S
 from synapse_ops.operations.failover.control import FailoverPlace
-from synapse_ops.operations.failover.ledger import Ledger, Request
+from synapse_ops.operations.failover.ledger import Asked, Ledger, Request
 from synapse_ops.operations.failover.status import PULSE_S, write_watch
 from synapse_ops.operations.failover.switchover import Switchover
 from synapse_ops.operations.health.server_probes import node_conninfo
@@ -71,6 +71,8 @@ class FailoverWatch:
     _told: dict[str, Any] = field(default_factory=dict)
     _told_at_s: float = 0.0
     _refused: str = ""
+    _written_ns: int | None = None
+    _does_write: bool = False
     _stopping: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def stop(self) -> None:
@@ -119,18 +121,22 @@ class FailoverWatch:
         standby_answer = standby.ask()
         now_s = time.monotonic()
         sign = answer.sign
+        view = self._view(standby, standby_answer)
+        if self._writes(primary, sign):
+            view = View.ALIVE
         if primary.seen is not None and sign is Sign.ALIVE and not primary.seen.takes_writes:
             self._roles = None  # switched over by somebody else
             return time.monotonic()
-        look = Look(now_s, sign, self._view(standby, standby_answer), max(0.0, began_s - due_s))
+        look = Look(now_s, sign, view, max(0.0, began_s - due_s))
         before = self._watch.state
-        self._watch = next_watch(self._watch, look)
+        start_timeout = self.stack().spec.failover.primary_start_timeout
+        self._watch = next_watch(self._watch, look, start_timeout.total_seconds())
         if self._watch.state is not before:
             log.info("the primary", node=primary.name, state=str(self._watch.state), sign=str(sign), words=answer.words)
         if self._watch.state is State.HEALTHY:
             self._refused = ""
             self._arm(primary)
-            request = Ledger.of(self.state_dir).take_request(datetime.now(UTC), switchover=True)
+            request = Ledger.of(self.state_dir).take_request(datetime.now(UTC), Asked.SWITCHOVER)
             if request is not None:
                 self._switch_over(primary, standby, request)
                 return time.monotonic()
@@ -152,6 +158,16 @@ class FailoverWatch:
         since_s = self._watch.since_s
         heard = since_s is not None and seen.message_age_s < seen.at_s - since_s
         return View.ALIVE if heard else View.UNKNOWN
+
+    def _writes(self, primary: WatchedNode, sign: Sign) -> bool:
+        """Return whether a primary that does not answer has written WAL since the last look: its clients work."""
+        control = self.place.controls.get(primary.name) if self.place is not None else None
+        if sign is not Sign.SILENT or control is None:
+            self._written_ns = None
+            return False
+        before, self._written_ns = self._written_ns, control.wal_written_ns()
+        self._does_write = before is not None and self._written_ns != before
+        return self._does_write
 
     def _pause(self, seconds: float, descriptor: int | None) -> None:
         """Wait, no longer than until the primary's session ends or we are stopped."""
@@ -214,7 +230,10 @@ class FailoverWatch:
             return f"the processes of {self._roles[0]} were not seen on this host"
         if self._store_fault:
             return self._store_fault
-        standby = self._nodes[self._roles[1]].seen
+        follower = self._nodes[self._roles[1]]
+        if follower.first_failed_at is not None:
+            return f"{follower.name} does not answer since {follower.first_failed_at:%H:%M:%S %Z}"
+        standby = follower.seen
         if standby is None or standby.receiver != "streaming":
             return f"{self._roles[1]} does not stream from {self._roles[0]}"
         primary = self._nodes[self._roles[0]].seen
@@ -229,14 +248,18 @@ class FailoverWatch:
             "state": str(self._watch.state),
             "primary": self._roles[0] if self._roles else None,
             "standby": self._roles[1] if self._roles else None,
-            "unarmed": fault
-            or (self.unarmed() if self._watch.state is State.HEALTHY else "the primary does not answer"),
+            "unarmed": fault or (self.unarmed() if self._watch.state is State.HEALTHY else self._silence()),
             "refused": self._refused or None,
         }
         if found == self._told and time.monotonic() - self._told_at_s < PULSE_S:
             return
         self._told, self._told_at_s = found, time.monotonic()
         write_watch(self.state_dir, found)
+
+    def _silence(self) -> str:
+        if self._does_write:
+            return "the primary answers neither us nor its standby, and goes on writing WAL: it is alive, and cut off"
+        return "the primary does not answer"
 
     # -------------------------------------------------------------- acting
 

@@ -15,7 +15,8 @@ ANSWER_S = 1.0
 _QUESTION = """
 SELECT pg_is_in_recovery(), (SELECT timeline_id FROM pg_control_checkpoint()),
   (SELECT system_identifier FROM pg_control_system()),
-  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_flush_lsn() END,
+  CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+       ELSE pg_current_wal_flush_lsn() END,
   coalesce((SELECT status FROM pg_stat_wal_receiver), ''),
   coalesce((SELECT extract(epoch FROM clock_timestamp() - last_msg_receipt_time) FROM pg_stat_wal_receiver), 1e9)"""
 

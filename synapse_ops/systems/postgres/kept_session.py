@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # what libpq and the kernel say in their own words when no server has answered; anything else was said by a server
 _REFUSED = ("connection refused",)
 _ENDED = ("server closed the connection", "connection reset", "eof detected", "unexpected eof", "broken pipe")
+_STARTING = ("is starting up", "in recovery mode", "not yet accepting connections")  # 57P03, in the server's words
 _UNREACHABLE = ("could not translate", "no route to host", "unreachable", "timed out", "timeout expired")
 _ENDED_STATES = {b"57P01", b"57P02"}  # by an administrator, or because another backend crashed
 
@@ -144,6 +145,8 @@ def sign_of(words: str) -> Sign:
         return Sign.ENDED
     if any(one in lower for one in _UNREACHABLE):
         return Sign.SILENT
+    if any(one in lower for one in _STARTING):
+        return Sign.STARTING
     return Sign.ALIVE
 
 

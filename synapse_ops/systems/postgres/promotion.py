@@ -1,7 +1,8 @@
 """A standby made the primary by one conditional statement, and what the old primary had beyond it.
 
-The condition travels with the statement: whoever wakes up late and sends it again promotes nothing. Sessions of the
-standby are ended first: a snapshot held there made a promotion take 30 s. Source: measured; docs/failover.md.
+The condition travels with each statement: whoever wakes up late and sends it again changes nothing. Sessions of the
+standby are ended first: a snapshot held there made a promotion take 30 s. What a standby has received is at least what
+it has replayed: after its restart `pg_last_wal_receive_lsn` begins anew. Source: measured; docs/failover.md.
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ POLL_S = 0.02
 _STANDING = """
 SELECT pg_is_in_recovery(), (SELECT timeline_id FROM pg_control_checkpoint()),
        (SELECT system_identifier::text FROM pg_control_system()),
-       CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_flush_lsn() END::text,
+       CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+            ELSE pg_current_wal_flush_lsn() END::text,
        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"""
 _PROMOTE = """
-SELECT pg_promote(false) WHERE pg_is_in_recovery() AND pg_last_wal_receive_lsn() = %s::pg_lsn
+SELECT pg_promote(false)
+WHERE pg_is_in_recovery() AND greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) = %s::pg_lsn
   AND (SELECT timeline_id FROM pg_control_checkpoint()) = %s"""
-_OTHERS = """
+_IS_STANDBY = "pg_is_in_recovery() AND (SELECT timeline_id FROM pg_control_checkpoint()) = %s"
+_OTHERS = f"""
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"""
-_RESUME = """
-SELECT pg_wal_replay_resume() WHERE pg_is_in_recovery() AND pg_get_wal_replay_pause_state() <> 'not paused'"""
+WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND {_IS_STANDBY}"""
+_RESUME = f"""
+SELECT pg_wal_replay_resume() WHERE {_IS_STANDBY} AND pg_get_wal_replay_pause_state() <> 'not paused'"""
 _COMMIT = re.compile(r"rmgr: Transaction .* desc: COMMIT")
 _RECORD = re.compile(r"rmgr: .*?len \(rec/tot\):\s*\d+/\s*(\d+).*? lsn: ([0-9A-F]+/[0-9A-F]+),")
 
@@ -64,16 +68,16 @@ def read_standing(connection: psycopg.Connection[Any]) -> Standing:
     )
 
 
-def settled_standing(conninfo: str, timeout_s: float) -> Standing:
+def settled_standing(conninfo: str, timeline: int, timeout_s: float) -> Standing:
     """Return where a standby stands once it has replayed what it received, or as far as it came within the time.
 
-    Replay that somebody paused goes on, and sessions that could hold it up are ended. The last bytes received may be
-    a part of a record, which is never replayed: then `replayed` stays behind `received`.
+    Replay that somebody paused goes on, and sessions that could hold it up are ended; neither on another timeline. The
+    last bytes received may be a part of a record, which is never replayed: then `replayed` stays behind `received`.
     """
     deadline_s = time.monotonic() + timeout_s
     with connect(conninfo, timeout_s=2) as connection, postgres_errors("the standby's replay"):
-        connection.execute(_OTHERS)
-        connection.execute(_RESUME)
+        connection.execute(_OTHERS, [timeline])
+        connection.execute(_RESUME, [timeline])
         while True:
             found = read_standing(connection)
             if not found.in_recovery or found.replayed == found.received or time.monotonic() > deadline_s:
@@ -81,17 +85,17 @@ def settled_standing(conninfo: str, timeout_s: float) -> Standing:
             time.sleep(POLL_S)
 
 
-def await_nobody(connection: psycopg.Connection[Any], timeout_s: float) -> None:
-    """Empty `synchronous_standby_names` of a standby before it is promoted; needs autocommit.
+def await_nobody(connection: psycopg.Connection[Any], timeline: int, timeout_s: float) -> None:
+    """Empty `synchronous_standby_names` of a standby of this timeline before it is promoted; needs autocommit.
 
     A clone has it from the primary. A promoted server would wait for its dead partner and acknowledge no commit.
     """
-    holds = "SELECT pg_is_in_recovery() AND current_setting('synchronous_standby_names') <> ''"
-    if connection.execute(holds).fetchone() == (True,):
+    holds = f"SELECT {_IS_STANDBY} AND current_setting('synchronous_standby_names') <> ''"
+    if connection.execute(holds, [timeline]).fetchone() == (True,):
         connection.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
         connection.execute("SELECT pg_reload_conf()")
     deadline_s = time.monotonic() + timeout_s
-    while connection.execute(holds).fetchone() == (True,):
+    while connection.execute(holds, [timeline]).fetchone() == (True,):
         if time.monotonic() > deadline_s:
             raise DeadlineExceeded(f"the standby did not empty synchronous_standby_names within {timeout_s:g} s")
         time.sleep(POLL_S)
@@ -104,8 +108,8 @@ def promote(conninfo: str, received: Lsn, timeline: int, timeout_s: float) -> bo
     """
     deadline_s = time.monotonic() + timeout_s
     with connect(conninfo, timeout_s=2) as connection, postgres_errors("the promotion"):
-        connection.execute(_OTHERS)
-        await_nobody(connection, timeout_s)
+        connection.execute(_OTHERS, [timeline])
+        await_nobody(connection, timeline, timeout_s)
         if connection.execute(_PROMOTE, [str(received), timeline]).fetchone() is None:
             return False
         while connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
@@ -115,14 +119,16 @@ def promote(conninfo: str, received: Lsn, timeline: int, timeout_s: float) -> bo
     return True
 
 
-def make_slots(conninfo: str, names: tuple[str, ...]) -> None:
-    """Make the physical slots that are missing, each holding WAL from now on."""
+def make_slots(conninfo: str, timeline: int, names: tuple[str, ...]) -> None:
+    """Make the physical slots that are missing, each holding WAL from now on; only on a primary of this timeline."""
     with connect(conninfo, timeout_s=2) as connection, postgres_errors("the replication slots of the new primary"):
         for name in names:
             connection.execute(
                 "SELECT pg_create_physical_replication_slot(%s, true)"
-                " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = %s)",
-                [name, name],
+                " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = %s)"
+                " AND CASE WHEN pg_is_in_recovery() THEN false"
+                " ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int = %s END",
+                [name, name, timeline],
             )
 
 

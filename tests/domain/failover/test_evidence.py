@@ -57,6 +57,20 @@ def test_one_sign_of_life_begins_everything_anew() -> None:
     assert after(dead(0.1), dead(0.9, standby=View.ALIVE), dead(1.5), dead(1.95)).state is State.CONFIRMED
 
 
+def test_a_server_that_starts_is_alive_for_its_time_and_then_as_good_as_silent() -> None:
+    """After a crash it says so (57P03) until it has recovered; `primary_start_timeout` says how long that may take."""
+    starting = [Look(n / 5, Sign.STARTING, View.DEAD) for n in range(1, 200)]
+    watch, confirmed_s = Watch(), None
+    for look in starting:
+        watch = next_watch(watch, look, start_timeout_s=10.0)
+        if watch.state is State.CONFIRMED:
+            confirmed_s = look.at_s
+            break
+    assert confirmed_s == pytest.approx(0.2 + 10.0 + SOFT_WINDOW_S)
+    assert after(*starting[:25]).state is State.SUSPECT
+    assert after(*starting[:27]).state is State.CONFIRMED
+
+
 def test_a_watcher_that_was_held_up_has_seen_nothing_meanwhile() -> None:
     assert after(dead(0.1), dead(3.0, late_s=LATE_S), dead(3.9)).state is State.SUSPECT
     assert after(dead(0.1), dead(3.0, late_s=LATE_S), dead(4.0)).state is State.CONFIRMED
@@ -88,7 +102,7 @@ def test_whatever_is_seen_confirmed_means_an_unbroken_window_of_death(steps: lis
     for look in reversed(seen):
         if look.primary is Sign.ALIVE:
             break
-        begin_s, is_soft = look.at_s, is_soft or look.primary is Sign.SILENT
+        begin_s, is_soft = look.at_s, is_soft or look.primary in {Sign.SILENT, Sign.STARTING}
         if look.late_s >= LATE_S or look.standby is View.ALIVE:
             break
     assert seen[-1].standby is View.DEAD

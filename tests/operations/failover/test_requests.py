@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from synapse_ops.cli.switchover import command
 from synapse_ops.errors import Refused
-from synapse_ops.operations.failover.ledger import REQUEST_LIFE, Ledger, Request
+from synapse_ops.operations.failover.ledger import REQUEST_LIFE, Asked, Ledger, Request
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
@@ -26,10 +26,10 @@ def test_a_request_that_nobody_took_up_is_forgotten(tmp_path: Path) -> None:
 
 
 def test_a_switchover_is_no_leave_to_fail_over(tmp_path: Path) -> None:
-    ledger, request = Ledger.of(tmp_path), Request(NOW, switchover=True, end_sessions=True)
+    ledger, request = Ledger.of(tmp_path), Request(NOW, Asked.SWITCHOVER, end_sessions=True)
     ledger.ask(request)
     assert ledger.take_request(NOW) is None
-    assert ledger.take_request(NOW, switchover=True) == request
+    assert ledger.take_request(NOW, Asked.SWITCHOVER) == request
 
 
 def test_a_switchover_without_a_prober_is_refused_and_leaves_no_request(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from synapse_ops.domain.failover.incident import Entry, Incident
 from synapse_ops.domain.failover.transitions import State
 from synapse_ops.local.servers.databases import REPLICATION_USER
 from synapse_ops.operations.failover import switchover
-from synapse_ops.operations.failover.ledger import Request
+from synapse_ops.operations.failover.ledger import Asked, Request
 from synapse_ops.operations.health.server_probes import node_conninfo
 from synapse_ops.systems.host.processes import START_TIMEOUT_S, processes_in
 from synapse_ops.systems.postgres.handover import read_readiness
@@ -42,7 +42,7 @@ def pair(server_tools: PgTools, bucket: str, object_store_access: StoreAccess) -
 
 
 def ask(pair: Pair, *, end_sessions: bool = False) -> None:
-    pair.ledger.ask(Request(datetime.now(UTC), switchover=True, end_sessions=end_sessions))
+    pair.ledger.ask(Request(datetime.now(UTC), Asked.SWITCHOVER, end_sessions=end_sessions))
 
 
 def longest_pause_s(writer: Writer) -> float:
