@@ -5,6 +5,7 @@ minutes, because what would be lost now grows by itself. Materialize does the sa
 """
 
 import json
+import textwrap
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import dagster as dg
 from synapse_ops.defs.backup.age_checks import age_evaluations
 from synapse_ops.defs.backup.kinds import AssetKind, asset_kinds_of
 from synapse_ops.defs.event_metadata import MOST_MARKDOWN, Metadata, short_lines, summary, table
+from synapse_ops.defs.health.assets import REPORT_CHECK
 from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.policies import GROUP_RECOVERY, OWNERS, TAG_TRIGGER, code_version
 from synapse_ops.defs.resources import StackResource
@@ -105,16 +107,22 @@ class Page:
 def what_to_do(failing: Sequence[tuple[float, dg.AssetCheckEvaluation]]) -> str:
     """Return a link to the runbook of each failing check with the beginning of what it says.
 
-    Errors come first, the newest of them at the top: it is what somebody was called for. Of many, each says less.
+    Errors come first, the newest of them at the top: it is what somebody was called for. What only sums others up is
+    behind them. Of many, each says less.
     """
+
+    def place(row: tuple[float, dg.AssetCheckEvaluation]) -> tuple[bool, bool, float]:
+        at_s, one = row
+        return one.severity is not dg.AssetCheckSeverity.ERROR, one.check_name == REPORT_CHECK, -at_s
+
     said: list[str] = []
     most = 110 if len(failing) <= 4 else 45
     room = MOST_MARKDOWN
-    for _, one in sorted(failing, key=lambda row: (row[1].severity is not dg.AssetCheckSeverity.ERROR, -row[0])):
+    for _, one in sorted(failing, key=place):
         page = one.metadata.get(RUNBOOK)
         name = _name_of(one)
         link = f"- [{name}]({page.value})" if isinstance(page, dg.UrlMetadataValue) else f"- {name}"
-        line = short_lines((one.description or "")[:most], first=link, indent=4)
+        line = short_lines(textwrap.shorten(one.description or "", most, placeholder=" ..."), first=link, indent=4)
         room -= len(line) + 1
         if room < 0:
             return "\n".join([*said, f"- and {len(failing) - len(said)} more: see wrong_now"])

@@ -146,9 +146,13 @@ class Row:
         if evidence.unread:
             return f"Nobody knows whether {self.label} can be restored: {evidence.unread}."
         if evidence.to_at is None:
-            return f"You cannot restore {self.label}: {'; '.join(self.misses or evidence.faults)}."
+            return _ended(f"You cannot restore {self.label}: {'; '.join(self.misses or evidence.faults)}")
         good = _restorable(self.label, [self], time_zone)
-        return f"{good} But {'; '.join(self.misses)}." if self.misses else good
+        return _ended(f"{good} But {'; '.join(self.misses)}") if self.misses else good
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith("?") else f"{sentence}."
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from synapse_ops.defs.backup.age_checks import BACKUP_AGE, PROOF_AGE
 from synapse_ops.defs.backup.kinds import DATABASES, asset_kinds_of
 from synapse_ops.defs.event_metadata import LINE, summary
 from synapse_ops.defs.everything import merged_definitions
+from synapse_ops.defs.health.assets import REPORT_CHECK
 from synapse_ops.defs.recovery.recoverability import (
     CHECK_NAME,
     RECOVERABILITY_KEY,
@@ -194,12 +195,14 @@ def test_no_line_of_the_page_that_says_what_is_wrong_is_cut_off(night: Night) ->
         assert isinstance(value, dg.MarkdownMetadataValue)
         shown = re.sub(r"\(/runbooks/\S+\)", "", value.md_str or "")
         assert max(len(line.rstrip()) for line in shown.splitlines()) <= LINE
-    assert f"- health_report: everything_healthy {says[:90]}" in " ".join(words_of(night.page, "what_to_do"))
+    told = " ".join(words_of(night.page, "what_to_do"))
+    assert f"- health_report: everything_healthy {says[:70]}" in told
+    assert "could not connect to ..." in told  # no word is cut in the middle
     assert summary("much is missed, " * 80) == "much is missed, " * 80  # the UI would hide so much markdown
 
 
 def test_of_eight_faults_each_has_its_line_and_the_newest_error_is_the_first() -> None:
-    """A primary that died is not behind "4 more" because a proof had failed before."""
+    """A primary that died is not behind "4 more" because a proof had failed before, nor behind what sums others up."""
     page = {"runbook": dg.MetadataValue.url("/runbooks/probe-failed")}
 
     def failed(at_s: float, name: str, severity: dg.AssetCheckSeverity) -> tuple[float, dg.AssetCheckEvaluation]:
@@ -209,11 +212,15 @@ def test_of_eight_faults_each_has_its_line_and_the_newest_error_is_the_first() -
         )
 
     error, warning = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
-    faults = [*(failed(at_s, f"server-{at_s}", error) for at_s in range(7)), failed(9, "slow", warning)]
+    faults = [*(failed(at_s, f"server-{at_s}", error) for at_s in range(6)), failed(9, "slow", warning)]
+    report = dg.AssetKey("health_report")
+    sums_up = dg.AssetCheckEvaluation(asset_key=report, check_name=REPORT_CHECK, passed=False, metadata=page)
+    faults.append((8, sums_up))
     lines = [line for line in what_to_do(faults).splitlines() if line.startswith("- ")]
 
     assert [line.partition(":")[0] for line in lines] == [
-        *(f"- [health/server-{at_s}" for at_s in range(6, -1, -1)),
+        *(f"- [health/server-{at_s}" for at_s in range(5, -1, -1)),
+        "- [health_report",
         "- [health/slow",
     ]
 
