@@ -64,7 +64,7 @@ def _sensor() -> dg.SensorDefinition:
         minimum_interval_seconds=SENSOR_INTERVAL_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Reports how far WAL is stored: every five minutes, and at once when that turns good or bad. Where "
-        "bytes are missing that no restore can pass, it starts a base backup, once for each gap.",
+        "bytes are missing that no restore can pass, and after a promotion, it starts a base backup, once for each.",
     )
     def wal_archive_sensor(
         context: dg.SensorEvaluationContext, stack: StackResource
@@ -76,23 +76,23 @@ def _sensor() -> dg.SensorDefinition:
 
 def look(cursor: str | None, stack: StackResource, now_s: float) -> dg.SensorResult | dg.SkipReason:
     """Return one tick. Safe to repeat: the cursor says when the page was written, and what it said; the run key of a
-    base backup is the gap that it leaves behind.
+    base backup is the gap or the promotion that it leaves behind.
     """
     from synapse_ops.operations.database.wal_report import read_wal_report
 
     before: dict[str, Any] = json.loads(cursor or "{}")
     report = read_wal_report(stack.open())
     passed = not report.faults
-    gap = report.broken_at if report.status is not None else ""
+    wanted = report.base_wanted
     if (
-        gap == before.get("gap", "")
+        wanted == before.get("wanted", "")
         and before.get("passed") == passed
         and now_s - before.get("at", 0) < REFRESH_S - SENSOR_INTERVAL_S / 2
     ):
         return dg.SkipReason(report.sentence)
     facts = report.facts()
     return dg.SensorResult(
-        run_requests=[_base_backup(gap)] if gap and gap != before.get("gap") else [],
+        run_requests=[_base_backup(wanted)] if wanted and wanted != before.get("wanted") else [],
         asset_events=[
             dg.AssetMaterialization(
                 WAL_ARCHIVE_KEY, description=report.sentence, metadata=facts, tags={TAG_TRIGGER: "sensor"}
@@ -106,10 +106,10 @@ def look(cursor: str | None, stack: StackResource, now_s: float) -> dg.SensorRes
                 metadata={**facts, **runbook_of_check(CHECK_NAME)},
             ),
         ],
-        cursor=json.dumps({"passed": passed, "at": now_s, "gap": gap}),
+        cursor=json.dumps({"passed": passed, "at": now_s, "wanted": wanted}),
     )
 
 
-def _base_backup(gap: str) -> dg.RunRequest:
-    """Return the run that makes moments behind a gap restorable again."""
-    return dg.RunRequest(run_key=f"wal-gap {gap}", partition_key=BASE.word, tags={TAG_TRIGGER: "sensor"})
+def _base_backup(why: str) -> dg.RunRequest:
+    """Return the run that makes moments behind a gap restorable again, or those behind a promotion soon restored."""
+    return dg.RunRequest(run_key=f"wal {why}", partition_key=BASE.word, tags={TAG_TRIGGER: "sensor"})

@@ -31,8 +31,8 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 class WalReport:
     """The archive and the primary, compared. status: None where the primary could not be asked; `unknown` says why.
 
-    most: the oldest that WAL may be which is not stored. base_start: where replay of the newest base backup begins;
-    None: there is none. left_s: for how long the primary keeps what is not stored; None: not known.
+    most: the oldest that WAL may be which is not stored. base_start, base_timeline: where replay of the newest base
+    backup begins; None: there is none. left_s: for how long the primary keeps what is not stored; None: not known.
     """
 
     archive: WalArchive | None
@@ -41,6 +41,7 @@ class WalReport:
     most: timedelta
     base_start: Lsn | None = None
     left_s: float | None = None
+    base_timeline: int | None = None
 
     @property
     def gaps(self) -> tuple[str, ...]:
@@ -56,6 +57,15 @@ class WalReport:
     def broken_at(self) -> str:
         """The first gap that only a new base backup leaves behind; empty: recovery is unbroken."""
         return self.gaps[0] if self.gaps and self.base_start is not None else ""
+
+    @property
+    def base_wanted(self) -> str:
+        """Why a base backup should be taken now: a gap, or a promotion since the newest one; empty: none should."""
+        if self.status is None or self.base_timeline is None:
+            return ""
+        if self.broken_at:
+            return f"gap {self.broken_at}"
+        return f"timeline {self.status.timeline}" if self.base_timeline < self.status.timeline else ""
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -115,24 +125,26 @@ def read_wal_report(stack: Stack) -> WalReport:
         status = read_wal_status(stack)
     except SynapseOpsError as fault:
         archive = _stored(stack)
-        return WalReport(archive, None, fault.message, most, _base_start(stack, archive), left_s)
+        start, timeline = _base_start(stack, archive)
+        return WalReport(archive, None, fault.message, most, start, left_s, timeline)
     try:
-        return WalReport(status.archive, status, "", most, _base_start(stack, status.archive), left_s)
+        start, timeline = _base_start(stack, status.archive)
+        return WalReport(status.archive, status, "", most, start, left_s, timeline)
     except SynapseOpsError as fault:
         return WalReport(status.archive, None, fault.message, most, left_s=left_s)
 
 
-def _base_start(stack: Stack, archive: WalArchive | None) -> Lsn | None:
-    """Return where replay of the newest base backup of a server begins."""
+def _base_start(stack: Stack, archive: WalArchive | None) -> tuple[Lsn | None, int | None]:
+    """Return where replay of the newest base backup of a server begins, and on which timeline."""
     if archive is None:
-        return None
+        return None, None
     repository, identity = stack.database_repository(), archive.identity
     for backup_id in reversed(repository.store.list_prefixes(f"{identity}/{KIND_BASE}/{SUBJECT}/")):
         with suppress(ObjectMissing, DocumentUnreadable):  # one that is being taken, was not finished, or is damaged
             record = read_record(repository, BackupPlace(identity, KIND_BASE, SUBJECT, backup_id))
             if isinstance(record, BaseRecord):
-                return Lsn.parse(record.start_lsn)
-    return None
+                return Lsn.parse(record.start_lsn), record.timeline
+    return None, None
 
 
 def _stored(stack: Stack) -> WalArchive | None:

@@ -22,15 +22,20 @@ MINUTE = timedelta(minutes=1)
 
 
 def report(
-    chunks: dict[int, tuple[Chunk, ...]], *, lag_s: float | None, unknown: str = "", base_start: Lsn | None = None
+    chunks: dict[int, tuple[Chunk, ...]],
+    *,
+    lag_s: float | None,
+    unknown: str = "",
+    base_start: Lsn | None = None,
+    timeline: int = 1,
 ) -> WalReport:
     facts = SegmentFacts(
         segment=f"{1:024X}", size_bytes=0, sha256="0" * 64, etag="", max_commit_at=NOW - timedelta(seconds=7)
     )
     row = ArchivedTimeline(1, SIZE, chunks=chunks, stored_at=NOW, open_facts=facts)
     archive = WalArchive(Identity("7", "ab12cd34"), (row,), NOW)
-    status = WalStatus(archive, "127.0.0.1:5432", 1, Lsn(2 * SIZE), row.last_lsn, NOW, lag_s)
-    return WalReport(archive, None if unknown else status, unknown, MINUTE, base_start, left_s=7500)
+    status = WalStatus(archive, "127.0.0.1:5432", timeline, Lsn(2 * SIZE), row.last_lsn, NOW, lag_s)
+    return WalReport(archive, None if unknown else status, unknown, MINUTE, base_start, left_s=7500, base_timeline=1)
 
 
 WHOLE = {1: (Chunk(0, SIZE),)}
@@ -87,13 +92,25 @@ def test_a_gap_starts_one_base_backup(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(first, dg.SensorResult)
     again = look(first.cursor, Opened(), 1060.0)  # type: ignore[arg-type]
 
-    assert [one.run_key for one in first.run_requests or ()] == [f"wal-gap {found.broken_at}"]
+    assert [one.run_key for one in first.run_requests or ()] == [f"wal gap {found.broken_at}"]
     assert [one.partition_key for one in first.run_requests or ()] == ["cluster"]
     assert isinstance(again, dg.SkipReason)
     found = report(chunks, lag_s=0.0, unknown="could not reach PostgreSQL", base_start=Lsn(SIZE + 50))
     silent = look(None, Opened(), 1000.0)  # type: ignore[arg-type]
     assert isinstance(silent, dg.SensorResult)
     assert not silent.run_requests
+
+
+def test_a_promotion_starts_one_base_backup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restore from the one before would replay everything across the fork."""
+    found = report(WHOLE, lag_s=0.0, base_start=Lsn(SIZE), timeline=2)
+    monkeypatch.setattr("synapse_ops.operations.database.wal_report.read_wal_report", lambda stack: found)
+    first = look(None, Opened(), 1000.0)  # type: ignore[arg-type]
+    assert isinstance(first, dg.SensorResult)
+
+    assert [one.run_key for one in first.run_requests or ()] == ["wal timeline 2"]
+    assert isinstance(look(first.cursor, Opened(), 1060.0), dg.SkipReason)  # type: ignore[arg-type]
+    assert report(WHOLE, lag_s=0.0, base_start=Lsn(SIZE)).base_wanted == ""
 
 
 class Opened:
