@@ -40,7 +40,7 @@ from synapse_ops.operations.health.server_probes import node_conninfo
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
 from synapse_ops.services.prober.watched_node import ANSWER_S, WatchedNode
-from synapse_ops.systems.postgres.kept_session import Answer, KeptSession
+from synapse_ops.systems.postgres.kept_session import KeptSession
 
 APPLICATION_NAME = "synapse-ops failover"
 INTERVAL_S = 1.0
@@ -71,8 +71,6 @@ class FailoverWatch:
     _told: dict[str, Any] = field(default_factory=dict)
     _told_at_s: float = 0.0
     _refused: str = ""
-    _written_ns: int | None = None
-    _does_write: bool = False
     _stopping: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def stop(self) -> None:
@@ -100,8 +98,13 @@ class FailoverWatch:
         if set(self._nodes) != set(names):
             for node in self._nodes.values():
                 node.session.close()
+            controls = self.place.controls if self.place is not None else {}
             self._nodes = {
-                name: WatchedNode(name, KeptSession(node_conninfo(stack, name), application_name=APPLICATION_NAME))
+                name: WatchedNode(
+                    name,
+                    KeptSession(node_conninfo(stack, name), application_name=APPLICATION_NAME),
+                    control=controls.get(name),
+                )
                 for name in names
             }
         return self._nodes
@@ -121,8 +124,8 @@ class FailoverWatch:
         standby_answer = standby.ask()
         now_s = time.monotonic()
         sign = answer.sign
-        view = self._view(standby, standby_answer)
-        if self._writes(primary, sign):
+        view = standby.view_of_primary(standby_answer, self._watch.since_s)
+        if primary.notes_writing(sign):
             view = View.ALIVE
         if primary.seen is not None and sign is Sign.ALIVE and not primary.seen.takes_writes:
             self._roles = None  # switched over by somebody else
@@ -148,26 +151,6 @@ class FailoverWatch:
         due_s = max(began_s + interval_s, time.monotonic())
         self._pause(due_s - time.monotonic(), primary.session.fileno())
         return due_s
-
-    def _view(self, standby: WatchedNode, answer: Answer) -> View:
-        seen = standby.seen
-        if answer.sign is not Sign.ALIVE or seen is None or seen.takes_writes:
-            return View.UNKNOWN
-        if seen.receiver != "streaming":
-            return View.DEAD
-        since_s = self._watch.since_s
-        heard = since_s is not None and seen.message_age_s < seen.at_s - since_s
-        return View.ALIVE if heard else View.UNKNOWN
-
-    def _writes(self, primary: WatchedNode, sign: Sign) -> bool:
-        """Return whether a primary that does not answer has written WAL since the last look: its clients work."""
-        control = self.place.controls.get(primary.name) if self.place is not None else None
-        if sign is not Sign.SILENT or control is None:
-            self._written_ns = None
-            return False
-        before, self._written_ns = self._written_ns, control.wal_written_ns()
-        self._does_write = before is not None and self._written_ns != before
-        return self._does_write
 
     def _pause(self, seconds: float, descriptor: int | None) -> None:
         """Wait, no longer than until the primary's session ends or we are stopped."""
@@ -248,18 +231,18 @@ class FailoverWatch:
             "state": str(self._watch.state),
             "primary": self._roles[0] if self._roles else None,
             "standby": self._roles[1] if self._roles else None,
-            "unarmed": fault or (self.unarmed() if self._watch.state is State.HEALTHY else self._silence()),
+            "unarmed": fault
+            or (
+                self.unarmed()
+                if self._watch.state is State.HEALTHY
+                else (self._nodes[self._roles[0]].silence if self._roles else "")
+            ),
             "refused": self._refused or None,
         }
         if found == self._told and time.monotonic() - self._told_at_s < PULSE_S:
             return
         self._told, self._told_at_s = found, time.monotonic()
         write_watch(self.state_dir, found)
-
-    def _silence(self) -> str:
-        if self._does_write:
-            return "the primary answers neither us nor its standby, and goes on writing WAL: it is alive, and cut off"
-        return "the primary does not answer"
 
     # -------------------------------------------------------------- acting
 

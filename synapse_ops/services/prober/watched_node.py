@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from synapse_ops.domain.database.lsn import Lsn
-from synapse_ops.domain.failover.evidence import Sign
+from synapse_ops.domain.failover.evidence import Sign, View
+from synapse_ops.operations.failover.control import NodeControl
 from synapse_ops.systems.postgres.kept_session import Answer, KeptSession
 
 ANSWER_S = 1.0
@@ -51,13 +52,19 @@ class Seen:
 
 @dataclass
 class WatchedNode:
-    """One node: its session, what it answered last, and how its session ended last."""
+    """One node: its session, what it answered last, and how its session ended last.
+
+    control: authority over it on this host, if there is one. is_writing: it was seen to write WAL while it was silent.
+    """
 
     name: str
     session: KeptSession
     seen: Seen | None = None
     ended: Sign | None = None
     first_failed_at: datetime | None = None
+    control: NodeControl | None = field(default=None, repr=False)
+    is_writing: bool = False
+    _written_ns: int | None = None
 
     def ask(self) -> Answer:
         answer = self.session.ask(_QUESTION, ANSWER_S)
@@ -70,3 +77,28 @@ class WatchedNode:
         elif self.first_failed_at is None:
             self.first_failed_at = datetime.now(UTC)
         return answer
+
+    def notes_writing(self, sign: Sign) -> bool:
+        """Return whether it does not answer and has written WAL since the last look: its clients work."""
+        before, self._written_ns = self._written_ns, None
+        if sign is Sign.SILENT and self.control is not None:
+            self._written_ns = self.control.wal_written_ns()
+        self.is_writing = before is not None and self._written_ns not in {None, before}
+        return self.is_writing
+
+    @property
+    def silence(self) -> str:
+        """What is said of a primary that does not answer."""
+        if self.is_writing:
+            return f"{self.name} answers neither us nor its standby, and goes on writing WAL: it is alive, and cut off"
+        return f"{self.name} does not answer"
+
+    def view_of_primary(self, answer: Answer, since_s: float | None) -> View:
+        """Return what a standby shows of its primary. since_s: when the suspicion began, of the monotonic clock."""
+        seen = self.seen
+        if answer.sign is not Sign.ALIVE or seen is None or seen.takes_writes:
+            return View.UNKNOWN
+        if seen.receiver != "streaming":
+            return View.DEAD
+        heard = since_s is not None and seen.message_age_s < seen.at_s - since_s
+        return View.ALIVE if heard else View.UNKNOWN

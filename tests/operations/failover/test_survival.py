@@ -122,7 +122,7 @@ def test_a_primary_that_is_cut_off_from_us_and_its_standby_while_clients_write_i
         with pair.watched() as watch, writer.running():
             ours.cut()
             theirs.cut()
-            wait_for(lambda: "goes on writing WAL" in watch._silence(), "it is seen to write")
+            wait_for(lambda: "goes on writing WAL" in str(watch._told["unarmed"]), "it is seen to write")
             receiver = "select count(*) from pg_stat_wal_receiver where status = 'streaming'"
             wait_for(lambda: ask(pair.servers[heir], receiver) == 0, "the standby has given it up")
             rows = len(writer.acknowledged)
