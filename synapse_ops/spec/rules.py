@@ -7,6 +7,7 @@ compared, so that it is left out when one of them has its own fault: its value w
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import combinations
@@ -361,6 +362,15 @@ def _synchronous(spec: Spec) -> Iterator[Conflict]:
         yield Conflict(("backup", "database", "wal", "synchronous"), "true, with {other} off", "false", (archiving,))
 
 
+def _summaries(spec: Spec) -> Iterator[Conflict]:
+    """A rendered server older than PostgreSQL 17 would not start with the setting that `full_every` needs."""
+    image: FieldPath = ("docker", "images", "postgres")
+    major = re.search(r":(\d+)[^:/]*$", spec.docker.images.postgres.partition("@")[0])
+    if spec.backup.database.base.full_every is not None and major is not None and int(major[1]) < 17:
+        path: FieldPath = ("backup", "database", "base", "full_every")
+        yield Conflict(path, f"a time, and {{other}} is PostgreSQL {major[1]}", "null before PostgreSQL 17", (image,))
+
+
 RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _limits,
     _times,
@@ -380,6 +390,7 @@ RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     _log_paths,
     _compose_names,
     _synchronous,
+    _summaries,
     _namespaces,
     _log_nodes,
 )

@@ -10,6 +10,7 @@ from synapse_ops.spec.faults import format_path
 from synapse_ops.spec.loading import check_text
 
 FILE = Path("f")
+BASES = "{database: {base: {full_every: 7d}}}"
 REFUSED = [
     ("failover: {primary: a, standby: a}", "failover.standby"),
     ("failover: {standby: db-primary}", "failover.standby"),
@@ -23,6 +24,10 @@ REFUSED = [
     ("failover: {standby: null, synchronous: standby}", "failover.synchronous"),
     ("failover: {manager: external, synchronous: standby}", "failover.synchronous"),
     ("failover: {standby: null}\nalerts: [{name: a, condition: replication_lag > 5s}]", "alerts[0].condition"),
+    (
+        f"backup: {BASES}\ndocker: {{images: {{postgres: 'registry:5000/postgres:16.14@sha256:{'1' * 64}'}}}}",
+        "backup.database.base.full_every",
+    ),
     ("autoscaling: {min_replicas: 5, max_replicas: 4}", "autoscaling.min_replicas"),
     ("autoscaling: {max_replicas: 1}", "autoscaling.min_replicas"),
     ("updates: {max_unavailable: 3}", "updates.max_unavailable"),

@@ -34,7 +34,7 @@ from synapse_ops.domain.backup.record import BackupRecord
 HOLD_GRACE = timedelta(minutes=10)  # 30 missed renewals of 20 s: the reader has died
 
 NOT_PROVEN_YET = "not proven yet"
-DAMAGED = "damaged"
+DAMAGED, VOID = "damaged", "proof is void"
 
 # documents and markers about a backup; every other object is what was backed up
 _ROLE = re.compile(
@@ -308,12 +308,12 @@ def judge(
 
 
 def doubt_broken_chains(entries: Iterable[CatalogEntry]) -> Iterator[CatalogEntry]:
-    """Yield every entry; one that rests on a backup which is missing or damaged is not proven any more."""
+    """Yield every entry; one that rests on a backup which is missing, damaged or changed is not proven any more."""
     rows = list(entries)
     if not any(row.rests_on for row in rows):
         yield from rows
         return
-    sound = {row.place for row in rows if not row.unreadable_reason and not row.doubt.startswith(DAMAGED)}
+    sound = {row.place for row in rows if not row.unreadable_reason and not row.doubt.startswith((DAMAGED, VOID))}
     for row in rows:
         broken = next((one for one in row.rests_on if replace(row.place, backup_id=one) not in sound), None)
         if broken is None or row.doubt.startswith(DAMAGED):
@@ -341,7 +341,7 @@ def _doubt(
     if proof.verdict is not Verdict.PROVEN:
         return f"newest proof: {proof.verdict}{': ' + proof.reason if proof.reason else ''}"
     void = find_void(proof, backup, objects)
-    return f"proof is void: {void}" if void else ""
+    return f"{VOID}: {void}" if void else ""
 
 
 def find_damage(backup: BackupFacts, objects: Mapping[str, ListedObject]) -> str:

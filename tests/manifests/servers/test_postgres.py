@@ -51,6 +51,7 @@ SPEC: dict[str, Any] = {
     "name": "synapse",
     "database": {"user": "o'neil", "databases": ["synapse", 'odd "name"'], "replication_user": "follow er"},
     "failover": {"synchronous": "standby"},
+    "backup": {"database": {"base": {"full_every": "7d"}}},
     "resources": {"limits": {"memory": "256Mi"}, "requests": {"memory": "64Mi"}},
 }
 PASSWORDS = {name: f"{name} 'of\" tests" for name in ("postgres", "database", "replication", "monitoring")}
@@ -326,6 +327,7 @@ def test_the_server_has_the_settings_that_safety_needs(nodes: tuple[Node, Node])
         assert shown["data_checksums"] == "on"
         assert shown["ssl_min_protocol_version"] == "TLSv1.2"
         assert shown["password_encryption"] == "scram-sha-256"
+        assert (shown["summarize_wal"], shown["wal_summary_keep_time"]) == ("on", str(9 * 24 * 60))  # minutes
         assert int(shown["max_connections"]) - int(shown["superuser_reserved_connections"]) >= 20
         refused = (
             "select name from pg_file_settings where error is not null and name not in ('port', 'listen_addresses')"

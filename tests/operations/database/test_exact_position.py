@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -345,3 +346,27 @@ def test_a_reading_that_replay_ends_is_told_with_what_prevents_it(pair: Pair, mo
     assert found.document is None
     assert "conflict with recovery" in found.warning
     assert "hot_standby_feedback" in found.warning
+
+
+@pytest.mark.scenario
+def test_changes_alone_are_copied_from_the_standby_too(pair: Pair, work_dir: Path) -> None:
+    """With nothing written in between as well; the rows are compared at the position behind it."""
+    for server in (pair.primary, pair.standby):
+        server.execute("alter system set summarize_wal = on")
+        server.execute("select pg_reload_conf()")
+    database = pair.stack.spec.backup.database.model_copy(update={"base": BaseBackups(full_every=timedelta(days=7))})
+    backup = pair.stack.spec.backup.model_copy(update={"database": database})
+    spec = pair.stack.spec.model_copy(update={"backup": backup})
+    chained = replace(pair, stack=replace(pair.stack, loaded=replace(pair.stack.loaded, spec=spec)))
+
+    chained.back_up()
+    written = chained.back_up()
+    with uploading(pair.upload):
+        quiet = take_base_backup(chained.stack)
+
+    for report in (written, quiet):
+        assert report.record.source.is_standby, report.warnings
+        assert report.record.incremental is not None, report.warnings
+    record = prove(pair, quiet, work_dir)
+    assert record.verdict is Verdict.PROVEN, (record.reason, record.differences)
+    assert record.base.exact is not None

@@ -14,13 +14,13 @@ import psycopg
 import pytest
 
 from synapse_ops.domain.backup.base_record import BaseRecord
-from synapse_ops.domain.backup.catalog import CatalogEntry
+from synapse_ops.domain.backup.catalog import CatalogEntry, doubt_broken_chains
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.backup.retention import Clocks, RetentionPolicy, Rule, plan_retention
 from synapse_ops.domain.database.base_chain import MOST_MEMBERS, why_full
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal_retention import BaseSpan, kept_wal
-from synapse_ops.errors import Refused, Unproven
+from synapse_ops.errors import KeyMissing, Refused, Unproven
 from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.backup.restoring import RestoreRequest
 from synapse_ops.operations.backup_kinds import BASES
@@ -159,6 +159,35 @@ def test_what_rests_on_a_lost_backup_is_proven_no_more(chained: Chained) -> None
     [last] = [entry for entry in entries if entry.place == chained.chain[-1].place]
     assert last.proven_at is None
     assert f"rests on backup {middle.backup_id}" in last.doubt
+
+
+@pytest.mark.parametrize("doubt", ["damaged: base.tar is missing", "proof is void: base.tar has changed since"])
+def test_what_rests_on_a_changed_backup_is_proven_no_more(doubt: str) -> None:
+    full = base_entry(NOW - timedelta(days=2), 1, proven=True)
+    made = base_entry(NOW - timedelta(days=1), 2, proven=True)
+    last = replace(made, rests_on=(full.place.backup_id,))
+
+    sound = list(doubt_broken_chains([full, last]))
+    [_, broken] = doubt_broken_chains([replace(full, proven_at=None, doubt=doubt), last])
+
+    assert sound == [full, last]
+    assert broken.proven_at is None
+
+
+def test_without_the_key_of_the_parent_a_full_one_is_taken_and_says_why(
+    chained: Chained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changed is told by the parent's manifest, which only its key opens; backups need no key otherwise."""
+
+    def locked(*_: object) -> None:
+        raise KeyMissing("no key opens it", recipients=["age1"])
+
+    monkeypatch.setattr(base_parent.BackupReader, "read_document", locked)
+
+    report = chained.take()
+
+    assert report.record.incremental is None
+    assert any("no key opens it" in words for words in report.warnings)
 
 
 def test_a_server_that_keeps_no_summaries_gives_a_full_one_and_says_why(chained: Chained) -> None:
