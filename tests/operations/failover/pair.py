@@ -6,7 +6,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -122,7 +122,8 @@ failover: {{{text}}}
             connect_timeout=2,
         )
 
-    def place(self) -> FailoverPlace:
+    def place(self, here: Collection[str] = NODES) -> FailoverPlace:
+        """Return what a watcher works with on the host of these nodes."""
         others = {"db-primary": self.databases.standby, "db-standby": self.databases.primary}
         return FailoverPlace(
             controls={
@@ -130,6 +131,7 @@ failover: {{{text}}}
                     name, server, self.layout.root / "kept", clone=partial(self.databases.clone, server, others[name])
                 )
                 for name, server in self.servers.items()
+                if name in here
             },
             application=self.application,
             slots=(SLOT,),
@@ -137,12 +139,17 @@ failover: {{{text}}}
 
     @contextmanager
     def watched(
-        self, *, on_entry: Callable[[Entry], None] = lambda entry: None, armed: bool = True, **failover: object
+        self,
+        *,
+        on_entry: Callable[[Entry], None] = lambda entry: None,
+        armed: bool = True,
+        here: Collection[str] = NODES,
+        **failover: object,
     ) -> Iterator[FailoverWatch]:
-        """Run a watcher while the block lasts; armed: begin once it would act."""
+        """Run a watcher while the block lasts; armed: begin once it would act; here: nodes that are on its host."""
         stack = self.stack(**failover)
         self.incidents_before = len(self.ledger.incidents())
-        watch = FailoverWatch(lambda: stack, self.layout.root, self.place(), on_entry=on_entry)
+        watch = FailoverWatch(lambda: stack, self.layout.root, self.place(here), on_entry=on_entry)
         thread = threading.Thread(target=watch.run, name="watch")
         thread.start()
         try:

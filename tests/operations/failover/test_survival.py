@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -30,6 +30,7 @@ from tests.operations.failover.pair import CutCable, Pair, Writer, new_pair, one
 from tests.servers import servers_dir
 
 pytestmark = pytest.mark.scenario
+STREAMS = "select count(*) from pg_stat_wal_receiver where status = 'streaming'"
 
 
 @contextmanager
@@ -107,37 +108,55 @@ def test_a_crash_that_the_server_recovers_from_is_left_to_it(pair: Pair) -> None
     assert writer.missing() == 0
 
 
+@contextmanager
+def cables(pair: Pair, old: str, heir: str) -> Iterator[Callable[[], None]]:
+    """Have the watcher and the standby reach the primary through a cable each; yield what cuts both of them."""
+    server, direct = pair.servers[old], pair.addresses[old]
+    ours, theirs = CutCable(server.port), CutCable(server.port)
+    through = ask(pair.servers[heir], "show primary_conninfo").replace(f"port={server.port}", f"port={theirs.port}")
+    pair.addresses[old] = f"127.0.0.1:{ours.port}"
+
+    def cut() -> None:
+        ours.cut()
+        theirs.cut()
+
+    try:
+        follow(pair.servers[heir], through)
+        yield cut
+    finally:
+        ours.mend()
+        theirs.mend()
+        pair.addresses[old] = direct
+        follow(pair.servers[heir], "")
+        ours.close()
+        theirs.close()
+
+
 def test_a_primary_that_is_cut_off_from_us_and_its_standby_while_clients_write_is_alive(pair: Pair) -> None:
     """Nobody that we can ask hears it. Its WAL grows: it is not promoted over, and the status says why."""
     old, heir = names(pair)
     writer = Writer(pair.servers[old].conninfo(user="postgres", password="super", database="synapse", host="127.0.0.1"))
-    ours, theirs = CutCable(pair.servers[old].port), CutCable(pair.servers[old].port)
-    followed = ask(pair.servers[heir], "show primary_conninfo")
-    direct = pair.addresses[old]
-    through = followed.replace(f"port={pair.servers[old].port}", f"port={theirs.port}")
-    assert through != followed
-    pair.addresses[old] = f"127.0.0.1:{ours.port}"
-    try:
-        follow(pair.servers[heir], through)
-        with pair.watched() as watch, writer.running():
-            ours.cut()
-            theirs.cut()
-            wait_for(lambda: "goes on writing WAL" in str(watch._told["unarmed"]), "it is seen to write")
-            receiver = "select count(*) from pg_stat_wal_receiver where status = 'streaming'"
-            wait_for(lambda: ask(pair.servers[heir], receiver) == 0, "the standby has given it up")
-            rows = len(writer.acknowledged)
-            wait_for(lambda: len(writer.acknowledged) > rows + 1500, "clients write for longer than any window")
-            assert new_incidents(pair) == ()
-            for cable in (ours, theirs):
-                cable.mend()
-            wait_for(lambda: watch.unarmed() == "", "it is armed again")
-    finally:
-        pair.addresses[old] = direct
-        follow(pair.servers[heir], "")
-        for cable in (ours, theirs):
-            cable.close()
+    with cables(pair, old, heir) as cut, pair.watched() as watch, writer.running():
+        cut()
+        wait_for(lambda: "goes on writing WAL" in str(watch._told["unarmed"]), "it is seen to write")
+        wait_for(lambda: ask(pair.servers[heir], STREAMS) == 0, "the standby has given it up")
+        rows = len(writer.acknowledged)
+        wait_for(lambda: len(writer.acknowledged) > rows + 1500, "clients write for longer than any window")
+        assert new_incidents(pair) == ()
     assert one_primary(pair) == old
     assert writer.missing() == 0
+
+
+def test_a_host_that_is_gone_without_a_word_waits_for_a_person(pair: Pair) -> None:
+    """No FIN, no RST, and nobody here has authority over it: not a byte says whether it lives, nobody is promoted."""
+    old, heir = names(pair)
+    with cables(pair, old, heir) as cut, pair.watched(armed=False, here=[heir]) as watch:
+        wait_for(lambda: f"nothing on this host may fence {old}" in watch.unarmed(), "it says that it cannot act")
+        cut()
+        incident = pair.ended()
+    assert incident.state is State.REFUSED
+    assert incident.facts["reason"] == f"nothing on this host may fence {old}"
+    assert one_primary(pair) == old
 
 
 def follow(standby: PgServer, conninfo: str) -> None:
@@ -147,9 +166,7 @@ def follow(standby: PgServer, conninfo: str) -> None:
     )
     ask(standby, f"alter system {value}")
     ask(standby, "select pg_reload_conf()")
-    wait_for(
-        lambda: ask(standby, "select count(*) from pg_stat_wal_receiver where status = 'streaming'") == 1, "it streams"
-    )
+    wait_for(lambda: ask(standby, STREAMS) == 1, "it streams")
 
 
 def test_a_standby_that_dies_in_the_middle_of_the_promotion_is_promoted_once_it_is_back(pair: Pair) -> None:
