@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -327,3 +328,11 @@ def test_a_ratio_is_exceeded_only_above_it(ratio: float, named: int) -> None:
 def test_durations_are_named_in_their_largest_whole_unit(span: timedelta, text: str) -> None:
     """Reasons say `30 d` where the spec says 30d."""
     assert format_days(span) == text
+
+
+@pytest.mark.parametrize("name", ["expire-plan", "expire-apply"])
+def test_the_documents_of_a_plan_promise_every_rule(name: str) -> None:
+    """A program that reads the JSON refuses a word that its schema does not know."""
+    schema = (Path(__file__).parents[3] / "docs" / "json" / f"{name}.schema.json").read_text()
+
+    assert [rule for rule in Rule if f'"{rule}"' not in schema] == []
