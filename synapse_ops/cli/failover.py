@@ -16,6 +16,7 @@ from synapse_ops.errors import ConfigError, Refused, SynapseOpsError
 
 if TYPE_CHECKING:
     from synapse_ops.domain.failover.incident import Incident
+    from synapse_ops.operations.failover.ledger import Ledger
 
 _state_dir = state_dir_option("State directory of the stack; the ledger lies in failover/ below it.")
 
@@ -66,7 +67,20 @@ def status(state_dir: Path, *, as_json: bool) -> None:
                 [_row(one, back) for one, back in found.incidents],
             )
     if not found.is_in_order:
-        raise Unhealthy(found.sentence)
+        raise click.exceptions.Exit(Unhealthy.exit_code)  # the first line said it
+
+
+def _existing_ledger(state_dir: Path) -> Ledger:
+    """Return the ledger of a state directory in which a watcher has worked; raises ConfigError for another one."""
+    from synapse_ops.operations.failover.ledger import Ledger
+
+    ledger = Ledger.of(state_dir.resolve())
+    if not ledger.folder.is_dir():
+        raise ConfigError(
+            f"no watcher has worked in {state_dir.resolve()}: there is nothing to pause",
+            hint="Name the state directory of the stack with --state-dir; `synapse-ops local up` starts its watcher.",
+        )
+    return ledger
 
 
 def _incident_json(incident: Incident, back: dict[str, Any] | None) -> dict[str, Any]:
@@ -163,7 +177,7 @@ def abandon(state_dir: Path) -> None:
 @click.option("--reason", required=True, help="Why; shown by `failover status`.")
 def pause(state_dir: Path, *, span: str, reason: str) -> None:
     """Have nothing failed over by itself for a while. It ends by itself."""
-    from synapse_ops.operations.failover.ledger import Ledger, Pause
+    from synapse_ops.operations.failover.ledger import Pause
     from synapse_ops.spec.units import parse_duration
 
     try:
@@ -172,8 +186,8 @@ def pause(state_dir: Path, *, span: str, reason: str) -> None:
         raise ConfigError(f'--for "{span}" is not a duration', detail=str(fault)) from fault
     if not timedelta(0) < length <= timedelta(days=7):
         raise ConfigError(f'--for "{span}" is not between 1 s and 7 d')
-    until = datetime.now(UTC) + length
-    Ledger.of(state_dir.resolve()).set_pause(Pause(until, reason))
+    ledger, until = _existing_ledger(state_dir), datetime.now(UTC) + length
+    ledger.set_pause(Pause(until, reason))
     echo(f"failover is paused until {until.isoformat(timespec='seconds')}")
 
 
@@ -181,9 +195,7 @@ def pause(state_dir: Path, *, span: str, reason: str) -> None:
 @_state_dir
 def resume(state_dir: Path) -> None:
     """End a pause."""
-    from synapse_ops.operations.failover.ledger import Ledger
-
-    Ledger.of(state_dir.resolve()).set_pause(None)
+    _existing_ledger(state_dir).set_pause(None)
     echo("failover is not paused")
 
 

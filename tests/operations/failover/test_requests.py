@@ -7,8 +7,9 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from synapse_ops.cli.failover import command as failover
 from synapse_ops.cli.switchover import command
-from synapse_ops.errors import Refused
+from synapse_ops.errors import ConfigError, Refused
 from synapse_ops.operations.failover.ledger import REQUEST_LIFE, Asked, Ledger, Request
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
@@ -37,3 +38,18 @@ def test_a_switchover_without_a_prober_is_refused_and_leaves_no_request(tmp_path
     assert isinstance(done.exception, Refused)
     assert "no watcher looks at the nodes" in done.exception.message
     assert not (tmp_path / "failover").exists()
+
+
+def test_a_directory_without_a_stack_is_named_and_stays_as_it_was(tmp_path: Path) -> None:
+    """A typing error in --state-dir must not look like a pause."""
+    for words in (["pause", "--reason", "work"], ["resume"]):
+        done = CliRunner().invoke(failover, [*words, "--state-dir", str(tmp_path)])
+        assert isinstance(done.exception, ConfigError)
+        assert str(tmp_path) in done.exception.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_status_says_once_why_nobody_would_act(tmp_path: Path) -> None:
+    done = CliRunner().invoke(failover, ["status", "--state-dir", str(tmp_path)])
+    assert done.exit_code == 17
+    assert done.output.count("NOT armed") == 1
