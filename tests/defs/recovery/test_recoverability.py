@@ -116,6 +116,9 @@ def test_the_page_is_red_until_a_backup_is_proven_and_then_says_to_when(night: N
     assert (night.check.description or "").startswith("You can restore synapse to ")
     assert "it takes about 4 s; proven at " in (night.check.description or "")
     assert night.page.description == night.check.description
+    window = str(night.page.metadata["window"].value)
+    assert window.startswith("![window](<data:image/svg+xml,")
+    assert window.count("stroke='green'") == 1  # the proven one
     told = protection(night.spec_path, night.spec_path.parent)["database"]["subjects"]["synapse"]["restore"]
     assert (told["backup_id"], told["objectives_met"]) == (backup.place.backup_id, True)
 
