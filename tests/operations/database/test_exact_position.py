@@ -197,39 +197,46 @@ def test_a_row_that_differs_fails_the_proof_by_name(
     assert record.differences == ("other: table public.kept: 0 rows, expected 1",)
 
 
-@pytest.mark.parametrize("fault", ["paused", "promoted", "an old restartpoint"])
+@pytest.mark.parametrize("fault", ["paused", "promoted", "lost", "an old restartpoint"])
 def test_where_the_standby_cannot_be_copied_the_primary_is_and_a_warning_says_why(
     pair: Pair, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A promotion in the middle voids the copy. One that begins at an old restartpoint may need WAL that is nowhere."""
+    """A promotion in the middle voids the copy, and so does the loss of the node.
+
+    One that begins at an old restartpoint may need WAL that is nowhere.
+    """
     monkeypatch.setattr(base_backup, "read_standby", lambda *_: StandbyReading())
     with running_standby(pair.primary) as standby, uploading(pair.upload):
         ports = {"db-primary": pair.primary.server.port, "db-standby": standby.server.port}
         nodes = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
         database = pair.stack.spec.database.model_copy(update={"nodes": nodes})
         slow = pair.stack.spec.backup.database.model_copy(
-            update={"base": BaseBackups(max_rate=(2 << 20) if fault == "promoted" else None)}
+            update={"base": BaseBackups(max_rate=(2 << 20) if fault in {"promoted", "lost"} else None)}
         )
         backup = pair.stack.spec.backup.model_copy(update={"database": slow})
         spec = pair.stack.spec.model_copy(update={"database": database, "backup": backup})
         stack = replace(pair.stack, loaded=replace(pair.stack.loaded, spec=spec))
 
-        def promote(progress: Progress) -> None:
-            if fault == "promoted" and progress.done and not promoted:
-                promoted.append(progress.done)
-                standby.execute("select pg_promote()")
+        def disturb(progress: Progress) -> None:
+            if progress.done and not disturbed:
+                disturbed.append(progress.done)
+                if fault == "promoted":
+                    standby.execute("select pg_promote()")
+                elif fault == "lost":
+                    standby.server.stop("immediate")
 
-        promoted: list[int] = []
+        disturbed: list[int] = []
         if fault == "paused":
             standby.execute("select pg_wal_replay_pause()")
         if fault == "an old restartpoint":
             monkeypatch.setattr(base_source, "_REDO", "SELECT 'FF/0', pg_current_wal_flush_lsn()::text")
-        report = take_base_backup(stack, progress=promote)
+        report = take_base_backup(stack, progress=disturb)
 
     assert not report.record.source.is_standby
     assert report.record.source.node.endswith(str(pair.primary.server.port))
     [warning] = [words for words in report.warnings if words.startswith("taken from the primary")]
-    assert {"paused": "is paused at", "promoted": "promoted"}.get(fault, "before the checkpoint") in warning
+    said = {"paused": "is paused at", "promoted": "promoted", "lost": "could not reach PostgreSQL"}
+    assert said.get(fault, "before the checkpoint") in warning
 
 
 @pytest.mark.parametrize(
