@@ -37,7 +37,7 @@ WRITERS = 16
 
 def main() -> None:
     options = _options()
-    with _store_access(options.repository) as access, tempfile.TemporaryDirectory() as folder:
+    with store_access(options.repository) as access, tempfile.TemporaryDirectory() as folder:
         store = ObjectStore(options.repository or "s3://benchmark-catalog/database/", access)
         store.create_bucket()
         if not options.keep_objects:
@@ -116,7 +116,7 @@ def _peak_bytes(work: Callable[[], object]) -> int:
 
 
 @contextmanager
-def _store_access(repository: str | None) -> Iterator[StoreAccess]:
+def store_access(repository: str | None) -> Iterator[StoreAccess]:
     if repository:
         yield StoreAccess.from_environment()
         return
@@ -133,7 +133,7 @@ def _store_access(repository: str | None) -> Iterator[StoreAccess]:
                 if guard.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit("SeaweedFS did not start")
                 time.sleep(0.05)
-            yield StoreAccess(**json.loads(description.read_text()))
+            yield StoreAccess(**json.loads(description.read_text())[0])
         finally:
             guard.terminate()
             guard.wait(30)

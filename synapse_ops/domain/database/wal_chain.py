@@ -6,11 +6,13 @@ of one timeline: bytes of an ancestor count up to the fork, and never behind it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
+from operator import itemgetter
 
 from synapse_ops.domain.backup.layout import Identity
 from synapse_ops.domain.database.lsn import Lsn
@@ -172,18 +174,27 @@ def _lost(key: str, why: str, hint: str = "") -> ObjectMissing:
     return ObjectMissing(f"{key} is missing, {why}", hint=f"{hint} {cause}".strip())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WalReach:
     """How far recovery can go from `start`: every byte of [start, stop) is stored.
 
     gap: the missing bytes at `stop`, where more is stored behind them; None: the archive ends at `stop`.
-    last_commit_at: the running maximum of commit times; only an earlier moment can be a target. None: not one commit.
     """
 
     start: Lsn
     stop: Lsn
     gap: WalRange | None
-    last_commit_at: datetime | None
+    _archive: WalArchive = field(repr=False, compare=False)
+    _history: TimelineHistory = field(repr=False, compare=False)
+
+    @cached_property
+    def last_commit_at(self) -> datetime | None:
+        """The running maximum of commit times; only an earlier moment can be a target. None: not one commit.
+
+        Read when it is asked for: it looks at every segment, and a plan compares many base backups by `stop` alone.
+        """
+        facts = facts_between(self._archive, self._history, self.start, self.stop)
+        return max((one.max_commit_at for _, one in facts if one.max_commit_at is not None), default=None)
 
 
 def missing(archive: WalArchive, history: TimelineHistory, start: Lsn, stop: Lsn) -> tuple[WalRange, ...]:
@@ -218,12 +229,7 @@ def reach(archive: WalArchive, history: TimelineHistory, start: Lsn) -> WalReach
     stop = gaps[0].start if gaps else end
     behind = [one for wanted in history.ranges(stop, end) for one in _covered(archive, wanted)]
     has_more = any(one.stop > stop and one.start < (history.end_of(one.timeline) or one.stop) for one in behind)
-    times = [
-        facts.max_commit_at
-        for _, facts in facts_between(archive, history, start, stop)
-        if facts.max_commit_at is not None
-    ]
-    return WalReach(start, stop, gaps[0] if gaps and has_more else None, max(times, default=None))
+    return WalReach(start, stop, gaps[0] if gaps and has_more else None, archive, history)
 
 
 def facts_between(
@@ -237,11 +243,13 @@ def facts_between(
         row = archive.find(wanted.timeline)
         if row is None:
             continue
-        for number, facts in row.facts:
-            segment = row.segment(number)
-            end = history.end_of(wanted.timeline)
-            if segment.stop > wanted.start and segment.start < wanted.stop and (end is None or segment.stop <= end):
-                yield segment, facts
+        size, end = row.segment_bytes, history.end_of(wanted.timeline)
+        behind = -(-wanted.stop.position // size)
+        if end is not None:
+            behind = min(behind, end.position // size)
+        first = bisect_left(row.facts, wanted.start.position // size, key=itemgetter(0))
+        for number, facts in row.facts[first : bisect_left(row.facts, behind, key=itemgetter(0))]:
+            yield row.segment(number), facts
 
 
 def first_after(archive: WalArchive, history: TimelineHistory, start: Lsn, moment: datetime) -> Segment | None:

@@ -131,21 +131,19 @@ def _read_timeline(
         )
     size = claim.segment_bytes
     indexes = [row for row in store.list_objects(index_prefix(identity, timeline)) if _parsed(row) is not None]
-    read = [one for one in pool.map(lambda row: _read_index(store, row, size), indexes) if one is not None]
-    facts = [one for index in read for one in index.segments]
+    segments: dict[int, SegmentFacts] = {}
+    chunks: dict[int, list[Chunk]] = {}
+    for whole, partial in pool.map(lambda row: _read_index(store, row, size), indexes):
+        segments |= whole
+        chunks |= partial
+    indexed = frozenset({*segments, *chunks})
     listed = list(_list_open(store, identity, timeline, indexes, size))
     loose = [row for row, key in listed if key.kind == "facts"]
-    single = [
-        one for index in pool.map(lambda row: _read_index(store, row, size), loose) if index for one in index.segments
-    ]
-    facts += single
-    segments = {Segment.parse(one.segment, size).number: one for one in facts}
-    whole = {Segment.parse(one.segment, size).number for _, one in listed if one.kind == "segment"}
-    chunks = {
-        Segment.parse(one.segment, size).number: [Chunk(*offsets) for offsets in one.chunks]
-        for index in read
-        for one in index.partial
-    }
+    unindexed: dict[int, SegmentFacts] = {}
+    for whole, _ in pool.map(lambda row: _read_index(store, row, size), loose):
+        unindexed |= whole
+    segments |= unindexed
+    stored = {Segment.parse(one.segment, size).number for _, one in listed if one.kind == "segment"}
     for _, one in listed:
         if one.kind == "chunk":
             chunks.setdefault(Segment.parse(one.segment, size).number, []).append(Chunk(one.start, one.stop))
@@ -155,9 +153,9 @@ def _read_timeline(
         claim=claim,
         history=_read_history(store, identity, claim),
         segments=segments,
-        indexed=frozenset(Segment.parse(name, size).number for index in read for name in index.names()),
-        unindexed={Segment.parse(one.segment, size).number: one for one in single},
-        unread=frozenset(whole - segments.keys()),
+        indexed=indexed,
+        unindexed=unindexed,
+        unread=frozenset(stored - segments.keys()),
         chunks={number: tuple(sorted(rows)) for number, rows in chunks.items()},
         stored_at=_newest([row for row, _ in listed] or indexes),
     )
@@ -168,19 +166,29 @@ def _parsed(row: ObjectInfo) -> WalKey | None:
     return parse_wal_key(row.key)
 
 
-def _read_index(store: ObjectStore, row: ObjectInfo, size: int) -> SegmentIndex | None:
-    """Return an index, or the facts beside a segment; None where an index took these over meanwhile."""
+def _read_index(
+    store: ObjectStore, row: ObjectInfo, size: int
+) -> tuple[dict[int, SegmentFacts], dict[int, list[Chunk]]]:
+    """Return what an index, or the facts beside a segment, says of whole segments and of those in chunks, by number.
+
+    Nothing where an index took the facts over meanwhile.
+    """
     try:
         data = store.read_listed(row.key, row.size_bytes, row.etag, max_bytes=_MOST_BYTES)
     except ObjectMissing:
-        return None
+        return {}, {}
     found, key = SegmentIndex.from_json(data, key=row.key), _parsed(row)
-    own = found.names()
-    if key is not None and key.kind == "index":
-        own = [first_of_group(Segment.parse(name, size)).name for name in own]
-    if key is not None and set(own) != {key.segment}:
-        raise WrongIdentity(f"{row.key} is of {', '.join(found.names())}", hint="Was it copied or swapped?")
-    return found
+    whole = {Segment.parse(one.segment, size).number: one for one in found.segments}
+    partial = {
+        Segment.parse(one.segment, size).number: [Chunk(*offsets) for offsets in one.chunks] for one in found.partial
+    }
+    if key is not None:
+        own, first = {*whole, *partial}, Segment.parse(key.segment, size)
+        if key.kind == "index":
+            own = {first_of_group(Segment(first.timeline, number, size)).number for number in own}
+        if own != {first.number} or any(not name.startswith(key.segment[:8]) for name in found.names()):
+            raise WrongIdentity(f"{row.key} is of {', '.join(found.names())}", hint="Was it copied or swapped?")
+    return whole, partial
 
 
 def _list_open(
