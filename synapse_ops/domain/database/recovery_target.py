@@ -70,6 +70,34 @@ class RecoveryTarget:
         return {}
 
 
+def proof_target(
+    before: str,
+    *,
+    first: datetime,
+    last: datetime | None,
+    fork: Lsn | None = None,
+    promoted_at: datetime | None = None,
+    between: float = 0.5,
+) -> RecoveryTarget:
+    """Return the target of the next proof; they take turns, each behind the one before.
+
+    latest; where the newest promotion begins; soon after it; a moment. before: target of the newest proof. first, last:
+    between them any time can be reached; last is None where nothing is. fork, promoted_at: of the newest promotion;
+    None where it lies outside of that. between: of first and last, from 0 to 1.
+    """
+    turns = [RecoveryTarget("latest")]
+    if last is not None and last > first:
+        if fork is not None:
+            turns.append(RecoveryTarget("lsn", lsn=fork))
+        if promoted_at is not None and first < promoted_at < last:
+            turns.append(RecoveryTarget("time", time=promoted_at))
+        turns.append(RecoveryTarget("time", time=first + (last - first) * between))
+    known = [str(target) for target in turns[:-1]]
+    if before in known:
+        return turns[known.index(before) + 1]
+    return turns[0]
+
+
 def _parse_time(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)

@@ -20,7 +20,7 @@ from synapse_ops.domain.database.base_chain import members_bytes
 from synapse_ops.domain.database.cluster_fingerprint import ClusterFingerprint, compare
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.recovery_plan import BaseCandidate, RecoveryPlan, plan_recovery
-from synapse_ops.domain.database.recovery_target import RecoveryTarget
+from synapse_ops.domain.database.recovery_target import RecoveryTarget, proof_target
 from synapse_ops.domain.database.wal_chain import WalArchive, WalReach, reach
 from synapse_ops.domain.progress import Progress
 from synapse_ops.operations.backup.catalog import read_proofs
@@ -55,7 +55,7 @@ def prove_base(proof: Proof) -> None:
     history = archive.history(archive.newest.timeline)
     reached = reach(archive, history, base.start)
     archive.refuse_lost_wal(history, reached)
-    plan = plan_recovery([base], archive, _target(proof, base, reached))
+    plan = plan_recovery([base], archive, _target(proof, base, archive, reached))
     chain = read_chain(proof.repository, proof.place, record)
     with proof.throwaway(
         database_size_bytes=record.source.cluster_size_bytes, scratch_bytes=members_bytes(chain)
@@ -127,23 +127,32 @@ def _databases(recovered: Recovered) -> tuple[str, ...]:
         return list_databases(connection)
 
 
-def _target(proof: Proof, base: BaseCandidate, reached: WalReach) -> RecoveryTarget:
-    """Return the end of the archive; after a proof that went there, a moment between the base backup and that end."""
-    first, last = base.record.stopped_time, reached.last_commit_at
+def _target(proof: Proof, base: BaseCandidate, archive: WalArchive, reached: WalReach) -> RecoveryTarget:
+    """Return the end of the archive, both sides of its newest promotion, or a moment in between: they take turns."""
+    first, position = base.record.stopped_time, base.stop
     if base.record.exact is not None:  # replay does not go back; commit times may, by a little
         first = max(first, base.record.exact.last_commit_at + timedelta(seconds=1))
-    if last is None or last <= first or not _went_to_the_end(proof):
-        return RecoveryTarget("latest")
-    return RecoveryTarget("time", time=first + (last - first) * random.SystemRandom().random())
+        position = max(position, Lsn.parse(base.record.exact.lsn))
+    newest = archive.newest
+    fork = archive.history(newest.timeline).begins_at
+    is_behind = position < fork < reached.stop
+    return proof_target(
+        _target_before(proof),
+        first=first,
+        last=reached.last_commit_at,
+        fork=fork if is_behind else None,
+        promoted_at=newest.claim.claimed_at if is_behind and newest.claim is not None else None,
+        between=random.SystemRandom().random(),
+    )
 
 
-def _went_to_the_end(proof: Proof) -> bool:
-    """Say whether the newest proof of any base backup went to the end of the archive."""
+def _target_before(proof: Proof) -> str:
+    """Return the target of the newest proof of any base backup; empty where there is none."""
     tried = [(entry.last_proof_at, entry.place) for entry in proof.entries if entry.last_proof_at is not None]
     if not tried:
-        return False
+        return ""
     found = [one.base.target for one in read_proofs(proof.repository, max(tried)[1]) if one.base is not None]
-    return bool(found) and found[-1] == "latest"
+    return found[-1] if found else ""
 
 
 def _read_contents(proof: Proof, recovered: Recovered) -> tuple[DatabaseContent, ...]:

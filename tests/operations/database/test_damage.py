@@ -253,7 +253,7 @@ def test_damage_never_moves_a_moment_or_lets_a_proof_pass(
     repository: Repository, place: Path, kind: str, harm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The moment lies in the open segment: a restore needs everything but what comes after it."""
-    monkeypatch.setattr(base_proof, "_went_to_the_end", lambda _: random.choice((False, True)))
+    monkeypatch.setattr(base_proof, "_target_before", lambda _: random.choice(("", "latest")))
     with harmed(repository, kind, harm) as names:
         restore = attempt(lambda: restored(repository, place / "time", f"time:{repository.moment.isoformat()}"))
         proof = attempt(
@@ -365,6 +365,22 @@ def test_a_moment_before_the_newest_promotion_is_restored(repository: Repository
     BASES.apply_restore(own, BASES.plan_restore(own))
     with started(place / "own", repository.tools) as conninfo, psycopg.connect(conninfo) as connection:
         assert connection.execute("select max(n) from ledger").fetchone() == (8,)
+
+
+def test_a_proof_ends_where_the_newest_promotion_begins(
+    repository: Repository, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind one that went to latest: all that stayed of the old timeline is there, and nothing of the new one."""
+    monkeypatch.setattr(base_proof, "_target_before", lambda _: "latest")
+    archive = repository.wal.archive()
+    fork = archive.history(2).begins_at
+    proof = BASES.prove(repository.wal.repository, place=repository.base.place, work_dir=place / "work").record
+
+    assert proof.verdict is Verdict.PROVEN, proof.reason
+    assert proof.base is not None
+    assert (proof.base.target, proof.base.end_lsn) == (f"lsn:{fork}", str(fork))
+    [content] = [one for one in proof.base.contents if one.name == "postgres"]
+    assert content.rows == 1000 + 8
 
 
 def test_a_damaged_chunk_of_the_open_segment_is_stored_anew(repository: Repository) -> None:
