@@ -120,7 +120,9 @@ class Field:
         return rows
 
     def load(self) -> None:
+        rows = len(read_ledger(self.folder / "ledger"))
         time.sleep(self.chance.uniform(0.5, 1.5))
+        wait_until(lambda: len(read_ledger(self.folder / "ledger")) > rows + 10, "some rows")
 
     def take_base(self) -> None:
         self.base_at = take_base_backup(self.stack).record.stopped_time.timestamp()
@@ -187,6 +189,8 @@ def field(server_tools: PgTools, object_store_access: StoreAccess, bucket_url: s
 
 def test_after_every_promotion_the_window_goes_on(field: Field) -> None:
     """Commits that the new primary lacks stay lost; all others are restored, from one base backup, over every fork."""
+    field.server.execute("alter system set max_slot_wal_keep_size = '256MB'")  # no receiver runs for a while
+    field.server.execute("select pg_reload_conf()")
     for number in range(1, ROUNDS + 1):
         standby = field.opened.enter_context(running_standby(field.server, settings={"wal_keep_size": 0}))
         field.name_nodes(field.server, standby)
