@@ -25,14 +25,15 @@ _ERRORS = {
     "failed": (500, "InternalError", "We encountered an internal error. Please try again."),
     "error body": (200, "InternalError", "We encountered an internal error. Please try again."),
 }
-FAULTS = ("reset", "trickle", *_ERRORS, "answer lost")
+FAULTS = ("reset", "silent", "trickle", *_ERRORS, "answer lost")
 
 
 class FaultyStore:
     """fault: one of FAULTS, or "" for none. hits: whether a fault befalls a request, given its method and path.
 
-    reset: as a store that is killed. trickle: some bytes a second each way. error body: with status 200. answer lost:
-    the store does what it is asked, and the connection ends. befallen: how many requests had a fault.
+    reset: as a store that is killed. silent: no answer while that lasts. trickle: some bytes a second each way. error
+    body: with status 200. answer lost: the store does what it is asked, and the connection ends.
+    befallen: how many requests had a fault.
     """
 
     def __init__(self, access: StoreAccess) -> None:
@@ -46,6 +47,7 @@ class FaultyStore:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
+        self.fault = ""
         self._server.shutdown()
         self._server.server_close()
 
@@ -62,6 +64,10 @@ class FaultyStore:
                 if fault == "reset":
                     return self.hang_up()
                 data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                while fault == store.fault == "silent":
+                    time.sleep(0.02)
+                if fault == "silent":
+                    return self.hang_up()
                 if fault in _ERRORS:
                     return self.refuse(*_ERRORS[fault])
                 if fault == "trickle":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,6 +14,7 @@ from synapse_ops.operations.database.wal_archive import note_acknowledged
 from synapse_ops.operations.repository import Repository
 
 TTL_S = 10.0
+RELEASE_S = 5.0
 
 
 class HeldLease:
@@ -60,9 +62,14 @@ class HeldLease:
         return False
 
     def close(self) -> None:
-        """Let go of it for good: whoever still works for this session writes nothing more."""
+        """Let go of it for good: whoever still works for this session writes nothing more.
+
+        A store that does not answer is not waited for: the lease ends by itself.
+        """
         self._is_closed = True
-        self._release()
+        releasing = threading.Thread(target=self._release, name="wal-lease-release", daemon=True)
+        releasing.start()
+        releasing.join(RELEASE_S)
 
     def _release(self) -> None:
         held, self._held, self._lease = self._held, None, None

@@ -125,6 +125,18 @@ def test_what_is_acknowledged_is_stored_however_the_store_fails(outage: Outage, 
     assert missing(archive, archive.history(1), first, written) == ()
 
 
+def test_a_receiver_can_stop_while_the_store_gives_no_answer(outage: Outage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the put under way nor the release of the lease is waited for: a client waits for minutes."""
+    monkeypatch.setattr("synapse_ops.services.wal_receiver.receiver.DRAIN_S", 0.5)
+    monkeypatch.setattr("synapse_ops.services.wal_receiver.lease.RELEASE_S", 0.5)
+    with outage.wal.in_process() as receiver:
+        wait_durable(outage.wal, receiver)
+        outage.store.fault = "silent"
+        outage.wal.execute("insert into filled values ('unstored')")
+        wait_until(lambda: outage.store.befallen, "a request is under way")
+    assert outage.store.fault == "silent"  # it has ended meanwhile
+
+
 def test_what_the_server_lost_and_the_spool_has_is_no_gap(outage: Outage) -> None:
     """The slot is lost while the store is away (W11): the receiver goes on without one, and its successor after kill -9
     stores what it left. The server's disk is bounded all the time.
