@@ -24,12 +24,13 @@ _ERRORS = {
     "throttled": (503, "SlowDown", "Please reduce your request rate."),
     "failed": (500, "InternalError", "We encountered an internal error. Please try again."),
     "error body": (200, "InternalError", "We encountered an internal error. Please try again."),
+    "no upload": (404, "NoSuchUpload", "The specified multipart upload does not exist."),
 }
-FAULTS = ("reset", "silent", "trickle", *_ERRORS, "answer lost")
+FAULTS = ("reset", "silent", "trickle", "throttled", "failed", "error body", "answer lost")
 
 
 class FaultyStore:
-    """fault: one of FAULTS, or "" for none. hits: whether a fault befalls a request, given its method and path.
+    """fault: one of FAULTS, "no upload", or "" for none. hits: whether it befalls a request, given its method and path.
 
     reset: as a store that is killed. silent: no answer while that lasts. trickle: some bytes a second each way. error
     body: with status 200. answer lost: the store does what it is asked, and the connection ends.

@@ -286,11 +286,21 @@ class ObjectStore:
             return {**receipt, "ETag": reply["ETag"]}
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[dict[str, Any]]) -> str:
-        """Make the object exist and return its ETag."""
+        """Make the object exist and return its ETag.
+
+        The client repeats a request whose answer was lost. A store that has carried out the first one knows no such
+        upload then: the object under the key is ours if its ETag is that of these parts.
+        """
         arguments = {"Bucket": self.bucket, "Key": self._key(key), "UploadId": upload_id}
-        with s3_errors(self.full_url(key)):
-            reply = self._client.complete_multipart_upload(**arguments, MultipartUpload={"Parts": list(parts)})
-            return str(reply["ETag"]).strip('"')
+        try:
+            with s3_errors(self.full_url(key)):
+                reply = self._client.complete_multipart_upload(**arguments, MultipartUpload={"Parts": list(parts)})
+                return str(reply["ETag"]).strip('"')
+        except ObjectMissing:
+            found = self.head(key)
+            if found is None or found.etag != _etag_of_parts(parts):
+                raise
+            return found.etag
 
     def open_writer(self, key: str) -> ObjectWriter:
         """Return a writer that uploads while it is written to; nothing exists under `key` before `complete()`."""
@@ -367,3 +377,12 @@ class ObjectStore:
     def features(self) -> StoreFeatures:
         """What the store honours, asked once per instance."""
         return ask_features(self)
+
+
+def _etag_of_parts(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Return the ETag of an object of these parts; empty where those are not MD5s, as with a KMS key they are not."""
+    try:
+        digests = [bytes.fromhex(str(part["ETag"]).strip('"')) for part in parts]
+    except ValueError:
+        return ""
+    return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(parts)}"

@@ -22,6 +22,7 @@ from synapse_ops.systems.host.processes import free_ports
 from synapse_ops.systems.s3.features import sha256_base64
 from synapse_ops.systems.s3.store import ConditionFailed, ObjectStore, StoreAccess
 from synapse_ops.systems.s3.streams import PART_BYTES
+from tests.faulty_store import faulty_store
 
 MIB = 1024 * 1024
 ODD_KEYS = ["a b+c", "percent%41/%2e%2e", "quotes'\"&<>", "ümläut/日本語/🐘", "tilde~*!()", "a-b", "a/b", "a0"]
@@ -411,3 +412,35 @@ def test_a_second_client_of_a_process_reads_no_model_again(
     monkeypatch.setattr(JSONFileLoader, "load_file", lambda *_: pytest.fail("a model is read again"))
 
     ObjectStore("s3://tests/", seaweedfs_access).create_bucket()
+
+
+@pytest.mark.parametrize("fault", ["answer lost", "error body", "throttled"])
+@pytest.mark.parametrize("forgets", [False, True], ids=["remembers the upload", "forgets it"])
+def test_an_upload_whose_end_was_not_told_is_known_again(
+    seaweedfs_access: StoreAccess, bucket_url: str, fault: str, forgets: bool
+) -> None:
+    """The client repeats it, and a store may have no such upload any more: the object says whether it is ours."""
+    with faulty_store(seaweedfs_access) as faulty:
+        faulty.fault = fault
+
+        def is_end(method: str, path: str) -> bool:
+            if method != "POST" or "uploadId=" not in path:
+                return False
+            if faulty.befallen and forgets:
+                faulty.fault = "no upload"
+            return not faulty.befallen or forgets
+
+        faulty.hits = is_end
+        data = secrets.token_bytes(9 << 20)
+        with ObjectStore(bucket_url, faulty.access).open_writer("large") as writer:
+            writer.write(data)
+            if forgets and fault != "answer lost":  # it did not do what it was asked either
+                with pytest.raises(ObjectMissing):
+                    writer.complete()
+                return
+            written = writer.complete()
+        assert faulty.befallen == 1 + forgets
+
+    found = ObjectStore(bucket_url, seaweedfs_access).head("large")
+    assert found is not None
+    assert (found.size_bytes, found.etag) == (len(data), written.etag)
