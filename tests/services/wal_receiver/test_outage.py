@@ -113,10 +113,13 @@ def test_what_is_acknowledged_is_stored_however_the_store_fails(outage: Outage, 
         written, at_once = wal.flushed(), store.befallen + 2
         query = "select max(write_lsn) >= '%s' from pg_stat_replication"
         wait_until(lambda: wal.execute(query % written), "the server hears what has arrived")
-        while store.befallen < at_once:
+
+        def has_befallen() -> bool:
             acknowledged = outage.acknowledged()
             assert acknowledged <= outage.stored()
-            wait_until(lambda: True, "")
+            return store.befallen >= at_once
+
+        wait_until(has_befallen, "two requests had the fault")
         store.fault = ""
         wait_durable(wal, receiver)
         assert outage.acknowledged() <= outage.stored()
