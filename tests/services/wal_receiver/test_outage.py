@@ -28,6 +28,7 @@ from tests.services.wal_receiver.test_promotion import promoted
 MIB = 1 << 20
 SLOT_BYTES = 4 * MIB
 CHECKPOINT_BYTES = 4 * MIB
+SLOW_FAULTS = {"trickle", "throttled", "failed"}  # the client waits before it repeats; others stand for them
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,9 @@ def outage(
         store.fault = ""
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[pytest.mark.scenario] if fault in SLOW_FAULTS else []) for fault in FAULTS]
+)
 def test_what_is_acknowledged_is_stored_however_the_store_fails(outage: Outage, fault: str) -> None:
     """Flush is what the bucket holds; what arrives meanwhile waits and is stored in order, without a gap."""
     wal, store = outage.wal, outage.store
