@@ -243,7 +243,7 @@ watch: {{interval: 2s, timeout: 2s, store_interval: 2s}}"""
 
 def test_a_killed_probers_good_news_is_not_believed_for_long(server: MisbehavingServer, tmp_path: Path) -> None:
     """Its last verdicts read as unknown once the next ones are overdue, and its successor goes on from its states."""
-    spec = write_spec(tmp_path, [entry("api", server.url("/ok"))])
+    spec = write_spec(tmp_path, [entry("api", server.url("/ok"), "20s")])  # the successor is there before it is overdue
     with prober(spec, tmp_path) as process:
         wait_for(lambda: states(tmp_path).get("api") is State.HEALTHY)
         process.kill()
