@@ -254,7 +254,7 @@ def test_a_standby_on_an_older_timeline_is_not_promoted(own_pair: Pair) -> None:
     ask(primary, "checkpoint")
     standby.start()
     with pair.watched(armed=False) as watch:
-        wait_for(lambda: watch._roles == (old, heir), "the roles are found")
+        wait_for(lambda: watch._roles == (old, heir) and watch._saw_alive, "the primary is seen alive")
         assert watch.unarmed() != ""
         signal_all(primary, signal.SIGKILL)
         incident = pair.ended()
