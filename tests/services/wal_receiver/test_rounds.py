@@ -39,7 +39,7 @@ MIB = 1 << 20
 ON_ITS_WAY_BYTES = 4 * MIB  # what the server has sent and the receiver has not read
 REFUSALS = ("holds other WAL than this server", "this server's WAL ends at", "claimed by another server")
 SETTINGS = {
-    "max_slot_wal_keep_size": "4MB",
+    "max_slot_wal_keep_size": "16MB",
     "max_wal_size": "4MB",
     "min_wal_size": "2MB",
     "wal_keep_size": 0,
@@ -83,7 +83,7 @@ class Field:
         self.stack = make_stack(self.folder / "past", conninfo, self.url, self.access, **more)  # type: ignore[arg-type]
         make_stack(self.folder, conninfo, self.url, self.store.access, **more)  # type: ignore[arg-type]
         spec = self.folder / "infrastructure.yaml"
-        spec.write_text(spec.read_text().replace("base: {max", "wal: {chunk_interval: 200ms, spool: 3Mi}, base: {max"))
+        spec.write_text(spec.read_text().replace("base: {max", "wal: {chunk_interval: 200ms, spool: 12Mi}, base: {max"))
         state = self.folder / "state"
         state.mkdir(exist_ok=True)
         self.wal = Receiving(state, spec, conninfo, self.server.server.data_dir)
@@ -139,7 +139,7 @@ class Field:
 
     def is_spool_full(self) -> bool:
         self.server.execute("select pg_switch_wal()")
-        return bool(self.wal.health().get("spool_bytes", 0) >= 3 * MIB)
+        return bool(self.wal.health().get("spool_bytes", 0) >= 12 * MIB)
 
     def is_on_the_server(self, lsn: Lsn) -> bool:
         timeline = self.past.archive().newest.timeline
