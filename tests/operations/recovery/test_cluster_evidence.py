@@ -32,7 +32,7 @@ class Base:
 )
 def test_the_last_moment_of_a_dead_server_is_its_last_commit(server_lsn: Lsn | None, to_at: datetime) -> None:
     """What was stored last may be anything; what a restore brings back is the last commit."""
-    assert _last_moment(archive(), cast("Any", Base), server_lsn, [], NOW) == to_at
+    assert _last_moment(archive(), cast("Any", Base), server_lsn, [], NOW, cast("Any", None)) == to_at
 
 
 def test_wal_that_was_acknowledged_and_is_gone_is_told() -> None:
@@ -40,7 +40,7 @@ def test_wal_that_was_acknowledged_and_is_gone_is_told() -> None:
     faults: list[str] = []
     lost = replace(archive(), acknowledged=(1, Lsn(SIZE + 9000)))
 
-    assert _last_moment(lost, cast("Any", Base), Lsn(SIZE + 8192), faults, NOW) == LAST_COMMIT
+    assert _last_moment(lost, cast("Any", Base), Lsn(SIZE + 8192), faults, NOW, cast("Any", None)) == LAST_COMMIT
     assert "000000010000000000000001" in faults[0]
 
 

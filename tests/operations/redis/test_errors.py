@@ -30,6 +30,7 @@ from synapse_ops.errors import (
 from synapse_ops.operations.cleanup.cache import apply_cache_plan, make_cache_plan
 from synapse_ops.operations.redis.snapshot import snapshot_redis
 from synapse_ops.operations.stack import Stack
+from synapse_ops.systems.host.processes import free_ports
 from synapse_ops.systems.redis.keys import all_keys, read_keys
 from synapse_ops.systems.redis.replication import rdb_stream
 from synapse_ops.systems.redis.server import RedisServer
@@ -208,9 +209,10 @@ def test_a_cluster_whose_keys_are_elsewhere_is_refused(tmp_path: Path) -> None:
     """MOVED names another node; following it would clean up what nobody named. Slots without a node may come back."""
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
+    bus = [str(port) for port in free_ports(2)]  # its default, 10,000 above the other, may be taken
     with (
-        running_redis(tmp_path / "one", "--cluster-enabled", "yes") as one,
-        running_redis(tmp_path / "two", "--cluster-enabled", "yes") as two,
+        running_redis(tmp_path / "one", "--cluster-enabled", "yes", "--cluster-port", bus[0]) as one,
+        running_redis(tmp_path / "two", "--cluster-enabled", "yes", "--cluster-port", bus[1]) as two,
         opened(one.port) as ours,
     ):
         with pytest.raises(Unreachable, match="waits for other nodes"):
@@ -218,7 +220,7 @@ def test_a_cluster_whose_keys_are_elsewhere_is_refused(tmp_path: Path) -> None:
 
         one.client().execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 1)
         two.client().execute_command("CLUSTER", "ADDSLOTSRANGE", 2, 16383)
-        one.client().execute_command("CLUSTER", "MEET", "127.0.0.1", two.port)
+        one.client().execute_command("CLUSTER", "MEET", "127.0.0.1", two.port, bus[1])
         deadline = time.monotonic() + CLUSTER_TIMEOUT_S
         while isinstance(error := caught_by(lambda: ours.unlink_idle([b"key"], 0)), Unreachable):
             assert time.monotonic() < deadline

@@ -25,6 +25,7 @@ from synapse_ops.operations.redis.snapshot import RdbReport, identity_of, snapsh
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.services.prober.protection import protection
 from synapse_ops.systems.host.process_presence import presence_of_this_process
+from synapse_ops.systems.host.processes import free_ports
 from synapse_ops.systems.s3.store import StoreAccess
 from tests.redis_servers import RealRedis, fill_every_type, make_redis_stack, running_redis
 
@@ -311,7 +312,7 @@ def test_a_node_of_a_cluster_is_refused_before_anything_is_written(
     tmp_path: Path, bucket_url: str, object_store_access: StoreAccess
 ) -> None:
     """It holds a part of the keys; what looks like a whole backup would not be one."""
-    with running_redis(tmp_path, "--cluster-enabled", "yes") as node:
+    with running_redis(tmp_path, "--cluster-enabled", "yes", "--cluster-port", str(*free_ports(1))) as node:
         stack = make_redis_stack(tmp_path, node, bucket_url, object_store_access)
 
         with pytest.raises(Refused, match="node of a cluster"):
