@@ -90,6 +90,8 @@ def pair(
 ) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("pair")
     with running_postgres(server_tools) as primary:
+        primary.execute("alter system set wal_keep_size = '1GB'")  # its standby has no slot
+        primary.execute("select pg_reload_conf()")
         primary.execute("create table ledger (n bigserial primary key, filling text)")
         primary.execute("insert into ledger (filling) select md5(g::text) from generate_series(1, 500) as g")
         primary.execute("create unlogged table scratch as select 1 as n")
