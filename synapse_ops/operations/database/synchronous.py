@@ -7,7 +7,6 @@ each session here commits with `synchronous_commit = local`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +14,16 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.database.synchronous import Synchronous, plan_synchronous
-from synapse_ops.errors import DeadlineExceeded
 from synapse_ops.operations.database.wal_source import primary_conninfo
 from synapse_ops.operations.stack import Stack
 from synapse_ops.spec import Spec
 from synapse_ops.systems.postgres.connection import connect, postgres_errors
+from synapse_ops.systems.postgres.synchronous_names import set_awaited
 
 if TYPE_CHECKING:
     import psycopg
 
 SETTING_LIMIT_S = 10.0  # for a reload
-POLL_S = 0.05
 OFF = "synapse_ops.sync_off"
 _READ = """
 SELECT current_setting('synchronous_standby_names'),
@@ -65,24 +63,8 @@ def keep_synchronous(connection: psycopg.Connection[Any], spec: Spec) -> Synchro
     wanted = plan_synchronous(found)
     if wanted == found.setting:
         return found
-    set_awaited(connection, wanted)
+    set_awaited(connection, wanted, SETTING_LIMIT_S)
     return read_synchronous(connection, spec)
-
-
-def set_awaited(connection: psycopg.Connection[Any], setting: str) -> None:
-    """Set `synchronous_standby_names`, and wait until the server has read it."""
-    from psycopg import sql
-
-    with postgres_errors("synchronous_standby_names"):
-        connection.execute(sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format(sql.Literal(setting)))
-        connection.execute("SELECT pg_reload_conf()")
-        deadline_s = time.monotonic() + SETTING_LIMIT_S
-        while connection.execute("SELECT current_setting('synchronous_standby_names')").fetchone() != (setting,):
-            if time.monotonic() > deadline_s:
-                raise DeadlineExceeded(
-                    f"the server did not take synchronous_standby_names within {SETTING_LIMIT_S:g} s"
-                )
-            time.sleep(POLL_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +112,7 @@ def turn_off(stack: Stack, now: datetime) -> SynchronousReport:
             words = sql.Literal(f"turned off at {now:%Y-%m-%d %H:%M:%S %Z}")
             statement = sql.SQL("ALTER DATABASE postgres SET {} = {}").format(sql.Identifier(*OFF.split(".")), words)
             connection.execute(statement)
-        set_awaited(connection, "")
+        set_awaited(connection, "", SETTING_LIMIT_S)
     return before
 
 

@@ -86,11 +86,10 @@ class WalReport:
     @property
     def sentence(self) -> str:
         """Return what a tired person needs, the fault first."""
-        if self.faults:
-            asks = (
-                "" if self.faults[0] == (self.status and self.status.unprotected) else "; is the WAL receiver running?"
-            )
-            return f"{self.faults[0][0].upper()}{self.faults[0][1:]}{asks}"
+        if faults := self.faults:
+            waits = self.status is not None and faults[0] == self.status.unprotected
+            asks = "" if waits else "; is the WAL receiver running?"
+            return f"{faults[0][0].upper()}{faults[0][1:]}{asks}"
         lag_bytes = self.status.lag_bytes if self.status is not None else 0
         return f"WAL is stored up to the server's end, {counted(lag_bytes or 0, 'byte')} behind."
 

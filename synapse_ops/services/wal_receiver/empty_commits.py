@@ -8,16 +8,14 @@ hundred bytes and no table (adr/0006). What keeps it from being made is no fault
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 import structlog
 
 from synapse_ops.domain.database.wal_space import WalPace
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.database.wal_source import SLOT
+from synapse_ops.services.wal_receiver.session_thread import SessionThread
 from synapse_ops.systems.postgres.connection import connect
 from synapse_ops.systems.postgres.identity import commit_nothing
 from synapse_ops.systems.postgres.wal_pace import read_wal_pace
@@ -27,28 +25,17 @@ INTERVAL_S = 10.0  # each makes a chunk: at one a second, a quiet server's would
 log = structlog.get_logger()
 
 
-class EmptyCommits:
+class EmptyCommits(SessionThread):
     """Makes them in a thread of its own while the block lasts. conninfo: of the primary; a secret.
 
     on_pace: called from that thread.
     """
 
     def __init__(self, conninfo: str, *, application_name: str, on_pace: Callable[[WalPace], None]) -> None:
+        super().__init__("empty-commits")
         self._conninfo, self._application_name, self._on_pace = conninfo, application_name, on_pace
-        self._stop = threading.Event()
-        # nothing waits for its end: a server that hangs would hold the receiver
-        self._thread = threading.Thread(target=self._run, name="empty-commits", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-
-    def _run(self) -> None:
+    def work(self) -> None:
         while not self._stop.wait(INTERVAL_S):
             try:
                 with connect(self._conninfo, application_name=self._application_name) as connection:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
 
 import structlog
 
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.database.wal_source import SLOT
+from synapse_ops.services.wal_receiver.session_thread import SessionThread
 from synapse_ops.systems.postgres.standby_slot import keep_standby_slot
 
 INTERVAL_S = 10.0
@@ -19,28 +17,19 @@ INTERVAL_S = 10.0
 log = structlog.get_logger()
 
 
-class StandbySlots:
+class StandbySlots(SessionThread):
     """Moves them in a thread of its own while the block lasts. conninfos: of all nodes; secrets.
 
     stored: returns up to where the repository holds WAL. A standby that does not answer keeps its slot where it was.
     """
 
     def __init__(self, conninfos: Sequence[str], stored: Callable[[], Lsn], *, application_name: str) -> None:
+        super().__init__("standby-slots")
         self._conninfos, self._stored, self._application_name = conninfos, stored, application_name
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="standby-slots", daemon=True)  # nothing waits for it
 
-    def __enter__(self) -> Self:
-        if len(self._conninfos) > 1:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-
-    def _run(self) -> None:
+    def work(self) -> None:
+        if len(self._conninfos) < 2:
+            return  # there is no standby
         while True:
             for conninfo in self._conninfos:
                 try:

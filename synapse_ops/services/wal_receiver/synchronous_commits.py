@@ -6,15 +6,12 @@ those that are waited for. Where the spec wants nothing, it looks once: what an 
 
 from __future__ import annotations
 
-import threading
-from types import TracebackType
-from typing import Self
-
 import structlog
 
 from synapse_ops.domain.database.synchronous import RECEIVER, unprotected
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.database.synchronous import keep_synchronous
+from synapse_ops.services.wal_receiver.session_thread import SessionThread
 from synapse_ops.services.wal_receiver.standing import Standing
 from synapse_ops.spec import Spec
 from synapse_ops.systems.postgres.connection import connect
@@ -24,25 +21,14 @@ INTERVAL_S = 1.0
 log = structlog.get_logger()
 
 
-class SynchronousCommits:
+class SynchronousCommits(SessionThread):
     """Works while the block lasts. conninfo: of the primary; a secret. What is wrong is in `standing.unprotected`."""
 
     def __init__(self, conninfo: str, spec: Spec, standing: Standing) -> None:
+        super().__init__("synchronous-commits")
         self._conninfo, self._spec, self._standing = conninfo, spec, standing
-        self._stop = threading.Event()
-        # nothing waits for its end: a server that hangs would hold the receiver
-        self._thread = threading.Thread(target=self._run, name="synchronous-commits", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-
-    def _run(self) -> None:
+    def work(self) -> None:
         while not self._stop.is_set():
             try:
                 with connect(self._conninfo, application_name=RECEIVER) as connection:

@@ -20,6 +20,7 @@ from synapse_ops.errors import DeadlineExceeded
 from synapse_ops.systems.host.processes import ServerIdentity, run_as
 from synapse_ops.systems.postgres.connection import connect, postgres_errors
 from synapse_ops.systems.postgres.programs import PgTools
+from synapse_ops.systems.postgres.synchronous_names import set_awaited
 
 if TYPE_CHECKING:
     import psycopg
@@ -92,13 +93,7 @@ def await_nobody(connection: psycopg.Connection[Any], timeline: int, timeout_s: 
     """
     holds = f"SELECT {_IS_STANDBY} AND current_setting('synchronous_standby_names') <> ''"
     if connection.execute(holds, [timeline]).fetchone() == (True,):
-        connection.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
-        connection.execute("SELECT pg_reload_conf()")
-    deadline_s = time.monotonic() + timeout_s
-    while connection.execute(holds, [timeline]).fetchone() == (True,):
-        if time.monotonic() > deadline_s:
-            raise DeadlineExceeded(f"the standby did not empty synchronous_standby_names within {timeout_s:g} s")
-        time.sleep(POLL_S)
+        set_awaited(connection, "", timeout_s)
 
 
 def promote(conninfo: str, received: Lsn, timeline: int, timeout_s: float) -> bool:

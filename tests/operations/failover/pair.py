@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import socket
 import threading
 import time
@@ -38,6 +39,7 @@ from synapse_ops.systems.host.processes import free_ports, make_private_dir, ser
 from synapse_ops.systems.postgres.programs import PgTools
 from synapse_ops.systems.postgres.server import PgServer, make_socket_dir
 from synapse_ops.systems.s3.store import StoreAccess
+from tests.servers import servers_dir
 
 NODES = ("db-primary", "db-standby")
 PASSWORDS = DatabasePasswords(superuser="super", app="app", replication="replication", ops="ops")
@@ -265,6 +267,16 @@ def new_pair(tools: PgTools, folder: Path, bucket_url: str, access: StoreAccess)
         for server in pair.servers.values():
             with suppress(OSError):
                 make_socket_dir(server.data_dir, identity).rmdir()
+
+
+@contextmanager
+def made_pair(tools: PgTools, bucket: str, access: StoreAccess, name: str) -> Iterator[Pair]:
+    """Yield a new pair in a directory of its own, which is removed with it. name: for people who look there."""
+    folder = servers_dir(name)
+    folder.chmod(0o755)
+    with new_pair(tools, folder, f"{bucket}{secrets.token_hex(8)}/database/", access) as found:
+        yield found
+    shutil.rmtree(folder)
 
 
 class CutCable:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 import signal
 import threading
 import time
@@ -22,8 +20,7 @@ from synapse_ops.systems.host.processes import START_TIMEOUT_S, processes_in
 from synapse_ops.systems.postgres.programs import PgTools
 from synapse_ops.systems.postgres.server import PgServer
 from synapse_ops.systems.s3.store import StoreAccess
-from tests.operations.failover.pair import CutCable, Pair, Writer, command_line, new_pair, one_primary, wait_for
-from tests.servers import servers_dir
+from tests.operations.failover.pair import CutCable, Pair, Writer, command_line, made_pair, one_primary, wait_for
 
 pytestmark = pytest.mark.scenario
 
@@ -31,11 +28,8 @@ pytestmark = pytest.mark.scenario
 @pytest.fixture(scope="module")
 def pair(server_tools: PgTools, bucket: str, object_store_access: StoreAccess) -> Iterator[Pair]:
     """One pair for all tests: each leaves a primary with a standby that streams, in whichever roles."""
-    folder = servers_dir("failover")
-    folder.chmod(0o755)
-    with new_pair(server_tools, folder, f"{bucket}{secrets.token_hex(8)}/database/", object_store_access) as found:
+    with made_pair(server_tools, bucket, object_store_access, "failover") as found:
         yield found
-    shutil.rmtree(folder)
 
 
 def kill_all(server: PgServer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import secrets
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -24,8 +23,7 @@ from synapse_ops.systems.host.processes import START_TIMEOUT_S, processes_in
 from synapse_ops.systems.postgres.handover import read_readiness
 from synapse_ops.systems.postgres.programs import PgTools
 from synapse_ops.systems.s3.store import StoreAccess
-from tests.operations.failover.pair import PASSWORDS, Pair, Writer, command_line, new_pair, one_primary, wait_for
-from tests.servers import servers_dir
+from tests.operations.failover.pair import PASSWORDS, Pair, Writer, command_line, made_pair, one_primary, wait_for
 
 pytestmark = pytest.mark.scenario
 MOST_S = 15.0  # without writes, on a host that does much else; 1 s on a quiet one
@@ -34,11 +32,8 @@ MOST_S = 15.0  # without writes, on a host that does much else; 1 s on a quiet o
 @pytest.fixture(scope="module")
 def pair(server_tools: PgTools, bucket: str, object_store_access: StoreAccess) -> Iterator[Pair]:
     """One pair for all tests: each leaves a primary with a standby that streams, in whichever roles."""
-    folder = servers_dir("switchover")
-    folder.chmod(0o755)
-    with new_pair(server_tools, folder, f"{bucket}{secrets.token_hex(8)}/database/", object_store_access) as found:
+    with made_pair(server_tools, bucket, object_store_access, "switchover") as found:
         yield found
-    shutil.rmtree(folder)
 
 
 def ask(pair: Pair, *, end_sessions: bool = False) -> None:

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -29,8 +27,7 @@ from synapse_ops.systems.host.processes import processes_in
 from synapse_ops.systems.postgres.programs import PgTools
 from synapse_ops.systems.postgres.server import PgServer
 from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
-from tests.operations.failover.pair import DEADLINE_S, Pair, Writer, new_pair, one_primary, wait_for
-from tests.servers import servers_dir
+from tests.operations.failover.pair import DEADLINE_S, Pair, Writer, made_pair, one_primary, wait_for
 
 pytestmark = pytest.mark.scenario
 ROUNDS = int(os.environ.get("SYNAPSE_TEST_ROUNDS", "3"))
@@ -40,22 +37,26 @@ BOTH = "wal: {synchronous: true}"
 @pytest.fixture(scope="module")
 def pair(server_tools: PgTools, bucket: str, object_store_access: StoreAccess) -> Iterator[Pair]:
     """One pair with a receiver of its WAL: each test leaves a primary with a standby that streams."""
-    folder = servers_dir("synchronous")
-    folder.chmod(0o755)
-    with new_pair(server_tools, folder, f"{bucket}{secrets.token_hex(8)}/database/", object_store_access) as found:
+    with made_pair(server_tools, bucket, object_store_access, "synchronous") as found:
         found.wal = BOTH
-        receiver = Receiver(found.stack(synchronous="standby"), folder)
+        receiver = Receiver(found.stack(synchronous="standby"), found.layout.root)
         thread = threading.Thread(target=receiver.run)
         thread.start()
         yield found
         receiver.stop()
         thread.join(DEADLINE_S)
         assert not thread.is_alive()
-    shutil.rmtree(folder)
 
 
 def protected(pair: Pair) -> bool:
     return not unprotected(read_report(pair.stack(synchronous="standby")).found)
+
+
+def halted(pair: Pair, writer: Writer) -> int:
+    """Return how many commits were acknowledged if the writer's next one waits and goes on waiting, else 0."""
+    stack, before = pair.stack(synchronous="standby"), len(writer.acknowledged)
+    waits = all(read_report(stack).waiting == 1 for _ in range(5))
+    return before if waits and len(writer.acknowledged) == before else 0
 
 
 def other(pair: Pair) -> str:
@@ -118,11 +119,8 @@ def test_a_commit_waits_for_whoever_is_away_until_a_person_ends_that(pair: Pair)
             for mark in stopped:
                 mark.signal(signal.SIGSTOP)
             try:
-                wait_for(lambda: read_report(stack).waiting == 1, "a commit waits")
-                before = len(writer.acknowledged)
-                reported = turn_off(stack, datetime(2026, 11, 30, 3, 4, 5, tzinfo=UTC))
-                assert reported.waiting == 1
-                assert len(writer.acknowledged) <= before + 1
+                before = wait_for(lambda: halted(pair, writer), "a commit waits")
+                assert turn_off(stack, datetime(2026, 11, 30, 3, 4, 5, tzinfo=UTC)).waiting == 1
                 wait_for(lambda: len(writer.acknowledged) > before + 10, "commits wait no more")
                 off = read_report(stack)
                 assert (off.found.awaited, off.waiting) == ((), 0)
@@ -130,16 +128,14 @@ def test_a_commit_waits_for_whoever_is_away_until_a_person_ends_that(pair: Pair)
             finally:
                 for mark in stopped:
                     mark.signal(signal.SIGCONT)
-        assert not any(one.is_open for one in pair.ledger.incidents()[pair.incidents_before :])
+                wait_for(lambda: turn_on(stack).found.awaited != (), "commits wait again")
         assert pair.ledger.incidents()[pair.incidents_before :] == ()
-    wait_for(lambda: turn_on(stack).found.awaited != (), "commits wait again")
     wait_for(lambda: protected(pair), "commits wait for both")
     assert writer.missing() == 0
 
 
 def test_a_commit_waits_for_the_repository(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A put begins when WAL arrives, not after a pause; while none succeeds, no commit is acknowledged."""
-    stack = pair.stack(synchronous="standby")
     wait_for(lambda: protected(pair), "commits wait")
     with monkeypatch.context() as at_once:
         at_once.setattr("synapse_ops.services.wal_receiver.uploader.RETRY_S", 3600.0)
@@ -158,8 +154,7 @@ def test_a_commit_waits_for_the_repository(pair: Pair, monkeypatch: pytest.Monke
     with writer.running():
         wait_for(lambda: len(writer.acknowledged) > 10, "rows are written")
         blocked.set()
-        wait_for(lambda: read_report(stack).waiting == 1, "a commit waits")
-        before = len(writer.acknowledged)
+        before = wait_for(lambda: halted(pair, writer), "a commit waits")
         blocked.clear()
         wait_for(lambda: len(writer.acknowledged) > before + 10, "commits go on")
     assert writer.missing() == 0
