@@ -36,22 +36,33 @@ def nodes(spec: Spec) -> Iterator[Conflict]:
 
 def no_standby(spec: Spec) -> Iterator[Conflict]:
     """What waits for a standby where `failover.standby` is null: `failover.synchronous`, and `alerts` on replication
-    lag, which would never fire. `failover.synchronous` beside `failover.manager: external`, which keeps that itself.
+    lag, which would never fire.
     """
     standby: FieldPath = ("failover", "standby")
-    if spec.failover.manager == "external" and spec.failover.synchronous != "off":
-        found = f"{spec.failover.synchronous}, and {{other}} is external"
-        yield Conflict(("failover", "synchronous"), found, "off; the other manager decides", (("failover", "manager"),))
-        return
     if spec.failover.standby is not None:
         return
-    if spec.failover.synchronous != "off":
+    if spec.failover.synchronous != "off" and spec.failover.manager != "external":
         found = f"{spec.failover.synchronous}, and {{other}} is null"
         yield Conflict(("failover", "synchronous"), found, "off", (standby,))
     for index, alert in enumerate(spec.alerts):
         if alert.condition.measure in ("replication_lag", "replication_lag_bytes"):
             found = f'"{alert.condition}", and {{other}} is null'
             yield Conflict(("alerts", index, "condition"), found, "a condition on another measure", (standby,))
+
+
+def other_manager(spec: Spec) -> Iterator[Conflict]:
+    """Commits that wait, beside `failover.manager: external`: it sets `synchronous_standby_names` in a file of its own,
+    which `ALTER SYSTEM` would override, and nobody would empty ours before it promotes.
+    """
+    if spec.failover.manager != "external":
+        return
+    manager: FieldPath = ("failover", "manager")
+    if spec.failover.synchronous != "off":
+        found = f"{spec.failover.synchronous}, and {{other}} is external"
+        yield Conflict(("failover", "synchronous"), found, "off; the other manager decides", (manager,))
+    if spec.backup.database.wal.synchronous:
+        path: FieldPath = ("backup", "database", "wal", "synchronous")
+        yield Conflict(path, "true, and {other} is external", "false; the other manager decides", (manager,))
 
 
 def fencing_password(spec: Spec) -> Iterator[Conflict]:

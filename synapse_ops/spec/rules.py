@@ -27,7 +27,7 @@ from synapse_ops.spec.fixed import (
     WORKER_METRICS_PORT,
     is_this_machine,
 )
-from synapse_ops.spec.nodes import fencing_password, no_standby, nodes
+from synapse_ops.spec.nodes import fencing_password, no_standby, nodes, other_manager
 from synapse_ops.spec.units import format_cores, format_duration, format_size
 
 _NEVER_OURS = {"bin", "boot", "dev", "etc", "lib", "lib64", "proc", "root", "sbin", "sys", "usr"}  # nor below them
@@ -377,6 +377,7 @@ RULES: tuple[Callable[[Spec], Iterator[Conflict]], ...] = (
     times_fit_their_programs,
     nodes,
     no_standby,
+    other_manager,
     _ports,
     _database_names,
     _firewall,

@@ -164,3 +164,14 @@ def test_certificate_authorities_that_are_none_are_refused_by_name(tmp_path: Pat
     assert (result.returncode, result.stdout) == (2, "")
     assert f"error: cannot use {authorities} as certificate authorities" in result.stderr
     assert "-----BEGIN CERTIFICATE-----" in result.stderr
+
+
+@pytest.mark.usefixtures("empty_environment")
+def test_commits_are_not_steered_beside_another_manager(tmp_path: Path) -> None:
+    """ALTER SYSTEM would override for ever what the other manager writes into its own file."""
+    (tmp_path / "infrastructure.yaml").write_text("failover: {manager: external}\ndatabase: {admin: 'env:NONE'}\n")
+
+    result = call("wal", "sync", "off", cwd=tmp_path)
+
+    assert (result.returncode, result.stdout) == (10, "")
+    assert "failover.manager is external" in result.stderr

@@ -23,6 +23,10 @@ REFUSED = [
     ("database: {nodes: {db-primary: 'a:1', db-standby: 'a:1'}}", "database.nodes.db-standby"),
     ("failover: {standby: null, synchronous: standby}", "failover.synchronous"),
     ("failover: {manager: external, synchronous: standby}", "failover.synchronous"),
+    (
+        "failover: {manager: external}\nbackup: {database: {wal: {synchronous: true}}}",
+        "backup.database.wal.synchronous",
+    ),
     ("failover: {standby: null}\nalerts: [{name: a, condition: replication_lag > 5s}]", "alerts[0].condition"),
     (
         f"backup: {BASES}\ndocker: {{images: {{postgres: 'registry:5000/postgres:16.14@sha256:{'1' * 64}'}}}}",

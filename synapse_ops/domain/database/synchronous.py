@@ -21,7 +21,7 @@ class Synchronous:
 
     nodes: names of the spec's nodes. standby, receiver: whether a commit waits for the standby, and for the repository.
     streaming: application names that stream now. setting: as the server has it. off: who turned the waiting off, and
-    when; empty: nobody did.
+    when; empty: nobody did. is_external: another manager of failovers decides; nothing is wanted then.
     """
 
     nodes: tuple[str, ...]
@@ -30,6 +30,7 @@ class Synchronous:
     streaming: frozenset[str]
     setting: str
     off: str = ""
+    is_external: bool = False
 
     @property
     def is_wanted(self) -> bool:
@@ -62,8 +63,11 @@ def plan_synchronous(found: Synchronous) -> str:
     """Return the setting that should be.
 
     Each one is awaited from when it first streams. It stays when it does not any more: then commits stand still, as
-    the spec wants. While the spec wants none, a setting of somebody else's stays.
+    the spec wants. While the spec wants none, a setting of somebody else's stays. Another manager's may look like ours;
+    one that names the receiver is left of an earlier spec.
     """
+    if found.is_external and RECEIVER not in found.awaited:
+        return found.setting
     if found.off:
         return ""
     if not found.is_wanted:

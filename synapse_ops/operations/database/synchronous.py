@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.database.synchronous import Synchronous, plan_synchronous
+from synapse_ops.errors import Refused
 from synapse_ops.operations.database.wal_source import primary_conninfo
 from synapse_ops.operations.stack import Stack
 from synapse_ops.spec import Spec
@@ -54,6 +55,7 @@ def read_synchronous(connection: psycopg.Connection[Any], spec: Spec) -> Synchro
         streaming=frozenset(streaming),
         setting=setting,
         off=off or "",
+        is_external=spec.failover.manager == "external",
     )
 
 
@@ -102,10 +104,19 @@ def read_escaping(connection: psycopg.Connection[Any]) -> tuple[tuple[str, str],
         return tuple((str(who), str(value)) for who, value in connection.execute(_ESCAPING).fetchall())
 
 
+def _refuse_other_manager(stack: Stack) -> None:
+    if stack.spec.failover.manager == "external":
+        raise Refused(
+            "for whom commits wait is decided by another manager: failover.manager is external",
+            hint="Tell that manager. What is set here would override its setting for ever.",
+        )
+
+
 def turn_off(stack: Stack, now: datetime) -> SynchronousReport:
     """Have no commit wait for anything but the primary's disk, whatever the spec says; return what waited before."""
     from psycopg import sql
 
+    _refuse_other_manager(stack)
     with _primary(stack) as connection:
         before = _report(connection, stack.spec)
         with postgres_errors("the switch of synchronous commits"):
@@ -120,6 +131,7 @@ def turn_on(stack: Stack) -> SynchronousReport:
     """Take `turn_off` back: commits wait for each one that streams. Return how it stands then."""
     from psycopg import sql
 
+    _refuse_other_manager(stack)
     with _primary(stack) as connection:
         with postgres_errors("the switch of synchronous commits"):
             statement = sql.SQL("ALTER DATABASE postgres RESET {}").format(sql.Identifier(*OFF.split(".")))

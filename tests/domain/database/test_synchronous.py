@@ -52,6 +52,13 @@ def test_what_the_spec_does_not_want_is_taken_back_and_what_is_not_ours_stays() 
     assert plan_synchronous(replace(WANTED, receiver=False, setting=ALL)) == 'FIRST 1 ("db-standby")'
 
 
+def test_another_managers_setting_stays_though_it_looks_like_ours() -> None:
+    """CloudNativePG writes `FIRST 1 ("name")` as well; one that names the receiver is left of an earlier spec."""
+    external = replace(WANTED, standby=False, receiver=False, is_external=True)
+    assert plan_synchronous(replace(external, setting='FIRST 1 ("db-standby")')) == 'FIRST 1 ("db-standby")'
+    assert plan_synchronous(replace(external, setting=ALL)) == ""
+
+
 def test_off_empties_whatever_stands_there() -> None:
     assert plan_synchronous(replace(WANTED, setting=ALL, off="turned off at noon")) == ""
 
