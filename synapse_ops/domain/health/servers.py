@@ -23,8 +23,10 @@ ARCHIVE_WAITING_S = 900.0  # a finished segment is archived within seconds
 REDIS_MEMORY_RATIO = 0.9  # of maxmemory, where nothing is evicted and writes are refused at the end
 CERTIFICATE_DAYS = 14
 CLOCK_SKEW_S = 300.0  # above it nothing expires (design of retention), and S3 refuses signatures at 15 minutes
-DISK_FREE_RATIO, DISK_FREE_BYTES = 0.1, 10 * 1024**3  # both: a tenth of a large disk is plenty
-DISK_FULL_BYTES = 512 * 1024**2
+# A share of the disk, for a small volume is not full from the beginning, but no more than these bytes: a tenth of a
+# large one is plenty. Alerts are rendered from the same numbers.
+DISK_FREE_RATIO, DISK_FREE_BYTES = 0.1, 10 * 1024**3
+DISK_FULL_RATIO, DISK_FULL_BYTES = 0.05, 5 * 1024**3
 INODES_FREE_RATIO = 0.05
 
 Judged = tuple[State, str]
@@ -279,20 +281,25 @@ class DiskUse:
     free_bytes: int
     inodes_free_ratio: float | None
 
+    @property
+    def free_ratio(self) -> float:
+        return self.free_bytes / max(self.total_bytes, 1)
+
 
 def judge_disks(disks: Sequence[DiskUse]) -> ProbeVerdict:
     """Return the verdict on file systems."""
     judged: list[Judged] = []
     for disk in disks:
-        ratio = disk.free_bytes / max(disk.total_bytes, 1)
-        free = f"{disk.free_bytes / 1024**3:.1f} GiB free ({ratio:.0%}) where {disk.path} lies"
-        if disk.free_bytes < DISK_FULL_BYTES:
+        free = f"{disk.free_bytes / 1024**3:.1f} GiB free ({disk.free_ratio:.0%}) where {disk.path} lies"
+        if disk.free_bytes < min(disk.total_bytes * DISK_FULL_RATIO, DISK_FULL_BYTES):
             judged.append((State.FAILED, free))
-        elif ratio < DISK_FREE_RATIO and disk.free_bytes < DISK_FREE_BYTES:
+        elif disk.free_bytes < min(disk.total_bytes * DISK_FREE_RATIO, DISK_FREE_BYTES):
             judged.append((State.DEGRADED, free))
         if disk.inodes_free_ratio is not None and disk.inodes_free_ratio < INODES_FREE_RATIO:
             judged.append((State.DEGRADED, f"{disk.inodes_free_ratio:.0%} of the inodes free where {disk.path} lies"))
-    return verdict_of(judged, {"free_bytes": float(min((disk.free_bytes for disk in disks), default=0))})
+    fullest = min(disks, key=lambda disk: disk.free_ratio, default=None)
+    measured = {} if fullest is None else {"free_bytes": fullest.free_bytes, "size_bytes": fullest.total_bytes}
+    return verdict_of(judged, {name: float(value) for name, value in measured.items()})
 
 
 def judge_store(clock_skew_s: float | None) -> ProbeVerdict:

@@ -46,14 +46,15 @@ from synapse_ops.manifests.servers.postgres_container import (
     start_script,
 )
 from synapse_ops.manifests.servers.redis_and_qdrant import qdrant_config, redis_conf
-from synapse_ops.manifests.stack.parts import PRIMARY, QDRANT, REDIS, database_parts
+from synapse_ops.manifests.stack.parts import NODE_EXPORTER_PORT, PRIMARY, QDRANT, REDIS, database_parts
 from synapse_ops.manifests.stack.probes import FAILURES
 from synapse_ops.manifests.stack.processes import QDRANT_API_KEY, REDIS_PASSWORD, SECRETS_DIR
 from synapse_ops.manifests.yaml_text import write_yaml
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import MONITORING_USER, POSTGRES_EXPORTER_PORT, QDRANT_GRPC_PORT, REDIS_EXPORTER_PORT
 
-POSTGRES, METRICS = "postgres", "metrics"
+POSTGRES, METRICS, VOLUME = "postgres", "metrics", "volume"  # names of ports
+_VOLUME_DIR = "/volume"
 _START_LIMIT = timedelta(minutes=10)
 # A node that is killed while it recovers begins again, and a standby while it is cloned, with the whole load on the
 # primary. Recovery: CloudNativePG's start delay; a clone: 4 TB at 50 MB/s.
@@ -124,7 +125,10 @@ def _node(spec: Spec, node: str) -> list[Object]:
         **_exporter_probes(),
     )
     ports = [service_port(POSTGRES, spec.database.port), service_port(METRICS, POSTGRES_EXPORTER_PORT)]
-    pod = pod_template(spec, node, [server, exporter], grace_s=120, volumes=volumes, spread_by_revision=False)
+    ports.append(service_port(VOLUME, NODE_EXPORTER_PORT))
+    pod = pod_template(
+        spec, node, [server, exporter, _volume_exporter(spec)], grace_s=120, volumes=volumes, spread_by_revision=False
+    )
     return [*objects, *_stateful(spec, node, pod, ports, spec.kubernetes.storage.database)]
 
 
@@ -159,8 +163,10 @@ def redis_objects(spec: Spec) -> list[Object]:
         volumeMounts=exporter_mounts,
         **_exporter_probes(),
     )
-    pod = pod_template(spec, REDIS, [server, exporter], grace_s=30, volumes=volumes, spread_by_revision=False)
+    containers = [server, exporter, _volume_exporter(spec)]
+    pod = pod_template(spec, REDIS, containers, grace_s=30, volumes=volumes, spread_by_revision=False)
     ports = [service_port(REDIS, spec.redis.port), service_port(METRICS, REDIS_EXPORTER_PORT)]
+    ports.append(service_port(VOLUME, NODE_EXPORTER_PORT))
     return [config, *_stateful(spec, REDIS, pod, ports, spec.kubernetes.storage.redis)]
 
 
@@ -187,9 +193,31 @@ def qdrant_objects(spec: Spec) -> list[Object]:
             {"httpGet": {"path": "/livez", "port": "http", "scheme": scheme}},
         ),
     )
-    pod = pod_template(spec, QDRANT, [server], grace_s=60, volumes=volumes, spread_by_revision=False)
+    containers = [server, _volume_exporter(spec)]
+    pod = pod_template(spec, QDRANT, containers, grace_s=60, volumes=volumes, spread_by_revision=False)
     ports = [service_port("http", spec.qdrant.port), service_port("grpc", QDRANT_GRPC_PORT)]
+    ports.append(service_port(VOLUME, NODE_EXPORTER_PORT))
     return [config, *_stateful(spec, QDRANT, pod, ports, spec.kubernetes.storage.qdrant)]
+
+
+def _volume_exporter(spec: Spec) -> Object:
+    """Return what tells how full the volume is: the server does not, and the kubelet tells only who has a right on
+    nodes. It sees the file systems of its own container alone.
+    """
+    return container(
+        "volume-exporter",
+        spec.docker.images.node_exporter,
+        helper_resources(),
+        args=[
+            "--collector.disable-defaults",
+            "--collector.filesystem",
+            f"--collector.filesystem.mount-points-include=^{_VOLUME_DIR}$",
+            f"--web.listen-address=:{NODE_EXPORTER_PORT}",
+        ],
+        ports=[_container_port(VOLUME, NODE_EXPORTER_PORT)],
+        volumeMounts=[{"name": "data", "mountPath": _VOLUME_DIR, "readOnly": True}],
+        **_exporter_probes(VOLUME),
+    )
 
 
 def _stateful(spec: Spec, part: str, pod: Object, ports: list[Object], size: int) -> list[Object]:
@@ -224,9 +252,9 @@ def _probes(ready: Object, live: Object, *, start_limit: timedelta = _START_LIMI
     }
 
 
-def _exporter_probes() -> dict[str, Any]:
+def _exporter_probes(port: str = METRICS) -> dict[str, Any]:
     often = {"periodSeconds": 30, "timeoutSeconds": 5, "failureThreshold": FAILURES}
     return {
-        "livenessProbe": {"tcpSocket": {"port": METRICS}} | often,
-        "readinessProbe": {"httpGet": {"path": "/", "port": METRICS}} | often,
+        "livenessProbe": {"tcpSocket": {"port": port}} | often,
+        "readinessProbe": {"httpGet": {"path": "/", "port": port}} | often,
     }

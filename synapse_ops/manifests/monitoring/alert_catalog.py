@@ -12,6 +12,7 @@ from datetime import timedelta
 from synapse_ops.domain.backup.ages import SLACK
 from synapse_ops.domain.backup.kinds import BASE, DUMP, RDB, SNAPSHOT, Kind
 from synapse_ops.manifests.monitoring.alert_archive import archive_alerts
+from synapse_ops.manifests.monitoring.alert_disk import disk_alerts
 from synapse_ops.manifests.monitoring.alert_failover import failover_alerts
 from synapse_ops.manifests.monitoring.alert_rule import AlertRule, Proof, Series
 from synapse_ops.manifests.monitoring.alert_wal import slot_alerts, wal_alerts
@@ -23,7 +24,6 @@ from synapse_ops.spec.units import format_duration
 
 CERTIFICATE_WARNING = timedelta(days=21)
 CERTIFICATE_CRITICAL = timedelta(days=7)
-LEAST_DISK_BYTES = 5 << 30
 XID_AGE = 1_000_000_000  # half of the distance; PostgreSQL itself warns at 40 million left
 HEARTBEAT = "Watchdog"
 
@@ -194,7 +194,7 @@ def _cache() -> Iterator[AlertRule]:
 
 
 def _hosts() -> Iterator[AlertRule]:
-    left, free = "synapse_ops_certificate_left_seconds", "synapse_ops_disk_free_bytes"
+    left = "synapse_ops_certificate_left_seconds"
     for name, limit, severity in (
         ("CertificateExpiresSoon", CERTIFICATE_WARNING, "warning"),
         ("CertificateExpiresNow", CERTIFICATE_CRITICAL, "critical"),
@@ -211,30 +211,7 @@ def _hosts() -> Iterator[AlertRule]:
             dashboard="system",
             proof=Proof(bad=(Series(left, bound - 1),), good=(Series(left, bound),)),
         )
-    yield AlertRule(
-        name="DiskNearlyFull",
-        expr=f"min({free}) < {LEAST_DISK_BYTES}",
-        hold=_FIVE,
-        severity="critical",
-        summary="{{ $value | humanize1024 }}B are left on a disk",
-        description="PostgreSQL stops when its disk is full, and a backup needs room to work.",
-        page="disk-nearly-full",
-        dashboard="system",
-        proof=Proof(bad=(Series(free, LEAST_DISK_BYTES - 1),), good=(Series(free, LEAST_DISK_BYTES),)),
-    )
-    available = 'node_filesystem_avail_bytes{job="node",instance="host:9100",fstype="ext4",mountpoint="/"}'
-    size = 'node_filesystem_size_bytes{job="node",instance="host:9100",fstype="ext4",mountpoint="/"}'
-    yield AlertRule(
-        name="FileSystemNearlyFull",
-        expr="instance:node_filesystem_used:ratio > 0.9",
-        hold=timedelta(minutes=15),
-        severity="warning",
-        summary="{{ $labels.mountpoint }} of {{ $labels.instance }} is {{ $value | humanizePercentage }} full",
-        description="Whatever lies on it stops when it is full.",
-        page="disk-nearly-full",
-        dashboard="system",
-        proof=Proof(bad=(Series(available, 5), Series(size, 100)), good=(Series(available, 20), Series(size, 100))),
-    )
+    yield from disk_alerts()
 
 
 def _probes(spec: Spec) -> Iterator[AlertRule]:

@@ -3,8 +3,8 @@
 Three places, the same jobs: `hosts` with the addresses of the spec, `compose` with service names, `kubernetes` with
 those of Services, whole enough for a Prometheus of any namespace. Targets are static, so that the file alone says what
 is watched; `prometheus.targets` replaces those of a job. Only the pods of the API and of the worker come and go: they
-are found by the names of their headless Services, which asks DNS and no right in the cluster. The node exporter and
-the blackbox exporter belong to compose and hosts; a cluster has its own.
+are found by the names of their headless Services, which asks DNS and no right in the cluster. The exporter of a whole
+node and the blackbox exporter belong to compose and hosts; a cluster has its own.
 """
 
 from __future__ import annotations
@@ -191,6 +191,8 @@ def _in_cluster(spec: Spec, job: str) -> list[Address]:
     if job == "qdrant":
         ours = parts.is_ours(spec, "qdrant", "kubernetes")
         return [_service(spec, parts.QDRANT, spec.qdrant.port)] if ours else _qdrant_nodes(spec)
+    if job == "node":  # beside each store, for the space on its volume; the nodes have exporters of the cluster's own
+        return [_service(spec, part, parts.NODE_EXPORTER_PORT) for part in parts.volume_parts(spec)]
     if job == "synapse_ops":
         return [prober_address(spec, "kubernetes")]
     if job == "alertmanager":

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from synapse_ops.manifests.stack.parts import (
     API,
     HTTPS_PORT,
+    NODE_EXPORTER_PORT,
     OPS,
     PRIMARY,
     QDRANT,
@@ -25,6 +26,7 @@ from synapse_ops.manifests.stack.parts import (
     is_ours,
     node_addresses,
     qdrant_nodes,
+    volume_parts,
 )
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import (
@@ -114,6 +116,7 @@ def flows(spec: Spec) -> tuple[Flow, ...]:
         *(Flow(MONITORING, node, POSTGRES_EXPORTER_PORT, "metrics") for node in database_parts(spec)),
         Flow(MONITORING, REDIS, REDIS_EXPORTER_PORT, "metrics"),
         *(Flow(MONITORING, QDRANT, port, "metrics") for port in vectors),
+        *(Flow(MONITORING, part, NODE_EXPORTER_PORT, "space on its volume") for part in volume_parts(spec)),
         Flow(MONITORING, OPS, spec.watch.port or OPS_METRICS_PORT, "metrics"),
     ]
     if has_wal_receiver(spec):

@@ -149,6 +149,14 @@ def database_parts(spec: Spec) -> tuple[str, ...]:
     return (PRIMARY, STANDBY)[: len(spec.failover.nodes)]
 
 
+def volume_parts(spec: Spec) -> tuple[str, ...]:
+    """Return the stores that have a volume of their own in the cluster."""
+    parts_of: dict[Store, tuple[str, ...]] = {
+        "database": database_parts(spec), "redis": (REDIS,), "qdrant": (QDRANT,)
+    }  # fmt: skip
+    return tuple(part for store, parts in parts_of.items() if is_ours(spec, store, "kubernetes") for part in parts)
+
+
 def database_nodes(spec: Spec, place: PlaceName) -> tuple[Address, ...]:
     """Return where a client of the database tries to connect, in this order: every node, of which one takes writes.
 

@@ -60,6 +60,7 @@ _TOLD: Mapping[str, _Told] = {
     "connected_clients": _Told("redis_clients", "Clients of Redis."),
     "certificate_days": _Told("certificate_left_seconds", "Time until the first certificate ends.", _DAY_S),
     "free_bytes": _Told("disk_free_bytes", "Free space of the fullest disk that is checked."),
+    "size_bytes": _Told("disk_size_bytes", "Size of that disk."),
     "clock_skew_s": _Told("object_store_clock_skew_seconds", "How far the store's clock is ahead of ours."),
     "peers": _Told("qdrant_peers", "Peers in the cluster that a node sees.", of_node=True),
     "pending_operations": _Told("qdrant_pending_operations", "Changes that wait for consensus.", of_node=True),

@@ -38,6 +38,7 @@ _SERVED: Mapping[str, tuple[str, ...]] = {
         "synapse_ops_redis_clients",
         "synapse_ops_certificate_left_seconds",
         "synapse_ops_disk_free_bytes",
+        "synapse_ops_disk_size_bytes",
         "synapse_ops_backup_timestamp_seconds",
         "synapse_ops_objectives_met",
         "synapse_ops_proof_timestamp_seconds",

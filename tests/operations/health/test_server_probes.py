@@ -284,15 +284,18 @@ def test_redis_that_will_refuse_writes_is_not_healthy() -> None:
 
 
 def test_a_disk_is_judged_by_share_and_by_size() -> None:
-    """A tenth of a large disk is plenty; half a gibibyte of any is not."""
+    """A tenth of a large disk is plenty; a small volume, such as the prober's own of 2 GiB, is not full when empty."""
     gib = 1024**3
 
     def state(total: int, free: float, inodes: float | None = None) -> State:
         return judge_disks([DiskUse("/data", total * gib, int(free * gib), inodes)]).state
 
     assert state(10_000, 500) is State.HEALTHY
-    assert state(100, 5) is State.DEGRADED
-    assert state(100, 0.4) is State.FAILED
+    assert state(100, 6) is State.DEGRADED
+    assert state(100, 4.9) is State.FAILED
+    assert state(2, 1.9) is State.HEALTHY
+    assert state(2, 0.15) is State.DEGRADED
+    assert state(2, 0.09) is State.FAILED
     assert state(100, 50, 0.01) is State.DEGRADED
 
 
