@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -58,6 +59,8 @@ def command(place: Place, *, watch: bool, as_json: bool) -> None:
 
 def _read(place: Place) -> HealthReport:
     from synapse_ops.operations.health.report import ask_once, is_watched, read_health
+    from synapse_ops.operations.stack_probes import stack_probes
+    from synapse_ops.services.dagster.home import has_embedded_stack
 
     state_dir, fault = place.state_dir.absolute(), ""
     if is_watched(state_dir):
@@ -69,7 +72,8 @@ def _read(place: Place) -> HealthReport:
             if report.rows and not report.is_overdue:
                 return report
             fault = "it has stored nothing for longer than was due" if report.rows else ""
-    return replace(ask_once(place.stack()), prober_fault=fault)
+    probes = partial(stack_probes, place.stack(), is_embedded=has_embedded_stack(state_dir))
+    return replace(ask_once(probes), prober_fault=fault)
 
 
 def _watch(place: Place) -> None:

@@ -35,7 +35,7 @@ def merged_definitions() -> dg.Definitions:
         manifest_definitions(),
         backup_definitions(loaded.spec, place),
         collection_definitions(),
-        health_definitions(loaded, Stack(loaded, place.state_dir)),
+        health_definitions(loaded, Stack(loaded, place.state_dir), is_embedded=place.is_embedded),
         active_alert_definitions(),
         cleanup_definitions(loaded.spec, place),
         alarm_definitions(loaded.spec.name, loaded.spec.alerting.runbook_url),

@@ -22,6 +22,7 @@ CHECK_PAGES: Mapping[str, str] = {
 }
 _PROBE_PAGES: Mapping[str, str] = {
     "server/replication": "primary-down",
+    "server/failover": "failover-not-armed",
     "server/disk": "disk-nearly-full",
     "server/certificates": "certificate-expires",
     "server/object-store": "repository-unreadable",

@@ -148,8 +148,9 @@ async def serve(spec_path: Path, state_dir: Path) -> None:
     """Probe until SIGTERM or SIGINT. Raises the error of a part that ended by itself."""
     from synapse_ops.local.failover_place import embedded_place
 
-    prober = Prober(spec_path, state_dir)
-    database = DatabaseWatch(lambda: prober.stack, state_dir, embedded_place(state_dir))
+    place = embedded_place(state_dir)
+    prober = Prober(spec_path, state_dir, is_embedded=place is not None)
+    database = DatabaseWatch(lambda: prober.stack, state_dir, place)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, prober.stop)

@@ -34,7 +34,9 @@ from synapse_ops.local.embedded_stack import (
 )
 from synapse_ops.local.layout import far_root, find_layout
 from synapse_ops.local.stack import SERVER_NAMES
+from synapse_ops.operations.failover.armed import NAME
 from synapse_ops.operations.failover.ledger import Ledger, Pause
+from synapse_ops.operations.health.report import read_health
 from synapse_ops.operations.release import document_changes
 from synapse_ops.operations.release import store as release
 from synapse_ops.services.dagster.home import HOME_VARIABLE
@@ -121,6 +123,17 @@ def test_every_server_runs_with_what_later_protection_relies_on(state_dir: Path)
         )
         directories = str(value(connection, "show unix_socket_directories"))
     assert not Path(directories).is_relative_to(find_layout(state_dir).data)
+
+
+def test_the_health_of_the_stack_says_whether_failover_is_armed(state_dir: Path) -> None:
+    """And why not: here it is paused."""
+    up(state_dir)
+
+    def said() -> bool:
+        rows = read_health(state_dir, datetime.now(UTC)).rows
+        return any(row.probe.name == NAME and "these tests kill servers" in row.condition.reason for row in rows)
+
+    assert wait_for(said, STREAMING_TIMEOUT_S)
 
 
 def test_a_look_at_a_certificate_leaves_no_word_in_a_servers_log(state_dir: Path) -> None:

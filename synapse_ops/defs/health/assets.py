@@ -55,9 +55,9 @@ class MonthConfig(dg.Config):
     )
 
 
-def health_definitions(loaded: "LoadedSpec", stack: "Stack") -> dg.Definitions:
+def health_definitions(loaded: "LoadedSpec", stack: "Stack", *, is_embedded: bool = False) -> dg.Definitions:
     """Return the group's assets, checks, jobs, schedules and the sensor. stack: only its spec is read here."""
-    external = _external_assets(stack)
+    external = _external_assets(stack, is_embedded=is_embedded)
     keys = [spec.key for spec in external]
     report, availability = _health_report(keys), _availability_report(keys, loaded.spec)
     report_job = dg.define_asset_job(
@@ -85,8 +85,8 @@ def health_definitions(loaded: "LoadedSpec", stack: "Stack") -> dg.Definitions:
     )
 
 
-def _external_assets(stack: "Stack") -> list[dg.AssetSpec]:
-    from synapse_ops.operations.health.probes import probes_of
+def _external_assets(stack: "Stack", *, is_embedded: bool) -> list[dg.AssetSpec]:
+    from synapse_ops.operations.stack_probes import stack_probes
     from synapse_ops.systems.probe_clients import HttpClients
 
     return [
@@ -103,7 +103,7 @@ def _external_assets(stack: "Stack") -> list[dg.AssetSpec]:
             "prober. An event for each change of state, and one an hour with what was measured; no event for two hours "
             "means that no prober runs.",
         )
-        for probe in probes_of(stack, HttpClients())
+        for probe in stack_probes(stack, HttpClients(), is_embedded=is_embedded)
     ]
 
 

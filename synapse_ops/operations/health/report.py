@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,8 +20,6 @@ from synapse_ops.domain.health.states import (
 )
 from synapse_ops.operations.health.asker import Asker, Probe
 from synapse_ops.operations.health.history import SPAN_S, Change, ProbeRow, believed_condition, reading_history
-from synapse_ops.operations.health.probes import probes_of
-from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.probe_clients import HttpClients
 
 DAY = timedelta(days=1)
@@ -113,15 +111,15 @@ def is_watched(state_dir: Path) -> bool:
     return False
 
 
-def ask_once(stack: Stack) -> HealthReport:
-    """Ask every probe of a stack once, all at the same time, and return what each said. Writes nothing here."""
-    return asyncio.run(_ask_all(stack))
+def ask_once(probes_with: Callable[[HttpClients], Sequence[Probe]]) -> HealthReport:
+    """Ask every probe once, all at the same time, and return what each said. Writes nothing here."""
+    return asyncio.run(_ask_all(probes_with))
 
 
-async def _ask_all(stack: Stack) -> HealthReport:
+async def _ask_all(probes_with: Callable[[HttpClients], Sequence[Probe]]) -> HealthReport:
     clients = HttpClients()
     try:
-        probes = probes_of(stack, clients)
+        probes = probes_with(clients)
         verdicts = await asyncio.gather(*(Asker(probe).ask() for probe in probes))
     finally:
         await clients.close()

@@ -35,6 +35,7 @@ _TOLD: Mapping[str, _Told] = {
     "primaries": _Told("replication_primaries", "PostgreSQL nodes that take writes."),
     "standbys": _Told("replication_standbys", "PostgreSQL nodes that replay WAL."),
     "lag_bytes": _Told("replication_lag_bytes", "WAL that the last standby has not replayed."),
+    "armed": _Told("failover_armed", "1 while a dead primary would be failed over; no series where we do not."),
     "lag_s": _Told("replication_lag_seconds", "Replay delay of the last standby."),
     "is_standby": _Told("postgres_is_standby", "1 where WAL is replayed.", of_node=True),
     "connections": _Told("postgres_connections", "Open connections of clients.", of_node=True),

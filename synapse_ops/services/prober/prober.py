@@ -40,9 +40,9 @@ from synapse_ops.operations.health.history import (
     is_damage,
     kept_conditions,
 )
-from synapse_ops.operations.health.probes import probes_of
 from synapse_ops.operations.spec_in_force import read_spec_in_force
 from synapse_ops.operations.stack import Stack
+from synapse_ops.operations.stack_probes import stack_probes
 from synapse_ops.services.prober.protection import read_protection
 from synapse_ops.services.spec_watch import SpecWatch
 from synapse_ops.systems.probe_clients import HttpClients
@@ -80,9 +80,10 @@ class Watched:
 class Prober:
     """Probes, stores and serves verdicts. `run` blocks until `stop`; one per event loop."""
 
-    def __init__(self, spec_path: Path, state_dir: Path) -> None:
-        """Raises ConfigError when there never was a valid spec."""
+    def __init__(self, spec_path: Path, state_dir: Path, *, is_embedded: bool = False) -> None:
+        """is_embedded: the nodes of the embedded stack are failed over here. Raises ConfigError for no valid spec."""
         self.state_dir = state_dir
+        self._is_embedded = is_embedded
         self.spec_path = spec_path
         self.watched: dict[str, Watched] = {}
         self.beats = 0
@@ -184,7 +185,9 @@ class Prober:
         loop = asyncio.get_running_loop()
         kept = await loop.run_in_executor(self._disk, self._read_conditions)
         clients = HttpClients()
-        probes = probes_of(self._stack, clients)  # may raise: what is asked now goes on
+        probes = stack_probes(
+            self._stack, clients, is_embedded=self._is_embedded
+        )  # may raise: what is asked now goes on
         old_clients, self._clients = self._clients, clients
         for watched in self.watched.values():
             kept[watched.probe.name, watched.probe.target] = watched.condition
