@@ -4,6 +4,7 @@
       leases/<name>.json                                 one writer at a time (docs/repository-format.md, "Leases")
       plans/<kind>-<digest>.jsonl                        a plan that may be applied by its digest
       probes/<host>-<8 hex>.json                         put, read and removed by a prober of the store
+      drills/<time>-<6 hex>.json                         scores of drills (domain/recovery/drill_score.py)
       <identity>/dump/<database>/<backup id>/            a logical dump of one database
       <identity>/snapshot/<collection>/<backup id>/      the Qdrant snapshots of one collection
       <identity>/rdb/<address>/<backup id>/              an RDB snapshot of one Redis server
