@@ -15,6 +15,7 @@ from synapse_ops.manifests.bundle import Bundle
 from synapse_ops.manifests.servers.tls import HTTP_PORT
 from synapse_ops.manifests.stack import parts
 from synapse_ops.manifests.stack.prober import prober_spec
+from synapse_ops.manifests.stack.processes import application_processes
 from synapse_ops.spec import Spec, fixed
 from synapse_ops.spec.secrets import holds_literal_secret
 
@@ -69,8 +70,7 @@ def _is_a_command(line: str) -> bool:
 
 def connections_fit(_: Bundle, spec: Spec) -> Iterator[Finding]:
     """All processes' pools together stay below `database.max_connections`; else some wait at full load."""
-    pods = spec.autoscaling.max_replicas if spec.autoscaling else spec.kubernetes.replicas
-    processes = pods * spec.server.workers + spec.kubernetes.worker_replicas * spec.worker.processes
+    processes = application_processes(spec)
     wanted = processes * spec.database.pool_size
     if wanted > spec.database.max_connections:
         message = (
@@ -86,6 +86,18 @@ def the_firewall_opens_the_service(_: Bundle, spec: Spec) -> Iterator[Finding]:
     if service.type != "ClusterIP" and all(each.port != service.port for each in spec.firewall.inbound):
         message = f"firewall.inbound does not open port {service.port}: the Service cannot be reached from outside"
         yield Finding("the_firewall_opens_the_service", "kubernetes/20-network.yaml", message, "note")
+
+
+def the_way_in_is_one_and_encrypted(_: Bundle, spec: Spec) -> Iterator[Finding]:
+    """Requests come by the entry, over TLS with the stack's certificate, and past no other way."""
+    service, entry = spec.kubernetes.service, spec.kubernetes.entry
+    if service.type != "ClusterIP":
+        beside = "" if entry.kind == "none" else f", beside the {entry.kind}"
+        message = f"kubernetes.service.type is {service.type}: without TLS{beside}, and anyone there may read /metrics"
+        yield Finding("the_way_in_is_one_and_encrypted", "kubernetes/41-api.yaml", message, "note")
+    if entry.kind == "ingress" and not entry.hosts:
+        message = "kubernetes.entry.hosts is empty: ingress-nginx and others serve a certificate of their own"
+        yield Finding("the_way_in_is_one_and_encrypted", "kubernetes/50-entry.yaml", message, "note")
 
 
 def ports_of_a_host_differ(_: Bundle, spec: Spec) -> Iterator[Finding]:
@@ -151,6 +163,7 @@ RULES: tuple[Rule, ...] = (
     no_document_holds_a_secret,
     connections_fit,
     the_firewall_opens_the_service,
+    the_way_in_is_one_and_encrypted,
     ports_of_a_host_differ,
     the_prober_asks_other_hosts,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from synapse_ops.manifests.document import Document, text_document
-from synapse_ops.manifests.stack.probes import START_LIMIT, liveness, liveness_failures
+from synapse_ops.manifests.stack.probes import PERIOD_S, START_LIMIT, TIMEOUT_S, liveness, liveness_failures
 from synapse_ops.manifests.stack.processes import STOP_SIGNAL, USER_ID, api_command
 from synapse_ops.manifests.stack.units import whole_seconds
 from synapse_ops.spec import Spec
@@ -83,10 +83,8 @@ CMD {json.dumps(list(api_command(spec)[1:]))}
 
 def _healthcheck(spec: Spec) -> str:
     probe = liveness(spec)
-    interval, timeout = ("30s", "5s")
-    if probe is not None:
-        interval, timeout = f"{whole_seconds(probe.interval)}s", f"{whole_seconds(probe.timeout)}s"
-    times = f"--interval={interval} --timeout={timeout} --start-period={whole_seconds(START_LIMIT)}s"
+    timeout_s = TIMEOUT_S if probe is None else probe.timeout_s
+    times = f"--interval={PERIOD_S}s --timeout={timeout_s}s --start-period={whole_seconds(START_LIMIT)}s"
     return f"HEALTHCHECK {times} --retries={liveness_failures(spec)} \\\n  CMD {json.dumps(list(health_command(spec)))}"
 
 
@@ -96,5 +94,5 @@ def health_command(spec: Spec) -> tuple[str, ...]:
     port = spec.server.port
     if probe is None:
         return ("python", "-c", f"import socket; socket.create_connection(('127.0.0.1', {port}), 5)")
-    call = f"urlopen({f'http://127.0.0.1:{port}{probe.path}'!r}, timeout={whole_seconds(probe.timeout)})"
+    call = f"urlopen({f'http://127.0.0.1:{port}{probe.path}'!r}, timeout={probe.timeout_s})"
     return ("python", "-c", f"from urllib.request import urlopen; {call}")

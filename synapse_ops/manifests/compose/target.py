@@ -46,7 +46,7 @@ from synapse_ops.manifests.stack.parts import (
     has_wal_receiver,
     is_ours,
 )
-from synapse_ops.manifests.stack.probes import START_LIMIT, liveness, liveness_failures
+from synapse_ops.manifests.stack.probes import PERIOD_S, START_LIMIT, TIMEOUT_S, liveness, liveness_failures
 from synapse_ops.manifests.stack.processes import (
     STOP_SIGNAL,
     USER_ID,
@@ -157,9 +157,6 @@ def _networks(spec: Spec) -> tuple[str, ...]:
 
 def _api(spec: Spec, stores: list[str]) -> Service:
     probe = liveness(spec)
-    interval_s, timeout_s = (30, 5)
-    if probe is not None:
-        interval_s, timeout_s = whole_seconds(probe.interval), whole_seconds(probe.timeout)
     command = api_command(spec)
     return service(
         spec.kubernetes.image,
@@ -167,8 +164,8 @@ def _api(spec: Spec, stores: list[str]) -> Service:
         resources=part_resources(spec),
         healthcheck=check(
             ("CMD", *health_command(spec)),
-            interval_s=interval_s,
-            timeout_s=timeout_s,
+            interval_s=PERIOD_S,
+            timeout_s=TIMEOUT_S if probe is None else probe.timeout_s,
             start_s=whole_seconds(START_LIMIT),
             retries=liveness_failures(spec),
         ),

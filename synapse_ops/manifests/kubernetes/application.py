@@ -19,7 +19,16 @@ from synapse_ops.manifests.kubernetes.objects import (
 )
 from synapse_ops.manifests.stack.flows import ANYONE, inbound
 from synapse_ops.manifests.stack.parts import API, API_PODS, WORKER, object_name
-from synapse_ops.manifests.stack.probes import FAILURES, START_LIMIT, Probe, liveness, liveness_failures, readiness
+from synapse_ops.manifests.stack.probes import (
+    FAILURES,
+    PERIOD_S,
+    START_LIMIT,
+    TIMEOUT_S,
+    Probe,
+    liveness,
+    liveness_failures,
+    readiness,
+)
 from synapse_ops.manifests.stack.processes import (
     DRAIN_S,
     api_command,
@@ -63,10 +72,10 @@ def api_objects(spec: Spec) -> list[Object]:
         lifecycle={"preStop": {"sleep": {"seconds": DRAIN_S}}},
         **probes,
     )
-    scaled = spec.autoscaling is not None
+    scaled, fewest = spec.autoscaling, spec.kubernetes.replicas
     objects = [
         service_account(spec, API),
-        _deployment(spec, API, pod, replicas=None if scaled else spec.kubernetes.replicas),
+        _deployment(spec, API, pod, fewest=scaled.min_replicas if scaled else fewest, is_scaled=scaled is not None),
         _service(spec),
         # the API's own Service balances: a scrape through it would meet another pod each time, with other counters
         headless_service(spec, API, [service_port(HTTP, spec.server.port)], name=object_name(spec, API_PODS)),
@@ -98,7 +107,7 @@ def worker_objects(spec: Spec) -> list[Object]:
     )
     return [
         service_account(spec, WORKER),
-        _deployment(spec, WORKER, pod, replicas=spec.kubernetes.worker_replicas),
+        _deployment(spec, WORKER, pod, fewest=spec.kubernetes.worker_replicas),
         headless_service(spec, WORKER, [service_port(METRICS, WORKER_METRICS_PORT)]),
         disruption_budget(spec, WORKER),
     ]
@@ -125,13 +134,11 @@ def _unexpanded(argument: str) -> str:
 
 def _probe(probe: Probe | None) -> Object:
     if probe is None:
-        return {"tcpSocket": {"port": HTTP}, "periodSeconds": 30, "timeoutSeconds": 5, "failureThreshold": FAILURES}
-    return {
-        "httpGet": {"path": probe.path, "port": HTTP},
-        "periodSeconds": whole_seconds(probe.interval),
-        "timeoutSeconds": whole_seconds(probe.timeout),
-        "failureThreshold": FAILURES,
-    }
+        asked: Object = {"tcpSocket": {"port": HTTP}}
+    else:
+        asked = {"httpGet": {"path": probe.path, "port": HTTP}}
+    timeout_s = TIMEOUT_S if probe is None else probe.timeout_s
+    return asked | {"periodSeconds": PERIOD_S, "timeoutSeconds": timeout_s, "failureThreshold": FAILURES}
 
 
 def _start_probe(probe: Probe | None) -> Object:
@@ -145,17 +152,19 @@ def _start_tries(period_s: int) -> int:
     return max(FAILURES, whole_seconds(START_LIMIT) // period_s)
 
 
-def _deployment(spec: Spec, part: str, pod: Object, *, replicas: int | None) -> Object:
-    """replicas: None where an autoscaler decides; a rendered number would undo its decision at each apply."""
+def _deployment(spec: Spec, part: str, pod: Object, *, fewest: int, is_scaled: bool = False) -> Object:
+    """fewest: pods that there are at least. A rollout leaves one of them: where there is one alone, its successor comes
+    first. is_scaled: an autoscaler decides; a rendered number would undo its decision at each apply.
+    """
     deadline_s = max(2, whole_seconds(spec.updates.timeout))
-    body: Object = {} if replicas is None else {"replicas": replicas}
+    body: Object = {} if is_scaled else {"replicas": fewest}
     body |= {
         "revisionHistoryLimit": 5,
         "progressDeadlineSeconds": deadline_s,
         "minReadySeconds": min(_CALM_S, deadline_s - 1),
         "strategy": {
             "type": "RollingUpdate",
-            "rollingUpdate": {"maxUnavailable": spec.updates.max_unavailable, "maxSurge": 1},
+            "rollingUpdate": {"maxUnavailable": min(spec.updates.max_unavailable, fewest - 1), "maxSurge": 1},
         },
         "selector": {"matchLabels": selector(spec, part)},
         "template": pod,

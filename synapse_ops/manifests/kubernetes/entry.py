@@ -5,24 +5,40 @@ The oldest TLS version is a setting of the controller, not of these objects; tls
 
 from __future__ import annotations
 
-from synapse_ops.manifests.kubernetes.objects import Object, thing, tls_secret_name
-from synapse_ops.manifests.stack.parts import API, HTTPS_PORT, object_name
+from synapse_ops.manifests.kubernetes.objects import Object, selector, thing, tls_secret_name
+from synapse_ops.manifests.stack.parts import API, HTTPS_PORT, INTERNAL_PATH, object_name
 from synapse_ops.manifests.stack.units import milliseconds
 from synapse_ops.spec import Spec
 
-ENTRY = "entry"
+ENTRY, NOTHING = "entry", "nothing"
+_REFUSED = "/.refused"
 
 
 def entry_objects(spec: Spec) -> list[Object]:
     """Return the objects of the chosen kind; none when nothing is to be reached by HTTPS."""
     kind = spec.kubernetes.entry.kind
-    return [] if kind == "none" else [_ingress(spec)] if kind == "ingress" else [_gateway(spec), _route(spec)]
+    if kind == "none":
+        return []
+    return [_nothing(spec), _ingress(spec)] if kind == "ingress" else [_gateway(spec), _route(spec)]
+
+
+def _nothing(spec: Spec) -> Object:
+    """Return a Service without a pod: an Ingress cannot refuse a path, but what it sends here is answered by 503."""
+    port = {"name": "nothing", "port": spec.kubernetes.service.port, "protocol": "TCP"}
+    body = {"type": "ClusterIP", "selector": selector(spec, NOTHING), "ports": [port]}
+    return thing(spec, "Service", "v1", NOTHING, spec=body)
 
 
 def _ingress(spec: Spec) -> Object:
     entry = spec.kubernetes.entry
     service = {"name": object_name(spec, API), "port": {"number": spec.kubernetes.service.port}}
-    paths = {"paths": [{"path": "/", "pathType": "Prefix", "backend": {"service": service}}]}
+    nothing = {"name": object_name(spec, NOTHING), "port": {"number": spec.kubernetes.service.port}}
+    told = {INTERNAL_PATH: nothing, "/": service}
+    paths = {
+        "paths": [
+            {"path": path, "pathType": "Prefix", "backend": {"service": backend}} for path, backend in told.items()
+        ]
+    }
     rules = [{"host": host, "http": paths} for host in entry.hosts] or [{"http": paths}]
     tls: Object = {"secretName": tls_secret_name(spec)}
     if entry.hosts:
@@ -48,15 +64,25 @@ def _gateway(spec: Spec) -> Object:
 
 def _route(spec: Spec) -> Object:
     entry = spec.kubernetes.entry
-    limit = spec.server.timeout
+    passed = {
+        "backendRefs": [{"name": object_name(spec, API), "port": spec.kubernetes.service.port}],
+        "timeouts": {"request": _gateway_duration(milliseconds(spec.server.timeout))},
+    }
     body: Object = {
         "parentRefs": [{"name": object_name(spec, ENTRY)}],
         "rules": [
             {
-                "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
-                "backendRefs": [{"name": object_name(spec, API), "port": spec.kubernetes.service.port}],
-                "timeouts": {"request": _gateway_duration(milliseconds(limit))},
-            }
+                "matches": [{"path": {"type": "PathPrefix", "value": INTERNAL_PATH}}],
+                # the API's answer is 404: a route has no way to refuse, and without a backend controllers differ
+                "filters": [
+                    {
+                        "type": "URLRewrite",
+                        "urlRewrite": {"path": {"type": "ReplaceFullPath", "replaceFullPath": _REFUSED}},
+                    }
+                ],
+                **passed,
+            },
+            {"matches": [{"path": {"type": "PathPrefix", "value": "/"}}], **passed},
         ],
     }
     if entry.hosts:

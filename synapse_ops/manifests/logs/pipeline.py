@@ -175,7 +175,9 @@ def _set_up(spec: Spec, place: Place) -> str:
 set -eu
 cd "$(dirname "$0")"
 authorization() {{
-  [ -z "${{ELASTICSEARCH_API_KEY:-}}" ] || printf 'header = "Authorization: ApiKey %s"\\n' "$ELASTICSEARCH_API_KEY"
+  [ -n "${{ELASTICSEARCH_API_KEY:-}}" ] || return 0
+  key="$(printf '%s' "$ELASTICSEARCH_API_KEY" | sed 's/["\\\\]/\\\\&/g')"
+  printf 'header = "Authorization: ApiKey %s"\\n' "$key"
 }}
 put() {{
   authorization | curl --config - --silent --show-error --fail --max-time 30 --retry 10 --retry-connrefused \\

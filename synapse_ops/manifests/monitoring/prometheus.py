@@ -79,8 +79,6 @@ def _jobs(spec: Spec, place: Place) -> Iterator[dict[str, object]]:
     for job in ("api", "worker", "db", "redis", "qdrant", "node", "synapse_ops", "wal", "prometheus", "alertmanager"):
         targets = scraped_addresses(spec, job, place)
         settings: dict[str, object] = {"job_name": job}
-        if job == "api" and place == "hosts" and _base(spec).startswith("https:"):
-            settings["scheme"] = "https"
         if job == "qdrant":
             settings |= _qdrant_access(spec, place)
         if targets and place == "kubernetes" and job in _BY_POD:
@@ -161,7 +159,7 @@ def _on_hosts(spec: Spec, job: str) -> list[Address]:
         nodes = [node.host for node in parts.node_addresses(spec, "hosts")]
     redis, qdrant = _host(spec.redis.host), _qdrant_nodes(spec)
     if job == "api":
-        return [parts.authority_of(_base(spec))]
+        return [_api_on_hosts(spec)]
     if job == "db":
         return [Address(host, fixed.POSTGRES_EXPORTER_PORT) for host in dict.fromkeys(nodes)]
     if job == "redis":
@@ -229,6 +227,13 @@ def _base(spec: Spec) -> str:
     if spec.health_base_url is not None:
         return spec.health_base_url.rstrip("/")
     return f"http://{address_of(spec, parts.API, 'hosts')}"
+
+
+def _api_on_hosts(spec: Spec) -> Address:
+    """Return where the API itself is: a proxy in front of it, at the ports of HTTP and HTTPS, refuses /metrics."""
+    base = parts.authority_of(_base(spec))
+    is_proxy = base.port in (80, parts.HTTPS_PORT)
+    return Address(base.host, spec.server.port) if is_proxy else base
 
 
 def _split(address: str) -> Address:

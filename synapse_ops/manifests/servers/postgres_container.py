@@ -1,7 +1,8 @@
 """What the official PostgreSQL image needs to be a node: its start script, the roles of a new primary, its arguments.
 
 Passwords are files below /run/secrets. libpq refuses a passfile that others may read, and mounted secrets often are;
-so each node writes its own into memory when it starts.
+so each node writes its own into memory when it starts. PostgreSQL is as strict about its key: in compose, where the
+file has the owner and mode that it has on the host, the node takes a copy of that too. In the cluster it is root's.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ CONFIG_DIR = "/etc/postgresql"
 DATA_DIR = "/var/lib/postgresql/data"
 RUN_DIR = "/var/run/postgresql"
 _PASSFILE = "/tmp/replication.pgpass"  # noqa: S108 - a tmpfs of the container's own
+_KEY = {"hosts": "", "compose": "/tmp/tls.key", "kubernetes": f"{SECRETS_DIR}/tls.key"}  # noqa: S108 - the same
 _WAL_FUNCTIONS = "pg_switch_wal(), pg_create_restore_point(text), pg_wal_replay_pause(), pg_wal_replay_resume()"
 
 SERVER_ENVIRONMENT = {
@@ -57,8 +59,11 @@ def start_script(spec: Spec, node: str, place: PlaceName) -> str:
     user = spec.database.replication_user.replace("\\", "\\\\").replace(":", "\\:")
     clone, passfile = "", ""
     if spec.failover.standby is not None:
-        entry = f"{{ printf '*:*:*:%s:' {_shell(user)}; cat {SECRETS_DIR}/{REPLICATION_PASSWORD}; echo; }}"
+        escaped = f"sed 's/[\\\\:]/\\\\&/g' {SECRETS_DIR}/{REPLICATION_PASSWORD}"  # as libpq reads the file
+        entry = f"{{ printf '*:*:*:%s:' {_shell(user)}; {escaped}; echo; }}"
         passfile = f"{entry} >{_PASSFILE}\n"
+    if _KEY[place] != f"{SECRETS_DIR}/tls.key":
+        passfile += f"cat {SECRETS_DIR}/tls.key >{_KEY[place]}\n"
     if node == STANDBY:
         source = container_conninfo(spec, node, place)
         clone = f"""
@@ -118,7 +123,7 @@ def server_arguments(spec: Spec, node: str, place: PlaceName) -> list[str]:
         "hba_file": f"{CONFIG_DIR}/pg_hba.conf",
         "port": str(spec.database.port),
         "ssl_cert_file": f"{SECRETS_DIR}/tls.crt",
-        "ssl_key_file": f"{SECRETS_DIR}/tls.key",
+        "ssl_key_file": _KEY[place],
     }
     if spec.failover.standby is not None:
         settings["primary_conninfo"] = container_conninfo(spec, node, place)

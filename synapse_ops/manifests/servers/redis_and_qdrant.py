@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from synapse_ops.manifests.document import Document, text_document, yaml_document
 from synapse_ops.manifests.stack.parts import has_qdrant_cluster
+from synapse_ops.manifests.stack.processes import application_processes
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import QDRANT_GRPC_PORT
 
-READS_REDIS = frozenset({"redis", "resources", "backup"})
+READS_REDIS = frozenset({"redis", "resources", "backup", "server", "worker", "kubernetes", "autoscaling"})
 READS_QDRANT = frozenset({"qdrant", "tls"})
 _OTHER_CLIENTS = 32  # probes, exporter, this tool, and Redis' own reserve
 
@@ -28,7 +29,8 @@ def redis_conf(spec: Spec) -> str:
         "port": spec.redis.port,
         "protected-mode": "yes" if is_locked else "no",
         "databases": 16,
-        "maxclients": spec.redis.max_connections + _OTHER_CLIENTS,
+        # each process has a connection at least
+        "maxclients": max(spec.redis.max_connections, application_processes(spec)) + _OTHER_CLIENTS,
         "timeout": 0,
         "tcp-keepalive": 60,
         "maxmemory": f"{memory}b",
@@ -36,6 +38,10 @@ def redis_conf(spec: Spec) -> str:
         "appendonly": "yes",
         "appendfsync": "everysec",
         "save": "60 1000",
+        # a cache goes on when a snapshot fails, for the sake of which nobody stops; what is backed up refuses writes
+        "stop-writes-on-bgsave-error": "no" if spec.backup.redis is None else "yes",
+        # with a snapshot that fails it would stay until it is killed
+        "shutdown-on-sigterm": "force" if spec.backup.redis is None else "default",
         "dir": "/data",
         "busy-reply-threshold": int(spec.redis.timeout.total_seconds() * 1000),
         "shutdown-timeout": 10,

@@ -10,6 +10,7 @@ from synapse_ops.manifests.document import Document, text_document
 from synapse_ops.manifests.stack.parts import (
     API,
     HTTPS_PORT,
+    INTERNAL_PATH,
     QDRANT,
     Address,
     PlaceName,
@@ -19,7 +20,7 @@ from synapse_ops.manifests.stack.parts import (
     node_addresses,
     object_name,
 )
-from synapse_ops.manifests.stack.probes import FAILURES, readiness
+from synapse_ops.manifests.stack.probes import FAILURES, PERIOD_S, readiness
 from synapse_ops.manifests.stack.units import whole_seconds
 from synapse_ops.spec import Spec
 
@@ -115,6 +116,9 @@ http {{
     listen [::]:{https} ssl;
     server_name {names};
     add_header Strict-Transport-Security "max-age=31536000" always;
+    location ~ ^{INTERNAL_PATH}(/|$) {{
+      return 404;  # Prometheus asks the API itself
+    }}
     location / {{
       proxy_pass http://api;
       proxy_http_version 1.1;
@@ -145,8 +149,7 @@ def _word(path: str) -> str:
 def haproxy_cfg(spec: Spec, upstream: Address) -> str:
     """Return a whole haproxy.cfg that does the same, and that takes an API out of service which cannot serve."""
     pem = f"/etc/haproxy/certs/{spec.name}.pem"
-    limit_s, probe = whole_seconds(spec.server.timeout), readiness(spec)
-    interval_s = whole_seconds(probe.interval) if probe is not None else 10
+    limit_s = whole_seconds(spec.server.timeout)
     return f"""# haproxy 2.6 or newer. Check: haproxy -c -f haproxy.cfg
 global
   ssl-default-bind-ciphers {CIPHERS}
@@ -167,12 +170,14 @@ frontend http
 frontend https
   # haproxy takes chain and key in one file: cat {spec.tls.cert_file} {spec.tls.key_file} > {pem}
   bind :::{HTTPS_PORT} v4v6 ssl crt {pem}
+  # Prometheus asks the API itself
+  http-request deny deny_status 404 if {{ path,url_dec -m reg ^/*{INTERNAL_PATH}(/|$) }}
   http-request set-header X-Forwarded-Proto https
   http-response set-header Strict-Transport-Security "max-age=31536000"
   default_backend api
 
 backend api
-{_haproxy_check(spec)}  server {object_name(spec)} {upstream} check inter {interval_s}s fall {FAILURES}
+{_haproxy_check(spec)}  server {object_name(spec)} {upstream} check inter {PERIOD_S}s fall {FAILURES}
 """
 
 
@@ -184,5 +189,5 @@ def _haproxy_check(spec: Spec) -> str:
     path = probe.path.replace("'", "\\'")  # the only character of a path that means something in this file
     return f"""  option httpchk
   http-check send meth GET uri {path} ver HTTP/1.1 hdr Host localhost
-  timeout check {whole_seconds(probe.timeout)}s
+  timeout check {probe.timeout_s}s
 """

@@ -44,6 +44,8 @@ KIBANA_PORT = 5601
 ELASTICSEARCH_PORT = 9200
 LOGSTASH_API_PORT = 9600
 HTTPS_PORT = 443
+# What the API tells Prometheus and nobody outside. Health checks pass the entry: `health_base_url` may lead there.
+INTERNAL_PATH = "/metrics"
 
 _LONGEST_NAME = 63  # of a Service and of a label's value
 

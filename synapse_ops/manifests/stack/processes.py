@@ -54,6 +54,12 @@ def api_command(spec: Spec) -> tuple[str, ...]:
     return ("uvicorn", spec.docker.application, *flags, "--no-server-header")
 
 
+def application_processes(spec: Spec) -> int:
+    """Return how many processes of API and worker there are at most, each with connections of its own."""
+    pods = spec.autoscaling.max_replicas if spec.autoscaling else spec.kubernetes.replicas
+    return pods * spec.server.workers + spec.kubernetes.worker_replicas * spec.worker.processes
+
+
 def worker_command(spec: Spec) -> tuple[str, ...]:
     """Return the worker's command line: the module's own, without options; it reads its environment."""
     return ("python", "-m", spec.docker.worker_module)

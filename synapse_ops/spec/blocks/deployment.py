@@ -12,7 +12,6 @@ from synapse_ops.spec.block import (
     Block,
     BucketUrl,
     Cores,
-    Count,
     Duration,
     DurationOrZero,
     ImageName,
@@ -92,7 +91,9 @@ class KubernetesService(Block):
     """How the application is reached from outside the cluster."""
 
     port: Port = Field(80, description="Port of the Service.")
-    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field("LoadBalancer", description="Type of the Service.")
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
+        "ClusterIP", description="Type of the Service; the other two are a way in without TLS beside `entry`."
+    )
 
 
 class Entry(Block):
@@ -194,6 +195,8 @@ class Updates(Block):
     """The maintenance window in which new releases are rolled out."""
 
     schedule: Schedule = Field(Cron("0 2 * * 0"), description="When the window opens, in `time_zone`.")
-    max_unavailable: Count = Field(1, le=10_000, description="Pods that may be down at once during a rollout.")
+    max_unavailable: int = Field(
+        1, ge=0, le=10_000, description="Pods that may be down at once during a rollout; one always stays."
+    )
     timeout: Duration = Field(timedelta(seconds=600), description="A rollout not ready by then has failed.")
     rollback: bool = Field(True, description="Whether a failed rollout is rolled back automatically.")

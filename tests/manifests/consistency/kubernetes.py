@@ -60,8 +60,14 @@ def selectors_find_their_pods(view: View) -> Iterator[Finding]:
 
 
 def services_reach_ports(view: View) -> Iterator[Finding]:
-    """A Service finds pods, and each of its target ports is a port of theirs."""
+    """A Service finds pods, and each of its target ports is a port of theirs. The one to which an Ingress sends what
+    nobody outside may ask finds none.
+    """
     for path, found in view.of_kind("Service"):
+        if found["metadata"]["labels"]["app.kubernetes.io/name"] == "nothing":
+            if _matching(view, found["spec"]["selector"]):
+                yield Finding("services_reach_ports", path, f"{name_of(found)} selects a pod")
+            continue
         pods = _matching(view, found["spec"].get("selector", {}))
         if not pods or not found["spec"].get("selector"):
             yield Finding("services_reach_ports", path, f"{name_of(found)} selects no pod")

@@ -154,8 +154,23 @@ class _Timeouts(_Strict):
     request: _Duration
 
 
+class _NewPath(_Strict):
+    type: Literal["ReplaceFullPath"]
+    replace_full_path: str = Field(pattern="^/", max_length=1024)
+
+
+class _Rewrite(_Strict):
+    path: _NewPath
+
+
+class _Filter(_Strict):
+    type: Literal["URLRewrite"]
+    url_rewrite: _Rewrite
+
+
 class _RouteRule(_Strict):
     matches: list[_Match] = Field(min_length=1)
+    filters: list[_Filter] = Field([], max_length=16)
     backend_refs: list[_BackendRef] = Field(min_length=1)
     timeouts: _Timeouts
 

@@ -90,11 +90,6 @@ def the_health_check_is_one(view: View) -> Iterator[Finding]:
     if repr(f"http://127.0.0.1:{view.spec.server.port}{path}") not in call and path:
         yield Finding(rule, _COMPOSE, f"api is not asked for {path} as in {found[0]}")
     yield from _haproxy_check(view, *found)
-    wanted = [each for each in view.spec.health if each.url.startswith("/")]
-    if wanted and path != wanted[0].url:
-        yield Finding(
-            rule, found[0], f"the api is asked for {path}, not for {wanted[0].url} of health.{wanted[0].name}"
-        )
 
 
 def _haproxy_check(view: View, path: str, api: dict[str, Any]) -> Iterator[Finding]:

@@ -54,7 +54,9 @@ SPEC: dict[str, Any] = {
     "backup": {"database": {"base": {"full_every": "7d"}}},
     "resources": {"limits": {"memory": "256Mi"}, "requests": {"memory": "64Mi"}},
 }
-PASSWORDS = {name: f"{name} 'of\" tests" for name in ("postgres", "database", "replication", "monitoring")}
+PASSWORDS = {
+    name: f"{name} 'of\" te:s\\ts\\\\ $d `e` &%40" for name in ("postgres", "database", "replication", "monitoring")
+}
 ENTRYPOINT = """#!/bin/bash
 set -euo pipefail
 shift
@@ -129,6 +131,7 @@ def nodes() -> Iterator[tuple[Node, Node]]:
     for path in secrets.iterdir():
         path.chmod(0o600)
         give_to(identity, path)
+    (secrets / "tls.key").chmod(0o440)  # as docs/manifests.md says, which PostgreSQL refuses of a file of its own
     tools = tools_for(identity, find_pg_tools(17), folder / "programs")
     (folder / "bin").mkdir()
     (folder / "bin" / "docker-entrypoint.sh").write_text(ENTRYPOINT)
@@ -155,6 +158,7 @@ def _start(folder: Path, home: Path, name: str, port: int, ports: dict[str, int]
     changes = {f"host={other} port=5432": f"host=localhost port={number}" for other, number in ports.items()}
     changes |= {"port=5432": f"port={port}", "/run/secrets": str(folder / "secrets"), "/etc/postgresql": str(home)}
     changes |= {"/var/lib/postgresql/data": str(home / "data"), "/tmp/replication.pgpass": str(home / "pgpass")}
+    changes |= {"/tmp/tls.key": str(home / "tls.key")}
 
     def here(text: str) -> str:
         for old, new in changes.items():

@@ -1,0 +1,163 @@
+"""API and worker in the cluster: probes that find a dead pod, rollouts that leave one, and the ways in."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from synapse_ops.manifests.bundle import render_bundle
+from synapse_ops.manifests.consistency import check_consistency
+from synapse_ops.spec import Spec
+from synapse_ops.spec.loading import check_text
+
+
+def spec_with(**blocks: Any) -> Spec:
+    loaded, faults = check_text(json.dumps({"name": "synapse"} | blocks), Path("spec.yaml"))
+    assert loaded is not None, faults
+    return loaded.spec
+
+
+def objects_of(spec: Spec, path: str, kind: str) -> list[dict[str, Any]]:
+    documents = render_bundle(spec).by_path
+    found = yaml.load_all(documents[path].text, yaml.CSafeLoader) if path in documents else ()
+    return [each for each in found if each["kind"] == kind]
+
+
+def deployment(spec: Spec, path: str = "kubernetes/41-api.yaml") -> dict[str, Any]:
+    [found] = objects_of(spec, path, "Deployment")
+    return found
+
+
+def check(url: str, **more: str) -> dict[str, str]:
+    return {"name": re.sub(r"\W+", "-", url).strip("-"), "url": url} | more
+
+
+DB, DEEP = check("/health/db", interval="10m"), check("/health?deep=1")
+
+
+@pytest.mark.parametrize(
+    ("health", "live", "ready"),
+    [
+        ([DB, check("/health")], "/health", "/health/db"),
+        ([check("/health"), DB], "/health", "/health/db"),
+        ([DB], None, "/health/db"),
+        ([DEEP, check("/ready")], None, "/health?deep=1"),
+        ([check("/health"), check("/health/live"), DB], "/health/live", "/health"),
+        ([check("/api/v1/healthz")], "/api/v1/healthz", "/api/v1/healthz"),
+        ([check("/db/health"), check("/redis/ping")], None, "/db/health"),
+        ([check("https://elsewhere.example.org/health")], None, None),
+        ([], None, None),
+    ],
+)
+def test_a_dependency_never_decides_whether_a_process_lives(
+    health: list[dict[str, str]], live: str | None, ready: str | None
+) -> None:
+    """The order of the list says nothing: a pod that is restarted because its database is away serves no one sooner."""
+    [container] = deployment(spec_with(health=health))["spec"]["template"]["spec"]["containers"]
+    asked = [container[f"{kind}Probe"].get("httpGet", {}).get("path") for kind in ("liveness", "readiness", "startup")]
+
+    assert asked == [live, ready, live]
+
+
+@pytest.mark.parametrize(("interval", "timeout"), [("10m", "10m"), ("30s", "5s"), ("100ms", "1ms")])
+def test_how_often_an_endpoint_is_monitored_is_no_period_of_a_probe(interval: str, timeout: str) -> None:
+    """A dead pod is out of service within half a minute, and none is killed for being busy for a moment: with
+    `interval: 10m` it stayed for 30 minutes.
+    """
+    health = [check("/health", interval=interval, timeout=timeout), check("/ready", interval=interval, timeout=timeout)]
+    spec = spec_with(health=health)
+    [container] = deployment(spec)["spec"]["template"]["spec"]["containers"]
+    for kind in ("liveness", "readiness"):
+        probe = container[f"{kind}Probe"]
+        assert probe["periodSeconds"] * probe["failureThreshold"] <= 30
+        assert 5 <= probe["timeoutSeconds"] <= probe["periodSeconds"]
+    bundle = render_bundle(spec)
+    assert " check inter 10s fall 3\n" in bundle.by_path["tls/haproxy.cfg"].text
+    assert "HEALTHCHECK --interval=10s " in bundle.by_path["docker/Dockerfile"].text
+
+
+@pytest.mark.parametrize(
+    ("blocks", "wanted"),
+    [
+        ({"autoscaling": None, "kubernetes": {"replicas": 1, "worker_replicas": 1}}, (0, 0)),
+        ({"autoscaling": {"min_replicas": 1}, "kubernetes": {"worker_replicas": 2}}, (0, 1)),
+        ({"autoscaling": {"min_replicas": 2}, "updates": {"max_unavailable": 2}}, (1, 1)),
+        ({"autoscaling": {"min_replicas": 5}, "updates": {"max_unavailable": 2}}, (2, 1)),
+        ({"updates": {"max_unavailable": 0}}, (0, 0)),
+    ],
+)
+def test_a_rollout_never_takes_the_last_pod(blocks: dict[str, Any], wanted: tuple[int, int]) -> None:
+    """Where there is one pod alone, its successor comes first."""
+    spec = spec_with(**blocks)
+    rollouts = [
+        deployment(spec, path)["spec"]["strategy"]["rollingUpdate"]
+        for path in ("kubernetes/41-api.yaml", "kubernetes/42-worker.yaml")
+    ]
+
+    assert tuple(each["maxUnavailable"] for each in rollouts) == wanted
+    assert all(each["maxSurge"] == 1 for each in rollouts)
+
+
+def test_an_ingress_sends_metrics_to_a_service_without_pods() -> None:
+    """The longer prefix wins, and what selects no pod has nobody to answer."""
+    spec = spec_with(kubernetes={"entry": {"hosts": ["api.example.org"]}})
+    [ingress] = objects_of(spec, "kubernetes/50-entry.yaml", "Ingress")
+    [nothing] = objects_of(spec, "kubernetes/50-entry.yaml", "Service")
+    [rule] = ingress["spec"]["rules"]
+    backends = {each["path"]: each["backend"]["service"]["name"] for each in rule["http"]["paths"]}
+
+    assert backends == {"/metrics": nothing["metadata"]["name"], "/": "synapse-api"}
+    pods = [deployment(spec, f"kubernetes/{name}.yaml") for name in ("41-api", "42-worker")]
+    for labels in (pod["spec"]["template"]["metadata"]["labels"] for pod in pods):
+        assert not nothing["spec"]["selector"].items() <= labels.items()
+
+
+def test_a_route_asks_the_api_for_another_path_than_metrics() -> None:
+    [route] = objects_of(
+        spec_with(kubernetes={"entry": {"kind": "gateway"}}), "kubernetes/50-gateway.yaml", "HTTPRoute"
+    )
+    first, rest = route["spec"]["rules"]
+
+    assert first["matches"] == [{"path": {"type": "PathPrefix", "value": "/metrics"}}]
+    assert first["filters"][0]["urlRewrite"]["path"] == {
+        "type": "ReplaceFullPath",
+        "replaceFullPath": "/.refused",
+    }
+    assert "filters" not in rest
+
+
+def test_prometheus_asks_the_api_itself_and_not_the_proxy_that_refuses() -> None:
+    spec = spec_with(health_base_url="https://api.example.org")
+    jobs = yaml.load(render_bundle(spec).by_path["prometheus/prometheus.yml"].text, yaml.CSafeLoader)["scrape_configs"]
+    [job] = [each for each in jobs if each["job_name"] == "api"]
+
+    assert job["static_configs"] == [{"targets": ["api.example.org:8000"]}]
+    assert "scheme" not in job
+
+
+@pytest.mark.parametrize(
+    ("kubernetes", "noted"),
+    [
+        ({"entry": {"hosts": ["api.example.org"]}}, []),
+        ({}, ["kubernetes.entry.hosts is empty"]),
+        ({"entry": {"kind": "gateway"}}, []),
+        (
+            {"entry": {"hosts": ["api.example.org"]}, "service": {"type": "LoadBalancer"}},
+            ["kubernetes.service.type is LoadBalancer: without TLS, beside the ingress"],
+        ),
+        ({"entry": {"kind": "none"}, "service": {"type": "NodePort"}}, ["kubernetes.service.type is NodePort"]),
+    ],
+)
+def test_there_is_one_way_in_with_a_certificate_or_it_is_noted(kubernetes: dict[str, Any], noted: list[str]) -> None:
+    """By default no plain-HTTP load balancer stands beside the Ingress."""
+    spec = spec_with(kubernetes=kubernetes)
+    found = check_consistency(render_bundle(spec), spec)
+    messages = [each.message for each in found if each.rule == "the_way_in_is_one_and_encrypted"]
+
+    assert len(messages) == len(noted)
+    assert all(message.startswith(start) for message, start in zip(messages, noted, strict=True))
