@@ -49,6 +49,9 @@ def up(state_dir: Path) -> None:
     began = time.monotonic()
     stack = start_stack(state_dir, progress=_show)
     echo(f"the embedded stack is up after {time.monotonic() - began:.1f} s", err=True)
+    for server in stack.state.servers.values():
+        if server.state == "fenced":
+            echo(f"{server.name} is fenced by incident {server.detail} and was not started: docs/failover.md", err=True)
     echo(f"spec: {_short(stack.spec_path)}", err=True)
     if stack.state.owner is not None:
         owner = f"`synapse-ops ui` or `demo` (pid {stack.state.owner.pid})"

@@ -71,7 +71,7 @@ class LocalNode:
         if standing is not None and standing not in {incident, *succeeds}:
             raise Refused(f'{self.name} is fenced by incident "{standing}", this is {incident}')
         shmid = saw_alive.shmid if saw_alive is not None and saw_alive.shmid is not None else self._shmid()
-        self._mark(incident)
+        self.server.write_fence(incident)
         killed = self._kill_all(incident)
         first = len(processes_in(self.server.data_dir))
         time.sleep(SECOND_LOOK_S)
@@ -86,21 +86,6 @@ class LocalNode:
             marker=self.server.fence() or "",
             saw_alive=saw_alive,
         )
-
-    def _mark(self, incident: str) -> None:
-        path = self.server.data_dir / FENCE_MARKER
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            os.write(descriptor, f"{incident}\n".encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        give_to(self.server.identity, path)
-        folder = os.open(self.server.data_dir, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def _kill_all(self, incident: str) -> int:
         """Send SIGKILL, the postmaster first, until two looks are empty. Only while the marker is this incident's."""
@@ -135,7 +120,7 @@ class LocalNode:
         if found != timeline or standing is not None or postmaster is None:
             at = f'timeline {found}, expected {timeline}; marker "{standing or ""}"'
             raise Refused(f"{self.name} is not stopped: {at}; {'it runs' if postmaster else 'it does not run'}")
-        self._mark(incident)
+        self.server.write_fence(incident)
         began_s = time.monotonic()
         postmaster.signal(signal.SIGINT)
         while self.server.is_running():

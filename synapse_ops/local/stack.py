@@ -1,6 +1,7 @@
 """The servers of the embedded stack as one thing: made from a layout, started side by side, stopped in order.
 
-Order of start: SeaweedFS, Redis, Qdrant, `ops` and the primary at once; the standby once the primary can be cloned or
+Order of start: SeaweedFS, Redis, Qdrant and `ops` at once; the primary once SeaweedFS was asked whether its timeline
+was ended (start_gate.py), at the first start at once as well; the standby once the primary can be cloned or
 followed; the application once its database exists; prober and WAL receiver at the end, when their spec is written.
 Every process is launched from the calling thread, because the kernel ends a child when the *thread* that forked it
 ends; only waiting happens in other threads.
@@ -28,6 +29,7 @@ from synapse_ops.local.servers.s3 import LISTENERS, SeaweedServer, find_weed
 from synapse_ops.local.servers.vectors import vector_server
 from synapse_ops.local.servers.wal import wal_server
 from synapse_ops.local.servers.watch import watch_server
+from synapse_ops.local.start_gate import fence_if_ended
 from synapse_ops.systems.host.processes import (
     ProcessMark,
     copy_tree_once,
@@ -127,11 +129,13 @@ class StackServers:
 
         die_with_us: what is started ends when the calling *thread* ends, even by kill -9.
         """
-        launcher, leader_is_over = Launcher(die_with_us=die_with_us), threading.Event()
+        launcher = Launcher(die_with_us=die_with_us)
+        leader_is_over, store_is_over = threading.Event(), threading.Event()
 
         def start_leader() -> None:
             try:
                 leader = self.databases.make_leader()
+                fence_if_ended(leader, self.layout, self.store.access, store_is_over)
                 if leader.fence() is None:  # else it is a state, which a rejoin or a person ends
                     self._start(launcher, leader)
                     self.databases.prepare_leader(leader)
@@ -153,8 +157,11 @@ class StackServers:
             self.databases.prepare_ops()
 
         def start_store() -> None:
-            self._start(launcher, self.store)
-            ObjectStore(f"s3://{BUCKET}/", self.store.access).create_bucket()
+            try:
+                self._start(launcher, self.store)
+                ObjectStore(f"s3://{BUCKET}/", self.store.access).create_bucket()
+            finally:
+                store_is_over.set()
 
         def start_api(api: ProgramServer) -> None:
             leader_is_over.wait()  # its database first

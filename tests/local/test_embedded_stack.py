@@ -35,10 +35,12 @@ from synapse_ops.local.embedded_stack import (
 from synapse_ops.local.layout import far_root, find_layout
 from synapse_ops.local.stack import SERVER_NAMES
 from synapse_ops.operations.failover.armed import NAME
+from synapse_ops.operations.failover.claims import claim_key
 from synapse_ops.operations.failover.ledger import Ledger, Pause
 from synapse_ops.operations.health.report import read_health
 from synapse_ops.operations.release import document_changes
 from synapse_ops.operations.release import store as release
+from synapse_ops.operations.stack import open_stack
 from synapse_ops.services.dagster.home import HOME_VARIABLE
 from synapse_ops.spec import load_spec
 from synapse_ops.systems.certificates import days_left_of_server
@@ -366,6 +368,27 @@ def test_a_fenced_server_is_not_started_and_the_others_are(state_dir: Path) -> N
         assert marker.exists()
     finally:
         marker.unlink()
+
+
+def test_a_primary_whose_timeline_another_one_ended_is_not_started_and_the_others_are(state_dir: Path) -> None:
+    """The repository holds the claim of an incident that no ledger here knows: somewhere a standby was promoted."""
+    stack = up(state_dir)
+    with admin(state_dir) as connection:
+        identifier = str(value(connection, "select system_identifier from pg_control_system()"))
+        timeline = int(str(value(connection, "select timeline_id from pg_control_checkpoint()")))
+    store = open_stack(stack.spec_path, state_dir).database_repository().store
+    key, marker = claim_key(identifier, timeline), find_layout(state_dir).data / "db-primary" / FENCE_MARKER
+    store.put_bytes(key, b'{"incident": "20261130T114210Z-3f9a1c"}')
+    try:
+        stop_stack(state_dir)
+        up(state_dir)
+
+        servers = stack_status(state_dir).servers
+        assert (servers["db-primary"].state, servers["db-primary"].detail) == ("fenced", "20261130T114210Z-3f9a1c")
+        assert {servers[name].state for name in SERVER_NAMES if name != "db-primary"} == {"running"}
+    finally:
+        store.delete([key])
+        marker.unlink(missing_ok=True)
 
 
 def test_down_leaves_no_process_no_socket_folder_and_says_so(state_dir: Path) -> None:

@@ -161,6 +161,22 @@ def objection(limits: Limits, earlier: Sequence[Incident], now: datetime) -> str
     return ""
 
 
+def ended_by(node: str, cluster: tuple[str, int], incidents: Sequence[Incident], holder: str | None) -> str:
+    """Return the incident that ended the timeline on which a node would start as the primary; empty: it may start.
+
+    cluster: system identifier and timeline of its control file. holder: the incident whose claim of that timeline's end
+    is in the repository; None: there is none, or the store did not answer. One that the ledger does not know counts:
+    nothing here says how it ended. One that it knows counts for its old primary alone, and only once the other node was
+    promoted, whose control file may still name the old timeline.
+    """
+    for one in incidents:
+        facts = one.facts
+        about = facts.get("system_identifier"), facts.get("timeline"), facts.get("old")
+        if about == (*cluster, node) and one.at(State.SWITCHING) is not None:
+            return one.id
+    return holder if holder is not None and all(one.id != holder for one in incidents) else ""
+
+
 @dataclass(frozen=True, slots=True)
 class WalBehind:
     """WAL of the old primary behind a position. end: of its last whole record; commits: whole transactions in it."""

@@ -97,7 +97,7 @@ class DatabaseServers:
         leading = [node for node in nodes if node.data_dir.exists() and not node.is_standby() and node.fence() is None]
         if len(leading) == 2:
             leading.sort(key=lambda node: node.control_timeline(), reverse=True)
-        leader = leading[0] if leading else self.primary
+        leader = leading[0] if leading else next((node for node in nodes if not node.is_standby()), self.primary)
         return leader, self.standby if leader is self.primary else self.primary
 
     def make_leader(self) -> PgServer:

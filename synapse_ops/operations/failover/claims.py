@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.repository import Repository
@@ -13,6 +15,7 @@ from synapse_ops.systems.s3.store import ConditionFailed
 
 PREFIX = "failover/"
 LIMIT_S = 2.0
+Answer = TypeVar("Answer")
 
 
 def claim_key(system_identifier: str, timeline: int) -> str:
@@ -36,11 +39,29 @@ def take_claim(repository: Repository, claim: Claim) -> str:
 
     A store that has not answered within 2 s is a refusal: what it did not confirm is not ours.
     """
-    found: list[str] = []
-    worker = threading.Thread(target=lambda: found.append(_take(repository, claim)), daemon=True)
+    found = _in_time(lambda: _take(repository, claim))
+    return f"the store did not answer within {LIMIT_S:g} s" if found is None else found
+
+
+def holder_of(repository: Repository, system_identifier: str, timeline: int) -> str | None:
+    """Return the incident that claimed the end of a timeline; None: nobody did, or the store does not say so in 2 s."""
+
+    def ask() -> str | None:
+        try:
+            found = repository.store.read_with_etag(claim_key(system_identifier, timeline))
+            return str(json.loads(found[0])["incident"]) if found is not None else None
+        except (SynapseOpsError, ValueError, KeyError, TypeError):
+            return None
+
+    return _in_time(ask)
+
+
+def _in_time(ask: Callable[[], Answer]) -> Answer | None:
+    found: list[Answer] = []
+    worker = threading.Thread(target=lambda: found.append(ask()), daemon=True)
     worker.start()
     worker.join(LIMIT_S)
-    return found[0] if found else f"the store did not answer within {LIMIT_S:g} s"
+    return found[0] if found else None
 
 
 def _take(repository: Repository, claim: Claim) -> str:

@@ -40,6 +40,7 @@ from synapse_ops.systems.postgres.programs import PgTools
 FENCE_MARKER = "synapse.fenced"  # in PGDATA: written by a failover, removed only by a rejoin; no start ignores it
 
 STANDBY_SIGNAL = "standby.signal"
+RECOVERY_SIGNAL = "recovery.signal"
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -222,6 +223,22 @@ class PgServer:
         with contextlib.suppress(FileNotFoundError):
             return (self.data_dir / FENCE_MARKER).read_text(errors="replace").strip()
         return None
+
+    def write_fence(self, incident: str) -> None:
+        """Write the fence marker so that a crash right after cannot lose it."""
+        path = self.data_dir / FENCE_MARKER
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.write(descriptor, f"{incident}\n".encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        give_to(self.identity, path)
+        folder = os.open(self.data_dir, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def is_standby(self) -> bool:
         """Return whether its data directory says that it starts as a standby."""

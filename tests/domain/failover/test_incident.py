@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from synapse_ops.domain.failover.incident import Entry, Incident, Limits, incidents_of, objection
+from synapse_ops.domain.failover.incident import Entry, Incident, Limits, ended_by, incidents_of, objection
 from synapse_ops.domain.failover.transitions import Event, IllegalTransition, State
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
@@ -48,6 +48,36 @@ def incident(
 def test_a_refusal_names_both_values(limits: Limits, earlier: list[Incident], why: str) -> None:
     found = objection(limits, earlier, NOW)
     assert (why in found) if why else found == ""
+
+
+CLUSTER = ("7300000000000000001", 4)
+
+
+def ended(*states: State, old: str = "db-primary", cluster: tuple[str, int] = CLUSTER) -> Incident:
+    facts = {"old": old, "system_identifier": cluster[0], "timeline": cluster[1]}
+    return Incident(tuple(Entry("ours", state, None, NOW, facts) for state in states))
+
+
+@pytest.mark.parametrize(
+    ("incidents", "holder", "by"),
+    [
+        ([], None, ""),
+        ([], "theirs", "theirs"),
+        ([ended(State.CONFIRMED, State.PROMOTING, State.SWITCHING, State.DONE)], None, "ours"),
+        ([ended(State.CONFIRMED, State.PROMOTING, State.SWITCHING, State.DONE)], "ours", "ours"),
+        ([ended(State.CONFIRMED, State.FENCING, State.UNPROVEN)], "ours", ""),  # nobody was promoted
+        ([ended(State.ASKED, State.STOPPING, State.ROLLED_BACK)], "ours", ""),
+        ([ended(State.CONFIRMED, State.SWITCHING, old="db-standby")], "ours", ""),  # it is the one that was promoted
+        ([ended(State.CONFIRMED, State.SWITCHING, cluster=("7300000000000000002", 4))], None, ""),
+        ([ended(State.CONFIRMED, State.SWITCHING, cluster=(CLUSTER[0], 3))], None, ""),
+        ([ended(State.CONFIRMED, State.REFUSED)], "theirs", "theirs"),
+    ],
+)
+def test_a_timeline_is_ended_by_a_promotion_or_by_a_claim_that_nobody_here_knows(
+    incidents: list[Incident], holder: str | None, by: str
+) -> None:
+    """The old primary of such a timeline must not go on with it; everybody else may."""
+    assert ended_by("db-primary", CLUSTER, incidents, holder) == by
 
 
 def test_a_ledger_is_read_back_as_it_was_written_and_a_closed_incident_takes_nothing_more() -> None:
