@@ -30,9 +30,9 @@ import psutil
 import psycopg
 
 from benchmarks.failover_patroni import measure_patroni
-from synapse_ops.cli.chaos import primary_processes
 from synapse_ops.domain.failover.incident import Incident
 from synapse_ops.local.embedded_stack import start_stack, stop_stack
+from synapse_ops.local.failover_place import primary_processes
 from synapse_ops.local.layout import find_layout
 from synapse_ops.local.servers.api import conninfo_file
 from synapse_ops.operations.failover.ledger import Ledger

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from synapse_ops.cli.options import state_dir_option
 from synapse_ops.cli.terminal import echo
-from synapse_ops.errors import Refused, counted
-
-if TYPE_CHECKING:
-    from synapse_ops.systems.host.processes import ProcessMark
+from synapse_ops.errors import counted
 
 _state_dir = state_dir_option("State directory of the embedded stack.")
 
@@ -29,24 +25,9 @@ def command() -> None:
     """
 
 
-def primary_processes(state_dir: Path) -> tuple[str, list[ProcessMark]]:
-    """Return the name of the node that takes writes and its processes, the postmaster first. Raises Refused."""
-    from synapse_ops.local.embedded_stack import stack_status
-    from synapse_ops.local.failover_place import embedded_databases
-    from synapse_ops.systems.host.processes import processes_in
-
-    databases = embedded_databases(state_dir.resolve())
-    if databases is None or not stack_status(state_dir).servers:
-        raise Refused(f"no embedded stack is in {state_dir}", hint="`synapse-ops local up` starts one.")
-    leader = databases.roles()[0]
-    postmaster = leader.mark()
-    if postmaster is None:
-        raise Refused(f"{leader.data_dir.name} does not run", hint="`synapse-ops local status` shows the servers.")
-    others = [mark for mark in processes_in(leader.data_dir) if mark != postmaster]
-    return leader.data_dir.name, [postmaster, *others]
-
-
 def _signal(state_dir: Path, number: signal.Signals, *, only_postmaster: bool = False) -> None:
+    from synapse_ops.local.failover_place import primary_processes
+
     name, marks = primary_processes(state_dir)
     hit = sum(mark.signal(number) for mark in (marks[:1] if only_postmaster else marks))
     echo(f"{number.name} to {counted(hit, 'process')} of {name}")

@@ -221,8 +221,8 @@ def _fail_over(state_dir: Path) -> str:
     """
     import signal
 
-    from synapse_ops.cli.chaos import primary_processes
     from synapse_ops.domain.failover.transitions import State
+    from synapse_ops.local.failover_place import primary_processes
     from synapse_ops.operations.failover.ledger import Ledger, Request
     from synapse_ops.operations.failover.status import read_status
 

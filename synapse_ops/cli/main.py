@@ -33,6 +33,7 @@ COMMANDS = {
     "vectors": ("vectors", "Switch an alias of Qdrant to a restored collection."),
     "failover": ("failover", "Show and steer the failover of PostgreSQL."),
     "switchover": ("switchover", "Have the standby take writes, on purpose and without loss."),
+    "drill": ("drill", "Rehearse a failover or a recovery on a disposable copy."),
     "chaos": ("chaos", "Break the embedded stack on purpose, to see what happens."),
     "wal": ("wal", "Show and steer for whom commits wait."),
     "check": ("check", "Try whether WAL arrives in the repository, and what could stop it."),

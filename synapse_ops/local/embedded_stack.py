@@ -58,12 +58,16 @@ class RunningStack:
 
 
 def start_stack(
-    state_dir: Path, *, die_with_us: bool = False, progress: ReportProgress = ignore_progress
+    state_dir: Path,
+    *,
+    die_with_us: bool = False,
+    without: frozenset[str] = frozenset(),
+    progress: ReportProgress = ignore_progress,
 ) -> RunningStack:
     """Start every server of the stack that does not run, and return when all are ready.
 
     die_with_us: what is started ends when the calling *thread* ends, even by kill -9, unless another command started
-    servers that run. Without it, it runs until `stop_stack`.
+    servers that run. Without it, it runs until `stop_stack`. without: servers that are not started.
     Raises Refused (disk nearly full, fenced server), ToolFailed with a server's last words, ConfigError, HostFailed.
     """
     layout = make_layout(state_dir)
@@ -71,11 +75,11 @@ def start_stack(
 
     def tell(stage: str) -> None:
         ready.append(stage)
-        progress(Progress(f"{stage} is ready", len(ready), len(SERVER_NAMES), "servers"))
+        progress(Progress(f"{stage} is ready", len(ready), len(SERVER_NAMES) - len(without), "servers"))
 
     with _locked(layout), host_errors(layout.root), _without_libpq_defaults():
         state = read_state(layout.state_file)
-        stack = make_stack(layout, state.ports)
+        stack = make_stack(layout, state.ports, without)
         if state.owner is not None and not state.owner.is_alive():
             stack.stop(lambda _: None)  # what a killed owner left is on its way out: wait for it
         us = ProcessMark.of(os.getpid())
@@ -297,7 +301,7 @@ def resettable(layout: StackLayout) -> list[Path]:
     from synapse_ops.operations.release import store as release
 
     own = [layout.data, layout.logs, layout.temp, layout.secrets, layout.programs, layout.root / "ledger"]
-    folders = ("proof", "locks", "cache", "dagster", "spec", "plans", "watch", "wal", "failover")
+    folders = ("proof", "locks", "cache", "dagster", "spec", "plans", "watch", "wal", "failover", "drills")
     own += [layout.root / name for name in folders]
     own += [layout.root / name for name in (release.FOLDER, document_changes.FOLDER)]
     own += [layout.root / RUNNER_LOCK, layout.state_file, layout.lock_file, layout.spec_file, layout.authority]

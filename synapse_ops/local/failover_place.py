@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from synapse_ops.errors import Refused
+from synapse_ops.local.embedded_stack import stack_status
 from synapse_ops.local.layout import find_layout
 from synapse_ops.local.node_control import LocalNode
 from synapse_ops.local.servers.api import conninfo_file
@@ -13,6 +15,7 @@ from synapse_ops.local.state import read_state
 from synapse_ops.operations.database.wal_source import SLOT as WAL_SLOT
 from synapse_ops.operations.failover.control import FailoverPlace
 from synapse_ops.operations.failover.ledger import FOLDER
+from synapse_ops.systems.host.processes import ProcessMark, processes_in
 
 
 def embedded_databases(state_dir: Path) -> DatabaseServers | None:
@@ -49,3 +52,16 @@ def embedded_place(state_dir: Path) -> FailoverPlace | None:
         application=lambda: conninfo_file(layout).read_text(encoding="utf-8").strip(),
         slots=(SLOT, WAL_SLOT),
     )
+
+
+def primary_processes(state_dir: Path) -> tuple[str, list[ProcessMark]]:
+    """Return the name of the node that takes writes and its processes, the postmaster first. Raises Refused."""
+    databases = embedded_databases(state_dir.resolve())
+    if databases is None or not stack_status(state_dir).servers:
+        raise Refused(f"no embedded stack is in {state_dir}", hint="`synapse-ops local up` starts one.")
+    leader = databases.roles()[0]
+    postmaster = leader.mark()
+    if postmaster is None:
+        raise Refused(f"{leader.data_dir.name} does not run", hint="`synapse-ops local status` shows the servers.")
+    others = [mark for mark in processes_in(leader.data_dir) if mark != postmaster]
+    return leader.data_dir.name, [postmaster, *others]

@@ -93,7 +93,10 @@ class Launcher:
 
 @dataclass
 class StackServers:
-    """All servers of one layout. Objects only; nothing runs until `start`."""
+    """All servers of one layout. Objects only; nothing runs until `start`.
+
+    without: names of servers that this stack does not have; a disposable copy needs only some.
+    """
 
     layout: StackLayout
     ports: dict[str, int]
@@ -104,6 +107,7 @@ class StackServers:
     api: ProgramServer | None
     watch: ProgramServer
     wal: ProgramServer
+    without: frozenset[str] = frozenset()
 
     def postgres(self) -> Mapping[str, PgServer]:
         databases = self.databases
@@ -119,7 +123,7 @@ class StackServers:
             found["api"] = self.api.mark()
         found["watch"] = self.watch.mark()
         found["wal"] = self.wal.mark()
-        return found
+        return {name: mark for name, mark in found.items() if name not in self.without}
 
     def logs(self) -> dict[str, Path]:
         return {name: self.layout.log(name) for name in SERVER_NAMES if name != "api" or self.api is not None}
@@ -178,7 +182,8 @@ class StackServers:
         if self.api is not None:
             steps["api"] = partial(start_api, self.api)
         with ThreadPoolExecutor(len(steps), thread_name_prefix="start") as pool:
-            futures = [pool.submit(_told, name, step, tell) for name, step in steps.items()]
+            wanted = {name: step for name, step in steps.items() if name not in self.without}
+            futures = [pool.submit(_told, name, step, tell) for name, step in wanted.items()]
             launcher.serve(futures)
         _raise_first(futures)
 
@@ -188,7 +193,7 @@ class StackServers:
 
     def start_residents(self, tell: TELL, *, die_with_us: bool) -> None:
         """Start prober and WAL receiver where they do not run: once the spec is written and all servers are up."""
-        residents = (self.watch, self.wal)
+        residents = [one for one in (self.watch, self.wal) if one.name not in self.without]
         for one in residents:
             if one.mark() is None:
                 one.begin_start(die_with_parent=die_with_us)
@@ -246,10 +251,13 @@ def _raise_first(futures: list[Future[None]]) -> None:
         raise first
 
 
-def make_stack(layout: StackLayout, kept_ports: Mapping[str, int]) -> StackServers:
+def make_stack(
+    layout: StackLayout, kept_ports: Mapping[str, int], without: frozenset[str] = frozenset()
+) -> StackServers:
     """Return the servers of a layout: passwords, certificates and ports are made where they are missing.
 
-    kept_ports: from the last time; one that a stranger has taken meanwhile is replaced.
+    kept_ports: from the last time; one that a stranger has taken meanwhile is replaced. without: servers that are never
+    started; the application then has no vectors, where that is Qdrant.
     """
     identity = layout.identity
 
@@ -279,9 +287,10 @@ def make_stack(layout: StackLayout, kept_ports: Mapping[str, int]) -> StackServe
     qdrant = vector_server(layout, ports["qdrant"])
     databases = stack_databases(layout, ports)
     app_password = databases.passwords.app
-    api = api_server(layout, ports["api"], ports["db-primary"], ports["db-standby"], ports["qdrant"], app_password)
+    nodes = (ports["db-primary"], ports["db-standby"])
+    api = api_server(layout, ports["api"], nodes, None if "qdrant" in without else ports["qdrant"], app_password)
     wal = wal_server(layout, ports["wal"])
-    return StackServers(layout, ports, databases, store, redis, qdrant, api, watch_server(layout), wal)
+    return StackServers(layout, ports, databases, store, redis, qdrant, api, watch_server(layout), wal, without)
 
 
 def _reachable_program(layout: StackLayout, program: Path, name: str) -> Path:

@@ -99,6 +99,15 @@ class TextForm:
         return {"type": "string", "pattern": f"^(?:{self.pattern})$", FORM: self.form} | examples
 
 
+def _parse_schedule_or_off(value: object) -> Cron | None:
+    if value is None or value == "off":
+        return None
+    try:
+        return parse_cron(value)
+    except ValueError as fault:
+        raise ValueError(f"{fault}; or off") from None
+
+
 _duration_out = PlainSerializer(format_duration, return_type=str)
 
 Duration = Annotated[  # more than 0; a bare number is seconds
@@ -133,6 +142,12 @@ Cores = Annotated[
 ]
 Schedule = Annotated[
     Cron, BeforeValidator(parse_cron), PlainSerializer(str, return_type=str), _text_schema(CRON_FORM, "0 2 * * 0")
+]
+ScheduleOrOff = Annotated[  # None: off
+    Cron | None,
+    BeforeValidator(_parse_schedule_or_off),
+    PlainSerializer(lambda value: "off" if value is None else str(value), return_type=str),
+    _text_schema(f"{CRON_FORM}, or off", "0 4 * * 6", "off"),
 ]
 TimeZone = Annotated[str, BeforeValidator(parse_time_zone), _text_schema(TIME_ZONE_FORM, "UTC", "Europe/Berlin")]
 Secret = Annotated[

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from synapse_ops.spec.block import Block, HttpUrl, StackName, TimeZone
 from synapse_ops.spec.blocks.application import Server, Worker
-from synapse_ops.spec.blocks.backup import Backup, Encryption, Objectives, Proof, RetentionRules
+from synapse_ops.spec.blocks.backup import Backup, Drills, Encryption, Objectives, Proof, RetentionRules
 from synapse_ops.spec.blocks.cleanup import Cleanup
 from synapse_ops.spec.blocks.deployment import Autoscaling, Docker, Kubernetes, Manifests, Resources, Updates
 from synapse_ops.spec.blocks.failover import Failover
@@ -54,6 +54,7 @@ class Spec(Block):
     retention: RetentionRules = RetentionRules()
     proof: Proof = Proof()
     objectives: Objectives = Objectives()
+    drills: Drills = Drills()
     firewall: Firewall = Firewall()
     tls: Tls = Tls()
     failover: Failover = Failover()

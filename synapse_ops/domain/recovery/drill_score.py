@@ -72,6 +72,14 @@ class DrillScore:
         """Whether it took as long as predicted; None where nothing was predicted or measured."""
         return self.predicted.holds(self.rto_s) if self.predicted is not None and self.rto_s is not None else None
 
+    @property
+    def expected(self) -> str:
+        """What was predicted, in words."""
+        found = self.predicted
+        if found is None:
+            return "no prediction yet"
+        return f"predicted {found.seconds:.2f} s ({found.low_s:.2f} to {found.high_s:.2f})"
+
     def to_bytes(self) -> bytes:
         """Return the document."""
         predicted = self.predicted

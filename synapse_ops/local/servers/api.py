@@ -18,12 +18,13 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "synapse" / "app.py"
 
 
 def api_server(
-    layout: StackLayout, port: int, primary_port: int, standby_port: int, vector_port: int, password: str
+    layout: StackLayout, port: int, node_ports: tuple[int, int], vector_port: int | None, password: str
 ) -> ProgramServer | None:
     """Return the stand-in; None where the examples are not installed beside the package.
 
     It runs as ourselves, because another identity may not be able to enter our virtual environment. Its address of the
     database names both nodes and asks for the one that takes writes, as an application that survives a failover does.
+    vector_port: None: it has no vectors.
     """
     if not EXAMPLE.is_file():
         return None
@@ -31,7 +32,7 @@ def api_server(
 
     address = make_conninfo(
         host="127.0.0.1,127.0.0.1",
-        port=f"{primary_port},{standby_port}",
+        port=",".join(map(str, node_ports)),
         dbname=APP_DATABASE,
         user=APP_USER,
         password=password,
@@ -47,11 +48,12 @@ def api_server(
     environment = dict(os.environ) | {
         "SYNAPSE_API_PORT": str(port),
         "SYNAPSE_API_DATABASE_FILE": str(conninfo_file(layout)),
-        "SYNAPSE_API_QDRANT_URL": f"http://127.0.0.1:{vector_port}",
-        "SYNAPSE_API_QDRANT_KEY_FILE": str(vector_key_file(layout)),
         "SYNAPSE_API_LEDGER": str(ledger / "acknowledged.jsonl"),
         "TMPDIR": str(layout.temp),
     }
+    if vector_port is not None:
+        environment["SYNAPSE_API_QDRANT_URL"] = f"http://127.0.0.1:{vector_port}"
+        environment["SYNAPSE_API_QDRANT_KEY_FILE"] = str(vector_key_file(layout))
     return ProgramServer(
         name="api",
         argv=[sys.executable, EXAMPLE],

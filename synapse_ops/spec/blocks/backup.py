@@ -1,4 +1,4 @@
-"""What is backed up, encrypted, proven and kept: `backup`, `encryption`, `retention`, `proof`, `objectives`."""
+"""What is backed up, encrypted, proven, kept and rehearsed: `backup`, `encryption`, `retention`, `proof`, ..."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from synapse_ops.spec.block import (
     Ratio,
     Retention,
     Schedule,
+    ScheduleOrOff,
     Secret,
     Size,
 )
@@ -180,4 +181,16 @@ class Objectives(Block):
     )
     rto: Duration = Field(
         timedelta(hours=1), description="Longest time of a restore, predicted from the proofs of the last backups."
+    )
+
+
+class Drills(Block):
+    """Rehearsals on a disposable copy on Dagster's host. Each leaves a score, by which `objectives` are judged."""
+
+    failover: ScheduleOrOff = Field(
+        Cron("0 4 * * 6"),
+        description="When the primary of a small copy is killed and failed over, in `time_zone`; off.",
+    )
+    recovery: ScheduleOrOff = Field(
+        Cron("0 5 * * 6"), description="When the newest backups are restored and thrown away, in `time_zone`; off."
     )
