@@ -44,6 +44,27 @@ def test_a_primary_that_is_alone_is_still_watched() -> None:
     assert rules.keys().isdisjoint({"TwoPrimaries", "StandbyMissing", "StandbyLag"})
 
 
+def test_no_exporter_is_expected_beside_a_managed_server() -> None:
+    """Nobody can install one there: TargetDown would fire for ever. One that is named is scraped."""
+    managed = "database: {host: db.example.org}\nfailover: {standby: null}\n"
+
+    assert not [target for targets in scraped(managed).values() for target in targets if "db.example.org" in target]
+    named = scraped(f"{managed}prometheus: {{targets: {{db: ['db.example.org:9187']}}}}")
+    assert named["db"] == ["db.example.org:9187"]
+    ours = scraped("failover: {standby: null}")
+    assert (ours["db"], "localhost:9100" in ours["node"]) == (["localhost:9187"], True)
+    two = scraped("database: {host: 10.0.0.7, nodes: {db-primary: '10.0.0.7:5432', db-standby: '10.0.0.8:5432'}}")
+    assert two["db"] == ["10.0.0.7:9187", "10.0.0.8:9187"]
+
+
+def scraped(text: str) -> dict[str, list[str]]:
+    """Return the targets of each job on hosts."""
+    loaded, faults = check_text(text, Path("spec.yaml"))
+    assert loaded is not None, faults
+    jobs = yaml.safe_load(render_bundle(loaded.spec).by_path["prometheus/prometheus.yml"].text)["scrape_configs"]
+    return {job["job_name"]: job["static_configs"][0]["targets"] for job in jobs}
+
+
 @pytest.mark.parametrize(
     ("name", "followed"),
     [

@@ -153,10 +153,16 @@ def _in_compose(spec: Spec, job: str) -> list[Address]:
 
 
 def _on_hosts(spec: Spec, job: str) -> list[Address]:
-    """Return where a job finds its targets by what the spec says elsewhere; exporters run beside what they export."""
+    """Return where a job finds its targets by what the spec says elsewhere; exporters run beside what they export.
+
+    Beside a database elsewhere that has no standby there are none: it is a managed one, or `prometheus.targets` names
+    its exporters.
+    """
     nodes = [_host(spec.database.host)]
     if spec.database.nodes:
         nodes = [node.host for node in parts.node_addresses(spec, "hosts")]
+    if spec.failover.standby is None and not fixed.is_this_machine(spec.database.host):
+        nodes = []
     redis, qdrant = _host(spec.redis.host), _qdrant_nodes(spec)
     if job == "api":
         return [_api_on_hosts(spec)]
