@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SETTLE_LIMIT_S = 2.0
 PROMOTE_TRY_S = 5.0
 VERIFY_POLL_S = 0.05
+GOES_ON = "`synapse-ops failover run` goes on"
 MESSAGE_PREFIX = "synapse_ops.failover"
 _WRITE = "SELECT pg_logical_emit_message(true, %s, %s)::text, inet_server_port()"
 _READ_BACK = """
@@ -97,11 +98,14 @@ class Chain:
         facts, limits = incident.facts, self.limits()
         earlier = [one for one in self.ledger.incidents() if one.id != incident.id]
         reason = "" if self.is_by_hand else objection(limits, earlier, utc_now())
+        if reason and limits.manager != "external":
+            reason = f"{reason}; {GOES_ON}"
         if not reason and self.old is None:
-            reason = f"nothing on this host may fence {facts['old']}"
+            reason = _beyond_reach(incident)
         if not reason:
             reason = self._lag_fault(facts["known_lag_bytes"], facts)
-        reason = reason or self._claim(incident)
+        if not reason and (reason := self._claim(incident)):
+            reason = f"{reason}; {GOES_ON} when the store takes the claim"
         return (Event.NOT_ALLOWED, {"reason": reason}) if reason else (Event.ALLOWED, {})
 
     def _claim(self, incident: Incident) -> str:
@@ -123,8 +127,11 @@ class Chain:
     def _lag_fault(self, lag_bytes: int | None, facts: Mapping[str, Any]) -> str:
         limit = self.limits().max_lag_bytes if self.accept_loss_bytes is None else self.accept_loss_bytes
         between = f"primary at {facts['primary_lsn']}, standby at {facts['standby_lsn']}"
+        if lag_bytes is None and self.accept_loss_bytes is None:
+            why = f"how far the standby was behind is not known: {between}, limit {limit}"
+            return f"{why}; `synapse-ops failover run --accept-loss SIZE` measures it in the fenced server's WAL"
         if lag_bytes is None:
-            return f"how far the standby was behind is not known: {between}"
+            return ""  # before anybody is promoted it is known: _weigh
         if lag_bytes > limit:
             return (
                 f"the standby is {lag_bytes} bytes behind ({between}), limit {limit}; "
@@ -136,11 +143,12 @@ class Chain:
         try:
             cause = self._old().fence(incident.id, incident.facts["timeline"], self.saw_alive, self._succeeds(incident))
         except SynapseOpsError as error:
-            return Event.FENCE_UNPROVEN, {"reason": error.message}
+            return Event.FENCE_UNPROVEN, {"reason": f"{error.message}; {GOES_ON} when that is mended"}
         effect = self.effect()
         reason = cause.fault(incident.id) or effect.fault
         facts = {"cause": cause.as_json(), "effect": effect.as_json()}
-        return (Event.FENCE_UNPROVEN, {**facts, "reason": reason}) if reason else (Event.FENCE_PROVEN, facts)
+        words = f"{reason}; {GOES_ON} when that is mended"
+        return (Event.FENCE_UNPROVEN, {**facts, "reason": words}) if reason else (Event.FENCE_PROVEN, facts)
 
     def _weigh(self, incident: Incident) -> tuple[Event, dict[str, Any]]:
         """Measure what the standby lacks, by the fenced server's own WAL, and decide."""
@@ -153,7 +161,8 @@ class Chain:
                 return Event.LOSS_TOO_LARGE, {"reason": reason}
             end = self._old().wal_behind(facts["timeline"], replayed).end
         except SynapseOpsError as error:
-            return Event.LOSS_TOO_LARGE, {"reason": f"what would be lost is not known: {error.message}"}
+            reason = f"what would be lost is not known: {error.message}; {GOES_ON} when that is mended"
+            return Event.LOSS_TOO_LARGE, {"reason": reason}
         lacking = max(0, end - received)
         found = {"chosen_lsn": str(received), "end_lsn": str(end), "lacking_bytes": lacking}
         reason = self._lag_fault(lacking, {"primary_lsn": str(end), "standby_lsn": str(received)})
@@ -256,3 +265,14 @@ class Chain:
                 fault = error.message
             time.sleep(VERIFY_POLL_S)
         return Event.NOT_VERIFIED, {"reason": f"no write through the application's address: {fault}"}
+
+
+def _beyond_reach(incident: Incident) -> str:
+    """Return what is said where the old primary's host is another one, or gone: whether it lives is not known here."""
+    facts = incident.facts
+    node, at = facts["old"], f"primary at {facts['primary_lsn']}, standby at {facts['standby_lsn']}"
+    ends = f"`synapse-ops failover fence-here --incident {incident.id} --node {node} --timeline {facts['timeline']}`"
+    return (
+        f"nothing on this host may fence {node} ({at}): nobody is promoted over it. Started again, where it is, by "
+        f"`synapse-ops local up` it has lost nothing; {ends} ends it there for good"
+    )

@@ -9,8 +9,13 @@ from click.testing import CliRunner
 
 from synapse_ops.cli.failover import command as failover
 from synapse_ops.cli.switchover import command
+from synapse_ops.domain.failover.evidence import Sign
+from synapse_ops.domain.failover.fence import Effect
+from synapse_ops.domain.failover.incident import Limits
 from synapse_ops.errors import ConfigError, Refused
+from synapse_ops.operations.failover.chain import Chain
 from synapse_ops.operations.failover.ledger import REQUEST_LIFE, Asked, Ledger, Request
+from synapse_ops.operations.repository import Repository
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
@@ -53,3 +58,22 @@ def test_the_status_says_once_why_nobody_would_act(tmp_path: Path) -> None:
     done = CliRunner().invoke(failover, ["status", "--state-dir", str(tmp_path)])
     assert done.exit_code == 17
     assert done.output.count("NOT armed") == 1
+
+
+def test_a_lag_that_is_not_known_is_refused_until_a_person_accepts_a_loss(tmp_path: Path) -> None:
+    """It is measured in the fenced server's WAL then, before anybody is promoted: no refusal is without a way on."""
+    limits = Limits(True, "synapse", timedelta(0), 60, max_lag_bytes=1 << 20)
+    effect = Effect(Sign.REFUSED, Sign.ENDED)
+    chain = Chain(Ledger.of(tmp_path), _no_store, None, "", str, lambda: effect, lambda: limits, (), 1.0)
+    facts = {"primary_lsn": "0/3000000", "standby_lsn": None}
+
+    refused = chain._lag_fault(None, facts)
+    chain.accept_loss_bytes = 1 << 30
+
+    assert "primary at 0/3000000, standby at None, limit 1048576; `synapse-ops failover run --accept-loss" in refused
+    assert chain._lag_fault(None, facts) == ""
+    assert "failover run --accept-loss 1073741825" in chain._lag_fault((1 << 30) + 1, facts)
+
+
+def _no_store() -> Repository:
+    raise AssertionError("the store is not asked")

@@ -144,7 +144,9 @@ def test_a_host_that_is_gone_without_a_word_waits_for_a_person(pair: Pair) -> No
         cut()
         incident = pair.ended()
     assert incident.state is State.REFUSED
-    assert incident.facts["reason"] == f"nothing on this host may fence {old}"
+    reason, facts = incident.facts["reason"], incident.facts
+    assert f"nothing on this host may fence {old} (primary at {facts['primary_lsn']}" in reason
+    assert f"`synapse-ops failover fence-here --incident {incident.id} --node {old}" in reason
     assert one_primary(pair) == old
 
 
@@ -325,6 +327,7 @@ def test_without_a_claim_in_time_nothing_is_fenced(pair: Pair, monkeypatch: pyte
         incident = pair.ended()
         assert incident.state is State.REFUSED
         assert "store" in incident.facts["reason"]
+        assert "`synapse-ops failover run` goes on" in incident.facts["reason"]
         assert pair.servers[old].fence() is None
         pair.servers[old].start()
         wait_for(lambda: ask(pair.servers[heir], "select count(*) from pg_stat_wal_receiver") == 1, "it streams again")
