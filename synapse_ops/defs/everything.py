@@ -13,6 +13,7 @@ from synapse_ops.defs.failover.record import failover_definitions
 from synapse_ops.defs.health.active_alerts import active_alert_definitions
 from synapse_ops.defs.health.assets import health_definitions
 from synapse_ops.defs.place import find_place
+from synapse_ops.defs.recovery.drills import drill_definitions
 from synapse_ops.defs.recovery.recoverability import recovery_definitions
 from synapse_ops.defs.recovery.wal_archive import wal_archive_definitions
 from synapse_ops.defs.release.assets import manifest_definitions
@@ -20,6 +21,7 @@ from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.spec.assets import spec_definitions
 from synapse_ops.defs.spec.sensor import spec_sensor_definitions
 from synapse_ops.defs.vectors.collections import collection_definitions
+from synapse_ops.local.embedded_programs import has_embedded_programs
 from synapse_ops.operations.stack import Stack
 
 
@@ -40,6 +42,7 @@ def merged_definitions() -> dg.Definitions:
         cleanup_definitions(loaded.spec, place),
         alarm_definitions(loaded.spec.name, loaded.spec.alerting.runbook_url),
         *([failover_definitions()] if place.is_embedded and loaded.spec.failover.is_ours else []),
+        drill_definitions(loaded.spec, has_programs=has_embedded_programs()),
         *([wal_archive_definitions()] if loaded.spec.backup.database.wal_archiving == "continuous" else []),
     )
     return dg.Definitions.merge(shared, recovery_definitions(loaded.spec, groups), groups)

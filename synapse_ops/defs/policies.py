@@ -57,6 +57,10 @@ WITHOUT_FRESHNESS = {
     "active_alerts": "no alert for a month is good news; Watchdog notices when alerts stop coming",
     "wal_archive": "the check wal_is_stored judges it in minutes, and is red when nobody can say",
     "failover_record": "no incident for months is good news; the check failover_is_armed judges what would happen",
+    **dict.fromkeys(
+        ("failover_drill", "recovery_drill"),
+        "the check drills_meet_objectives judges each: 35 days, and a failed one at once",
+    ),
     "infrastructure_file": "an operator edits it when there is a reason to, not on a schedule",
     "spec/*": "changes when the operator changes the file; spec_loaded_equals_file watches that it is loaded",
     **dict.fromkeys(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 CHECK_PAGES: Mapping[str, str] = {
     "objectives_met": "objectives-missed",
+    "drills_meet_objectives": "drill-failed",
     "restore_proven": "proof-failed",
     "newest_proof_passed": "proof-failed",
     "backup_age": "backup-too-old",

@@ -151,11 +151,12 @@ def test_every_asset_has_a_clock_or_stands_in_the_list_of_those_without(embedded
 
 
 def test_work_on_one_resource_excludes_itself(defs: dg.Definitions) -> None:
-    """Dumps and proofs share a pool; deletion has its own. Limits are in dagster.yaml."""
+    """Dumps, proofs and drills share a pool; deletion has its own. Limits are in dagster.yaml."""
     graph = defs.resolve_asset_graph()
-    pools = {name: graph.get(dg.AssetKey(name)).pools for name in ("database_dump", "database_restore_proof")}
+    names = ("database_dump", "database_restore_proof", "failover_drill", "recovery_drill")
+    pools = {name: graph.get(dg.AssetKey(name)).pools for name in names}
 
-    assert pools == {"database_dump": {POOL_POSTGRES_IO}, "database_restore_proof": {POOL_POSTGRES_IO}}
+    assert pools == {name: {POOL_POSTGRES_IO} for name in names}
     for job in ("expire", "expire_apply"):
         assert {node.definition.pool for node in defs.resolve_job_def(job).nodes} == {POOL_REPOSITORY_DELETE}  # type: ignore[union-attr]
 
@@ -198,8 +199,8 @@ def test_jobs_begin_with_their_verb_and_every_kind_has_the_same(defs: dg.Definit
         )
     }
 
-    assert verbs <= {"backup", "prove", "restore", "expire", "cleanup", "record", "render", "report", "forget"}
-    assert len(jobs) == 20, sorted(jobs)
+    assert verbs <= {"backup", "prove", "restore", "expire", "cleanup", "record", "render", "report", "forget", "drill"}
+    assert len(jobs) == 22, sorted(jobs)
     assert all(text.endswith(".") and len(text.split()) > 5 for text in jobs.values()), jobs
     assert of_kind["redis"] == of_kind["vectors"] == of_kind["database"] == of_kind["cluster"]
     assert of_kind["redis"] == {"backup", "prove", "_backup_schedule", "_proof_schedule", "_repository_sensor"}

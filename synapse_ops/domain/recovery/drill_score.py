@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -19,6 +19,7 @@ from synapse_ops.domain.canonical_json import canonical_json, reading
 from synapse_ops.domain.recovery.prediction import Measured, Prediction, predict
 
 PREFIX = "drills/"
+BEGUN = "drills/begun.json"  # since when drills are waited for
 VERSION = 1
 _OWN_KEY = re.compile(r"drills/(\d{8}T\d{6}Z)-[0-9a-f]{6}\.json", re.ASCII)
 _MOST_PHASES, _MOST_TEXT = 40, 2000
@@ -181,12 +182,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > _MOST_TEXT:
         raise ValueError("a text is none, or too long")
     return value
-
-
-def newest(scores: Sequence[DrillScore], *, of: Of, passed_only: bool = True) -> DrillScore | None:
-    """Return the newest score of a copy or of this system; None: never."""
-    return max(
-        (one for one in scores if one.of is of and (one.passed or not passed_only)),
-        key=lambda one: one.at,
-        default=None,
-    )

@@ -59,10 +59,10 @@ def draw_window(rows: Sequence[PictureRow], now: datetime) -> str:
     return f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{ROW * len(rows)}'>{drawn}</svg>"
 
 
-def as_markdown(svg: str) -> str:
-    """Return SVG as an image in Markdown."""
+def as_markdown(svg: str, name: str = "window") -> str:
+    """Return SVG as an image in Markdown. name: what is read where no image is shown."""
     encoded = svg.replace("%", "%25").replace("#", "%23").replace("<", "%3C").replace(">", "%3E")
-    return f"![window](<data:image/svg+xml,{encoded}>)"
+    return f"![{name}](<data:image/svg+xml,{encoded}>)"
 
 
 def _y(number: int) -> int:
