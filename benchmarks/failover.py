@@ -22,7 +22,8 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -79,19 +80,26 @@ def main() -> None:
     parser.add_argument("--every-s", type=float, default=0, help="seconds from one fault to the next, at least")
     parser.add_argument("--patroni", type=int, default=0, help="rounds under Patroni; `sh requirements/patroni` first")
     chosen = parser.parse_args()
+    with temporary_stack() as state_dir:
+        is_kept = measure(state_dir, chosen.rounds, chosen.fault, chosen.every_s)
+    if chosen.patroni:
+        measure_patroni(chosen.patroni, Writer)
+    sys.exit(0 if is_kept else 1)
+
+
+@contextmanager
+def temporary_stack() -> Iterator[Path]:
+    """Yield the state directory of an embedded stack that runs, and remove it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="synapse-bench-", dir="/var/tmp"))
     folder.chmod(0o755)
     state_dir = folder / "state"
     try:
         start_stack(state_dir)
-        is_kept = measure(state_dir, chosen.rounds, chosen.fault, chosen.every_s)
+        yield state_dir
     finally:
         stop_stack(state_dir)
         shutil.rmtree(find_layout(state_dir).root, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
-    if chosen.patroni:
-        measure_patroni(chosen.patroni, Writer)
-    sys.exit(0 if is_kept else 1)
 
 
 def measure(state_dir: Path, rounds: int, fault: str, every_s: float) -> bool:
