@@ -251,18 +251,23 @@ def refresh(
 ) -> dg.SensorResult | dg.SkipReason:
     """Return one tick: the page when there is a new score or it is six hours old. Safe to repeat.
 
-    A store that cannot be read turns the check red, once.
+    Failovers and switchovers of this system that have ended get their score first. A store that cannot be read turns
+    the check red, once.
     """
+    from synapse_ops.operations.recovery.drills import keep_incidents
     from synapse_ops.operations.recovery.score_page import read_score_page
 
     before = json.loads(cursor or "{}")
     try:
-        keys = sorted(row.key for row in stack.database_repository().store.list_objects(PREFIX))
+        repository, now = stack.database_repository(), datetime.fromtimestamp(now_s, UTC)
+        keys = sorted(row.key for row in repository.store.list_objects(PREFIX))
+        if keep_incidents(repository, stack.state_dir, keys, now):
+            keys = sorted(row.key for row in repository.store.list_objects(PREFIX))
         digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
         is_due = now_s - before.get("at", 0) >= REFRESH.total_seconds()
         if digest == before.get("keys") and not is_due:
             return dg.SkipReason("no score since the page was written")
-        page = read_score_page(stack, expected, datetime.fromtimestamp(now_s, UTC))
+        page = read_score_page(stack, expected, now)
     except SynapseOpsError as fault:
         if before.get("unread") == fault.message:
             return dg.SkipReason(fault.message)

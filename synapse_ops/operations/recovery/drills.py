@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,14 +14,17 @@ from pathlib import Path
 from synapse_ops import __version__
 from synapse_ops.domain.progress import ReportProgress, ignore_progress
 from synapse_ops.domain.recovery.drill_score import DrillScore, Of, Scenario, predict_next
+from synapse_ops.domain.recovery.incident_score import incident_key, score_of_incident
 from synapse_ops.errors import Refused, SynapseOpsError
 from synapse_ops.operations.backup.catalog import read_catalog
-from synapse_ops.operations.backup.throwaway_directory import throwaway_base
+from synapse_ops.operations.backup.throwaway_directory import sweep_throwaways, throwaway_base
+from synapse_ops.operations.failover.ledger import Ledger
 from synapse_ops.operations.recovery.recovery_drill import rehearse
 from synapse_ops.operations.recovery.scores import read_scores, write_score
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.host.processes import server_identity
+from synapse_ops.systems.s3.store import ConditionFailed
 
 FOLDER = "drills"
 FRESH = timedelta(minutes=2)  # a backup that is being taken renews its heartbeat every 20 s
@@ -52,11 +55,29 @@ def refuse_beside_backup(repository: Repository) -> None:
         )
 
 
-def keep_score(repository: Repository, score: DrillScore) -> tuple[DrillScore, str]:
-    """Store a score with what former runs predicted for it; return it and its address."""
+def keep_score(repository: Repository, score: DrillScore, key: str = "") -> tuple[DrillScore, str]:
+    """Store a score with what former runs predicted for it; return it and its address. key: empty: a new one."""
     former = read_scores(repository).scores
     kept = replace(score, predicted=predict_next(former, score.scenario, score.of, score.size_bytes))
-    return kept, repository.store.full_url(write_score(repository, kept))
+    return kept, repository.store.full_url(write_score(repository, kept, key))
+
+
+def keep_incidents(repository: Repository, state_dir: Path, stored: Collection[str], now: datetime) -> int:
+    """Store a score of each incident of this system that has ended, and return how many. Safe to repeat.
+
+    stored: the keys of scores that are there.
+    """
+    ledger, kept = Ledger.of(state_dir), 0
+    for incident in ledger.incidents():
+        key = incident_key(incident)
+        if key in stored:
+            continue
+        score = score_of_incident(incident, ledger.rejoin(incident.id), now, __version__)
+        if score is not None:
+            with suppress(ConditionFailed):  # another one was faster
+                keep_score(repository, score, key)
+                kept += 1
+    return kept
 
 
 def failed_score(scenario: Scenario, began_at: datetime, reason: str) -> DrillScore:
@@ -72,7 +93,9 @@ def drill_recovery(stack: Stack, progress: ReportProgress = ignore_progress) -> 
     began_at, began_s = datetime.now(UTC), time.monotonic()
     with only_drill(stack.state_dir, "recovery"):
         folder = throwaway_base(stack.state_dir / FOLDER, server_identity()) / "recovery"
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed drill left
+        if folder.is_dir():  # what a killed drill left
+            sweep_throwaways(folder)
+            shutil.rmtree(folder)
         try:
             folder.mkdir(mode=0o755)
             found = rehearse(stack, folder, progress)

@@ -30,9 +30,12 @@ class Scores:
     unreadable: tuple[str, ...] = ()
 
 
-def write_score(repository: Repository, score: DrillScore) -> str:
-    """Store a score under a key of its own and return the key. Raises what the store raises."""
-    key = score_key(score, os.urandom(3))
+def write_score(repository: Repository, score: DrillScore, key: str = "") -> str:
+    """Store a score under a key of its own, or under the one given, and return the key.
+
+    Raises what the store raises; ConditionFailed where another score has the key.
+    """
+    key = key or score_key(score, os.urandom(3))
     write_over(repository.store, key, score.to_bytes())  # only where no object is
     return key
 

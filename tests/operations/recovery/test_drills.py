@@ -10,11 +10,20 @@ from typing import Any, cast
 import pytest
 
 from synapse_ops.domain.backup.layout import BackupPlace, Identity
+from synapse_ops.domain.failover.incident import Entry
+from synapse_ops.domain.failover.transitions import State
 from synapse_ops.domain.progress import ReportProgress
 from synapse_ops.domain.recovery.drill_score import DrillScore, Of, Scenario
 from synapse_ops.errors import IntegrityError, Refused
+from synapse_ops.operations.failover.ledger import Ledger
 from synapse_ops.operations.recovery import drills
-from synapse_ops.operations.recovery.drills import drill_recovery, keep_score, only_drill, refuse_beside_backup
+from synapse_ops.operations.recovery.drills import (
+    drill_recovery,
+    keep_incidents,
+    keep_score,
+    only_drill,
+    refuse_beside_backup,
+)
 from synapse_ops.operations.recovery.recovery_drill import Rehearsal
 from synapse_ops.operations.recovery.scores import read_scores
 from synapse_ops.operations.repository import Repository
@@ -97,3 +106,41 @@ def test_every_outcome_of_a_recovery_drill_is_a_score_and_its_folder_is_gone(
     assert (score.scenario, score.of, score.reason) == (Scenario.RECOVERY_DRILL, Of.COPY, reason)
     assert (score.rto_s is None) == (outcome == "raises")
     assert [folder.exists() for folder in seen] == [False]
+
+
+def incident(number: int, *steps: tuple[State, float], **facts: object) -> list[Entry]:
+    name, both = f"20261128T03{number:02}00Z-00000{number}", {"old": "a", "new": "b", **facts}
+    return [Entry(name, state, None, NOW + timedelta(seconds=at_s), both) for state, at_s in steps]
+
+
+def test_each_failover_of_this_system_that_has_ended_is_scored_once(tmp_path: Path) -> None:
+    """The ledger is of this host, the score of everybody; what is still on its way waits, what was refused is none."""
+    bucket, ledger = repository(), Ledger.of(tmp_path)
+    done = ((State.CONFIRMED, 1.0), (State.FENCED, 1.5), (State.DONE, 2.5))
+    planned = ((State.ASKED, -0.5), (State.STOPPING, 0.0), (State.DONE, 0.75))
+    for entry in (
+        *incident(1, *done, first_failed_at=NOW.isoformat(), lost_commits=3),
+        *incident(2, *planned, lost_commits=0),
+        *incident(3, (State.CONFIRMED, 1.0), (State.REFUSED, 1.5), reason="paused"),
+        *incident(4, (State.ASKED, 0.0), (State.REFUSED, 0.5), reason="it lags"),
+        *incident(5, *done),
+        *incident(6, *done[:2]),
+    ):
+        ledger.append(entry)
+    for number in (1, 2):
+        ledger.write_rejoin(f"20261128T03{number:02}00Z-00000{number}", {"seconds": 4.5, "how": "rewound"})
+
+    def keep(now: datetime) -> int:
+        return keep_incidents(bucket, tmp_path, [row.key for row in bucket.store.list_objects("drills/")], now)
+
+    assert [keep(NOW + timedelta(minutes=1)) for _ in range(2)] == [3, 0]
+    found = {one.scenario: one for one in read_scores(bucket).scores if one.passed}
+    failed_over, switched = found[Scenario.FAILOVER], found[Scenario.SWITCHOVER]
+    assert {one.of for one in found.values()} == {Of.SYSTEM}
+    assert (failed_over.rto_s, failed_over.lost_writes, failed_over.rpo_s) == (2.5, 3, None)
+    assert failed_over.phases == (("confirmed", 1.0), ("fenced", 0.5), ("done", 1.0), ("rejoined", 4.5))
+    assert (switched.rto_s, switched.rpo_s, switched.phases[0]) == (0.75, 0.0, ("stopping", 0.0))
+    assert [one.reason for one in read_scores(bucket).scores if not one.passed] == ["refused: paused"]
+
+    assert keep(NOW + timedelta(hours=2)) == 1
+    assert "a did not come back: within an hour" in {one.reason for one in read_scores(bucket).scores}
