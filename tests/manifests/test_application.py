@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from synapse_ops.manifests.bundle import render_bundle
 from synapse_ops.manifests.consistency import check_consistency
 from synapse_ops.spec import Spec
 from synapse_ops.spec.loading import check_text
+
+LIMIT_S = 20.0
 
 
 def spec_with(**blocks: Any) -> Spec:
@@ -58,7 +62,7 @@ def test_a_dependency_never_decides_whether_a_process_lives(
     health: list[dict[str, str]], live: str | None, ready: str | None
 ) -> None:
     """The order of the list says nothing: a pod that is restarted because its database is away serves no one sooner."""
-    [container] = deployment(spec_with(health=health))["spec"]["template"]["spec"]["containers"]
+    container = deployment(spec_with(health=health))["spec"]["template"]["spec"]["containers"][0]
     asked = [container[f"{kind}Probe"].get("httpGet", {}).get("path") for kind in ("liveness", "readiness", "startup")]
 
     assert asked == [live, ready, live]
@@ -71,7 +75,7 @@ def test_how_often_an_endpoint_is_monitored_is_no_period_of_a_probe(interval: st
     """
     health = [check("/health", interval=interval, timeout=timeout), check("/ready", interval=interval, timeout=timeout)]
     spec = spec_with(health=health)
-    [container] = deployment(spec)["spec"]["template"]["spec"]["containers"]
+    container = deployment(spec)["spec"]["template"]["spec"]["containers"][0]
     for kind in ("liveness", "readiness"):
         probe = container[f"{kind}Probe"]
         assert probe["periodSeconds"] * probe["failureThreshold"] <= 30
@@ -161,3 +165,48 @@ def test_there_is_one_way_in_with_a_certificate_or_it_is_noted(kubernetes: dict[
 
     assert len(messages) == len(noted)
     assert all(message.startswith(start) for message, start in zip(messages, noted, strict=True))
+
+
+def test_log_files_of_a_pod_are_emptied_before_they_fill_their_directory(tmp_path: Path) -> None:
+    """Beyond the size of its emptyDir a pod is evicted. What was written last is still there, small files are let
+    alone, and the container ends at once when it is told to.
+    """
+    for path in ("kubernetes/41-api.yaml", "kubernetes/42-worker.yaml"):
+        pod = deployment(spec_with(), path)["spec"]["template"]["spec"]
+        rotation = pod["containers"][1]
+        [volume] = [each["emptyDir"]["sizeLimit"] for each in pod["volumes"] if each["name"] == "logs"]
+        assert volume == "1Gi"
+        assert {each["mountPath"] for each in rotation["volumeMounts"]} > {"/var/log/synapse"}
+        assert "securityContext" in rotation
+    command = [part.replace("/var/log/synapse", str(tmp_path)) for part in rotation["command"]]
+    (tmp_path / "large.log").write_bytes(b"x" * (33 << 20) + b"last")
+    (tmp_path / "old.log.1").write_bytes(b"x" * (33 << 20))
+    (tmp_path / "small.log").write_text("a line")
+
+    process = subprocess.Popen(command)
+    try:
+        ends = time.monotonic() + LIMIT_S
+        while (tmp_path / "large.log").stat().st_size:
+            assert process.poll() is None
+            assert time.monotonic() < ends
+            time.sleep(0.02)
+    finally:
+        process.terminate()
+        assert process.wait(5) == 0
+
+    assert (tmp_path / "large.log.1").read_bytes().endswith(b"last")
+    assert (tmp_path / "small.log").read_text() == "a line"
+    assert not (tmp_path / "old.log.1.1").exists()
+
+
+def test_every_pod_may_ask_dns_wherever_it_is() -> None:
+    """NodeLocal DNS is an address of the node; OpenShift's is in another namespace, at port 5353 of its pods."""
+    policies = objects_of(spec_with(), "kubernetes/20-network.yaml", "NetworkPolicy")
+    [names] = [each["spec"] for each in policies if each["metadata"]["name"] == "synapse-dns"]
+    [rule] = names["egress"]
+
+    assert names["podSelector"] == {}
+    assert "to" not in rule
+    assert {(each["protocol"], each["port"]) for each in rule["ports"]} == {
+        (protocol, port) for protocol in ("UDP", "TCP") for port in (53, 5353)
+    }

@@ -26,6 +26,7 @@ from synapse_ops.manifests.servers.containers import (
     redis_ping,
     redis_start,
 )
+from synapse_ops.manifests.servers.postgres import shared_memory
 from synapse_ops.manifests.servers.postgres_container import (
     CONFIG_DIR,
     DATA_DIR,
@@ -86,7 +87,7 @@ def _postgres(spec: Spec, node: str) -> Service:
         secrets=list(container_secrets(spec)),
         volumes=volumes,
         tmpfs=["/tmp", f"{RUN_DIR}:uid=999,gid=999"],  # noqa: S108 - the container's own
-        shm_size="256m",
+        shm_size=f"{shared_memory(spec) >> 20}m",
         stop_signal="SIGINT",  # fast shutdown: sessions end, nothing is lost
         stop_grace_period="2m",
         **more,

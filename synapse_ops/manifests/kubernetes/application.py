@@ -6,6 +6,7 @@ from typing import Any
 
 from synapse_ops.manifests.kubernetes.objects import (
     Object,
+    amounts,
     container,
     disruption_budget,
     headless_service,
@@ -45,6 +46,15 @@ from synapse_ops.spec.fixed import LOG_DIR, WORKER_METRICS_PORT
 HTTP, METRICS = "http", "metrics"  # names of ports; Services and policies refer to them
 _CALM_S = 10  # a pod that falls over at once never counts as available
 _START_PERIOD_S = 5
+_ROTATED_KIB = 32 << 10  # with its former part a file takes 64 MiB and what is written in ten seconds
+# A file is copied and emptied: no program need reopen it. A signal ends a container's first process only where it asks.
+ROTATION = f"""\
+trap 'exit 0' TERM
+while :; do
+  find {LOG_DIR} -type f ! -name '*.1' -size +{_ROTATED_KIB}k -exec sh -c 'cp "$1" "$1.1" && : >"$1"' sh {{}} \\;
+  sleep 10 & wait $!
+done
+"""
 
 
 def _settings(spec: Spec) -> list[Object]:
@@ -124,7 +134,22 @@ def _pod(spec: Spec, part: str, *, grace_s: int, **more: Any) -> Object:
         volumeMounts=[mount, {"name": "logs", "mountPath": LOG_DIR}],
         **more,
     )
-    return pod_template(spec, part, [app], grace_s=grace_s, volumes=[volume, logs])
+    return pod_template(spec, part, [app, _log_rotation(spec)], grace_s=grace_s, volumes=[volume, logs])
+
+
+def _log_rotation(spec: Spec) -> Object:
+    """Return what keeps the log files from filling their directory, for which the kubelet would evict the pod. What
+    must be kept goes to standard output, which the cluster ships and rotates.
+    """
+    return container(
+        "log-rotation",
+        spec.kubernetes.image,
+        {"requests": amounts("10m", "16Mi", "requests"), "limits": amounts("100m", "64Mi", "limits")},
+        command=["sh", "-euc", ROTATION],
+        volumeMounts=[{"name": "logs", "mountPath": LOG_DIR}],
+        livenessProbe={"exec": {"command": ["test", "-d", LOG_DIR]}, "periodSeconds": 60, "timeoutSeconds": 10},
+        readinessProbe={"exec": {"command": ["test", "-w", LOG_DIR]}, "periodSeconds": 60, "timeoutSeconds": 10},
+    )
 
 
 def _unexpanded(argument: str) -> str:

@@ -22,7 +22,8 @@ from synapse_ops.manifests.stack.parts import (
 from synapse_ops.spec import Spec
 
 _NAMESPACE = "kubernetes.io/metadata.name"  # set by the API server itself, so that nobody can claim another's
-_DNS = [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]
+# 5353 is where OpenShift's pods take what arrives at 53: a policy judges the pod's port
+_DNS = [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]
 _BY_FAMILY = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -47,9 +48,10 @@ def _deny_all(spec: Spec) -> Object:
 
 
 def _names(spec: Spec) -> Object:
-    """Every pod may ask the cluster's DNS, and no other."""
-    to = [{"namespaceSelector": {"matchLabels": {_NAMESPACE: "kube-system"}}}]
-    body = {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": to, "ports": _DNS}]}
+    """Every pod may ask DNS, wherever the cluster has it: NodeLocal DNS is an address of the node, which no selector
+    finds, and some clusters have a namespace of their own for it.
+    """
+    body = {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"ports": _DNS}]}
     return thing(spec, "NetworkPolicy", "networking.k8s.io/v1", "dns", spec=body)
 
 

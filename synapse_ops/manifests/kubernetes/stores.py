@@ -32,7 +32,7 @@ from synapse_ops.manifests.servers.containers import (
     redis_ping,
     redis_start,
 )
-from synapse_ops.manifests.servers.postgres import pg_hba, postgresql_conf
+from synapse_ops.manifests.servers.postgres import pg_hba, postgresql_conf, shared_memory
 from synapse_ops.manifests.servers.postgres_container import (
     CONFIG_DIR,
     DATA_DIR,
@@ -52,6 +52,7 @@ from synapse_ops.manifests.stack.processes import QDRANT_API_KEY, REDIS_PASSWORD
 from synapse_ops.manifests.yaml_text import write_yaml
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import MONITORING_USER, POSTGRES_EXPORTER_PORT, QDRANT_GRPC_PORT, REDIS_EXPORTER_PORT
+from synapse_ops.spec.units import format_size
 
 POSTGRES, METRICS, VOLUME = "postgres", "metrics", "volume"  # names of ports
 _VOLUME_DIR = "/volume"
@@ -85,7 +86,7 @@ def _node(spec: Spec, node: str) -> list[Object]:
         volumes, mounts = [*volumes, volume], [*mounts, mount]
     volumes += [
         {"name": "run", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
-        {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}},
+        {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": format_size(shared_memory(spec))}},
     ]
     mounts += [
         {"name": "data", "mountPath": DATA_DIR},

@@ -111,7 +111,7 @@ _FILTER = """filter {
     }
   }
   fingerprint {
-    source => ["[host][name]", "[log][file][path]", "[log][offset]", "message"]
+    source => ["@timestamp", "[host][name]", "[log][file][path]", "[log][offset]", "message"]
     concatenate_sources => true
     method => "SHA256"
     target => "[@metadata][id]"
@@ -283,14 +283,11 @@ def render_index_template(spec: Spec) -> tuple[Document, ...]:
 
 
 def _policy(days: int, written_days: int | None) -> dict[str, object]:
-    """Return the policy. Ages count from an index' first line: what may still be written to is neither made read-only
-    nor deleted, and an index without a date is written to for ever.
+    """Return the policy. Ages count from an index' first line: what may still be written to is not deleted, and an
+    index without a date is written to for ever. None is made read-only or merged, which does so too: a line of a host
+    that was off for a weekend would be refused, and Logstash would offer it for ever and take no other.
     """
     phases: dict[str, object] = {"hot": {"min_age": "0ms", "actions": {"set_priority": {"priority": 100}}}}
     if written_days is not None:
-        warm, delete = written_days + 1, days + written_days - 1
-        if delete > warm:
-            merged = {"set_priority": {"priority": 50}, "readonly": {}, "forcemerge": {"max_num_segments": 1}}
-            phases["warm"] = {"min_age": f"{warm}d", "actions": merged}
-        phases["delete"] = {"min_age": f"{delete}d", "actions": {"delete": {}}}
+        phases["delete"] = {"min_age": f"{days + written_days - 1}d", "actions": {"delete": {}}}
     return {"policy": {"phases": phases, "_meta": {"managed_by": "synapse-ops"}}}

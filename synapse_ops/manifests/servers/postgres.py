@@ -26,6 +26,7 @@ ROLES = ("primary", "standby")  # as the nodes of `failover.nodes` start
 SUMMARIES_DAYS = 2  # for a base backup that comes late
 PASSFILE = "/etc/synapse/replication.pgpass"
 SERVER_MEMORY_FLOOR = 32 << 20
+_HASH_MEMORY, _PARALLEL_WORKERS = 2, 2  # PostgreSQL's own defaults, written out because /dev/shm follows from them
 
 
 def render_postgres(spec: Spec) -> tuple[Document, ...]:
@@ -91,14 +92,34 @@ def _tls(spec: Spec) -> dict[str, str]:
 
 def _memory(spec: Spec) -> dict[str, str]:
     limit = spec.resources.limits.memory
-    per_sort = limit // (8 * server_connections(spec))
     return {
         "shared_buffers": _kilobytes(max(limit // 4, SERVER_MEMORY_FLOOR // 4)),
         "effective_cache_size": _kilobytes(max(limit * 3 // 4, SERVER_MEMORY_FLOOR)),
-        "work_mem": _kilobytes(min(max(per_sort, 1 << 20), 64 << 20)),
-        "maintenance_work_mem": _kilobytes(min(max(limit // 16, 1 << 20), 1 << 30)),
+        "work_mem": _kilobytes(_sort_memory(spec)),
+        "hash_mem_multiplier": str(_HASH_MEMORY),
+        "max_parallel_workers_per_gather": str(_PARALLEL_WORKERS),
+        "maintenance_work_mem": _kilobytes(_maintenance_memory(spec)),
         "huge_pages": "try",
     }
+
+
+def _sort_memory(spec: Spec) -> int:
+    per_sort = spec.resources.limits.memory // (8 * server_connections(spec))
+    return min(max(per_sort, 1 << 20), 64 << 20)
+
+
+def _maintenance_memory(spec: Spec) -> int:
+    return min(max(spec.resources.limits.memory // 16, 1 << 20), 1 << 30)
+
+
+def shared_memory(spec: Spec) -> int:
+    """Return the size of /dev/shm, in whole MiB: what a parallel hash join of each connection and a parallel VACUUM
+    may ask for, and no more than is left beside shared_buffers. A query that finds no room there fails; beyond the
+    memory limit the kernel would kill the whole server.
+    """
+    join = _sort_memory(spec) * _HASH_MEMORY * (_PARALLEL_WORKERS + 1)
+    wanted = server_connections(spec) * join + _maintenance_memory(spec)
+    return max(min(wanted, spec.resources.limits.memory * 3 // 4), SERVER_MEMORY_FLOOR) >> 20 << 20
 
 
 def _kilobytes(size: int) -> str:

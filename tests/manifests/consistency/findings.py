@@ -96,12 +96,13 @@ def name_of(found: dict[str, Any]) -> str:
 
 
 def told_in_pods(view: View) -> list[tuple[str, dict[str, str]]]:
-    """Return the path and the environment of each container of API and worker in the cluster."""
+    """Return the path and the environment of API and worker in the cluster; what empties their logs is told nothing."""
     found = [
         (path, container)
         for path, workload in view.workloads
         if workload["spec"]["template"]["metadata"]["labels"].get("app.kubernetes.io/name") in ("api", "worker")
         for container in workload["spec"]["template"]["spec"]["containers"]
+        if container["name"] != "log-rotation"
     ]
     return [(path, environment_of(container)) for path, container in found]
 

@@ -184,24 +184,21 @@ def test_logrotate_does_not_compress_what_the_cleanup_assets_compress() -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "warm", "delete"),
+    ("index", "delete"),
     [
-        ("synapse-%{+YYYY.MM.dd}", "2d", "30d"),
-        ("synapse-%{+yyyy.DDD.HH}", "2d", "30d"),
-        ("synapse-%{+xxxx.ww}", "8d", "36d"),
-        ("synapse-%{+YYYY.MM}", "32d", "60d"),
-        ("synapse-%{+YYYY}", "367d", "395d"),
-        ("synapse", None, None),
+        ("synapse-%{+YYYY.MM.dd}", "30d"),
+        ("synapse-%{+yyyy.DDD.HH}", "30d"),
+        ("synapse-%{+xxxx.ww}", "36d"),
+        ("synapse-%{+YYYY.MM}", "60d"),
+        ("synapse-%{+YYYY}", "395d"),
+        ("synapse", None),
     ],
 )
-def test_an_index_that_is_still_written_to_is_neither_closed_nor_deleted(
-    index: str, warm: str | None, delete: str | None
-) -> None:
-    """Elasticsearch counts from an index' first line. Read-only in mid-month, it would refuse all later ones."""
+def test_an_index_that_is_still_written_to_is_not_deleted(index: str, delete: str | None) -> None:
+    """Elasticsearch counts from an index' first line."""
     texts = {str(document.path): document.text for document in render(spec_of(f"logging: {{index: '{index}'}}"))}
     phases = json.loads(texts["logging/ilm-policy.json"])["policy"]["phases"]
 
-    assert phases.get("warm", {}).get("min_age") == warm
     assert phases.get("delete", {}).get("min_age") == delete
 
 
