@@ -100,12 +100,13 @@ def drill_failover(stack: Stack, progress: ReportProgress = ignore_progress) -> 
     with only_drill(stack.state_dir, "failover"):
         try:
             with disposable_copy(stack.state_dir, "failover", stack.spec, progress) as copy:
-                return _measure(copy, began_at, progress)
+                return _measure(copy, began_at, progress, waits=stack.spec.failover.synchronous == "standby")
         except SynapseOpsError as error:
             return failed_score(Scenario.FAILOVER_DRILL, began_at, error.message)
 
 
-def _measure(copy: RunningStack, began_at: datetime, progress: ReportProgress) -> DrillScore:
+def _measure(copy: RunningStack, began_at: datetime, progress: ReportProgress, *, waits: bool) -> DrillScore:
+    """waits: commits wait for the standby, as the spec promises."""
     layout = find_layout(copy.state_dir)
     ledger = Ledger.of(layout.root)
     writer = Writer(copy.state.ports["api"])
@@ -123,7 +124,10 @@ def _measure(copy: RunningStack, began_at: datetime, progress: ReportProgress) -
 
     with writer.working():
         step(0, "waiting until the failover is armed", lambda: read_status(layout.root, datetime.now(UTC)).is_armed)
-        step(1, "writing through the application", lambda: len(writer.acknowledged) >= WRITES_FIRST)
+        if waits:
+            step(0, "waiting until commits wait for the standby", lambda: _standby_is_waited_for(application))
+        before = len(writer.acknowledged)
+        step(1, "writing through the application", lambda: len(writer.acknowledged) >= before + WRITES_FIRST)
         killed_s, gone_s = _kill_primary(copy.state_dir)
         incident = step(2, "waiting for the end of the failover", lambda: _ended(ledger))
         if incident.state is not State.DONE:
@@ -184,6 +188,13 @@ def _phases(killed_s: float, incident: Incident, first: Write, back: dict[str, A
         phases.append((name, round(max(0.0, end_s - before_s), 3)))
         before_s = max(before_s, end_s)
     return tuple(phases)
+
+
+def _standby_is_waited_for(application: str) -> bool:
+    import psycopg
+
+    with postgres_errors("the database of the copy"), psycopg.connect(application, connect_timeout=10) as connection:
+        return connection.execute("show synchronous_standby_names").fetchone() != ("",)
 
 
 def _read_back(application: str) -> tuple[set[str], int]:
