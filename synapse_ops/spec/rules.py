@@ -197,11 +197,12 @@ def _unique(path: FieldPath, values: Sequence[Hashable], what: str, key: str | N
 
 
 def _names(spec: Spec) -> Iterator[Conflict]:
-    """The same thing twice in a list: names in `health` and `alerts`, `watch.servers`, databases, dashboards, nodes,
-    hosts of the entry, log files, recipients, cache patterns, pairs of `vectors.sources`.
+    """The same thing twice in a list: names in `health`, `alerts` and `firewall.egress`, `watch.servers`, databases,
+    dashboards, nodes, hosts of the entry, log files, recipients, cache patterns, pairs of `vectors.sources`.
     """
     yield from _unique(("health",), [check.name for check in spec.health], "name", "name")
     yield from _unique(("alerts",), [alert.name for alert in spec.alerts], "name", "name")
+    yield from _unique(("firewall", "egress"), [each.name for each in spec.firewall.egress], "name", "name")
     yield from _unique(("watch", "servers"), spec.watch.servers, "server")
     yield from _unique(("database", "databases"), spec.database.databases, "database")
     yield from _unique(("qdrant", "nodes"), [url.rstrip("/") for url in spec.qdrant.nodes], "node")

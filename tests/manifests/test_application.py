@@ -210,3 +210,31 @@ def test_every_pod_may_ask_dns_wherever_it_is() -> None:
     assert {(each["protocol"], each["port"]) for each in rule["ports"]} == {
         (protocol, port) for protocol in ("UDP", "TCP") for port in (53, 5353)
     }
+
+
+@pytest.mark.parametrize(
+    ("firewall", "wanted"),
+    [
+        ({}, [({"0.0.0.0/0", "::/0"}, 443)]),
+        ({"egress": [{"name": "models", "port": 8443, "destination": "10.9.0.0/16"}]}, [({"10.9.0.0/16"}, 8443)]),
+        ({"egress": []}, []),
+    ],
+)
+def test_the_application_calls_what_the_spec_lists_and_nothing_else(
+    firewall: dict[str, Any], wanted: list[tuple[set[str], int]]
+) -> None:
+    """By default a model's API on the internet, which default-deny closed; never the node's own link-local services."""
+    spec = spec_with(firewall=firewall)
+    policies = objects_of(spec, "kubernetes/20-network.yaml", "NetworkPolicy")
+    services = yaml.load(render_bundle(spec).by_path["docker/compose.yaml"].text, yaml.CSafeLoader)["services"]
+    for part in ("api", "worker"):
+        [policy] = [each["spec"] for each in policies if each["metadata"]["name"] == f"synapse-{part}"]
+        blocks = [
+            ([peer["ipBlock"] for peer in rule["to"]], rule["ports"][0]["port"])
+            for rule in policy["egress"]
+            if "ipBlock" in rule["to"][0]
+        ]
+        assert [({block["cidr"] for block in found}, port) for found, port in blocks] == wanted
+        for block in (block for found, _ in blocks for block in found):
+            assert block["cidr"] not in ("0.0.0.0/0", "::/0") or block["except"]
+        assert ("outside" in services[part]["networks"]) is bool(wanted)

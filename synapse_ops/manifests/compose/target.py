@@ -64,7 +64,7 @@ from synapse_ops.spec.fixed import LOCAL_HOSTS, LOG_DIR, WORKER_METRICS_PORT
 READS = frozenset(
     {
         "name", "server", "worker", "database", "redis", "qdrant", "docker", "kubernetes", "resources", "health",
-        "failover", "tls", "watch", "object_store", "grafana", "alerting", "logging", "backup",
+        "failover", "firewall", "tls", "watch", "object_store", "grafana", "alerting", "logging", "backup",
     }
 )  # fmt: skip
 PROXY = "proxy"
@@ -150,9 +150,9 @@ def _proxy(spec: Spec) -> Service:
 
 
 def _networks(spec: Spec) -> tuple[str, ...]:
-    """The application needs a way out only to stores that are elsewhere."""
+    """The application needs a way out to stores that are elsewhere, and to what `firewall.egress` lists."""
     is_whole = all(is_ours(spec, store, "compose") for store in ("database", "redis", "qdrant"))
-    return (INTERNAL,) if is_whole else (INTERNAL, OUTSIDE)
+    return (INTERNAL,) if is_whole and not spec.firewall.egress else (INTERNAL, OUTSIDE)
 
 
 def _api(spec: Spec, stores: list[str]) -> Service:

@@ -64,6 +64,8 @@ def _policy(spec: Spec, part: str, found: Iterable[Flow]) -> Object:
         ingress += _from_outside(spec)
     egress = [_rule("to", _targets(spec, flow), flow.port) for flow in leaving]
     egress += [_rule("to", _blocks([way.host or ""]), way.port) for way in outbound(spec) if way.source == part]
+    if part in (API, WORKER):
+        egress += [_rule("to", _called(each.destination), each.port) for each in spec.firewall.egress]
     body: Object = {
         "podSelector": {"matchLabels": selector(spec, part)},
         "policyTypes": ["Ingress", "Egress"],
@@ -105,6 +107,18 @@ def _blocks(hosts: Iterable[str]) -> list[Object]:
         return [{"ipBlock": {"cidr": network}} for network in _BY_FAMILY.values()]
     addresses = [ipaddress.ip_address(host) for host in hosts]
     return [{"ipBlock": {"cidr": f"{address}/{address.max_prefixlen}"}} for address in addresses]
+
+
+def _called(destination: str | None) -> list[Object]:
+    """Return the networks of an entry of `firewall.egress`. The internet is not the node's own services: a cloud gives
+    its credentials away at a link-local address.
+    """
+    if destination is not None:
+        return [{"ipBlock": {"cidr": destination}}]
+    return [
+        {"ipBlock": {"cidr": _BY_FAMILY[4], "except": ["169.254.0.0/16"]}},
+        {"ipBlock": {"cidr": _BY_FAMILY[6], "except": ["fe80::/10"]}},
+    ]
 
 
 def _in_namespace(name: str) -> Object:

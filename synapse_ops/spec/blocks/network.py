@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from synapse_ops.spec.block import AbsolutePath, Block, Network, Port
+from synapse_ops.spec.block import AbsolutePath, Block, Name, Network, Port
 
 
 class FirewallRule(Block):
@@ -14,6 +14,14 @@ class FirewallRule(Block):
 
     port: Port = Field(description="Port that is opened.")
     source: Network = Field("0.0.0.0/0", description="Network that may connect.")
+
+
+class Egress(Block):
+    """One thing outside of the stack that the application calls."""
+
+    name: Name = Field(description="What it is, once in the list.")
+    port: Port = Field(443, description="Port that is called.")
+    destination: Network | None = Field(None, description="Network that may be called; null: the open internet.")
 
 
 class Firewall(Block):
@@ -26,6 +34,11 @@ class Firewall(Block):
             FirewallRule(port=22, source="10.0.0.0/8"),
         ),
         description="Rules that let traffic in. A list given here replaces the default as a whole.",
+    )
+    egress: tuple[Egress, ...] = Field(
+        (Egress(name="internet"),),
+        description="What API and worker may call besides their stores, such as models: in the cluster exactly this, "
+        "in compose anything unless it is empty. A list given here replaces the default as a whole.",
     )
 
 
