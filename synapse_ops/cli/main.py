@@ -35,7 +35,7 @@ COMMANDS = {
     "switchover": ("switchover", "Have the standby take writes, on purpose and without loss."),
     "drill": ("drill", "Rehearse a failover or a recovery on a disposable copy."),
     "chaos": ("chaos", "Break the embedded stack on purpose, to see what happens."),
-    "wal": ("wal", "Show and steer for whom commits wait."),
+    "wal": ("wal", "Show and steer for whom commits wait; move WAL for a server."),
     "check": ("check", "Try whether WAL arrives in the repository, and what could stop it."),
     "health": ("health", "Show the health of every endpoint and server."),
     "render": ("render", "Render every document of the stack from the spec."),

@@ -43,7 +43,7 @@ def merged_definitions() -> dg.Definitions:
         alarm_definitions(loaded.spec.name, loaded.spec.alerting.runbook_url),
         *([failover_definitions()] if place.is_embedded and loaded.spec.failover.is_ours else []),
         drill_definitions(loaded.spec, has_programs=has_embedded_programs()),
-        *([wal_archive_definitions()] if loaded.spec.backup.database.wal_archiving == "continuous" else []),
+        *([wal_archive_definitions()] if loaded.spec.backup.database.wal_archiving != "off" else []),
     )
     return dg.Definitions.merge(shared, recovery_definitions(loaded.spec, groups), groups)
 

@@ -270,7 +270,7 @@ RDBS = BackupKind(
 )
 BASES = BackupKind(
     kind=BASE,
-    is_on=lambda spec: spec.backup.database.wal_archiving == "continuous",
+    is_on=lambda spec: spec.backup.database.wal_archiving != "off",
     retention=lambda spec: spec.backup.database.retention,
     schedule=lambda spec: spec.backup.database.schedule,
     repository=Stack.database_repository,

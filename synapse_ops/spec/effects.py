@@ -109,6 +109,11 @@ def _notes(spec: Spec) -> Iterator[str]:
         yield f'logging.index "{spec.logging.index}" has no date: all lines go into one index and are never deleted'
     if spec.backup.database.wal_archiving == "off":
         yield "backup.database.wal_archiving is off: work since the last dump is lost with the server"
+    if spec.backup.database.wal_archiving == "command":
+        yield (
+            "backup.database.wal_archiving is command: the rendered stack has no WAL receiver, and its servers no "
+            "archive_command; `synapse-ops check` says what a server of your own needs"
+        )
     yield from _objective_out_of_reach(spec)
 
 

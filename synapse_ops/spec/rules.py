@@ -352,15 +352,20 @@ def _compose_names(spec: Spec) -> Iterator[Conflict]:
 
 
 def _synchronous(spec: Spec) -> Iterator[Conflict]:
-    """Who sets for whom commits wait is the WAL receiver: with `backup.database.wal_archiving: off` nobody does."""
+    """Who sets for whom commits wait is the WAL receiver: nobody does unless `backup.database.wal_archiving` is
+    continuous.
+    """
     archiving: FieldPath = ("backup", "database", "wal_archiving")
-    if spec.backup.database.wal_archiving != "off":
+    found = spec.backup.database.wal_archiving
+    if found == "continuous":
         return
     if spec.failover.synchronous != "off":
         path: FieldPath = ("failover", "synchronous")
-        yield Conflict(path, f'"{spec.failover.synchronous}", with {{other}} off', '"off"', (archiving,))
+        yield Conflict(path, f'"{spec.failover.synchronous}", with {{other}} {found}', '"off"', (archiving,))
     if spec.backup.database.wal.synchronous:
-        yield Conflict(("backup", "database", "wal", "synchronous"), "true, with {other} off", "false", (archiving,))
+        yield Conflict(
+            ("backup", "database", "wal", "synchronous"), f"true, with {{other}} {found}", "false", (archiving,)
+        )
 
 
 def _summaries(spec: Spec) -> Iterator[Conflict]:

@@ -15,8 +15,14 @@ from synapse_ops.domain.durations import format_age, format_when
 
 SLACK = timedelta(hours=2)  # a change of clock moves a schedule by an hour; taking and proving take their time
 WAL_PROMISE = timedelta(minutes=1)  # it is stored each second; a slow store and a restarted receiver are not a fault
+SEGMENT_PROMISE = timedelta(minutes=5)  # archive_timeout is a minute, as `synapse-ops check` has it at most
 
 Entries = Mapping[str, Sequence[CatalogEntry]]  # by subject, newest first
+
+
+def wal_promise(wal_archiving: str) -> timedelta:
+    """Return how old WAL may be that is not stored, by how it gets into the repository."""
+    return SEGMENT_PROMISE if wal_archiving == "command" else WAL_PROMISE
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def plan_start(
         )
     wanted = candidates(archive, history, slot_lsn, segment_bytes)
     chosen = next((one for one in wanted if one.name in available), wanted[-1])
-    return StreamStart(chosen, _gap_before(archive, history, chosen))
+    return StreamStart(chosen, gap_before(archive, history, chosen))
 
 
 def left_over(archive: WalArchive, gap: WalRange, spooled: Mapping[Segment, int]) -> tuple[Segment, ...]:
@@ -96,7 +96,7 @@ def left_over(archive: WalArchive, gap: WalRange, spooled: Mapping[Segment, int]
     return tuple(found)
 
 
-def _gap_before(archive: WalArchive, history: TimelineHistory, chosen: Segment) -> WalRange | None:
+def gap_before(archive: WalArchive, history: TimelineHistory, chosen: Segment) -> WalRange | None:
     """Return what lies between the end of what is stored and the beginning of what can be received."""
     stored = [row for row in archive.timelines if row.last_lsn is not None and row.timeline <= chosen.timeline]
     if not stored:

@@ -38,7 +38,11 @@ def own_alerts(spec: Spec) -> tuple[AlertRule, ...]:
         *_protection(spec, DUMP, spec.database.databases, spec.backup.database.schedule),
         *_protection(spec, SNAPSHOT, _collections(spec), spec.backup.vectors.schedule),
         *(_protection(spec, RDB, (), redis.schedule) if redis is not None else ()),
-        *(_protection(spec, BASE, (BASE.word,), spec.backup.database.schedule) if has_wal_receiver(spec) else ()),
+        *(
+            _protection(spec, BASE, (BASE.word,), spec.backup.database.schedule)
+            if spec.backup.database.wal_archiving != "off"
+            else ()
+        ),
         *_repository(),
         *failover_alerts(spec),
         *slot_alerts(spec),

@@ -77,7 +77,10 @@ def is_ours(spec: Spec, store: Store, place: PlaceName) -> bool:
 
 
 def has_wal_receiver(spec: Spec) -> bool:
-    """Return whether WAL is streamed into the repository, of whose server ever the database is."""
+    """Return whether WAL is streamed into the repository, of whose server ever the database is.
+
+    With `wal_archiving: command` its process runs beside the server, on a host that is not rendered.
+    """
     return spec.backup.database.wal_archiving == "continuous"
 
 

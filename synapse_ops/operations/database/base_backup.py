@@ -2,6 +2,7 @@
 
 It is listed only when the WAL from its start to its stop is in the repository too, for without it no copy becomes
 consistent: until then it waits, with its heartbeat, and a receiver that does not come within `WAL_WAIT_S` ends it.
+Where WAL goes there by archive_command, its last segment is ended for that.
 Where the spec has a standby, its rows at one position behind the copy are stored beside it, for the proof to compare.
 A page whose checksum is wrong ends it as well: the server says so after its last byte, and nothing is listed.
 """
@@ -61,6 +62,8 @@ FRESH = timedelta(minutes=1)  # WAL that was stored so lately has a receiver, wh
 
 _ACTIVE = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active"
 
+_ARCHIVES = "SELECT 1 WHERE current_setting('archive_mode') <> 'off'"
+
 _CLUSTER = """
 SELECT (SELECT catalog_version_no FROM pg_control_system()), current_setting('block_size')::int,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size')"""
@@ -99,7 +102,7 @@ def take_base_backup(
                 f"{describe(conninfo)} is a standby: a base backup needs the primary beside it",
                 hint="database.admin in the spec must name the primary, or both with target_session_attrs=read-write.",
             )
-        _require_receiver(connection, repository, identity)
+        _require_receiver(connection, repository, identity, by_command=_by_command(stack))
         with hold_lease(repository, f"base-{identity}", owner=f"base backup of {describe(conninfo)}") as lease:
             parent, warning = choose_parent(stack, repository, identity, facts, datetime.now(UTC))
             taker = _Taker(stack, repository, connection, facts, identity, lease, set_id, progress, parent, warning)
@@ -171,6 +174,9 @@ class _Taker:
             if standby.document is not None:
                 objects.append(taking.writer.write_bytes(FINGERPRINT, standby.document))
             until = commit_nothing(connection) if standby.exact is not None else stream.stop.lsn
+            if _by_command(self.stack):
+                with postgres_errors("the end of the segment"):
+                    connection.execute("SELECT pg_switch_wal()")
             with measured.phase("wait_for_wal"):
                 _wait_for_wal(taking, stream.start.timeline, stream.start.lsn, until, self.progress)
             catalog_version, block_size, wal_segment_bytes = row
@@ -229,11 +235,26 @@ class _Taker:
             return opened.enter_context(begin()), None, f"a full one, for the server refused an incremental one: {why}"
 
 
-def _require_receiver(connection: psycopg.Connection[Any], repository: Repository, identity: Identity) -> None:
+def _by_command(stack: Stack) -> bool:
+    return stack.spec.backup.database.wal_archiving == "command"
+
+
+def _require_receiver(
+    connection: psycopg.Connection[Any], repository: Repository, identity: Identity, *, by_command: bool
+) -> None:
     """Raise Refused where nobody stores WAL: the copy would be made, and never become a backup.
 
-    A receiver that was started just now is waited for.
+    A receiver that was started just now is waited for. by_command: the server's archiver hands WAL over.
     """
+    if by_command:
+        with postgres_errors("the settings of the primary"):
+            if connection.execute(_ARCHIVES).fetchone() is not None:
+                return
+        raise Refused(
+            "archive_mode is off, and a base backup without its WAL cannot be restored",
+            detail="backup.database.wal_archiving is command",
+            hint="`synapse-ops check` says how to turn it on.",
+        )
     deadline = time.monotonic() + RECEIVER_WAIT_S
     while True:
         with postgres_errors("the replication slots of the primary"):

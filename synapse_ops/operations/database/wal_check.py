@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from synapse_ops.operations.stack import Stack
 
 WAIT_S = 30.0
+SEGMENT_S = 60  # most that archive_timeout may be
+PUSH = "/opt/synapse-ops/bin/synapse-ops wal push --state-dir /var/lib/synapse-ops %p"
 POLL_S = 0.25
 _UNKNOWN_VOLUME = 40 << 30
 _START = "start the receiver: python -m synapse_ops.services.wal_receiver (synapse-ops local up does)"
@@ -49,6 +51,11 @@ SELECT current_setting('wal_level'), current_setting('archive_mode'), current_se
        (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
        (SELECT setting::bigint * 1048576 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
        (SELECT setting FROM pg_settings WHERE name = 'data_directory')"""
+_ARCHIVER = """
+SELECT current_setting('archive_mode'), current_setting('archive_command'),
+       (SELECT setting::int FROM pg_settings WHERE name = 'archive_timeout'), last_archived_wal,
+       CASE WHEN last_failed_time >= coalesce(last_archived_time, '-infinity') THEN last_failed_wal END, failed_count
+FROM pg_stat_archiver"""
 _SUMMARIES = "SELECT setting FROM pg_settings WHERE name = 'summarize_wal'"
 _SLOT = "SELECT active, coalesce(wal_status, ''), safe_wal_size FROM pg_replication_slots WHERE slot_name = %s"
 
@@ -71,13 +78,16 @@ def check_wal(stack: Stack, *, progress: ReportProgress = ignore_progress) -> tu
     conninfo = wal_conninfo(stack)
     with connect(conninfo) as connection:
         identity = ensure_identity(connection)
-        rows = [CheckRow("primary", f"{describe(conninfo)}, identity {identity}"), *_settings(connection)]
-        rows.append(_slot(connection))
+        by_command = stack.spec.backup.database.wal_archiving == "command"
+        rows = [CheckRow("primary", f"{describe(conninfo)}, identity {identity}")]
+        rows += _settings(connection, by_command=by_command)
+        rows += check_archiver(connection) if by_command else [_slot(connection)]
         if stack.spec.backup.database.base.full_every is not None:
             with postgres_errors("the settings of the primary"):
                 found = connection.execute(_SUMMARIES).fetchone()
             rows.append(judge_summaries(found[0] if found is not None else None))
-        rows += check_standby_slots(stack, read_wal_pace(connection, SLOT).flushed)
+        if not by_command:
+            rows += check_standby_slots(stack, read_wal_pace(connection, SLOT).flushed)
         found = read_synchronous(connection, stack.spec)
         if found.is_wanted:
             rows.append(judge_synchronous(found, read_escaping(connection)))
@@ -85,7 +95,7 @@ def check_wal(stack: Stack, *, progress: ReportProgress = ignore_progress) -> tu
     return tuple(rows)
 
 
-def _settings(connection: psycopg.Connection[Any]) -> Iterator[CheckRow]:
+def _settings(connection: psycopg.Connection[Any], *, by_command: bool) -> Iterator[CheckRow]:
     with postgres_errors("the settings of the primary"):
         row = connection.execute(_SETTINGS).fetchone()
     if row is None:
@@ -93,7 +103,7 @@ def _settings(connection: psycopg.Connection[Any]) -> Iterator[CheckRow]:
     level, mode, command, keep, senders, used, may_replicate, keep_bytes, data_dir = row
     fault = "" if level in {"replica", "logical"} else "WAL holds too little to recover from"
     yield CheckRow("wal_level", level, fault, "alter system set wal_level = 'replica'; then restart" if fault else "")
-    idle = mode != "off" and command.strip() in {"/bin/true", "true", ":"}
+    idle = not by_command and mode != "off" and command.strip() in {"/bin/true", "true", ":"}
     yield CheckRow(
         "archive_mode",
         mode if mode == "off" else f"{mode}, by {command or 'a library'}",
@@ -101,7 +111,8 @@ def _settings(connection: psycopg.Connection[Any]) -> Iterator[CheckRow]:
         "alter system set archive_mode = 'off'; then restart" if idle else "",
     )
     volume = _volume(data_dir) if is_this_machine(connection.info.host) else None
-    yield judge_slot_limit(keep, keep_bytes, volume)
+    if not by_command:
+        yield judge_slot_limit(keep, keep_bytes, volume)
     full = used >= senders
     yield CheckRow(
         "max_wal_senders",
@@ -178,6 +189,29 @@ def judge_synchronous(found: Synchronous, escaping: Sequence[tuple[str, str]]) -
     return CheckRow("synchronous_standby_names", found.setting or "empty", fault, fix)
 
 
+def check_archiver(connection: psycopg.Connection[Any]) -> Iterator[CheckRow]:
+    """Yield the rows of a server whose archive_command is to hand WAL over."""
+    with postgres_errors("the archiver of the primary"):
+        [row] = connection.execute(_ARCHIVER).fetchall()
+    mode, command, timeout_s, last_wal, failed_wal, failed_count = row
+    wanted = "alter system set {}; then {}"
+    off = mode == "off"
+    fix = wanted.format("archive_mode = 'on'", "restart") if off else ""
+    yield CheckRow("archiver", mode, "nothing is handed over" if off else "", fix)
+    other = "wal push" not in command
+    fix = wanted.format(f"archive_command = '{PUSH}'", "select pg_reload_conf()") if other else ""
+    yield CheckRow("archive_command", command or "none", "WAL goes elsewhere, or nowhere" if other else "", fix)
+    late = not 0 < timeout_s <= SEGMENT_S
+    fix = wanted.format(f"archive_timeout = '{SEGMENT_S}s'", "select pg_reload_conf()") if late else ""
+    fault = "a commit of a quiet hour waits until its segment is full" if late else ""
+    yield CheckRow("archive_timeout", f"{timeout_s} s", fault, fix)
+    said = f"last {last_wal or 'none'}, {failed_count} tries have failed"
+    fault = f"{failed_wal} could not be handed over, and waits" if failed_wal is not None else ""
+    yield CheckRow(
+        "pg_stat_archiver", said, fault, "see the server's log: it has what `wal push` said" if fault else ""
+    )
+
+
 def _slot(connection: psycopg.Connection[Any]) -> CheckRow:
     with postgres_errors("the replication slots of the primary"):
         row = connection.execute(_SLOT, [SLOT]).fetchone()
@@ -205,6 +239,9 @@ def _arrival(
         ).fetchone()
     if row is None:
         return
+    if stack.spec.backup.database.wal_archiving == "command":
+        with postgres_errors("the end of the segment"):
+            connection.execute("SELECT pg_switch_wal()")
     lsn, timeline, begun = Lsn.parse(row[0]), int(row[1], 16), time.monotonic()
     repository, keys = stack.database_repository(), stack.age_identities()
     while True:

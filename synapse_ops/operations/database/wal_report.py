@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from synapse_ops.domain.backup.ages import WAL_PROMISE
+from synapse_ops.domain.backup.ages import wal_promise
 from synapse_ops.domain.backup.base_record import BaseRecord
 from synapse_ops.domain.backup.layout import KIND_BASE, BackupPlace
 from synapse_ops.domain.database.lsn import Lsn
@@ -119,7 +119,8 @@ class WalReport:
 
 def read_wal_report(stack: Stack) -> WalReport:
     """Compare the primary with the archive. What cannot be asked is in the report, as unknown."""
-    most, left_s = stack.spec.objectives.rpo or WAL_PROMISE, read_time_left(stack)
+    promise = wal_promise(stack.spec.backup.database.wal_archiving)
+    most, left_s = stack.spec.objectives.rpo or promise, read_time_left(stack)
     try:
         status = read_wal_status(stack)
     except SynapseOpsError as fault:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.synchronous import unprotected
+from synapse_ops.domain.database.wal import Segment
 from synapse_ops.domain.database.wal_chain import WalArchive
 from synapse_ops.domain.database.wal_space import time_left_s
 from synapse_ops.errors import SynapseOpsError
@@ -38,8 +39,8 @@ class WalStatus:
     """How the archive stands. server_lsn: end of WAL on the primary, read before the archive; timeline: its own.
 
     last_lsn, last_commit_at: of what is stored of that timeline; None: nothing. lag_s: how old the newest stored bytes
-    are while the server has more, 0 when it has not; None: nothing is stored. unprotected: why commits do not wait as
-    the spec wants; empty: they do.
+    are while the server has more (by archive_command: one more finished segment), 0 when it has not; None: nothing is
+    stored. unprotected: why commits do not wait as the spec wants; empty: they do.
     """
 
     archive: WalArchive
@@ -60,6 +61,8 @@ def read_wal_status(stack: Stack) -> WalStatus:
     """Compare the primary with what the repository holds of its WAL. Raises what either of them does."""
     with open_wal_server(wal_conninfo(stack)) as server:
         timeline, lsn = server.position()
+        by_segment = stack.spec.backup.database.wal_archiving == "command"
+        due = Segment.at(timeline, lsn, server.segment_bytes).start if by_segment else lsn
         waiting = unprotected(read_synchronous(server.connection, stack.spec))
     repository = stack.database_repository()
     archive = read_wal_archive(repository, server.identity, age_identities=stack.age_identities())
@@ -68,7 +71,7 @@ def read_wal_status(stack: Stack) -> WalStatus:
     lag_s: float | None = None
     if row is not None and last is not None:
         stored_at = row.stored_at or archive.read_at
-        lag_s = max(0.0, (archive.read_at - stored_at).total_seconds()) if last < lsn else 0.0
+        lag_s = max(0.0, (archive.read_at - stored_at).total_seconds()) if last < due else 0.0
     return WalStatus(
         archive,
         server.address,
@@ -83,8 +86,11 @@ def read_wal_status(stack: Stack) -> WalStatus:
 
 def read_time_left(stack: Stack) -> float | None:
     """Return for how many seconds the primary's slot keeps what is written at the present pace. The receiver's spool,
-    which is known to its /health alone, may add to it. None: not known, as while the primary does not answer.
+    which is known to its /health alone, may add to it. None: not known, as while the primary does not answer; or there
+    is no slot, and its disk is the limit.
     """
+    if stack.spec.backup.database.wal_archiving == "command":
+        return None
     try:
         with open_wal_server(wal_conninfo(stack)) as server:
             return time_left_s(server.pace())

@@ -28,7 +28,7 @@ from synapse_ops.domain.database.wal_keys import (
     segment_key,
 )
 from synapse_ops.domain.database.wal_plan import Chunk
-from synapse_ops.errors import ChecksumMismatch, ConfigError, ObjectMissing, WrongIdentity
+from synapse_ops.errors import ChecksumMismatch, ConfigError, ObjectMissing, Refused, WrongIdentity
 from synapse_ops.operations.database.wal_objects import ReadAt, WalBytes, decode, encode, pieces
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.s3.conditional_write import write_over
@@ -88,6 +88,7 @@ class WalWriter:
     """Writes for one server. recipients: age public keys; empty: not encrypted.
 
     age_identities: to compare with, if any. scratch_dir: for a segment that is larger than memory should hold.
+    believes: what is stored is taken for the same where it is encrypted and no key tells; else that is refused.
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class WalWriter:
         scratch_dir: Path,
         recipients: Sequence[str] = (),
         age_identities: Sequence[str] = (),
+        believes: bool = True,
     ) -> None:
+        self._believes = believes
         self.repository = repository
         self.identity = identity
         self._store = repository.store
@@ -220,7 +223,14 @@ class WalWriter:
         if encrypted and not self._age_identities:
             kept = self._store.read_metadata(key).get(_DIGEST, "")
             ours = self._digest_key.of(sha256)
-            return kept == ours if kept.startswith(f"{self._digest_key.name}-") else None
+            if kept.startswith(f"{self._digest_key.name}-"):
+                return kept == ours
+            if self._believes:
+                return None
+            raise Refused(
+                f"{self._store.full_url(key)} is encrypted, and cannot be compared with what this server has",
+                hint="Give both hosts one --digest-key: that of the one which stored it, wal/digest.key of its state.",
+            )
         with self._store.open_reader(key) as reader, Path(os.devnull).open("wb") as sink:
             url = self._store.full_url(key)
             found = decode(

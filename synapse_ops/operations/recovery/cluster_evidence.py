@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from synapse_ops.domain.backup.ages import WAL_PROMISE, data_time
+from synapse_ops.domain.backup.ages import data_time, wal_promise
 from synapse_ops.domain.backup.base_record import BaseRecord
 from synapse_ops.domain.backup.retention import counts_as_proven
 from synapse_ops.domain.database.lsn import Lsn
@@ -85,7 +85,7 @@ def _last_moment(
         return reached.last_commit_at or record.stopped_time
     stored_at = archive.newest.stored_at or record.stopped_time
     lag = archive.read_at - stored_at
-    if lag > WAL_PROMISE:
+    if lag > wal_promise(stack.spec.backup.database.wal_archiving):
         left = say_time_left(read_time_left(stack))
         faults.append(f"{server_lsn - reached.stop} bytes of WAL are not stored{left}: is the WAL receiver running?")
     return now - lag

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from synapse_ops.domain.backup.ages import SLACK, WAL_PROMISE
+from synapse_ops.domain.backup.ages import SLACK, wal_promise
 from synapse_ops.domain.backup.kinds import BASE, DUMP
 from synapse_ops.domain.recovery.recoverability import (
     Evidence,
@@ -127,7 +127,10 @@ def label_of(kind: BackupKind, subject: str) -> str:
 
 def objectives_of(kind: BackupKind, spec: Spec) -> Objectives:
     """Return what a subject of a kind is held to: `objectives.rpo`, or what its own schedule promises."""
-    promised = WAL_PROMISE if kind.kind is BASE else kind.schedule(spec).longest_gap(spec.time_zone) + SLACK
+    if kind.kind is BASE:
+        promised = wal_promise(spec.backup.database.wal_archiving)
+    else:
+        promised = kind.schedule(spec).longest_gap(spec.time_zone) + SLACK
     return Objectives(rpo=spec.objectives.rpo or promised, rto=spec.objectives.rto)
 
 

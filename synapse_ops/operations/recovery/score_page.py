@@ -25,7 +25,7 @@ def read_score_page(stack: Stack, expected: Collection[Scenario], now: datetime)
     """
     repository = stack.database_repository()
     found = read_scores(repository)
-    kind = BASES if stack.spec.backup.database.wal_archiving == "continuous" else DUMPS
+    kind = BASES if stack.spec.backup.database.wal_archiving != "off" else DUMPS
     return ScorePage(
         scores=found.scores,
         unreadable=found.unreadable,

@@ -38,6 +38,7 @@ from synapse_ops.operations.database.wal_status import FOLDER
 from synapse_ops.operations.database.wal_writer import WalWriter, read_digest_key
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
+from synapse_ops.services.wal_receiver.commands import WalCommands
 from synapse_ops.services.wal_receiver.empty_commits import EmptyCommits
 from synapse_ops.services.wal_receiver.lease import HeldLease
 from synapse_ops.services.wal_receiver.session import Session
@@ -117,13 +118,17 @@ class Receiver:
     def run(self) -> None:
         pause_s = 0.2
         while not self._is_done():
-            if self._stack.spec.backup.database.wal_archiving == "off":
+            archiving = self._stack.spec.backup.database.wal_archiving
+            if archiving == "off":
                 self.standing.fault = "backup.database.wal_archiving is off"
                 self._stopping.wait(STATUS_S)
                 continue
             began_s = time.monotonic()
             try:
-                self._run_session()
+                if archiving == "command":
+                    self._serve_commands()
+                else:
+                    self._run_session()
                 pause_s = 0.0
             except SynapseOpsError as error:
                 self.standing.fault = error.message
@@ -133,6 +138,15 @@ class Receiver:
                 pause_s = 0.2 if lasted else min(LONGEST_PAUSE_S, max(pause_s, 0.2) * 2)
             self.standing.server = ""
             self._stopping.wait(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+
+    def _serve_commands(self) -> None:
+        """Take what the server of this host hands over, instead of streaming."""
+        commits = EmptyCommits(wal_conninfo(self._stack), application_name=APPLICATION_NAME, on_pace=lambda pace: None)
+        with commits, WalCommands(self._stack, self._folder, self.standing, self._digest_key) as commands:
+            while not self._is_done():
+                commands.tend()
+                self._stopping.wait(STATUS_S)
+        self.standing.server = ""
 
     def _run_session(self) -> None:
         """Receive until the connection ends, the timeline ends, or something is wrong."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import structlog
 
@@ -30,7 +31,7 @@ from synapse_ops.operations.database.wal_fetch import list_chunks
 from synapse_ops.operations.database.wal_objects import WalBytes
 from synapse_ops.operations.database.wal_writer import OtherWal, WalWriter
 from synapse_ops.services.wal_receiver.lease import HeldLease
-from synapse_ops.services.wal_receiver.spool import Spool, SpooledSegment
+from synapse_ops.services.wal_receiver.spool import SpooledSegment
 from synapse_ops.services.wal_receiver.standing import Standing
 from synapse_ops.systems.s3.store import WrittenObject
 
@@ -40,13 +41,23 @@ RETRY_S = 1.0
 log = structlog.get_logger()
 
 
+class Segments(Protocol):
+    """What is to be stored: the spool, or the file that archive_command names."""
+
+    def segments(self) -> Iterable[SpooledSegment]:
+        """Yield what is under way, oldest first."""
+
+    def drop(self, one: SpooledSegment) -> None:
+        """Forget a segment that is stored whole."""
+
+
 class Uploader(threading.Thread):
     """Runs until `stop`. error: what ended it otherwise. on_durable: called with each new position, from its thread."""
 
     def __init__(
         self,
         writer: WalWriter,
-        spool: Spool,
+        spool: Segments,
         lease: HeldLease,
         archive: WalArchive,
         standing: Standing,

@@ -93,8 +93,10 @@ class DatabaseBackup(Block):
     retention: Retention = Field(
         timedelta(days=30), description="Every moment of this window stays restorable. A bare number is days."
     )
-    wal_archiving: Literal["continuous", "off"] = Field(
-        "continuous", description="Whether WAL is streamed into the repository, so that any moment can be restored."
+    wal_archiving: Literal["continuous", "command", "off"] = Field(
+        "continuous",
+        description="How WAL gets into the repository, so that any moment can be restored: streamed by the receiver, "
+        "or handed over by the server's archive_command, a segment at a time.",
     )
     wal: WalReceiving = Field(WalReceiving(), description="How WAL is received.")
     base: BaseBackups = Field(BaseBackups(), description="How base backups are taken.")
