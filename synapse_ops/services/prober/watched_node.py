@@ -67,6 +67,7 @@ class WatchedNode:
     _written_ns: int | None = None
 
     def ask(self) -> Answer:
+        asked_at = datetime.now(UTC)  # a time-out is noted when the question was asked, not when the wait was over
         answer = self.session.ask(_QUESTION, ANSWER_S)
         if answer.sign is Sign.ENDED:
             self.ended = Sign.ENDED
@@ -75,7 +76,7 @@ class WatchedNode:
         if found is not None:
             self.seen, self.ended, self.first_failed_at = found, None, None
         elif self.first_failed_at is None:
-            self.first_failed_at = datetime.now(UTC)
+            self.first_failed_at = asked_at
         return answer
 
     def notes_writing(self, sign: Sign) -> bool:

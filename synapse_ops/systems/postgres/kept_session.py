@@ -72,15 +72,14 @@ class KeptSession:
             pgconn.finish()
 
     def _open(self, deadline_s: float) -> Answer:
-        from psycopg.pq import PGconn, PollingStatus
+        from psycopg.pq import ConnStatus, PGconn, PollingStatus
 
         pgconn = PGconn.connect_start(self._conninfo.encode())
-        status = PollingStatus.WRITING
+        status = PollingStatus.FAILED if pgconn.status == ConnStatus.BAD else PollingStatus.WRITING
         while status not in {PollingStatus.OK, PollingStatus.FAILED}:
-            if pgconn.socket < 0 or not _wait(pgconn.socket, deadline_s, writing=status is PollingStatus.WRITING):
-                words = pgconn.error_message.decode(errors="replace")
-                pgconn.finish()
-                return Answer(Sign.SILENT if not words else sign_of(words), words=words.strip())
+            if not _wait(pgconn.socket, deadline_s, writing=status is PollingStatus.WRITING):
+                pgconn.finish()  # libpq has begun its message already: `connection to server at ... failed:`
+                return Answer(Sign.SILENT, words="no answer in time")
             status = PollingStatus(pgconn.connect_poll())
         if status is PollingStatus.FAILED:
             words = pgconn.error_message.decode(errors="replace").strip()

@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from synapse_ops.cli.chaos import primary_processes
 from synapse_ops.domain.failover.evidence import SOFT_WINDOW_S
 from synapse_ops.domain.failover.transitions import State
 from synapse_ops.local.embedded_stack import reset_stack, start_stack
+from synapse_ops.local.failover_place import primary_processes
 from synapse_ops.operations.failover.ledger import Ledger
 from synapse_ops.operations.failover.status import read_status
 from synapse_ops.services.dagster.console import start_console

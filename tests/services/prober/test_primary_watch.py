@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,10 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from synapse_ops.cli.main import cli
+from synapse_ops.domain.failover.evidence import Sign
 from synapse_ops.errors import Refused
 from synapse_ops.operations.failover.status import FailoverStatus, read_status
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.services.prober.primary_watch import DatabaseWatch
+from synapse_ops.services.prober.watched_node import WatchedNode
+from synapse_ops.systems.postgres.kept_session import KeptSession
 from synapse_ops.systems.postgres.programs import PgTools
 from synapse_ops.systems.postgres.server import FENCE_MARKER
 from tests.servers import running_postgres, running_standby
@@ -80,3 +84,24 @@ def test_another_managers_failover_is_reported_and_followed(
     for one in asked[1:]:
         assert isinstance(one.exception, Refused)
         assert "failover.manager is external" in one.exception.message
+
+
+def test_a_time_out_began_when_the_question_was_asked() -> None:
+    """What was known 2 s before it counts: noted at the end of its wait, nothing was ever that fresh."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"host=127.0.0.1 port={silent.getsockname()[1]} sslmode=disable"
+        node = WatchedNode("db-primary", KeptSession(address, application_name="test"))
+        before = datetime.now(UTC)
+        answer = node.ask()
+        took = datetime.now(UTC) - before
+
+    assert answer.sign is Sign.SILENT
+    assert node.first_failed_at is not None
+    assert node.first_failed_at - before < took / 2
+
+
+def test_a_name_that_does_not_resolve_is_silence_and_ends_no_watch() -> None:
+    """There is no socket to wait for then."""
+    answer = KeptSession("host=nowhere.invalid", application_name="test").ask("select 1", 5.0)
+
+    assert (answer.sign, answer.words.startswith("could not translate host name")) == (Sign.SILENT, True)
