@@ -52,6 +52,8 @@ def _ignored(spec: Spec) -> Iterator[tuple[str, str]]:
     elif failover.max_per_hour > 1 and failover.cool_down * (failover.max_per_hour - 1) >= timedelta(hours=1):
         why = f"failover.cool_down {format_duration(failover.cool_down)} allows fewer"
         yield "failover.max_per_hour", why
+    if spec.backup.database.wal_archiving == "off":
+        yield "drills.recovery", "backup.database.wal_archiving is off: there is no base backup to rehearse with"
     if not failover.automatic or not failover.is_ours:
         for name, action in spec.alerting.actions.items():
             if action == "failover":

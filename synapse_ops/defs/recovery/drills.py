@@ -29,7 +29,7 @@ from synapse_ops.defs.policies import (
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.runbook_links import runbook_of_check
 from synapse_ops.defs.spec.assets import spec_key
-from synapse_ops.domain.backup.kinds import DUMP
+from synapse_ops.domain.backup.kinds import BASE, DUMP
 from synapse_ops.domain.recovery.drill_score import PREFIX, Scenario
 from synapse_ops.errors import SynapseOpsError, Unproven
 
@@ -51,7 +51,7 @@ FAILOVER_LIMIT, RECOVERY_LIMIT = timedelta(hours=1), timedelta(hours=24)
 
 def drill_definitions(spec: "Spec", *, has_programs: bool) -> dg.Definitions:
     """Return the drills, their jobs and schedules, and the page. has_programs: an embedded stack can start here."""
-    proofs = [kind.proof_key for kind in asset_kinds_of(spec)]
+    kinds = asset_kinds_of(spec)
     assets, jobs, schedules = [], [], []
     expected = []
     if spec.failover.is_ours and has_programs:
@@ -69,20 +69,22 @@ def drill_definitions(spec: "Spec", *, has_programs: bool) -> dg.Definitions:
         if spec.drills.failover is not None:
             schedules.append(_schedule(jobs[-1], str(spec.drills.failover), spec))
             expected.append(Scenario.FAILOVER_DRILL)
-    assets.append(
-        _drill(
-            "recovery_drill",
-            _recovery,
-            [*proofs, spec_key("drills")],
-            ("synapse_ops.operations.recovery.recovery_drill", "synapse_ops.operations.recovery.drills"),
-            "How long a recovery takes from nothing but the bucket: into a folder that is thrown away. `rto_s` is all "
-            "of it; `rpo_s` how much work would be lost.",
+    if any(kind.kind.kind is BASE for kind in kinds):
+        assets.append(
+            _drill(
+                "recovery_drill",
+                _recovery,
+                [*(kind.proof_key for kind in kinds), spec_key("drills")],
+                ("synapse_ops.operations.recovery.recovery_drill", "synapse_ops.operations.recovery.drills"),
+                "How long a recovery takes from nothing but the bucket: into a folder that is thrown away. `rto_s` is "
+                "all of it; `rpo_s` how much work would be lost.",
+            )
         )
-    )
-    jobs.append(_job("drill_recovery", "recovery_drill", RECOVERY_LIMIT, "Restore what the bucket holds, on a copy"))
-    if spec.drills.recovery is not None:
-        schedules.append(_schedule(jobs[-1], str(spec.drills.recovery), spec))
-        expected.append(Scenario.RECOVERY_DRILL)
+        does = "Restore what the bucket holds, on a copy"
+        jobs.append(_job("drill_recovery", "recovery_drill", RECOVERY_LIMIT, does))
+        if spec.drills.recovery is not None:
+            schedules.append(_schedule(jobs[-1], str(spec.drills.recovery), spec))
+            expected.append(Scenario.RECOVERY_DRILL)
     page = _page([asset.key for asset in assets], expected)
     return dg.Definitions(assets=[*assets, page], jobs=jobs, schedules=schedules, sensors=[_sensor(expected)])
 

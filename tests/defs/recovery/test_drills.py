@@ -156,3 +156,4 @@ def test_what_is_off_or_not_possible_has_no_schedule_and_is_not_waited_for(weeks
     assert made('drills: {failover: "off", recovery: "off"}\n') == (both, set())
     assert made("name: a\n", has_programs=False) == ({"drill_recovery"}, {"drill_recovery_schedule"})
     assert made("failover: {standby: null}\n")[0] == {"drill_recovery"}
+    assert made('backup: {database: {wal_archiving: "off"}}\n')[0] == {"drill_failover"}
