@@ -42,6 +42,9 @@ class HeldLease:
             hold_lease(self._repository, self._name, owner=owner, ttl_s=TTL_S, note=self._note)
         )
         self._held = stack
+        if self._is_closed:  # meanwhile, while the store gave no answer
+            self._release()
+            raise LeaseLost(f'lease "{self._name}" was given up')
 
     def _note(self, before: Any) -> dict[str, Any]:
         return note_acknowledged(before, *self.acknowledged)

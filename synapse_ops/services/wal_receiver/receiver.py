@@ -9,8 +9,8 @@ commit that waits for us waits for the store. This thread never waits for the st
 second whatever the store does. Whatever ends a session, the next one begins anew from what the repository holds.
 
 While the store is away no session can begin. So one whose connection ends goes on with others, until what has arrived
-is stored: where the server has dropped the slot, the spool holds what nobody else has, and is filled on. What a dead
-process has left in it is stored as well, before a gap is named.
+is stored: where the server has dropped the slot, the spool holds what nobody else has, and is filled on. One that is to
+begin fills it as well. What a dead process has left in it is stored too, before a gap is named.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ from synapse_ops.services.wal_receiver.session import Session
 from synapse_ops.services.wal_receiver.slot import ready_slot, slot_to_stream_from
 from synapse_ops.services.wal_receiver.spool import Spool
 from synapse_ops.services.wal_receiver.standby_slots import StandbySlots
-from synapse_ops.services.wal_receiver.standing import Standing
+from synapse_ops.services.wal_receiver.standing import NOWHERE, Standing
 from synapse_ops.services.wal_receiver.synchronous_commits import SynchronousCommits
 from synapse_ops.services.wal_receiver.uploader import SCAN_BYTES, Uploader
+from synapse_ops.services.wal_receiver.without_store import PATIENCE_S, LeaseTaking, session_without_store
 from synapse_ops.systems.postgres.replication import (
     EndOfTimeline,
     Keepalive,
@@ -155,8 +156,8 @@ class Receiver:
             server = opened.enter_context(open_wal_server(conninfo))
             repository = self._stack.database_repository()
             lease = HeldLease(repository, wal_lease(server.identity))
-            lease.take()
             opened.callback(lease.close)
+            self._take(lease, conninfo, server)
             connection = opened.enter_context(connect_replication(conninfo, application_name=APPLICATION_NAME))
             session = self._begin(repository, server, connection)
             server.close()
@@ -196,6 +197,34 @@ class Receiver:
                 uploader.join(DRAIN_S)
             if uploader.error is not None:
                 raise uploader.error
+
+    def _take(self, lease: HeldLease, conninfo: str, server: WalServer) -> None:
+        """Take the lease. While the store does not answer, WAL goes into the spool."""
+        taking = LeaseTaking(lease)
+        taking.start()
+        taking.join(PATIENCE_S)
+        while taking.is_alive():
+            self.standing.fault = taking.fault or "the store does not answer"
+            try:
+                self.standing.note_pace(server.pace())
+                with connect_replication(conninfo, application_name=APPLICATION_NAME) as connection:
+                    self._spool.adopt(server.segment_bytes)
+                    session, slot_lsn = session_without_store(server, connection, self._spool.go_on_with())
+                    segment = session.start.segment
+                    self.standing.durable_lsn, self.standing.received_lsn = NOWHERE, segment.start
+                    slot = SLOT if slot_lsn <= segment.start else None
+                    self._receive(connection.stream(slot, segment.start, segment.timeline), session, segment, taking)
+            except SynapseOpsError as cut:
+                log.warning("WAL is not received while the store is away", fault=f"{cut.message} {cut.detail}")
+                self.standing.server = ""
+                if server.connection.closed:
+                    raise
+            if self._is_done():
+                raise Unreachable(self.standing.fault)
+            taking.join(RECONNECT_S)
+        self.standing.server = ""
+        if taking.error is not None:
+            raise taking.error
 
     def _uploader(self, session: Session, timeline: int, writer: WalWriter, lease: HeldLease) -> Uploader:
         return Uploader(
@@ -318,7 +347,7 @@ class Receiver:
         stream: WalStream,
         session: Session,
         segment: Segment,
-        uploader: Uploader,
+        uploader: Uploader | LeaseTaking,
         *,
         until_stored: bool = False,
     ) -> None:

@@ -17,7 +17,7 @@ def ready_slot(server: WalServer, connection: ReplicationConnection) -> Lsn:
 
     We hold the lease: who streams from the slot is an earlier receiver, which may not know yet that it has ended.
     """
-    lsn = _keeping_slot(connection)
+    lsn = keeping_slot(connection)
     server.end_stale_sender(SLOT)
     return lsn
 
@@ -27,10 +27,11 @@ def slot_to_stream_from(connection: ReplicationConnection, durable: Lsn) -> str 
 
     One that was made anew keeps WAL from then on. What we acknowledge would move it back, to be lost again.
     """
-    return SLOT if _keeping_slot(connection) <= durable else None
+    return SLOT if keeping_slot(connection) <= durable else None
 
 
-def _keeping_slot(connection: ReplicationConnection) -> Lsn:
+def keeping_slot(connection: ReplicationConnection) -> Lsn:
+    """Make the slot, or make it anew where it was lost; return from where it keeps WAL. Who streams from it is left."""
     found = connection.read_slot(SLOT)
     if found is not None and found.restart_lsn is None:
         log.error("the replication slot was lost: the server removed WAL that was not stored", slot=SLOT)

@@ -172,6 +172,36 @@ def test_what_the_server_lost_and_the_spool_has_is_no_gap(outage: Outage) -> Non
     outage.compare()
 
 
+def test_a_receiver_that_starts_while_the_store_is_away_spools_what_the_server_will_lose(
+    outage: Outage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows nothing of the repository, acknowledges nothing and says why; the slot is lost, and no WAL is."""
+    wal, store = outage.wal, outage.store
+    with wal.in_process() as receiver:
+        wait_until(lambda: receiver.standing.server, "it receives")
+        outage.write(1)
+        last = wait_durable(wal, receiver)
+    monkeypatch.setattr("synapse_ops.services.wal_receiver.receiver.PATIENCE_S", 0.1)
+    store.fault = "reset"
+    with wal.in_process() as receiver:
+        wait_until(lambda: receiver.standing.server, "it receives")
+        for _ in range(5):
+            outage.write(2)
+            written = wal.flushed()
+            wait_until(lambda end=written: receiver.standing.received_lsn >= end, "it receives on")
+            assert outage.acknowledged() <= outage.stored()
+            outage.forget()
+        assert not outage.is_on_the_server(last)
+        assert receiver.standing.unhealthy()
+        store.fault = ""
+        end = wait_durable(wal, receiver)
+
+    archive = outage.direct.archive()
+    assert archive.newest.gaps == ()
+    assert missing(archive, archive.history(1), last, end) == ()
+    outage.compare()
+
+
 def test_an_outage_longer_than_slot_and_spool_leaves_a_gap_that_is_exact(
     outage: Outage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
