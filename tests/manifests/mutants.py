@@ -192,13 +192,17 @@ def _network() -> Iterator[Mutant]:
         (
             policy,
             "another network than the firewall",
-            _put("192.0.2.0/24", "spec", "ingress", 3, "from", 0, "ipBlock", "cidr"),
+            _put({"ipBlock": {"cidr": "192.0.2.0/24"}}, "spec", "ingress", 0, "from", 0),
         ),
-        (policy, "a network with host bits", _put("10.0.0.1/8", "spec", "ingress", 3, "from", 0, "ipBlock", "cidr")),
+        (
+            policy,
+            "a network with host bits",
+            _put({"ipBlock": {"cidr": "10.0.0.1/8"}}, "spec", "ingress", 0, "from", 0),
+        ),
     ):
         yield Mutant(f"{which[1]}, NetworkPolicy: {name}", network, _object(network, which, change))
     ingress = ("Ingress", "synapse-entry")
-    service = ("spec", "rules", 0, "http", "paths", 0, "backend", "service")
+    service = ("spec", "rules", 0, "http", "paths", 1, "backend", "service")
     for name, change in {
         "no such Service": _put("gone", *service, "name"),
         "no such port": _put(81, *service, "port", "number"),
@@ -388,7 +392,7 @@ def _files() -> Iterator[Mutant]:
         ("tls/nginx.conf", "another port of the API", "localhost:8000", "localhost:8001"),
         ("tls/haproxy.cfg", "another port of the API", "localhost:8000", "localhost:8001"),
         ("tls/haproxy.cfg", "another health path", "uri /health/db ", "uri /healthz "),
-        ("tls/haproxy.cfg", "another health interval", "inter 60s", "inter 6s"),
+        ("tls/haproxy.cfg", "another health interval", "inter 10s", "inter 60s"),
         (COMPOSE, "a node is healthy too early", f'{8 * " "}- "--host"\n{8 * " "}- localhost\n', ""),
         (database, "a node is ready too early", f'{16 * " "}- "--host"\n{16 * " "}- localhost\n', ""),
         ("postgres/primary/postgresql.conf", "TLS 1.0", "'TLSv1.2'", "'TLSv1'"),
