@@ -100,6 +100,14 @@ def the_way_in_is_one_and_encrypted(_: Bundle, spec: Spec) -> Iterator[Finding]:
         yield Finding("the_way_in_is_one_and_encrypted", "kubernetes/50-entry.yaml", message, "note")
 
 
+def somebody_is_told(_: Bundle, spec: Spec) -> Iterator[Finding]:
+    """Alerts reach somebody who is not looking at this tool's own pages."""
+    told = spec.alerting
+    if not any((told.webhook_url, told.mail, told.slack, told.pagerduty)):
+        message = "no alert leaves this tool: set alerting.mail, slack, pagerduty or webhook_url"
+        yield Finding("somebody_is_told", "alertmanager/alertmanager.yml", message, "note")
+
+
 def ports_of_a_host_differ(_: Bundle, spec: Spec) -> Iterator[Finding]:
     """On a host without containers each port is one program's: of the spec, of its companions, of those that watch."""
     taken = dict(_PORTS_OF_A_HOST)
@@ -164,6 +172,7 @@ RULES: tuple[Rule, ...] = (
     connections_fit,
     the_firewall_opens_the_service,
     the_way_in_is_one_and_encrypted,
+    somebody_is_told,
     ports_of_a_host_differ,
     the_prober_asks_other_hosts,
 )

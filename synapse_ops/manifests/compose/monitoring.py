@@ -36,7 +36,7 @@ from synapse_ops.manifests.stack.parts import (
     is_ours,
 )
 from synapse_ops.manifests.stack.processes import QDRANT_API_KEY, SECRETS_DIR
-from synapse_ops.manifests.stack.secret_files import TOKEN
+from synapse_ops.manifests.stack.secret_files import MAIL_PASSWORD, PAGERDUTY_KEY, SLACK_WEBHOOK, TOKEN
 from synapse_ops.spec import Spec
 from synapse_ops.spec.fixed import LOCAL_HOSTS, LOG_DIR
 
@@ -64,7 +64,7 @@ def _scrape_secrets(spec: Spec) -> dict[str, list[str]]:
 
 
 def _metrics(spec: Spec) -> dict[str, Service]:
-    images, alerting = spec.docker.images, spec.alerting
+    images = spec.docker.images
     return {
         "prometheus": service(
             images.prometheus,
@@ -92,7 +92,7 @@ def _metrics(spec: Spec) -> dict[str, Service]:
             user=_NOBODY,
             resources=helper_resources(SMALL),
             healthcheck=http_check(ALERTMANAGER_PORT, "/-/healthy"),
-            networks=_ways(is_outside=alerting.webhook_url is not None or alerting.heartbeat_url is not None),
+            networks=_ways(is_outside=_tells_outside(spec)),
             listens=[ALERTMANAGER_PORT],
             command=[
                 "--config.file=/etc/alertmanager/alertmanager.yml",
@@ -103,7 +103,7 @@ def _metrics(spec: Spec) -> dict[str, Service]:
                 mounted("../alertmanager/alertmanager.compose.yml", "/etc/alertmanager/alertmanager.yml"),
                 {"type": "volume", "source": "alertmanager-data", "target": "/alertmanager"},
             ],
-            secrets=[TOKEN],
+            secrets=[TOKEN, *_receivers_secrets(spec)],
         ),
         "blackbox-exporter": service(
             images.blackbox_exporter,
@@ -126,6 +126,21 @@ def _metrics(spec: Spec) -> dict[str, Service]:
             pid="host",
         ),
     }
+
+
+def _tells_outside(spec: Spec) -> bool:
+    told = spec.alerting
+    return any((told.webhook_url, told.heartbeat_url, told.mail, told.slack, told.pagerduty))
+
+
+def _receivers_secrets(spec: Spec) -> list[str]:
+    told = spec.alerting
+    wanted = {
+        MAIL_PASSWORD: told.mail is not None and told.mail.password is not None,
+        SLACK_WEBHOOK: told.slack is not None,
+        PAGERDUTY_KEY: told.pagerduty is not None,
+    }
+    return [name for name, is_wanted in wanted.items() if is_wanted]
 
 
 def _grafana(spec: Spec) -> Service:

@@ -11,7 +11,7 @@ from synapse_ops.manifests.document import Document, text_document, yaml_documen
 from synapse_ops.manifests.monitoring.alert_catalog import HEARTBEAT
 from synapse_ops.manifests.monitoring.prometheus import prober_address
 from synapse_ops.manifests.stack.parts import Place
-from synapse_ops.manifests.stack.secret_files import TOKEN, secret_file
+from synapse_ops.manifests.stack.secret_files import MAIL_PASSWORD, PAGERDUTY_KEY, SLACK_WEBHOOK, TOKEN, secret_file
 from synapse_ops.spec import Spec
 
 PATHS: dict[Place, str] = {
@@ -122,13 +122,33 @@ def _receivers(spec: Spec, place: Place) -> list[dict[str, object]]:
         },
     }
     receivers: list[dict[str, object]] = [
-        {"name": _PEOPLE, "webhook_configs": [webhook]},
+        {"name": _PEOPLE, "webhook_configs": [webhook], **_people(spec, place)},
         {"name": _FAILOVER, "webhook_configs": [webhook]},
     ]
     if spec.alerting.heartbeat_url is not None:
         heart = {"url": spec.alerting.heartbeat_url, "send_resolved": False}
         receivers.append({"name": _HEART, "webhook_configs": [heart]})
     return receivers
+
+
+def _people(spec: Spec, place: Place) -> dict[str, list[dict[str, object]]]:
+    """Return Alertmanager's own receivers. Their secrets are files, as the webhook's token is."""
+    told, alerting = dict[str, list[dict[str, object]]](), spec.alerting
+    if alerting.mail is not None:
+        mail = alerting.mail
+        config: dict[str, object] = {"to": mail.to, "from": mail.sender, "smarthost": mail.server}
+        if mail.user is not None:
+            config["auth_username"] = mail.user
+        if mail.password is not None:
+            config["auth_password_file"] = secret_file(mail.password, MAIL_PASSWORD, place)
+        told["email_configs"] = [config | {"send_resolved": True}]
+    if alerting.slack is not None:
+        url = secret_file(alerting.slack.webhook, SLACK_WEBHOOK, place)
+        told["slack_configs"] = [{"channel": alerting.slack.channel, "api_url_file": url, "send_resolved": True}]
+    if alerting.pagerduty is not None:
+        key = secret_file(alerting.pagerduty.routing_key, PAGERDUTY_KEY, place)
+        told["pagerduty_configs"] = [{"routing_key_file": key, "send_resolved": True}]
+    return told
 
 
 def default_webhook_url(spec: Spec, place: Place) -> str:

@@ -16,3 +16,5 @@ def secret_file(reference: SecretRef, name: str, place: PlaceName) -> str:
 
 
 TOKEN = "webhook-token"  # noqa: S105 - the name of a file
+MAIL_PASSWORD = "mail-password"  # noqa: S105 - the same
+SLACK_WEBHOOK, PAGERDUTY_KEY = "slack-webhook-url", "pagerduty-routing-key"

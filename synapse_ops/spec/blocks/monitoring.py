@@ -23,6 +23,7 @@ from synapse_ops.spec.block import (
     Port,
     Retention,
     Secret,
+    Text,
     TextForm,
     is_authority,
     is_url,
@@ -153,6 +154,29 @@ class Alert(Block):
     severity: Literal["info", "warning", "critical"] = Field("warning", description="How urgent it is.")
 
 
+class Mail(Block):
+    """Mail by an SMTP server with STARTTLS."""
+
+    to: Text = Field(description="Addresses that are told, with commas.")
+    sender: Text = Field(description="Address that it comes from.")
+    server: Address = Field(description="SMTP server, as host:port.")
+    user: Text | None = Field(None, description="Name at the server; null: no login.")
+    password: Secret | None = Field(None, description="Reference to the password of `user`.")
+
+
+class Slack(Block):
+    """A channel of Slack."""
+
+    channel: Text = Field(description="Channel or user that is told.")
+    webhook: Secret = Field(description="Reference to the URL of the incoming webhook.")
+
+
+class PagerDuty(Block):
+    """A service of PagerDuty."""
+
+    routing_key: Secret = Field(description="Reference to the integration key of its Events API v2.")
+
+
 class Alerting(Block):
     """What is done when an alert fires."""
 
@@ -166,6 +190,9 @@ class Alerting(Block):
     webhook_url: HttpUrl | None = Field(
         None, description="URL that Alertmanager calls for each alert; null is Synapse Ops itself, at `watch.port`."
     )
+    mail: Mail | None = Field(None, description="Who is told by mail; null: nobody.")
+    slack: Slack | None = Field(None, description="Who is told in Slack; null: nobody.")
+    pagerduty: PagerDuty | None = Field(None, description="Who is told by PagerDuty; null: nobody.")
     heartbeat_url: HttpUrl | None = Field(
         None,
         description="Called every minute while alerting works; its receiver must notice when they stop. null: none.",

@@ -164,6 +164,9 @@ class Webhook(Strict):
 class Receiver(Strict):
     name: str
     webhook_configs: list[Webhook] = Field(min_length=1)
+    email_configs: list[dict[str, Any]] = []
+    slack_configs: list[dict[str, Any]] = []
+    pagerduty_configs: list[dict[str, Any]] = []
 
 
 class AlertmanagerFile(Strict):
