@@ -263,6 +263,8 @@ def test_a_failover_that_is_not_ours_makes_its_settings_idle() -> None:
     assert external.keys().isdisjoint({"failover.max_lag_bytes", "failover.primary_start_timeout"})
     for ignored in (alone, external):
         assert "alerting.actions.primary_down" in ignored
+        assert "drills.failover" in ignored
+    assert "drills.recovery" in loaded_from('backup: {database: {wal_archiving: "off"}}').ignored
 
 
 def test_a_tls_version_that_the_cluster_s_entry_cannot_carry_is_noted() -> None:
