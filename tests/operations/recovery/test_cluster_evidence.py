@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,10 +15,12 @@ from synapse_ops.domain.database.wal_chain import ArchivedTimeline, WalArchive
 from synapse_ops.domain.database.wal_facts import SegmentFacts, TimelineClaim
 from synapse_ops.domain.database.wal_plan import Chunk
 from synapse_ops.operations.recovery.cluster_evidence import _last_moment
+from synapse_ops.spec import Spec
 
 NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
 LAST_COMMIT, STORED = NOW - timedelta(seconds=9), NOW - timedelta(seconds=3)
 SIZE = 16 * 1024 * 1024
+STACK = cast("Any", SimpleNamespace(spec=Spec()))  # what WAL promises is in its spec
 
 
 class Base:
@@ -32,7 +35,7 @@ class Base:
 )
 def test_the_last_moment_of_a_dead_server_is_its_last_commit(server_lsn: Lsn | None, to_at: datetime) -> None:
     """What was stored last may be anything; what a restore brings back is the last commit."""
-    assert _last_moment(archive(), cast("Any", Base), server_lsn, [], NOW, cast("Any", None)) == to_at
+    assert _last_moment(archive(), cast("Any", Base), server_lsn, [], NOW, STACK) == to_at
 
 
 def test_wal_that_was_acknowledged_and_is_gone_is_told() -> None:
@@ -40,7 +43,7 @@ def test_wal_that_was_acknowledged_and_is_gone_is_told() -> None:
     faults: list[str] = []
     lost = replace(archive(), acknowledged=(1, Lsn(SIZE + 9000)))
 
-    assert _last_moment(lost, cast("Any", Base), Lsn(SIZE + 8192), faults, NOW, cast("Any", None)) == LAST_COMMIT
+    assert _last_moment(lost, cast("Any", Base), Lsn(SIZE + 8192), faults, NOW, STACK) == LAST_COMMIT
     assert "000000010000000000000001" in faults[0]
 
 
