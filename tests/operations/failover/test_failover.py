@@ -180,7 +180,7 @@ def test_a_standby_that_is_too_far_behind_waits_for_a_person(pair: Pair) -> None
         refused = pair.ended()
         assert refused.state is State.REFUSED
         assert "--accept-loss" in refused.facts["reason"]
-        assert watch._refused
+        wait_for(lambda: watch._refused, "the watcher says that it waits for a person")
         pair.incidents_before += 1
         pair.ledger.ask(Request(datetime.now(UTC), accept_loss_bytes=1 << 30))
         incident = pair.ended()

@@ -32,11 +32,11 @@ from synapse_ops.systems.s3.store import StoreAccess
 DEADLINE_S = 30.0
 
 
-def wait_until(is_true: Callable[[], Any], what: str) -> Any:
-    """Return the first true answer. Fails after DEADLINE_S."""
-    deadline = time.monotonic() + DEADLINE_S
+def wait_until(is_true: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """Return the first true answer. Fails after `deadline_s`."""
+    deadline = time.monotonic() + deadline_s
     while not (found := is_true()):
-        assert time.monotonic() < deadline, f"not in {DEADLINE_S} s: {what}"
+        assert time.monotonic() < deadline, f"not in {deadline_s} s: {what}"
         time.sleep(0.02)
     return found
 
