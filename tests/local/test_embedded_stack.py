@@ -22,6 +22,7 @@ import psutil
 import psycopg
 import pytest
 
+from synapse_ops.domain.backup.layout import timeline_end_key
 from synapse_ops.errors import Refused, SynapseOpsError
 from synapse_ops.local import layout as layout_module
 from synapse_ops.local.embedded_stack import (
@@ -35,7 +36,6 @@ from synapse_ops.local.embedded_stack import (
 from synapse_ops.local.layout import far_root, find_layout
 from synapse_ops.local.stack import SERVER_NAMES
 from synapse_ops.operations.failover.armed import NAME
-from synapse_ops.operations.failover.claims import claim_key
 from synapse_ops.operations.failover.ledger import Ledger, Pause
 from synapse_ops.operations.health.report import read_health
 from synapse_ops.operations.release import document_changes
@@ -377,7 +377,7 @@ def test_a_primary_whose_timeline_another_one_ended_is_not_started_and_the_other
         identifier = str(value(connection, "select system_identifier from pg_control_system()"))
         timeline = int(str(value(connection, "select timeline_id from pg_control_checkpoint()")))
     store = open_stack(stack.spec_path, state_dir).database_repository().store
-    key, marker = claim_key(identifier, timeline), find_layout(state_dir).data / "db-primary" / FENCE_MARKER
+    key, marker = timeline_end_key(identifier, timeline), find_layout(state_dir).data / "db-primary" / FENCE_MARKER
     store.put_bytes(key, b'{"incident": "20261130T114210Z-3f9a1c"}')
     try:
         stop_stack(state_dir)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from synapse_ops.domain.backup.layout import timeline_end_key
 from synapse_ops.domain.failover.incident import Entry
 from synapse_ops.domain.failover.transitions import State
 from synapse_ops.local.layout import StackLayout
 from synapse_ops.local.servers.databases import DatabasePasswords, DatabaseServers
 from synapse_ops.local.start_gate import fence_if_ended
-from synapse_ops.operations.failover.claims import claim_key
 from synapse_ops.operations.failover.ledger import Ledger
 from synapse_ops.systems.host.processes import free_ports, make_private_dir, server_identity
 from synapse_ops.systems.postgres.control_file import control_data
@@ -45,7 +45,7 @@ class Gate:
         return self.node.fence()
 
     def claim(self, incident: str) -> None:
-        self.store.put_bytes(claim_key(*self.cluster()), f'{{"incident": "{incident}"}}'.encode())
+        self.store.put_bytes(timeline_end_key(*self.cluster()), f'{{"incident": "{incident}"}}'.encode())
 
     def cluster(self) -> tuple[str, int]:
         control = control_data(self.node.data_dir, self.node.tools, self.node.identity)

@@ -4,6 +4,7 @@
       leases/<name>.json                                 one writer at a time (docs/repository-format.md, "Leases")
       plans/<kind>-<digest>.jsonl                        a plan that may be applied by its digest
       probes/<host>-<8 hex>.json                         put, read and removed by a prober of the store
+      failover/<system identifier>/<timeline>.json       who ended a timeline: a failover, a recovery
       drills/<time>-<6 hex>.json                         scores of drills (domain/recovery/drill_score.py)
       <identity>/dump/<database>/<backup id>/            a logical dump of one database
       <identity>/snapshot/<collection>/<backup id>/      the Qdrant snapshots of one collection
@@ -50,6 +51,7 @@ KIND_SNAPSHOT = "snapshot"
 KIND_RDB = "rdb"
 KIND_BASE = "base"
 KINDS = (KIND_DUMP, KIND_SNAPSHOT, KIND_RDB, KIND_BASE)
+TIMELINE_ENDS = "failover/"
 WAL = "wal"  # the folder of an identity's WAL, in which no backup lies (domain/database/wal_keys.py)
 
 # every name that this tool writes below a backup's prefix; anything else there is foreign and never touched
@@ -89,6 +91,16 @@ class Identity:
         if match is None:
             raise ValueError(f'"{text}" is not <system identifier>-<8 hex digits>')
         return cls(match[1], match[2])
+
+
+def timeline_ends(system_identifier: str) -> str:
+    """Return the prefix of the claims to end the timelines of a cluster, whatever its generation."""
+    return f"{TIMELINE_ENDS}{system_identifier}/"
+
+
+def timeline_end_key(system_identifier: str, timeline: int) -> str:
+    """Return the key of the claim to end a timeline; 8 hex digits name it."""
+    return f"{timeline_ends(system_identifier)}{timeline:08X}.json"
 
 
 def is_identity(text: str) -> bool:

@@ -34,6 +34,7 @@ from synapse_ops.domain.backup.kinds import parse_backup
 from synapse_ops.domain.backup.layout import (
     BACKUP,
     KINDS,
+    TIMELINE_ENDS,
     WAL,
     BackupPlace,
     is_identity,
@@ -58,7 +59,7 @@ from synapse_ops.systems.s3.store import ConditionFailed, ObjectInfo, ObjectStor
 READERS = 16  # concurrent GETs of small documents: 8 -> 16 gained a tenth on a near store, more nothing
 IN_FLIGHT = 300  # backups whose documents are being read: three pages of a listing, so that reading never waits for one
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024  # a backup.json is a few KiB; a larger one is not ours
-_OWN_PREFIXES = ("leases/", "plans/", "probes/", "drills/")
+_OWN_PREFIXES = ("leases/", "plans/", "probes/", "drills/", TIMELINE_ENDS)
 
 
 @dataclass(frozen=True, slots=True)

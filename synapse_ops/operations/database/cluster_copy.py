@@ -205,11 +205,13 @@ def recovered_cluster(
     age_identities: tuple[str, ...],
     progress: ReportProgress,
     stands_still: bool = False,
+    used_timeline: int = 0,
 ) -> Iterator[Recovered]:
     """Yield the cluster in `directory`/data, recovered to the plan's target and open, while the block lasts.
 
     stands_still: to a position alone, and not promoted there, so that a later call can recover it to a later target;
     it is promoted all the same where the source's open transactions let nobody in yet (`is_paused` says which).
+    used_timeline: the timeline that it begins is higher.
     Raises Unproven where replay ended elsewhere than planned, and what kept WAL away.
     """
     record, identity = plan.base.record, directory.identity
@@ -225,6 +227,7 @@ def recovered_cluster(
         identity=identity,
         age_identities=age_identities,
         progress=progress,
+        used_timeline=used_timeline,
     )
     least = _least_settings(control_data(data_dir, tools, identity), archive, plan)
     settings: dict[str, object] = {

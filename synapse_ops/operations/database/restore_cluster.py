@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from synapse_ops.operations.database.cluster_copy import (
     stage_cluster,
 )
 from synapse_ops.operations.database.restore_to_directory import SOCKET_DIR, make_permanent
-from synapse_ops.operations.database.wal_archive import read_wal_archive
+from synapse_ops.operations.database.wal_archive import highest_timeline, read_wal_archive
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.host.process_presence import boot_id
 from synapse_ops.systems.host.processes import reachable_by, server_identity
@@ -87,10 +88,11 @@ class ClusterRestorePlan(RestorePlan):
 
 @dataclass(frozen=True)
 class ClusterRestoreReport(RestoreReport):
-    """A data directory that is recovered and checked. end_lsn: where replay ended."""
+    """A data directory that is recovered and checked. end_lsn: where replay ended. last_commit_at: of what it holds."""
 
     plan: ClusterRestorePlan
     end_lsn: str
+    last_commit_at: datetime | None
 
     @property
     def outcome(self) -> str:
@@ -225,6 +227,9 @@ def apply_cluster_restore(request: RestoreRequest, plan: ClusterRestorePlan) -> 
             deadline=deadline,
             age_identities=request.identities,
             progress=request.progress,
+            used_timeline=highest_timeline(request.repository, plan.place.identity.system_identifier)
+            if plan.goes_live
+            else 0,
         ) as recovered:
             if plan.goes_live:
                 with connect(recovered.throwaway.conninfo("template1")) as connection:
@@ -248,6 +253,7 @@ def apply_cluster_restore(request: RestoreRequest, plan: ClusterRestorePlan) -> 
         item_count=record.item_count,
         notes=(*plan.notes, _newest(recovered)),
         end_lsn=str(recovered.end),
+        last_commit_at=recovered.last_commit_at,
     )
 
 

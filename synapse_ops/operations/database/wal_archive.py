@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,7 +16,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from synapse_ops.domain.backup.layout import WAL, Identity
+from synapse_ops.domain.backup.layout import WAL, Identity, timeline_ends
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment, TimelineHistory, WalRange
 from synapse_ops.domain.database.wal_chain import ArchivedTimeline, WalArchive
@@ -56,6 +57,23 @@ def list_wal_identities(repository: Repository) -> tuple[Identity, ...]:
         if WAL in repository.store.list_prefixes(f"{identity}/"):
             found.append(identity)
     return tuple(found)
+
+
+def highest_timeline(repository: Repository, system_identifier: str) -> int:
+    """Return the highest timeline that a cluster has written, or may have begun, in any of its generations.
+
+    The end of a timeline is claimed before a promotion begins the next one, of which no WAL may be stored.
+    """
+    written = [
+        int(name, 16)
+        for identity in list_wal_identities(repository)
+        if identity.system_identifier == system_identifier
+        for name in repository.store.list_prefixes(wal_prefix(identity))
+        if re.fullmatch("[0-9A-F]{8}", name)
+    ]
+    claims = [one.key for one in repository.store.list_objects(timeline_ends(system_identifier))]
+    ended = [int(found[1], 16) for key in claims if (found := re.search(r"/([0-9A-F]{8})\.json$", key))]
+    return max([*written, *(number + 1 for number in ended)], default=0)
 
 
 def read_wal_archive(

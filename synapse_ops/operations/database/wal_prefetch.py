@@ -56,7 +56,7 @@ done
 class WalPrefetcher:
     """Fetches the segments of a plan ahead of a server that replays them, while the block lasts.
 
-    directory: new, of the server's identity. error: what ended it, if it has ended early.
+    directory: new, of the server's identity. used_timeline: the server begins a higher one. error: what ended it early.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class WalPrefetcher:
         identity: ServerIdentity | None,
         age_identities: tuple[str, ...],
         progress: ReportProgress,
+        used_timeline: int = 0,
     ) -> None:
+        self._used_timeline = used_timeline
         self._repository, self._archive, self._plan = repository, archive, plan
         self._age_identities, self._progress, self._identity = age_identities, progress, identity
         self.directory = make_private_dir(directory, identity)
@@ -85,14 +87,18 @@ class WalPrefetcher:
 
     def __enter__(self) -> Self:
         histories = [fork.timeline for fork in self._plan.history.forks] + [self._plan.history.timeline]
-        self._histories = [number for number in histories if number > 1]
-        names = [f"{number:08X}.history" for number in self._histories]
+        stored = {row.timeline for row in self._archive.timelines}  # not those of the generation before a recovery
+        self._histories = [number for number in histories if number > 1 and number in stored]
+        used = range(self._plan.history.timeline + 1, self._used_timeline + 1)
+        names = [f"{number:08X}.history" for number in (*self._histories, *used)]
         names += [segment.name for segment in self._plan.segments]
         self._write("offered", "".join(f"{name}\n" for name in names).encode())
         script = _SCRIPT.format(directory=shlex.quote(str(self.directory)), data_dir=shlex.quote(str(self._data_dir)))
         self._write("restore.sh", script.encode())
         for number in self._histories:
             self._write(f"{number:08X}.history", fetch_history(self._repository, self._archive, number))
+        for number in used:  # the server asks whether each is there, to begin a timeline behind them; it reads none
+            self._write(f"{number:08X}.history", b"")
         self._thread.start()
         return self
 

@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
+from synapse_ops.domain.backup.layout import timeline_end_key
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.s3.store import ConditionFailed
 
-PREFIX = "failover/"
 LIMIT_S = 2.0
 Answer = TypeVar("Answer")
-
-
-def claim_key(system_identifier: str, timeline: int) -> str:
-    """Return the key of the claim to end a timeline."""
-    return f"{PREFIX}{system_identifier}/{timeline:08X}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +43,7 @@ def holder_of(repository: Repository, system_identifier: str, timeline: int) -> 
 
     def ask() -> str | None:
         try:
-            found = repository.store.read_with_etag(claim_key(system_identifier, timeline))
+            found = repository.store.read_with_etag(timeline_end_key(system_identifier, timeline))
             return str(json.loads(found[0])["incident"]) if found is not None else None
         except (SynapseOpsError, ValueError, KeyError, TypeError):
             return None
@@ -65,7 +60,7 @@ def _in_time(ask: Callable[[], Answer]) -> Answer | None:
 
 
 def _take(repository: Repository, claim: Claim) -> str:
-    key = claim_key(claim.system_identifier, claim.timeline)
+    key = timeline_end_key(claim.system_identifier, claim.timeline)
     body = {"format_version": 1, "incident": claim.incident, "claimed_at": claim.at.isoformat()}
     data = (json.dumps(body) + "\n").encode()
     store = repository.store

@@ -45,9 +45,9 @@ def with_wal(
     try:
         status = read_wal_status(stack)
         archive, server_lsn = status.archive, status.server_lsn
-        if archive.identity != newest.place.identity:
-            faults.append(f"the server at {status.server} is another than the one that was backed up")
-            server_lsn = None
+        if archive.identity != newest.place.identity:  # a restored server has a generation, and WAL, of its own
+            faults.append(f"the server at {status.server} is another than the one whose base backup is proven")
+            archive, server_lsn = read_wal_archive(repository, newest.place.identity), None
     except SynapseOpsError:  # a dead primary: what is stored says how far
         archive = read_wal_archive(repository, newest.place.identity)
     record = read_record(repository, newest.place)
