@@ -9,10 +9,11 @@ VENV := $(HERE).venv
 BIN := $(VENV)/bin
 SETUP := cd "$(HERE)" && PYTHON="$(PYTHON)" sh requirements/install
 
-.PHONY: help demo test test-scenarios test-stores prove-monitoring prove-release ui quick check bench soak docs lock clean
+.PHONY: help demo demo-recovery test test-scenarios test-stores prove-monitoring prove-release ui quick check bench soak docs lock clean
 
 help:
 	@echo "make demo    start the embedded stack, back it up, prove the backup, plan retention, show what happened"
+	@echo "make demo-recovery  lose everything but the bucket, and recover from it"
 	@echo "make test    run the tests"
 	@echo "make test-scenarios  whole stacks: closed terminals, killed processes, a year of history"
 	@echo "make test-stores  the backup-repository tests against a second S3 server, built with Go"
@@ -29,6 +30,10 @@ help:
 demo:
 	@$(SETUP) run
 	@cd "$(HERE)" && "$(BIN)/synapse-ops" demo
+
+demo-recovery:
+	@$(SETUP) run
+	@cd "$(HERE)" && "$(BIN)/synapse-ops" demo-recovery
 
 ui:
 	@$(SETUP) run

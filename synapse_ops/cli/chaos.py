@@ -53,3 +53,17 @@ def kill_postmaster_only(state_dir: Path) -> None:
 def freeze_primary(state_dir: Path) -> None:
     """SIGSTOP of every process of it: it neither answers nor refuses."""
     _signal(state_dir, signal.SIGSTOP)
+
+
+@command.command("lose-everything")
+@_state_dir
+def lose_everything(state_dir: Path) -> None:
+    """Kill PostgreSQL, Redis, Qdrant, the API, the prober and the WAL receiver, and remove their data directories.
+
+    The bucket is left, and so is Dagster's own PostgreSQL. `synapse-ops recover` brings the rest back.
+    """
+    from synapse_ops.local.lose_everything import lose
+
+    for line in lose(state_dir):
+        echo(line)
+    echo("what follows: synapse-ops recover")

@@ -62,9 +62,9 @@ def command(size: str, state_dir: Path) -> None:
 
     began = time.monotonic()
     state_dir = state_dir.absolute()
-    size_bytes = _parsed_size(size)
+    size_bytes = parsed_size(size)
     with ExitStack() as started:
-        with _step(
+        with step(
             "real servers: PostgreSQL primary and standby, Redis, Qdrant's engine, S3, the API, the prober, "
             "and a PostgreSQL for Dagster itself"
         ):
@@ -76,12 +76,12 @@ def command(size: str, state_dir: Path) -> None:
         _show(stack, cleaned)
         echo(_fail_over(running.state_dir))
         echo(f"Finished in {time.monotonic() - began:.0f} s.")
-        with _step("stopping what was started; the data stays in " + str(_short(state_dir))):
+        with step("stopping what was started; the data stays in " + str(_short(state_dir))):
             started.close()
     echo("\nOpen the same Dagster instance, its runs and its lineage:  make ui")
 
 
-def _parsed_size(text: str) -> int:
+def parsed_size(text: str) -> int:
     from synapse_ops.spec.units import parse_size
 
     try:
@@ -91,7 +91,7 @@ def _parsed_size(text: str) -> int:
 
 
 @contextmanager
-def _step(what: str) -> Iterator[None]:
+def step(what: str) -> Iterator[None]:
     """Say on stderr what begins, and how long it took."""
     began = time.monotonic()
     try:
@@ -114,13 +114,13 @@ def _fill(stack: Stack, size_bytes: int) -> None:
         load_example_vectors,
     )
 
-    with _step(f"example data in {', '.join(stack.spec.database.databases)}: {size_bytes / 2**20:.0f} MiB"):
+    with step(f"example data in {', '.join(stack.spec.database.databases)}: {size_bytes / 2**20:.0f} MiB"):
         for database in stack.spec.database.databases:
             load_example_data(stack.admin_conninfo(database), size=size_bytes)
     qdrant = stack.spec.qdrant
-    with _step(f"example vectors in {qdrant.collection}: {VECTORS} points of {qdrant.vector_size} dimensions"):
+    with step(f"example vectors in {qdrant.collection}: {VECTORS} points of {qdrant.vector_size} dimensions"):
         load_example_vectors(stack.admin_conninfo(stack.spec.database.databases[0]), qdrant)
-    with _step("aged log and temporary files, and cache keys not read for a day"):
+    with step("aged log and temporary files, and cache keys not read for a day"):
         load_example_left_behind(stack.spec, datetime.now(UTC))
 
 
@@ -133,7 +133,7 @@ def _run_main_job(stack: Stack, spec_path: Path) -> dict[str, Mapping[str, Any]]
     from synapse_ops.services.dagster.console import start_console
 
     collection = stack.spec.qdrant.collection
-    with _step("Dagster: code server and daemon"):
+    with step("Dagster: code server and daemon"):
         console_context = start_console(stack.state_dir, spec_path, webserver=False)
         console = console_context.__enter__()
     try:
@@ -157,7 +157,7 @@ def _run_main_job(stack: Stack, spec_path: Path) -> dict[str, Mapping[str, Any]]
                 [("prove_cluster", "cluster"), ("cleanup", None)],
             ),
         ):
-            with _step(what):
+            with step(what):
                 for job, run_id in [_start(console, job, partition) for job, partition in runs]:
                     _finish(console, job, run_id)
         return {kind: _recorded(console, asset) for kind, asset in CLEANED.items()}
@@ -228,7 +228,7 @@ def _fail_over(state_dir: Path) -> str:
 
     ledger = Ledger.of(state_dir.resolve())
     before = len(ledger.incidents())
-    with _step("kill -9 of every process of the primary: fenced, the standby promoted, the old primary rejoined"):
+    with step("kill -9 of every process of the primary: fenced, the standby promoted, the old primary rejoined"):
         _until(lambda: not read_status(state_dir.resolve(), datetime.now(UTC)).unarmed, state_dir)
         name, marks = primary_processes(state_dir)
         for mark in marks:

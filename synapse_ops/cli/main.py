@@ -25,6 +25,7 @@ COMMANDS = {
     "backup": ("backup", "Take, list and show backups."),
     "verify": ("verify", "Prove backups by restoring and comparing them."),
     "restore": ("restore", "Restore a backup into a new target."),
+    "recover": ("recover", "Bring the whole stack back from the bucket."),
     "expire": ("expire", "Plan and apply retention."),
     "cleanup": ("cleanup", "Plan and apply the cleanup of logs, temporary files, cache and run history."),
     "pin": ("pin", "Exempt a backup from expiry."),
@@ -41,6 +42,7 @@ COMMANDS = {
     "render": ("render", "Render every document of the stack from the spec."),
     "ui": ("ui", "Serve the Dagster UI, daemon and code server."),
     "demo": ("demo", "Run the main job on the embedded stack and show what happened."),
+    "demo-recovery": ("demo_recovery", "Lose everything but the bucket on the embedded stack, and recover."),
 }
 
 

@@ -15,6 +15,7 @@ from synapse_ops.defs.health.assets import health_definitions
 from synapse_ops.defs.place import find_place
 from synapse_ops.defs.recovery.drills import drill_definitions
 from synapse_ops.defs.recovery.recoverability import recovery_definitions
+from synapse_ops.defs.recovery.recovery_plan import recovery_plan_definitions
 from synapse_ops.defs.recovery.wal_archive import wal_archive_definitions
 from synapse_ops.defs.release.assets import manifest_definitions
 from synapse_ops.defs.resources import StackResource
@@ -43,7 +44,11 @@ def merged_definitions() -> dg.Definitions:
         alarm_definitions(loaded.spec.name, loaded.spec.alerting.runbook_url),
         *([failover_definitions()] if place.is_embedded and loaded.spec.failover.is_ours else []),
         drill_definitions(loaded.spec, has_programs=has_embedded_programs()),
-        *([wal_archive_definitions()] if loaded.spec.backup.database.wal_archiving != "off" else []),
+        *(
+            [wal_archive_definitions(), recovery_plan_definitions()]
+            if loaded.spec.backup.database.wal_archiving != "off"
+            else []
+        ),
     )
     return dg.Definitions.merge(shared, recovery_definitions(loaded.spec, groups), groups)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import dagster as dg
 
 from synapse_ops.domain.backup.kinds import KINDS
+from synapse_ops.domain.recovery.recovery_record import STEPS
 
 OWNERS = ["team:operations"]
 
@@ -56,6 +57,7 @@ MANIFESTS = (
 WITHOUT_FRESHNESS = {
     "active_alerts": "no alert for a month is good news; Watchdog notices when alerts stop coming",
     "wal_archive": "the check wal_is_stored judges it in minutes, and is red when nobody can say",
+    **dict.fromkeys(STEPS, "no recovery for years is good news; recovery_drill keeps the way back tried"),
     "failover_record": "no incident for months is good news; the check failover_is_armed judges what would happen",
     **dict.fromkeys(
         ("failover_drill", "recovery_drill"),

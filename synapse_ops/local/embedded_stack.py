@@ -88,6 +88,7 @@ def start_stack(
         ends_with_us = die_with_us and state.owner == us
         state.ports = stack.ports
         write_state(layout.state_file, state)  # before the first start: a kill must not part servers from their ports
+        _refuse_to_begin_anew(stack)
         try:
             stack.start(tell, die_with_us=ends_with_us)
             write_spec(layout, stack.ports)
@@ -96,6 +97,31 @@ def start_stack(
             state.servers = _describe(stack)
             write_state(layout.state_file, state)
     return RunningStack(layout.state_dir, layout.state_dir / layout.spec_file.name, state)
+
+
+def _refuse_to_begin_anew(stack: StackServers) -> None:
+    """Raise Refused where PostgreSQL is lost and its bucket is not: new servers would be empty, and would look well."""
+    databases, layout = stack.databases, stack.layout
+    lost = not databases.primary.data_dir.exists() and not databases.standby.data_dir.exists()
+    if lost and layout.spec_file.exists() and (layout.data / "s3").is_dir():
+        raise Refused(
+            f"the data of PostgreSQL is gone: neither db-primary nor db-standby is in {layout.data}",
+            detail="new servers would be empty; nothing was started",
+            hint="`synapse-ops recover` brings it back from the bucket; `synapse-ops local reset` begins anew.",
+        )
+
+
+@contextmanager
+def changing_stack(state_dir: Path) -> Iterator[StackServers]:
+    """Yield the servers of a stack while no other command starts or stops any; starts nothing. Its ports are kept."""
+    layout = make_layout(state_dir)
+    with _locked(layout), host_errors(layout.root), _without_libpq_defaults():
+        state = read_state(layout.state_file)
+        stack = make_stack(layout, state.ports)
+        if state.ports != stack.ports:
+            state.ports = stack.ports
+            write_state(layout.state_file, state)
+        yield stack
 
 
 @contextmanager
@@ -301,7 +327,7 @@ def resettable(layout: StackLayout) -> list[Path]:
     from synapse_ops.operations.release import store as release
 
     own = [layout.data, layout.logs, layout.temp, layout.secrets, layout.programs, layout.root / "ledger"]
-    folders = ("proof", "locks", "cache", "dagster", "spec", "plans", "watch", "wal", "failover", "drills")
+    folders = ("proof", "locks", "cache", "dagster", "spec", "plans", "watch", "wal", "failover", "recovery", "drills")
     own += [layout.root / name for name in folders]
     own += [layout.root / name for name in (release.FOLDER, document_changes.FOLDER)]
     own += [layout.root / RUNNER_LOCK, layout.state_file, layout.lock_file, layout.spec_file, layout.authority]

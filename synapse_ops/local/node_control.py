@@ -12,6 +12,7 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,32 @@ class LocalNode:
         self._wait_streaming(source)
         facts: dict[str, Any] = {"node": self.name, "how": how, "seconds": round(time.monotonic() - began_s, 3)}
         return facts | ({"kept_data_dir": kept, "rewind_failed": detail} if kept else {})
+
+    def retire(self, reason: str) -> dict[str, Any]:
+        """End the server for good and set its data directory aside; safe to repeat, also where there is nothing left.
+
+        What is set aside has no control file: no PostgreSQL starts from it, whoever tries. (pg_upgrade disables an old
+        cluster by the same rename.) Raises Refused while a process works in it.
+        """
+        folder = self.server.data_dir
+        if not folder.exists():
+            return {"node": self.name, "killed": 0, "left": 0, "attached": 0, "kept": ""}
+        shmid = self._shmid()
+        self.server.write_fence(reason)
+        killed = self._kill_all(reason)
+        time.sleep(SECOND_LOOK_S)
+        left, attached = processes_in(folder), _attached(shmid)
+        if left or attached:
+            raise Refused(f"{self.name} is not fenced: {len(left)} processes left, {attached} attached to its memory")
+        with suppress(FileNotFoundError):
+            (folder / "global" / "pg_control").rename(folder / "global" / "pg_control.retired")
+        return {
+            "node": self.name,
+            "killed": killed,
+            "left": 0,
+            "attached": attached,
+            "kept": str(self._set_aside(reason)),
+        }
 
     def _keep_wal(self, incident: str, fork: Lsn) -> None:
         """Copy the segments that may hold commits behind the fork: pg_rewind removes them."""

@@ -21,9 +21,12 @@ def vector_key_file(layout: StackLayout) -> Path:
     return layout.secrets / "qdrant"
 
 
-def vector_server(layout: StackLayout, port: int) -> ProgramServer:
-    """Return the server. It runs as ourselves, because another identity may not be able to enter our environment."""
-    data = layout.data / "qdrant"
+def vector_server(layout: StackLayout, port: int, data: Path | None = None) -> ProgramServer:
+    """Return the server. It runs as ourselves, because another identity may not be able to enter our environment.
+
+    data: None: the stack's own.
+    """
+    data = data or layout.data / "qdrant"
     make_private_dir(data, None)
     return ProgramServer(
         name="qdrant",

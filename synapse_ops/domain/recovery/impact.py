@@ -1,0 +1,166 @@
+"""What can be done when the stack is down: each way back with its time and its loss, and the one to take. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from synapse_ops.domain.database.recovery_target import RecoveryTarget
+from synapse_ops.domain.durations import format_when
+
+RESTART, FAILOVER, TO_LATEST, TO_MOMENT = "restart", "failover", "restore to latest", "restore to a moment"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of PostgreSQL as it was seen. has_data: its data directory is there; fence: its marker, empty without."""
+
+    name: str
+    runs: bool
+    takes_writes: bool = False
+    has_data: bool = False
+    fence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What was seen. down: servers and endpoints that are not well, `name: why`.
+
+    from_at, to_at: the first and the last moment to which PostgreSQL can be restored, None: none; because: why not.
+    restore_s: predicted for all stores; None: never measured. failover_s: of earlier failovers.
+    armed: whether a failover would happen; armed_because: the sentence that says so.
+    """
+
+    nodes: tuple[Node, ...]
+    down: tuple[str, ...]
+    from_at: datetime | None
+    to_at: datetime | None
+    because: str
+    restore_s: float | None
+    armed: bool
+    armed_because: str
+    failover_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way back. predicted_s: None: never measured. lost: in words. why: of it, or why it is not possible."""
+
+    name: str
+    is_possible: bool
+    why: str
+    predicted_s: float | None
+    lost: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "option": self.name,
+            "possible": self.is_possible,
+            "why": self.why,
+            "predicted_s": self.predicted_s,
+            "lost": self.lost,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Impact:
+    """The situation and what can be done. recommended: name of an option, empty: nothing need be, or can be, done."""
+
+    situation: Situation
+    options: tuple[Option, ...]
+    recommended: str
+    because: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "down": list(self.situation.down),
+            "nodes": [
+                {"name": one.name, "runs": one.runs, "takes_writes": one.takes_writes, "has_data": one.has_data}
+                for one in self.situation.nodes
+            ],
+            "options": [one.as_json() for one in self.options],
+            "recommended": self.recommended,
+            "because": self.because,
+        }
+
+
+def plan_options(situation: Situation, target: RecoveryTarget, now: datetime, time_zone: str) -> Impact:
+    """Return the ways back, in the order in which they are to be tried, and the recommended one.
+
+    target: what a person asks for; `latest` asks for nothing but the newest state. Whoever asks for a moment wants
+    data back that the newest state does not have, so that neither a restart nor a failover helps.
+    """
+    latest = target.kind == "latest"
+    running = next((node.name for node in situation.nodes if node.takes_writes), "")
+    options = (
+        _restart(situation, running),
+        _failover(situation, running),
+        *_restores(situation, target, now, time_zone),
+    )
+    if latest and running:
+        why = f"{running} takes writes; to go back to an earlier moment, name it with --until"
+        return Impact(situation, options, "", why)
+    wanted = [one for one in options if one.is_possible and (latest or one.name == TO_MOMENT)]
+    if not wanted:
+        return Impact(situation, options, "", "no way back is known")
+    return Impact(situation, options, wanted[0].name, wanted[0].why)
+
+
+def _restart(situation: Situation, running: str) -> Option:
+    whole = [node for node in situation.nodes if node.has_data and not node.fence]
+    if running:
+        return Option(RESTART, is_possible=False, why=f"{running} runs and takes writes", predicted_s=None, lost="")
+    if whole:
+        why = f"the data directory of {whole[0].name} is there; `synapse-ops local up` starts it"
+        return Option(RESTART, is_possible=True, why=why, predicted_s=None, lost="nothing that was flushed")
+    fenced = [f"{node.name} is fenced ({node.fence})" for node in situation.nodes if node.fence]
+    gone = [f"{node.name} has no data directory" for node in situation.nodes if not node.has_data]
+    why = "; ".join((*fenced, *gone)) or "no node is known"
+    return Option(RESTART, is_possible=False, why=why, predicted_s=None, lost="")
+
+
+def _failover(situation: Situation, running: str) -> Option:
+    standby = next((node.name for node in situation.nodes if node.runs and not node.takes_writes), "")
+    is_possible = bool(standby) and not running
+    if running:
+        why = f"{running} runs and takes writes"
+    elif not standby:
+        why = "no standby runs"
+    else:
+        why = f"{standby} runs: {situation.armed_because}"
+    lost = "what the standby had not received" if is_possible else ""
+    return Option(FAILOVER, is_possible=is_possible, why=why, predicted_s=situation.failover_s, lost=lost)
+
+
+def _restores(situation: Situation, target: RecoveryTarget, now: datetime, time_zone: str) -> Sequence[Option]:
+    first, last = situation.from_at, situation.to_at
+    if first is None or last is None:
+        why = situation.because or "no proven base backup is in the repository"
+        return [Option(name, is_possible=False, why=why, predicted_s=None, lost="") for name in (TO_LATEST, TO_MOMENT)]
+
+    def when(moment: datetime) -> str:
+        return format_when(moment, now, time_zone)
+
+    latest = Option(
+        TO_LATEST,
+        is_possible=True,
+        why=f"every commit up to {when(last)} is stored",
+        predicted_s=situation.restore_s,
+        lost=f"what was committed after {when(last)}",
+    )
+    window = f"every moment from {when(first)} to {when(last)} is stored"
+    moment = target.time
+    is_possible = target.kind != "time" or (moment is not None and first <= moment <= last)
+    back = when(moment) if target.kind == "time" and moment is not None else "it"
+    return [
+        latest,
+        Option(
+            TO_MOMENT,
+            is_possible=is_possible,
+            why=window if is_possible else f"{window}, and {back} is not in it",
+            predicted_s=situation.restore_s if is_possible else None,
+            lost=f"what was committed after {back}" if is_possible else "",
+        ),
+    ]
