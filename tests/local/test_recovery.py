@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import httpx
 import psycopg
 import pytest
@@ -19,9 +20,18 @@ from click.testing import CliRunner
 from redis import Redis
 
 from synapse_ops.cli.main import cli
+from synapse_ops.defs.recovery.recovery_plan import recovery_plan_definitions
+from synapse_ops.defs.resources import StackResource
 from synapse_ops.domain.backup.layout import timeline_end_key
 from synapse_ops.domain.progress import ignore_progress
-from synapse_ops.domain.recovery.recovery_record import INTEGRITY, RESTORED, SWITCH, VALIDATION, RecoveryRecord
+from synapse_ops.domain.recovery.recovery_record import (
+    INTEGRITY,
+    RESTORED,
+    STEPS,
+    SWITCH,
+    VALIDATION,
+    RecoveryRecord,
+)
 from synapse_ops.errors import PlanChanged, Refused, ToolFailed
 from synapse_ops.local import recovery_place
 from synapse_ops.local.embedded_stack import reset_stack, start_stack
@@ -281,6 +291,35 @@ def test_a_base_backup_that_is_damaged_is_named_and_an_older_one_taken(site: Sit
     assert record.faults == ()
     copied = record.steps[INTEGRITY]["databases"]["synapse"]["rows"]
     assert copied > 100 + len(written)
+    assert set(written) <= site.documents()
+
+
+def test_two_jobs_of_dagster_do_the_same(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest on the page of the first is what the second takes; each step is on the page of its asset."""
+    monkeypatch.setenv("SYNAPSE_SPEC", str(site.state_dir / "infrastructure.yaml"))
+    monkeypatch.setenv("SYNAPSE_STATE_DIR", str(site.state_dir.resolve()))
+    monkeypatch.setattr(recovery_place, "place_of", lambda stack: site.place)
+    site.back_up(BASES, SNAPSHOTS, RDBS)
+    written = site.write(2)
+    definitions = dg.Definitions.merge(
+        recovery_plan_definitions(),
+        dg.Definitions(resources={"stack": StackResource()}, executor=dg.in_process_executor),
+    )
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def run(job: str, op: str, **config: str) -> dict[str, dg.AssetMaterialization]:
+            ops = {"ops": {op: {"config": config}}}
+            result = definitions.resolve_job_def(job).execute_in_process(run_config=ops, instance=instance)
+            found = [event.materialization for event in result.all_events if event.is_step_materialization]
+            return {one.asset_key.to_user_string(): one for one in found}
+
+        prepared = run("recover_plan", "prepare_recovery")
+        assert list(prepared) == list(STEPS[:3])
+        digest = str(prepared[INTEGRITY].metadata["digest"].value)
+        assert f"recover --apply {digest}" in str(prepared[INTEGRITY].metadata["summary"].value)
+        done = run("recover_switch", "switch_to_recovery", digest=digest)
+    assert list(done) == list(STEPS[3:])
+    assert done[VALIDATION].metadata["lost_writes"].value == 0
     assert set(written) <= site.documents()
 
 

@@ -15,13 +15,17 @@ RESTART, FAILOVER, TO_LATEST, TO_MOMENT = "restart", "failover", "restore to lat
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node of PostgreSQL as it was seen. has_data: its data directory is there; fence: its marker, empty without."""
+    """A node of PostgreSQL as it was seen. has_data: its data directory is there; fence: its marker, empty without.
+
+    is_here: it is of this host, so that its directory can be seen.
+    """
 
     name: str
     runs: bool
     takes_writes: bool = False
     has_data: bool = False
     fence: str = ""
+    is_here: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +120,9 @@ def _restart(situation: Situation, running: str) -> Option:
         why = f"the data directory of {whole[0].name} is there; `synapse-ops local up` starts it"
         return Option(RESTART, is_possible=True, why=why, predicted_s=None, lost="nothing that was flushed")
     fenced = [f"{node.name} is fenced ({node.fence})" for node in situation.nodes if node.fence]
-    gone = [f"{node.name} has no data directory" for node in situation.nodes if not node.has_data]
-    why = "; ".join((*fenced, *gone)) or "no node is known"
+    gone = [f"{node.name} has no data directory" for node in situation.nodes if node.is_here and not node.has_data]
+    away = [f"{node.name} does not answer: its own host may start it" for node in situation.nodes if not node.is_here]
+    why = "; ".join((*fenced, *gone, *away)) or "no node is known"
     return Option(RESTART, is_possible=False, why=why, predicted_s=None, lost="")
 
 

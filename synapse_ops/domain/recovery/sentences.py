@@ -49,6 +49,8 @@ def done_lines(record: RecoveryRecord) -> list[str]:
         lines.append(f"  acknowledged writes of the application that are not there: {found['lost_writes']}")
     if "base_backup" in found:
         lines.append(f"  base backup of the restored server: {found['base_backup']}")
+    if "base_backup_fault" in found:
+        lines.append(f"  NO base backup: {found['base_backup_fault']}; then: synapse-ops backup now cluster")
     return lines
 
 

@@ -43,9 +43,7 @@ def choose_backups(stack: Stack, until: str, now: datetime, *, avoid: Collection
             f'a recovery of all stores goes to latest or to a time, and not to "{until}"',
             hint="`synapse-ops restore cluster --until ...` takes every form, for PostgreSQL alone.",
         )
-    catalog = read_catalog(stack.database_repository()).only(BASES.name)
-    entries, notes = usable_bases(catalog.backups, avoid)
-    base = _choose_base(stack, entries, target, notes)
+    base, notes, entries = choose_base(stack, target, avoid)
     cluster = Chosen("cluster", base.place.backup_id, target.time, "; ".join(notes))
     chosen, empty, predicted = [cluster], dict[str, str](), [predict_from(entries, base.source_size_bytes)]
     for what, of_subject in _others(stack, empty):
@@ -59,6 +57,18 @@ def choose_backups(stack: Stack, until: str, now: datetime, *, avoid: Collection
     known = [one for one in predicted if one is not None]
     total = round(sum(known), 1) if len(known) == len(predicted) else None
     return Choice(str(base.place.identity), tuple(chosen), empty, total)
+
+
+def choose_base(
+    stack: Stack, target: RecoveryTarget, avoid: Collection[str] = ()
+) -> tuple[CatalogEntry, tuple[str, ...], tuple[CatalogEntry, ...]]:
+    """Return the base backup that leads to the target, notes about it and about those left out, and all usable ones."""
+    catalog = read_catalog(stack.database_repository()).only(BASES.name)
+    entries, notes = usable_bases(catalog.backups, avoid)
+    base = _choose_base(stack, entries, target, notes)
+    if base.proven_at is None:
+        notes = (*notes, "it was not proven before: this restore is its first")
+    return base, notes, entries
 
 
 def _choose_base(

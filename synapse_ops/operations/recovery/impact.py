@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from functools import partial
 
-from synapse_ops.domain.backup.kinds import BASE
+from synapse_ops.domain.backup.kinds import BASE, DUMP
 from synapse_ops.domain.database.recovery_target import RecoveryTarget
 from synapse_ops.domain.failover.transitions import State
 from synapse_ops.domain.health.states import State as Health
@@ -25,7 +25,8 @@ def assess_impact(stack: Stack, place: RecoveryPlace, until: str, now: datetime)
     health = ask_once(partial(stack_probes, stack, is_embedded=place.is_embedded))
     found = read_recoverability(stack, now)
     [cluster] = found.of(BASE.word).rows[:1] or [None]
-    times = [row.evidence.restore_s for row in found.rows if row.objectives is not None]
+    restored = [row for row in found.rows if row.objectives is not None and row.word != DUMP.word]
+    times = [row.evidence.restore_s for row in restored]
     status = read_status(stack.state_dir, now)
     done = [one.phases_s()["done"] for one, _ in status.incidents if one.state is State.DONE and not one.is_planned]
     situation = Situation(

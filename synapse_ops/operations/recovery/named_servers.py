@@ -62,9 +62,10 @@ class NamedServers:
         parts.pop("target_session_attrs", None)
         try:
             with connect(make_conninfo("", **parts)) as connection:
-                return Node(name, runs=True, takes_writes=not read_facts(connection).is_standby, has_data=True)
+                is_primary = not read_facts(connection).is_standby
+                return Node(name, runs=True, takes_writes=is_primary, has_data=True, is_here=False)
         except SynapseOpsError:
-            return Node(name, runs=False)
+            return Node(name, runs=False, is_here=False)
 
     def folder(self, recovery_id: str) -> Path:
         folder = self.stack.state_dir / FOLDER / recovery_id

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from synapse_ops.domain.database.recovery_target import RecoveryTarget
 from synapse_ops.domain.progress import Progress, ReportProgress
-from synapse_ops.operations.backup.catalog import find_backup
 from synapse_ops.operations.backup.restoring import RestoreRequest
 from synapse_ops.operations.backup_kinds import BASES
-from synapse_ops.operations.recovery.choice import choose_backups
+from synapse_ops.operations.recovery.choice import choose_base
 from synapse_ops.operations.recovery.integrity import look_at
 from synapse_ops.operations.recovery.named_servers import NamedServers
 from synapse_ops.operations.recovery.recoverability import read_recoverability
@@ -42,10 +42,10 @@ def rehearse(stack: Stack, folder: Path, progress: ReportProgress) -> Rehearsal:
     now, repository = datetime.now(UTC), stack.database_repository()
     [row] = read_recoverability(stack, now, kinds=(BASES,)).rows[:1] or [None]
     lost = row.lost_now if row is not None else None
-    choice = choose_backups(stack, "latest", now)
+    base, _, _ = choose_base(stack, RecoveryTarget("latest"))
     request = RestoreRequest(
         repository=repository,
-        place=find_backup(repository, choice.chosen[0].backup_id),
+        place=base.place,
         target=str(folder / "cluster"),
         open_stack=None,
         work_dir=folder,
