@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 MARKER = "synapse.recovered"  # in a restored data directory: of which recovery; it is not set aside by that one
 QDRANT = "qdrant"
+LATEST = "latest"
 _MADE_AT_EACH_START = {"redis.conf"}
 VALIDATION_LIMIT_S = 60.0
 REQUEST_LIMIT_S = 10.0
@@ -151,8 +152,20 @@ class EmbeddedRecovery:
         finally:
             server.stop()
 
-    def switch(self, record: RecoveryRecord, folder: Path, gone: str, progress: ReportProgress) -> dict[str, Any]:
-        del gone  # both nodes are on this host, and are ended here
+    def refuse_unless_replaceable(self, record: RecoveryRecord, folder: Path, gone: str) -> None:
+        """Raises Refused for a copy of the latest moment beside a primary that has gone on since."""
+        del folder, gone  # both nodes are on this host, and are ended here
+        with changing_stack(self.state_dir) as servers:
+            old = [one for one in servers.databases.roles() if not _is_of(one.data_dir, record.id)]
+            running = [one.data_dir.name for one in old if _seen(one).takes_writes]
+        if running and record.until == LATEST:
+            raise Refused(
+                f"{running[0]} takes writes: what it committed since the copy was made would be lost",
+                detail="nothing was changed",
+                hint="To go back on purpose, name the moment: `synapse-ops recover --plan --until time:...`.",
+            )
+
+    def switch(self, record: RecoveryRecord, folder: Path, progress: ReportProgress) -> dict[str, Any]:
         for restored in (folder / CLUSTER, folder / QDRANT, folder / REDIS):
             if restored.exists():
                 (restored / MARKER).write_text(f"{record.id}\n", encoding="utf-8")

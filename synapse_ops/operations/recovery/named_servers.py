@@ -102,18 +102,21 @@ class NamedServers:
     def prepare_redis(self, directory: Path) -> None:
         """A person starts it, as the report says."""
 
-    def switch(self, record: RecoveryRecord, folder: Path, gone: str, progress: ReportProgress) -> dict[str, Any]:
-        """Raises Refused while no one states that the old nodes are gone, or another server answers in their place."""
-        from synapse_ops.operations.vectors.alias import switch_alias
-        from synapse_ops.systems.qdrant.server import qdrant_nodes
-
-        del progress
+    def refuse_unless_replaceable(self, record: RecoveryRecord, folder: Path, gone: str) -> None:
+        """Raises Refused while nobody states that the old nodes are gone, or another server answers in their place."""
         if not gone:
             raise Refused(
                 "nobody here can end the old nodes, and both would come back and take writes",
                 hint='Power them off, then say so: --old-nodes-gone "powered off at 10:41, by anna".',
             )
         self._require_restored(record, folder / CLUSTER)
+
+    def switch(self, record: RecoveryRecord, folder: Path, progress: ReportProgress) -> dict[str, Any]:
+        """The restored server runs: its collections take the places of theirs."""
+        from synapse_ops.operations.vectors.alias import switch_alias
+        from synapse_ops.systems.qdrant.server import qdrant_nodes
+
+        del folder, progress
         switched = []
         with_servers = qdrant_nodes(self.stack.spec.qdrant)
         try:

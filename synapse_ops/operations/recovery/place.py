@@ -44,11 +44,16 @@ class RecoveryPlace(Protocol):
     def prepare_redis(self, directory: Path) -> None:
         """Have Redis's next start load the restored snapshot."""
 
-    def switch(self, record: RecoveryRecord, folder: Path, gone: str, progress: ReportProgress) -> dict[str, Any]:
+    def refuse_unless_replaceable(self, record: RecoveryRecord, folder: Path, gone: str) -> None:
+        """Raise Refused, with nothing changed, where the copy must not take the place of what is there.
+
+        gone: what a person states of servers that nobody here has authority over.
+        """
+
+    def switch(self, record: RecoveryRecord, folder: Path, progress: ReportProgress) -> dict[str, Any]:
         """Fence the old nodes, put the copy into service and start it; safe to repeat from wherever it was cut.
 
-        gone: what a person states of servers that nobody here has authority over. Returns facts of JSON types.
-        Raises Refused while an old node may still take writes.
+        Returns facts of JSON types. Raises Refused while an old node may still take writes.
         """
 
     def validate(self, record: RecoveryRecord) -> dict[str, Any]:

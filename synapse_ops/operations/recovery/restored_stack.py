@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from synapse_ops.domain.database.wal import TimelineHistory
 from synapse_ops.domain.progress import Progress, ReportProgress
 from synapse_ops.domain.recovery.recovery_record import IMPACT, RESTORED, Chosen, RecoveryRecord, new_recovery_id
 from synapse_ops.errors import IntegrityError, ObjectMissing, Unproven
@@ -133,7 +134,8 @@ def _restore_cluster(
 ) -> dict[str, Any]:
     """Restore it as a server with a generation of its own. One that is there was restored by a run that was cut."""
     if directory.exists():
-        return {"backup_id": one.backup_id, "directory": str(directory), "seconds": 0.0, "taken_up": True}
+        timeline = _left_timeline(directory)
+        return {"backup_id": one.backup_id, "directory": str(directory), "seconds": 0.0, "timeline": timeline}
     request = _request(stack, BASES, one, str(directory), progress, until=record.until, goes_live=True)
     report: ClusterRestoreReport = _carry_out(BASES, request)  # type: ignore[assignment]
     at = report.last_commit_at
@@ -146,6 +148,14 @@ def _restore_cluster(
         "timeline": report.plan.recovery.history.timeline,
         "last_commit_at": at.isoformat() if at is not None else None,
     }
+
+
+def _left_timeline(directory: Path) -> int | None:
+    """Return the timeline that a restored cluster has left, by the history of its own; None where that is not there."""
+    newest = max((directory / "pg_wal").glob("*.history"), key=lambda path: path.name, default=None)
+    if newest is None:
+        return None
+    return TimelineHistory.parse(int(newest.stem, 16), newest.read_bytes()).forks[-1].timeline
 
 
 def _restore_collection(

@@ -57,11 +57,12 @@ def switch_traffic(
             detail="\n".join(record.faults[:20]),
             hint="`synapse-ops recover --plan --until time:...` restores an earlier moment.",
         )
-    begun, now = time.monotonic(), datetime.now(UTC)
+    begun, now, folder = time.monotonic(), datetime.now(UTC), place.folder(record.id)
+    place.refuse_unless_replaceable(record, folder, gone)
     end_incidents(Ledger.of(stack.state_dir), f"recovery {record.id} restored PostgreSQL", now)
     claimed = _claim(stack, record, now)
     progress(Progress("fencing the old nodes", 0, None, "nodes"))
-    facts = place.switch(record, place.folder(record.id), gone, progress)
+    facts = place.switch(record, folder, progress)
     facts |= {"gone": gone, "claim": claimed or "taken", "seconds": round(time.monotonic() - begun, 3)}
     return Journal.of(stack.state_dir).add(record, SWITCH, facts)
 
