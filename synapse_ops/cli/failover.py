@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from synapse_ops.errors import ConfigError, Refused, SynapseOpsError
 
 if TYPE_CHECKING:
     from synapse_ops.domain.failover.incident import Incident
-    from synapse_ops.operations.failover.ledger import Ledger
 
 _state_dir = state_dir_option("State directory of the stack; the ledger lies in failover/ below it.")
 
@@ -70,19 +69,6 @@ def status(state_dir: Path, *, as_json: bool) -> None:
         raise click.exceptions.Exit(Unhealthy.exit_code)  # the first line said it
 
 
-def _existing_ledger(state_dir: Path) -> Ledger:
-    """Return the ledger of a state directory in which a watcher has worked; raises ConfigError for another one."""
-    from synapse_ops.operations.failover.ledger import Ledger
-
-    ledger = Ledger.of(state_dir.resolve())
-    if not ledger.folder.is_dir():
-        raise ConfigError(
-            f"no watcher has worked in {state_dir.resolve()}: there is nothing to pause",
-            hint="Name the state directory of the stack with --state-dir; `synapse-ops local up` starts its watcher.",
-        )
-    return ledger
-
-
 def _incident_json(incident: Incident, back: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "incident": incident.id,
@@ -123,27 +109,16 @@ def _row(incident: Incident, back: dict[str, Any] | None) -> tuple[str, ...]:
 @click.option("--accept-loss", help="WAL that may be lost, as `16MiB`; else failover.max_lag_bytes of the spec.")
 def run(state_dir: Path, *, accept_loss: str | None) -> None:
     """Let the watcher go on with a failover that it refused. The fence must be proven all the same."""
-    from synapse_ops.cli.incident_progress import ask_and_await_end
-    from synapse_ops.operations.failover.ledger import Ledger, Request
-    from synapse_ops.operations.failover.status import EXTERNAL, read_status
+    from synapse_ops.cli.incident_progress import shown_since
+    from synapse_ops.operations.failover.steering import fail_over
     from synapse_ops.spec.units import parse_size
 
     try:
         accepted = parse_size(accept_loss) if accept_loss is not None else None
     except ValueError as fault:
         raise ConfigError(f'--accept-loss "{accept_loss}" is not a size', detail=str(fault)) from fault
-    folder = state_dir.resolve()
-    found, now = read_status(folder, datetime.now(UTC)), datetime.now(UTC)
-    if found.state == EXTERNAL:
-        raise Refused(f"nothing was done: {found.sentence}")
-    if found.state not in {"suspect", "confirmed"}:
-        raise Refused(
-            f"nothing was done: {found.primary or 'the primary'} is {found.state or 'not watched'}",
-            hint="A primary that answers is not failed over. `synapse-ops failover status` shows what is known.",
-        )
-    new = ask_and_await_end(Ledger.of(folder), Request(now, accept_loss_bytes=accepted))
-    if new.facts.get("reason"):
-        raise Refused(f"not failed over: {new.facts['reason']}")
+    now = datetime.now(UTC)
+    new = fail_over(state_dir.resolve(), accepted, now, shown_since(now))
     echo(f"{new.facts['new']} takes writes; lost: {new.facts['lost_commits']} commits")
 
 
@@ -155,9 +130,10 @@ def abandon(state_dir: Path) -> None:
     You state by this that the standby is gone: were it promoted after all, two servers would take writes. Only for an
     incident that is `promoting`.
     """
-    from synapse_ops.cli.incident_progress import await_end
+    from synapse_ops.cli.incident_progress import shown_since
     from synapse_ops.domain.failover.transitions import State
     from synapse_ops.operations.failover.ledger import Asked, Ledger, Request
+    from synapse_ops.operations.failover.steering import await_end
 
     ledger, now = Ledger.of(state_dir.resolve()), datetime.now(UTC)
     last = next(iter(ledger.incidents()[-1:]), None)
@@ -165,7 +141,7 @@ def abandon(state_dir: Path) -> None:
         at = f"the last incident is {last.state}" if last is not None else "there is no incident"
         raise Refused(f"nothing was done: {at}, and only one that is promoting can be given up")
     ledger.ask(Request(now, Asked.ABANDON))
-    ended = await_end(lambda: ledger.find(last.id), since=now, shown=len(last.entries))
+    ended = await_end(lambda: ledger.find(last.id), shown_since(now), shown=len(last.entries))
     if ended.state is State.DONE:
         raise Refused(f"it was promoted meanwhile: {ended.facts['new']} takes writes")
     echo(f"{ended.state}: {ended.facts['reason']}")
@@ -177,17 +153,14 @@ def abandon(state_dir: Path) -> None:
 @click.option("--reason", required=True, help="Why; shown by `failover status`.")
 def pause(state_dir: Path, *, span: str, reason: str) -> None:
     """Have nothing failed over by itself for a while. It ends by itself."""
-    from synapse_ops.operations.failover.ledger import Pause
+    from synapse_ops.operations.failover.steering import pause as pause_failover
     from synapse_ops.spec.units import parse_duration
 
     try:
         length = parse_duration(span, bare_unit="m")
     except ValueError as fault:
         raise ConfigError(f'--for "{span}" is not a duration', detail=str(fault)) from fault
-    if not timedelta(0) < length <= timedelta(days=7):
-        raise ConfigError(f'--for "{span}" is not between 1 s and 7 d')
-    ledger, until = _existing_ledger(state_dir), datetime.now(UTC) + length
-    ledger.set_pause(Pause(until, reason))
+    until = pause_failover(state_dir.resolve(), length, reason, datetime.now(UTC))
     echo(f"failover is paused until {until.isoformat(timespec='seconds')}")
 
 
@@ -195,7 +168,9 @@ def pause(state_dir: Path, *, span: str, reason: str) -> None:
 @_state_dir
 def resume(state_dir: Path) -> None:
     """End a pause."""
-    _existing_ledger(state_dir).set_pause(None)
+    from synapse_ops.operations.failover.steering import resume as resume_failover
+
+    resume_failover(state_dir.resolve())
     echo("failover is not paused")
 
 
@@ -203,18 +178,10 @@ def resume(state_dir: Path) -> None:
 @_state_dir
 def rejoin(state_dir: Path) -> None:
     """Have the watcher bring the old primary of the last failover back as a standby, after it could not."""
-    from synapse_ops.domain.failover.transitions import State
-    from synapse_ops.operations.failover.ledger import Ledger
+    from synapse_ops.operations.failover.steering import rejoin as rejoin_standby
 
-    ledger = Ledger.of(state_dir.resolve())
-    incidents = ledger.incidents()
-    back = ledger.rejoin(incidents[-1].id) if incidents else None
-    if not incidents or incidents[-1].state is not State.DONE:
-        raise Refused("nothing to rejoin: the last incident of the ledger promoted nothing")
-    if back is not None and "seconds" in back:
-        raise Refused(f"{back['node']} is back already: {back['how']} in {back['seconds']} s")
-    ledger.forget_rejoin(incidents[-1].id)
-    echo(f"the watcher rejoins {incidents[-1].facts['old']}; `synapse-ops failover status` shows when it is back")
+    name = rejoin_standby(state_dir.resolve())
+    echo(f"the watcher rejoins {name}; `synapse-ops failover status` shows when it is back")
 
 
 @command.command("fence-here")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import click
 
 from synapse_ops.cli.options import state_dir_option
 from synapse_ops.cli.terminal import echo
-from synapse_ops.errors import DeadlineExceeded, Refused
 
 
 @click.command()
@@ -29,26 +27,11 @@ def command(state_dir: Path, *, end_sessions: bool) -> None:
       synapse-ops switchover
       synapse-ops switchover --end-sessions
     """
-    from synapse_ops.cli.incident_progress import END_LIMIT_S, POLL_S, ask_and_await_end
-    from synapse_ops.domain.failover.transitions import State
-    from synapse_ops.operations.failover.ledger import Asked, Ledger, Request
-    from synapse_ops.operations.failover.status import read_status
+    from synapse_ops.cli.incident_progress import shown_since
+    from synapse_ops.operations.failover.steering import switch_over
 
-    folder, now = state_dir.resolve(), datetime.now(UTC)
-    found = read_status(folder, now)
-    if found.state != "healthy" or found.primary is None:
-        raise Refused(f"nothing was done: {found.sentence}", hint="`synapse-ops failover status` shows what is known.")
-    ledger = Ledger.of(folder)
-    incident = ask_and_await_end(ledger, Request(now, Asked.SWITCHOVER, end_sessions=end_sessions))
-    if incident.state is not State.DONE:
-        raise Refused(f"not switched over ({incident.state}): {incident.facts['reason']}")
+    now = datetime.now(UTC)
+    incident, back = switch_over(state_dir.resolve(), end_sessions=end_sessions, now=now, tell=shown_since(now))
     facts = incident.facts
     echo(f"{facts['new']} takes writes, {incident.phases_s()['done']:.2f} s after {facts['old']} was stopped")
-    began_s = time.monotonic()
-    while (back := ledger.rejoin(incident.id)) is None:
-        if time.monotonic() - began_s > END_LIMIT_S:
-            raise DeadlineExceeded(f"{facts['old']} is not back", hint="`synapse-ops failover status`")
-        time.sleep(POLL_S)
-    if "seconds" not in back:
-        raise Refused(f"{facts['old']} did not come back: {back['fault']}", hint="`synapse-ops failover rejoin`")
     echo(f"{facts['old']} follows it ({back['how']} in {back['seconds']} s)")

@@ -10,6 +10,7 @@ from synapse_ops.defs.alarms import alarm_definitions
 from synapse_ops.defs.backup.definitions import backup_definitions
 from synapse_ops.defs.cleanup.assets import cleanup_definitions
 from synapse_ops.defs.failover.record import failover_definitions
+from synapse_ops.defs.failover.steering import steering_definitions
 from synapse_ops.defs.health.active_alerts import active_alert_definitions
 from synapse_ops.defs.health.assets import health_definitions
 from synapse_ops.defs.place import find_place
@@ -42,7 +43,11 @@ def merged_definitions() -> dg.Definitions:
         active_alert_definitions(),
         cleanup_definitions(loaded.spec, place),
         alarm_definitions(loaded.spec.name, loaded.spec.alerting.runbook_url),
-        *([failover_definitions()] if place.is_embedded and loaded.spec.failover.is_ours else []),
+        *(
+            [failover_definitions(), steering_definitions(loaded.spec)]
+            if place.is_embedded and loaded.spec.failover.is_ours
+            else []
+        ),
         drill_definitions(loaded.spec, has_programs=has_embedded_programs()),
         *(
             [wal_archive_definitions(), recovery_plan_definitions()]

@@ -42,11 +42,13 @@ def _ignored(spec: Spec) -> Iterator[tuple[str, str]]:
     if failover.standby is None:
         for key in (*decides, "manager", "max_lag_bytes"):
             yield f"failover.{key}", "failover.standby is null: nothing can take over"
-        yield "drills.failover", "failover.standby is null: nothing can take over"
+        for drill in ("failover", "switchover"):
+            yield f"drills.{drill}", "failover.standby is null: nothing can take over"
     elif failover.manager == "external":
         for key in decides:
             yield f"failover.{key}", "failover.manager is external: another manager decides"
-        yield "drills.failover", "failover.manager is external: another manager promotes"
+        for drill in ("failover", "switchover"):
+            yield f"drills.{drill}", "failover.manager is external: another manager promotes"
     elif not failover.automatic:
         yield "failover.dagster_grace", "failover.automatic is false: no process competes for the lease"
     elif failover.max_per_hour > 1 and failover.cool_down * (failover.max_per_hour - 1) >= timedelta(hours=1):

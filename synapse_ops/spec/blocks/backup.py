@@ -187,7 +187,7 @@ class Objectives(Block):
 
 
 class Drills(Block):
-    """Rehearsals on a disposable copy on Dagster's host. Each leaves a score, by which `objectives` are judged."""
+    """Rehearsals, on a disposable copy and of this system. Each leaves a score, by which `objectives` are judged."""
 
     failover: ScheduleOrOff = Field(
         Cron("0 4 * * 6"),
@@ -195,4 +195,9 @@ class Drills(Block):
     )
     recovery: ScheduleOrOff = Field(
         Cron("0 5 * * 6"), description="When the newest backups are restored and thrown away, in `time_zone`; off."
+    )
+    switchover: ScheduleOrOff = Field(
+        None,
+        description="When primary and standby of this system exchange their roles, in `time_zone`: about a second "
+        "without writes; off.",
     )

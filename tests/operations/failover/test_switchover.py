@@ -18,6 +18,7 @@ from synapse_ops.domain.failover.transitions import State
 from synapse_ops.local.servers.databases import REPLICATION_USER
 from synapse_ops.operations.failover import switchover
 from synapse_ops.operations.failover.ledger import Asked, Request
+from synapse_ops.operations.failover.steering import switch_over
 from synapse_ops.operations.health.server_probes import node_conninfo
 from synapse_ops.systems.host.processes import START_TIMEOUT_S, processes_in
 from synapse_ops.systems.postgres.handover import read_readiness
@@ -72,12 +73,12 @@ def test_nothing_is_lost_and_the_old_primary_follows(pair: Pair, server_tools: P
     writer = Writer(pair.application())
     with pair.watched(), pair.watched(), frozen_receiver(pair, server_tools), writer.running():
         wait_for(lambda: len(writer.acknowledged) > 50, "rows are written")
-        ask(pair)
-        incident = pair.ended()
-        back = pair.rejoined(incident)
+        told: list[Entry] = []
+        incident, back = switch_over(pair.layout.root, end_sessions=False, now=datetime.now(UTC), tell=told.append)
         port = pair.servers[incident.facts["new"]].port
         wait_for(lambda: writer.acknowledged[-1][2] == port, "writes go on")
 
+    assert states(incident) == [entry.state for entry in told]
     assert states(incident) == [
         State.ASKED,
         State.STOPPING,
