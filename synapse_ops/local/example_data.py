@@ -14,6 +14,7 @@ from synapse_ops.domain.progress import Progress, ReportProgress, ignore_progres
 from synapse_ops.errors import ConfigError, Unreachable
 from synapse_ops.spec import Spec
 from synapse_ops.spec.blocks.stores import Qdrant
+from synapse_ops.systems.postgres.connection import postgres_errors
 from synapse_ops.systems.qdrant.server import open_qdrant
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "synapse"
@@ -32,7 +33,8 @@ def load_example_data(
     def report(stage: str, done: int, total: int) -> None:
         progress(Progress(stage, done, total, "rows"))
 
-    return _module("load").load_example_data(conninfo, size, seed, report)
+    with postgres_errors("the example data"):
+        return _module("load").load_example_data(conninfo, size, seed, report)
 
 
 def load_example_vectors(
