@@ -42,7 +42,7 @@ def command(size: str, state_dir: Path) -> None:
     from synapse_ops.local.recovery_place import EmbeddedRecovery
     from synapse_ops.operations.backup_kinds import BASES, SNAPSHOTS
     from synapse_ops.operations.recovery.prepare import prepare_recovery
-    from synapse_ops.operations.recovery.switch import switch_traffic, validate_system
+    from synapse_ops.operations.recovery.switch import apply_recovery
 
     began, size_bytes = time.monotonic(), parsed_size(size)
     with running_stack(state_dir.absolute()) as running:
@@ -67,8 +67,7 @@ def command(size: str, state_dir: Path) -> None:
             record = prepare_recovery(stack, place, "latest", show_impact, progress)
             echo("\n".join(prepared_lines(record)))
             with step(f"recover --apply {record.digest}"):
-                record = switch_traffic(stack, place, record, "", progress)
-                record = validate_system(stack, place, record, progress)
+                record = apply_recovery(stack, place, record.digest, "", progress)
         echo("\n".join(done_lines(record)))
         echo(f"Finished at {datetime.now(UTC):%H:%M:%S} UTC, in {time.monotonic() - began:.0f} s.")
 

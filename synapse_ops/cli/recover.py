@@ -85,15 +85,10 @@ def _prepare(stack: Stack, where: RecoveryPlace, until: str, *, as_json: bool) -
 
 def _apply(stack: Stack, where: RecoveryPlace, digest: str, gone: str) -> RecoveryRecord:
     from synapse_ops.cli.progress_bar import progress_bar
-    from synapse_ops.operations.recovery.journal import Journal
-    from synapse_ops.operations.recovery.switch import switch_traffic, validate_system
+    from synapse_ops.operations.recovery.switch import apply_recovery
 
-    where.begin()
-    journal = Journal.of(stack.state_dir)
-    with journal.held(), progress_bar() as progress:
-        record = journal.find(digest)
-        record = switch_traffic(stack, where, record, gone, progress)
-        return validate_system(stack, where, record, progress)
+    with progress_bar() as progress:
+        return apply_recovery(stack, where, digest, gone, progress)
 
 
 def show_impact(impact: Impact) -> None:

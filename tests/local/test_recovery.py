@@ -44,7 +44,7 @@ from synapse_ops.operations.database.wal_report import read_wal_report
 from synapse_ops.operations.recovery.impact import assess_impact
 from synapse_ops.operations.recovery.journal import Journal
 from synapse_ops.operations.recovery.prepare import prepare_recovery
-from synapse_ops.operations.recovery.switch import switch_traffic, validate_system
+from synapse_ops.operations.recovery.switch import apply_recovery
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.systems.postgres.control_file import control_data
 from tests.servers import servers_dir
@@ -129,11 +129,7 @@ class Site:
         return prepare_recovery(self.stack, self.place, until, lambda impact: None, ignore_progress)
 
     def apply(self, digest: str) -> RecoveryRecord:
-        self.place.begin()
-        record = switch_traffic(
-            self.stack, self.place, Journal.of(self.stack.state_dir).find(digest), "", ignore_progress
-        )
-        return validate_system(self.stack, self.place, record, ignore_progress)
+        return apply_recovery(self.stack, self.place, digest, "", ignore_progress)
 
     def command(self, *arguments: str) -> Any:
         spec = self.state_dir / "infrastructure.yaml"

@@ -109,17 +109,15 @@ def _switch_job() -> dg.JobDefinition:
     def switch(context: dg.OpExecutionContext, config: SwitchConfig, stack: StackResource) -> None:
         with operation_of(context.run.run_id, context.instance):
             from synapse_ops.local.recovery_place import place_of
-            from synapse_ops.operations.recovery.journal import Journal
-            from synapse_ops.operations.recovery.switch import switch_traffic, validate_system
+            from synapse_ops.operations.recovery.switch import apply_recovery
 
             opened = stack.open()
-            place, journal, progress = place_of(opened), Journal.of(opened.state_dir), progress_into(context.log)
-            place.begin()
-            with journal.held():
-                record = journal.find(config.digest)
-                record = switch_traffic(opened, place, record, config.old_nodes_gone, progress)
-                context.log_event(recorded(dg.AssetKey(SWITCH), switch_metadata(record)))
-                record = validate_system(opened, place, record, progress)
+
+            def tell(switched: "RecoveryRecord") -> None:
+                context.log_event(recorded(dg.AssetKey(SWITCH), switch_metadata(switched)))
+
+            progress = progress_into(context.log)
+            record = apply_recovery(opened, place_of(opened), config.digest, config.old_nodes_gone, progress, tell)
         context.log_event(recorded(dg.AssetKey(VALIDATION), validation_metadata(record)))
 
     @dg.job(

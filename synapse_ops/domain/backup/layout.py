@@ -52,6 +52,7 @@ KIND_RDB = "rdb"
 KIND_BASE = "base"
 KINDS = (KIND_DUMP, KIND_SNAPSHOT, KIND_RDB, KIND_BASE)
 TIMELINE_ENDS = "failover/"
+OWN_PREFIXES = ("leases/", "plans/", "probes/", "drills/", TIMELINE_ENDS)  # of what is no backup and no WAL
 WAL = "wal"  # the folder of an identity's WAL, in which no backup lies (domain/database/wal_keys.py)
 
 # every name that this tool writes below a backup's prefix; anything else there is foreign and never touched

@@ -34,7 +34,7 @@ from synapse_ops.domain.backup.kinds import parse_backup
 from synapse_ops.domain.backup.layout import (
     BACKUP,
     KINDS,
-    TIMELINE_ENDS,
+    OWN_PREFIXES,
     WAL,
     BackupPlace,
     is_identity,
@@ -59,7 +59,6 @@ from synapse_ops.systems.s3.store import ConditionFailed, ObjectInfo, ObjectStor
 READERS = 16  # concurrent GETs of small documents: 8 -> 16 gained a tenth on a near store, more nothing
 IN_FLIGHT = 300  # backups whose documents are being read: three pages of a listing, so that reading never waits for one
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024  # a backup.json is a few KiB; a larger one is not ours
-_OWN_PREFIXES = ("leases/", "plans/", "probes/", "drills/", TIMELINE_ENDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +177,7 @@ def _grouped(listing: Iterable[ObjectInfo], reading: _Reading) -> Iterator[tuple
         else:
             parsed = parse_key(info.key)
             if parsed is None:
-                reading.foreign_count += not info.key.startswith(_OWN_PREFIXES)
+                reading.foreign_count += not info.key.startswith(OWN_PREFIXES)
                 continue
             if place is not None and place not in reading.torn:
                 yield place, rows
@@ -397,5 +396,5 @@ def _listed_places(repository: Repository) -> Iterator[BackupPlace]:
 
 
 def _prefixes_of(repository: Repository, subject: str) -> list[str]:
-    identities = (name for name in repository.store.list_prefixes() if name + "/" not in _OWN_PREFIXES)
+    identities = (name for name in repository.store.list_prefixes() if name + "/" not in OWN_PREFIXES)
     return [f"{identity}/{kind}/{quote_segment(subject)}/" for identity in identities for kind in KINDS]

@@ -6,7 +6,6 @@ lock of the ledger, so that two watchers never work on one incident.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 
 from synapse_ops.domain.failover.incident import Entry, Incident, incidents_of
 from synapse_ops.errors import Refused
+from synapse_ops.systems.host.file_lock import held_lock
 
 FOLDER = "failover"
 REQUEST_LIFE = timedelta(seconds=30)
@@ -103,15 +103,11 @@ class Ledger:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the lock of those who write; raises Refused while another one does."""
-        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with (self.folder / "lock").open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Refused(
-                    f"another process works on the failover of {self.folder.parent}",
-                    hint="`synapse-ops failover status` shows how far it is.",
-                ) from None
+        taken = Refused(
+            f"another process works on the failover of {self.folder.parent}",
+            hint="`synapse-ops failover status` shows how far it is.",
+        )
+        with held_lock(self.folder / "lock", taken):
             yield
 
     def pause(self) -> Pause | None:

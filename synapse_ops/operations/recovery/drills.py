@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
 from collections.abc import Collection, Iterator
@@ -23,6 +22,7 @@ from synapse_ops.operations.recovery.recovery_drill import rehearse
 from synapse_ops.operations.recovery.scores import read_scores, write_score
 from synapse_ops.operations.repository import Repository
 from synapse_ops.operations.stack import Stack
+from synapse_ops.systems.host.file_lock import held_lock
 from synapse_ops.systems.host.processes import server_identity
 from synapse_ops.systems.s3.store import ConditionFailed
 
@@ -34,12 +34,8 @@ FRESH = timedelta(minutes=2)  # a backup that is being taken renews its heartbea
 def only_drill(state_dir: Path, name: str) -> Iterator[None]:
     """Hold the lock of the one drill of this name on this host; the kernel lets it go, however we end. Or Refused."""
     folder = state_dir / FOLDER
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with (folder / f"{name}.lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"another {name} drill runs in {folder}", hint="Wait until it has ended.") from None
+    taken = Refused(f"another {name} drill runs in {folder}", hint="Wait until it has ended.")
+    with held_lock(folder / f"{name}.lock", taken):
         yield
 
 

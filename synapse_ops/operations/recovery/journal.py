@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from synapse_ops.domain.recovery.recovery_record import RecoveryRecord
 from synapse_ops.errors import PlanChanged, Refused
 from synapse_ops.operations.backup.restoring import flush_directory
+from synapse_ops.systems.host.file_lock import held_lock
 
 FOLDER = "recovery"
 FILE = "recovery.json"
@@ -73,13 +73,7 @@ class Journal:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Hold the lock of those who recover; raises Refused while another one does."""
-        self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with (self.folder / "lock").open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Refused(
-                    f"another process recovers {self.folder.parent}",
-                    hint=f"Which one? fuser {self.folder / 'lock'}",
-                ) from None
+        path = self.folder / "lock"
+        taken = Refused(f"another process recovers {self.folder.parent}", hint=f"Which one? fuser {path}")
+        with held_lock(path, taken):
             yield

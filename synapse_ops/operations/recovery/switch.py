@@ -7,7 +7,7 @@ store, so that no failover promotes what is left of it. Each effect may be repea
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -40,6 +40,26 @@ from synapse_ops.operations.stack_probes import stack_probes
 HEALTHY_LIMIT_S = 60.0  # probes of a server that has just started
 POLL_S = 0.5
 OF_THE_HOST = frozenset({"server/disk"})  # it was as full before the recovery
+
+
+def apply_recovery(
+    stack: Stack,
+    place: RecoveryPlace,
+    digest: str,
+    gone: str,
+    progress: ReportProgress,
+    tell: Callable[[RecoveryRecord], None] = lambda switched: None,
+) -> RecoveryRecord:
+    """Put the copy that a person approves into service, and try it. tell: is given the recovery after the switch.
+
+    Raises PlanChanged for an unknown digest, and what `switch_traffic` and `validate_system` raise.
+    """
+    journal = Journal.of(stack.state_dir)
+    place.begin()
+    with journal.held():
+        record = switch_traffic(stack, place, journal.find(digest), gone, progress)
+        tell(record)
+        return validate_system(stack, place, record, progress)
 
 
 def switch_traffic(

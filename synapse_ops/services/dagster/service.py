@@ -39,6 +39,7 @@ from synapse_ops.services.dagster.process_tree import become_subreaper, end_all,
 from synapse_ops.services.dagster.program_keeper import Program, Supervisor
 from synapse_ops.services.dagster.webserver_guard import HEALTH_PATH, OPEN_PATH
 from synapse_ops.services.spec_watch import SpecWatch
+from synapse_ops.systems.host.file_lock import held_lock
 from synapse_ops.systems.host.processes import START_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -298,12 +299,9 @@ def _unused(port: int) -> int:
 @contextmanager
 def _only_supervisor(home: DagsterHome) -> Iterator[None]:
     """Hold the state directory's lock. The kernel lets go of it however we end."""
-    with (home.dir / "supervisor.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(
-                f"another supervisor serves Dagster for {home.state_dir}",
-                hint="Use the UI that it serves (`synapse-ops ui --new-url`), or stop it with Ctrl-C.",
-            ) from None
+    taken = Refused(
+        f"another supervisor serves Dagster for {home.state_dir}",
+        hint="Use the UI that it serves (`synapse-ops ui --new-url`), or stop it with Ctrl-C.",
+    )
+    with held_lock(home.dir / "supervisor.lock", taken):
         yield
