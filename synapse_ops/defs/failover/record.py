@@ -45,7 +45,8 @@ def _check() -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=RECORD_KEY,
         name=CHECK_NAME,
-        description="Red while a dead primary would not be failed over, or a failover waits for a person.",
+        description="Red while a dead primary would not be failed over, or a failover waits for a person. Only a "
+        "warning while nothing but `failover.automatic: false` keeps it from being armed.",
         metadata=runbook_of_check(CHECK_NAME),
     )
     def failover_is_armed(stack: StackResource) -> dg.AssetCheckResult:
@@ -54,7 +55,7 @@ def _check() -> dg.AssetChecksDefinition:
         status = read_status(stack.open().state_dir, datetime.now(UTC))
         return dg.AssetCheckResult(
             passed=status.is_armed,
-            severity=dg.AssetCheckSeverity.ERROR,
+            severity=_severity(status),
             description=status.sentence,
             metadata=runbook_of_check(CHECK_NAME),
         )
@@ -110,7 +111,7 @@ def look(cursor: str | None, status: "FailoverStatus", now_s: float) -> dg.Senso
                 asset_key=RECORD_KEY,
                 check_name=CHECK_NAME,
                 passed=status.is_armed,
-                severity=dg.AssetCheckSeverity.ERROR,
+                severity=_severity(status),
                 description=status.sentence,
                 metadata=runbook_of_check(CHECK_NAME),
             )
@@ -125,6 +126,11 @@ def look(cursor: str | None, status: "FailoverStatus", now_s: float) -> dg.Senso
         dynamic_partitions_requests=[dg.AddDynamicPartitionsRequest(INCIDENTS, new)] if new else [],
         cursor=after,
     )
+
+
+def _severity(status: "FailoverStatus") -> dg.AssetCheckSeverity:
+    """What the operator chose warns, so that what is wrong besides is still an alarm."""
+    return dg.AssetCheckSeverity.WARN if status.is_by_hand else dg.AssetCheckSeverity.ERROR
 
 
 def _version(incident: "Incident", back: dict[str, Any] | None) -> str:

@@ -13,6 +13,7 @@ from synapse_ops.domain.durations import format_age, format_days
 from synapse_ops.domain.failover.transitions import ENDS, Event, State, next_state
 
 HOUR = timedelta(hours=1)
+BY_HAND = "failover.automatic is false: a person decides"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def objection(limits: Limits, earlier: Sequence[Incident], now: datetime) -> str
     if limits.manager == "external":
         return "failover.manager is external: another manager promotes, this one only watches"
     if not limits.automatic:
-        return "failover.automatic is false: a person decides"
+        return BY_HAND
     if limits.paused_until is not None and now < limits.paused_until:
         until = limits.paused_until.isoformat(timespec="seconds")
         return f"failover is paused until {until}: {limits.pause_reason or 'no reason given'}"

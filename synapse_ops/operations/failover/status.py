@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from synapse_ops.domain.failover.incident import Incident
+from synapse_ops.domain.failover.incident import BY_HAND, Incident
 from synapse_ops.operations.failover.ledger import Ledger
 
 WATCH_FILE = "watch.json"  # in the folder of the ledger; written by services/prober/failover_watch.py
@@ -48,6 +48,11 @@ class FailoverStatus:
         return not self.unarmed and not self.refused
 
     @property
+    def is_by_hand(self) -> bool:
+        """Whether only the spec keeps it from being armed: a person starts the failover, and nothing else lacks."""
+        return self.unarmed == BY_HAND and not self.refused
+
+    @property
     def sentence(self) -> str:
         if self.refused:
             return f"NOT failed over, and waits for a person: {self.refused}"
@@ -55,6 +60,9 @@ class FailoverStatus:
             follows = f"; {self.standby} follows" if self.standby is not None else ""
             said = self.unarmed or f"{self.primary} takes writes{follows}"
             return f"only watched: {said} (failover.manager is external: another manager promotes)"
+        if self.is_by_hand:
+            dies = f"if {self.primary} dies, `synapse-ops failover run` has {self.standby} take writes"
+            return f"NOT armed, and waits for a person: {dies} ({BY_HAND})"
         if self.unarmed:
             return f"NOT armed: {self.unarmed}"
         return f"armed: if {self.primary} dies, {self.standby} takes writes"

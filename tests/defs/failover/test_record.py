@@ -8,9 +8,10 @@ from typing import Any
 import dagster as dg
 
 from synapse_ops.defs.failover.record import look
-from synapse_ops.domain.failover.incident import Entry, Incident
+from synapse_ops.domain.failover.incident import Entry, Incident, Limits, objection
 from synapse_ops.domain.failover.transitions import Event, State
 from synapse_ops.operations.failover.status import FailoverStatus
+from synapse_ops.spec import Spec
 
 AT = datetime(2026, 11, 30, 12, tzinfo=UTC)
 FIRST = {"old": "db-primary", "new": "db-standby", "first_failed_at": AT.isoformat(), "evidence": "nobody listens"}
@@ -63,6 +64,26 @@ def test_a_refused_failover_is_red_and_says_what_a_person_must_do() -> None:
     assert isinstance(check, dg.AssetCheckEvaluation)
     assert not check.passed
     assert "waits for a person" in (check.description or "")
+
+
+def test_a_failover_that_a_person_starts_is_never_green_and_only_a_warning() -> None:
+    """`failover.automatic: false` was chosen: what else would stop a failover is an alarm beside it."""
+    chosen = objection(Limits.of(Spec.model_validate({"failover": {"automatic": False}})), (), AT)
+    passing = ticked(ticked(None, status(), 1000.0).cursor, status(unarmed=chosen), 1100.0)
+    found = ticked(passing.cursor, status(unarmed=chosen), 1200.0)  # it stands for more than a minute
+    [check] = found.asset_events
+    worse = ticked(found.cursor, status(unarmed="db-standby does not stream from db-primary"), 1300.0)
+    refused = ticked(found.cursor, status(unarmed=chosen, refused=f"{chosen}; `synapse-ops failover run` goes on"), 1.0)
+
+    assert isinstance(check, dg.AssetCheckEvaluation)
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert check.description == (
+        "NOT armed, and waits for a person: if db-primary dies, `synapse-ops failover run` has db-standby take writes "
+        "(failover.automatic is false: a person decides)"
+    )
+    for result in (worse, refused):
+        [event] = result.asset_events
+        assert (event.passed, event.severity) == (False, dg.AssetCheckSeverity.ERROR)  # type: ignore[union-attr]
 
 
 def test_the_check_is_told_at_each_change_and_now_and_then() -> None:
