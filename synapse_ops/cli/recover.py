@@ -94,17 +94,8 @@ def _apply(stack: Stack, where: RecoveryPlace, digest: str, gone: str) -> Recove
 def show_impact(impact: Impact) -> None:
     for line in impact.situation.down or ("every endpoint and server is healthy",):
         echo(f"  {line}")
-    rows = [
-        (
-            one.name,
-            "yes" if one.is_possible else "no",
-            "never measured" if one.predicted_s is None else f"{one.predicted_s:.0f} s",
-            one.lost or "-",
-            one.why,
-        )
-        for one in impact.options
-    ]
-    show_table(("way back", "possible", ">takes about", "lost", "because"), rows)
+    rows = [one.row() for one in impact.options]
+    show_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     echo(f"recommended: {impact.recommended or 'nothing'}: {impact.because}")
 
 

@@ -132,19 +132,10 @@ def _switch_job() -> dg.JobDefinition:
 
 
 def impact_metadata(impact: "Impact") -> Metadata:
-    rows = (
-        {
-            "way back": one.name,
-            "possible": "yes" if one.is_possible else "no",
-            "takes_s": "never measured" if one.predicted_s is None else f"{one.predicted_s:.0f}",
-            "lost": one.lost,
-            "because": one.why,
-        }
-        for one in impact.options
-    )
+    rows = [one.row() for one in impact.options]
     return {
         "recommended": summary(f"{impact.recommended or 'nothing'}: {impact.because}"),
-        "options": table(rows, dict.fromkeys(("way back", "possible", "takes_s", "lost", "because"), "string")),
+        "options": table(rows, dict.fromkeys(rows[0], "string")),
         "down": len(impact.situation.down),
         "what_is_down": dg.MetadataValue.md("\n".join(f"- {line}" for line in impact.situation.down) or "nothing"),
     }

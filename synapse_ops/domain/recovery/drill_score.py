@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +16,8 @@ from typing import Any
 
 from synapse_ops.domain.backup.layout import format_time, parse_time
 from synapse_ops.domain.canonical_json import canonical_json, reading
-from synapse_ops.domain.recovery.prediction import Measured, Prediction, predict
+from synapse_ops.domain.recovery.prediction import FEWEST, Measured, Prediction, predict
+from synapse_ops.errors import counted
 
 PREFIX = "drills/"
 BEGUN = "drills/begun.json"  # since when drills are waited for
@@ -69,9 +70,16 @@ class DrillScore:
         return not self.reason
 
     @property
+    def took_s(self) -> float | None:
+        """What is predicted: `rto_s`, of a recovery without the time that a person took to approve it."""
+        if self.scenario is Scenario.RECOVERY and self.rto_s is not None:
+            return round(sum(seconds for _, seconds in self.phases), 3)
+        return self.rto_s
+
+    @property
     def is_inside(self) -> bool | None:
         """Whether it took as long as predicted; None where nothing was predicted or measured."""
-        return self.predicted.holds(self.rto_s) if self.predicted is not None and self.rto_s is not None else None
+        return self.predicted.holds(self.took_s) if self.predicted is not None and self.took_s is not None else None
 
     @property
     def expected(self) -> str:
@@ -149,10 +157,40 @@ def predict_next(scores: Iterable[DrillScore], scenario: Scenario, of: Of, size_
 
     scores: in any order.
     """
-    alike = sorted(
-        (one for one in scores if one.scenario is scenario and one.of is of and one.passed), key=lambda one: one.at
-    )
-    return predict([Measured(one.size_bytes, one.rto_s) for one in alike if one.rto_s is not None], size_bytes)
+    return predict(_alike(scores, scenario, of), size_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """How long something takes by its former runs. runs: how many passed; predicted: None: too few."""
+
+    scenario: Scenario
+    of: Of
+    runs: int
+    predicted: Prediction | None
+
+    @property
+    def words(self) -> str:
+        name = str(self.scenario)
+        runs = counted(self.runs, name, f"{name.removesuffix('y')}ies" if name.endswith("y") else "")
+        found = self.predicted
+        if found is None:
+            return f"no prediction yet: {runs}, {FEWEST} are needed"
+        return f"{found.seconds:.1f} s ({found.low_s:.1f} to {found.high_s:.1f}), by {runs}"
+
+
+def expect_next(scores: Sequence[DrillScore], scenario: Scenario, of: Of) -> Expected:
+    """Return what the next run takes, with as much data as the newest of them had. scores: in any order."""
+    runs = _alike(scores, scenario, of)
+    return Expected(scenario, of, len(runs), predict(runs, runs[-1].size_bytes) if runs else None)
+
+
+def _alike(scores: Iterable[DrillScore], scenario: Scenario, of: Of) -> list[Measured]:
+    """Return what the passed runs of a scenario took, in the order in which they ran."""
+    passed = (one for one in scores if one.scenario is scenario and one.of is of and one.passed)
+    return [
+        Measured(one.size_bytes, one.took_s) for one in sorted(passed, key=lambda one: one.at) if one.took_s is not None
+    ]
 
 
 def _prediction(seconds: Any, interval: Any) -> Prediction | None:

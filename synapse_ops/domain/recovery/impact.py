@@ -9,6 +9,7 @@ from typing import Any
 
 from synapse_ops.domain.database.recovery_target import RecoveryTarget
 from synapse_ops.domain.durations import format_when
+from synapse_ops.domain.recovery.drill_score import Expected
 
 RESTART, FAILOVER, TO_LATEST, TO_MOMENT = "restart", "failover", "restore to latest", "restore to a moment"
 
@@ -33,8 +34,8 @@ class Situation:
     """What was seen. down: servers and endpoints that are not well, `name: why`.
 
     from_at, to_at: the first and the last moment to which PostgreSQL can be restored, None: none; because: why not.
-    restore_s: predicted for all stores; None: never measured. failover_s: of earlier failovers.
-    armed: whether a failover would happen; armed_because: the sentence that says so.
+    restore: of the whole recovery; restore_s: of restoring alone, by the proofs, None: never measured. failover: of
+    this system's. armed: whether a failover would happen; armed_because: the sentence that says so.
     """
 
     nodes: tuple[Node, ...]
@@ -42,29 +43,55 @@ class Situation:
     from_at: datetime | None
     to_at: datetime | None
     because: str
+    restore: Expected
     restore_s: float | None
+    failover: Expected
     armed: bool
     armed_because: str
-    failover_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way back. predicted_s: None: never measured. lost: in words. why: of it, or why it is not possible."""
+    """One way back. lost: in words. why: of it, or why it is not possible. expected: None: nothing is counted.
+
+    restore_s: of a restore, how long restoring alone takes by the proofs; None: never measured.
+    """
 
     name: str
     is_possible: bool
     why: str
-    predicted_s: float | None
-    lost: str
+    lost: str = ""
+    expected: Expected | None = None
+    restore_s: float | None = None
+
+    @property
+    def takes(self) -> str:
+        """How long it takes, in words."""
+        if not self.is_possible or self.expected is None:
+            return "-"
+        alone = f"; restoring alone about {self.restore_s:.1f} s" if self.restore_s is not None else ""
+        return self.expected.words + ("" if self.expected.predicted is not None else alone)
 
     def as_json(self) -> dict[str, Any]:
+        found = self.expected.predicted if self.expected is not None and self.is_possible else None
         return {
             "option": self.name,
             "possible": self.is_possible,
             "why": self.why,
-            "predicted_s": self.predicted_s,
+            "predicted_s": found.seconds if found is not None else None,
+            "predicted_interval_s": [found.low_s, found.high_s] if found is not None else None,
+            "restore_s": self.restore_s,
             "lost": self.lost,
+        }
+
+    def row(self) -> dict[str, str]:
+        """Return its row of a table, in words."""
+        return {
+            "way back": self.name,
+            "possible": "yes" if self.is_possible else "no",
+            "takes": self.takes,
+            "lost": self.lost or "-",
+            "because": self.why,
         }
 
 
@@ -115,15 +142,15 @@ def plan_options(situation: Situation, target: RecoveryTarget, now: datetime, ti
 def _restart(situation: Situation, running: str) -> Option:
     whole = [node for node in situation.nodes if node.has_data and not node.fence]
     if running:
-        return Option(RESTART, is_possible=False, why=f"{running} runs and takes writes", predicted_s=None, lost="")
+        return Option(RESTART, is_possible=False, why=f"{running} runs and takes writes")
     if whole:
         why = f"the data directory of {whole[0].name} is there; `synapse-ops local up` starts it"
-        return Option(RESTART, is_possible=True, why=why, predicted_s=None, lost="nothing that was flushed")
+        return Option(RESTART, is_possible=True, why=why, lost="nothing that was flushed")
     fenced = [f"{node.name} is fenced ({node.fence})" for node in situation.nodes if node.fence]
     gone = [f"{node.name} has no data directory" for node in situation.nodes if node.is_here and not node.has_data]
     away = [f"{node.name} does not answer: its own host may start it" for node in situation.nodes if not node.is_here]
     why = "; ".join((*fenced, *gone, *away)) or "no node is known"
-    return Option(RESTART, is_possible=False, why=why, predicted_s=None, lost="")
+    return Option(RESTART, is_possible=False, why=why)
 
 
 def _failover(situation: Situation, running: str) -> Option:
@@ -136,14 +163,14 @@ def _failover(situation: Situation, running: str) -> Option:
     else:
         why = f"{standby} runs: {situation.armed_because}"
     lost = "what the standby had not received" if is_possible else ""
-    return Option(FAILOVER, is_possible=is_possible, why=why, predicted_s=situation.failover_s, lost=lost)
+    return Option(FAILOVER, is_possible=is_possible, why=why, lost=lost, expected=situation.failover)
 
 
 def _restores(situation: Situation, target: RecoveryTarget, now: datetime, time_zone: str) -> Sequence[Option]:
     first, last = situation.from_at, situation.to_at
     if first is None or last is None:
         why = situation.because or "no proven base backup is in the repository"
-        return [Option(name, is_possible=False, why=why, predicted_s=None, lost="") for name in (TO_LATEST, TO_MOMENT)]
+        return [Option(name, is_possible=False, why=why) for name in (TO_LATEST, TO_MOMENT)]
 
     def when(moment: datetime) -> str:
         return format_when(moment, now, time_zone)
@@ -152,8 +179,9 @@ def _restores(situation: Situation, target: RecoveryTarget, now: datetime, time_
         TO_LATEST,
         is_possible=True,
         why=f"every commit up to {when(last)} is stored",
-        predicted_s=situation.restore_s,
         lost=f"what was committed after {when(last)}",
+        expected=situation.restore,
+        restore_s=situation.restore_s,
     )
     window = f"every moment from {when(first)} to {when(last)} is stored"
     moment = target.time
@@ -165,7 +193,8 @@ def _restores(situation: Situation, target: RecoveryTarget, now: datetime, time_
             TO_MOMENT,
             is_possible=is_possible,
             why=window if is_possible else f"{window}, and {back} is not in it",
-            predicted_s=situation.restore_s if is_possible else None,
             lost=f"what was committed after {back}" if is_possible else "",
+            expected=situation.restore,
+            restore_s=situation.restore_s if is_possible else None,
         ),
     ]

@@ -12,6 +12,7 @@ from synapse_ops.domain.recovery.drill_score import (
     DrillScore,
     Of,
     Scenario,
+    expect_next,
     is_score_key,
     predict_next,
     score_key,
@@ -93,3 +94,16 @@ def test_a_prediction_is_of_one_scenario_on_one_kind_of_system_and_of_runs_that_
     assert SCORE.is_inside
     assert replace(SCORE, rto_s=9.0).is_inside is False
     assert replace(SCORE, rto_s=None).is_inside is None
+
+
+def test_the_time_that_a_person_took_to_approve_a_recovery_is_not_predicted() -> None:
+    """From the first look to the first write it was an hour; the steps took 30 s, and so will the next ones."""
+    recovery = replace(SCORE, scenario=Scenario.RECOVERY, of=Of.SYSTEM, rto_s=3600.0, phases=(("a", 20.0), ("b", 10.0)))
+    runs = [replace(recovery, at=SCORE.at + timedelta(days=day)) for day in range(9)]
+
+    found = expect_next([SCORE, *runs[::-1]], Scenario.RECOVERY, Of.SYSTEM)
+
+    assert found.predicted == Prediction(30.0, 30.0, 30.0)
+    assert found.words == "30.0 s (30.0 to 30.0), by 9 recoveries"
+    assert expect_next(runs[1:], Scenario.RECOVERY, Of.SYSTEM).words == "no prediction yet: 8 recoveries, 9 are needed"
+    assert replace(recovery, predicted=Prediction(30.0, 29.0, 31.0)).is_inside

@@ -11,6 +11,7 @@ import pytest
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.database.recovery_target import RecoveryTarget
 from synapse_ops.domain.recovery.choice import choose_proven, still_backed_up, usable_bases
+from synapse_ops.domain.recovery.drill_score import Expected, Of, Scenario
 from synapse_ops.domain.recovery.impact import (
     FAILOVER,
     RESTART,
@@ -20,6 +21,7 @@ from synapse_ops.domain.recovery.impact import (
     Situation,
     plan_options,
 )
+from synapse_ops.domain.recovery.prediction import Prediction
 from synapse_ops.domain.recovery.reconciliation import reconcile
 from synapse_ops.domain.recovery.recovery_record import INTEGRITY, RESTORED, Chosen, RecoveryRecord
 from tests.domain.recovery.test_recoverability import entry
@@ -33,7 +35,9 @@ GONE = Situation(
     from_at=FIRST,
     to_at=LAST,
     because="",
+    restore=Expected(Scenario.RECOVERY, Of.SYSTEM, 2, None),
     restore_s=7.0,
+    failover=Expected(Scenario.FAILOVER, Of.SYSTEM, 0, None),
     armed=False,
     armed_because="no standby streams",
 )
@@ -69,6 +73,24 @@ def test_whoever_asks_for_a_moment_is_not_told_to_restart() -> None:
     assert inside.recommended == TO_MOMENT
     assert outside.recommended == ""
     assert "is not in it" in outside.options[-1].why
+
+
+def test_before_the_tenth_recovery_only_restoring_has_a_time() -> None:
+    """The time of a restore is not that of a recovery, and is not shown as one."""
+    [latest] = [one for one in plan_options(GONE, LATEST, NOW, "UTC").options if one.name == TO_LATEST]
+    tenth = replace(GONE, restore=replace(GONE.restore, runs=9, predicted=Prediction(30.0, 21.0, 43.0)))
+    [known] = [one for one in plan_options(tenth, LATEST, NOW, "UTC").options if one.name == TO_LATEST]
+
+    assert latest.takes == "no prediction yet: 2 recoveries, 9 are needed; restoring alone about 7.0 s"
+    assert (latest.as_json()["predicted_s"], latest.as_json()["restore_s"]) == (None, 7.0)
+    assert known.takes == "30.0 s (21.0 to 43.0), by 9 recoveries"
+    assert known.as_json()["predicted_interval_s"] == [21.0, 43.0]
+
+
+def test_a_way_that_is_not_possible_has_no_time() -> None:
+    impact = plan_options(replace(GONE, from_at=None, to_at=None), LATEST, NOW, "UTC")
+
+    assert {one.takes for one in impact.options} == {"-"}
 
 
 def test_without_a_backup_no_way_back_is_made_up() -> None:
