@@ -41,7 +41,6 @@ _PORTS_OF_A_HOST = {
     parts.PROMETHEUS_PORT: "Prometheus",
     parts.ALERTMANAGER_PORT: "Alertmanager",
     parts.GRAFANA_PORT: "Grafana",
-    parts.LOGSTASH_API_PORT: "Logstash's own API",
 }
 
 
@@ -111,7 +110,10 @@ def somebody_is_told(_: Bundle, spec: Spec) -> Iterator[Finding]:
 def ports_of_a_host_differ(_: Bundle, spec: Spec) -> Iterator[Finding]:
     """On a host without containers each port is one program's: of the spec, of its companions, of those that watch."""
     taken = dict(_PORTS_OF_A_HOST)
-    ports = {"server.port": spec.server.port, "logging.beats_port": spec.logging.beats_port}
+    ports = {"server.port": spec.server.port}
+    if spec.logging.is_shipped:
+        ports["logging.beats_port"] = spec.logging.beats_port
+        taken[parts.LOGSTASH_API_PORT] = "Logstash's own API"
     companions = {
         "database": (fixed.POSTGRES_EXPORTER_PORT, "the exporter of PostgreSQL"),
         "redis": (fixed.REDIS_EXPORTER_PORT, "the exporter of Redis"),

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from synapse_ops.spec.document import Spec
-from synapse_ops.spec.fixed import LOG_DIR, is_this_machine
+from synapse_ops.spec.fixed import LOG_CHAIN, LOG_DIR, is_this_machine
 from synapse_ops.spec.log_index import days_written_to
 from synapse_ops.spec.units import format_duration
 
 _LONGEST_COOLDOWN = timedelta(hours=1)  # stabilizationWindowSeconds of an autoscaler
+_NO_LOG_CHAIN = "logging.elasticsearch is empty: there is no log chain"
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -54,6 +55,11 @@ def _ignored(spec: Spec) -> Iterator[tuple[str, str]]:
     elif failover.max_per_hour > 1 and failover.cool_down * (failover.max_per_hour - 1) >= timedelta(hours=1):
         why = f"failover.cool_down {format_duration(failover.cool_down)} allows fewer"
         yield "failover.max_per_hour", why
+    if not spec.logging.is_shipped:
+        for key in ("beats_port", "index", "api_key"):
+            yield f"logging.{key}", _NO_LOG_CHAIN
+        for image in sorted(LOG_CHAIN):
+            yield f"docker.images.{image}", _NO_LOG_CHAIN
     if spec.backup.database.wal_archiving == "off":
         yield "drills.recovery", "backup.database.wal_archiving is off: there is no base backup to rehearse with"
     if not failover.automatic or not failover.is_ours:
@@ -103,13 +109,15 @@ def _notes(spec: Spec) -> Iterator[str]:
     for job, effect in (("alertmanager", "no alert is delivered"), ("synapse_ops", "ProberDown never stops firing")):
         if job in emptied:
             yield f"prometheus.targets.{job} is empty: on hosts {effect}"
+    if not spec.logging.is_shipped:
+        yield "logging.elasticsearch is empty: no log chain is rendered, logs stay where they are, and are rotated"
     outside = [path for path in spec.logging.paths if not path.startswith(f"{LOG_DIR}/")]
-    if outside:
+    if outside and spec.logging.is_shipped:
         yield f"logging.paths {', '.join(outside)}: containers log to {LOG_DIR} alone, other paths do not exist there"
     if spec.tls.min_version != "TLSv1.2" and spec.kubernetes.entry.kind != "none":
         kind = "an Ingress" if spec.kubernetes.entry.kind == "ingress" else "a Gateway"
         yield f"tls.min_version {spec.tls.min_version}: {kind} has no field for it, set it in the controller too"
-    if days_written_to(spec.logging.index) is None:
+    if spec.logging.is_shipped and days_written_to(spec.logging.index) is None:
         yield f'logging.index "{spec.logging.index}" has no date: all lines go into one index and are never deleted'
     if spec.backup.database.wal_archiving == "off":
         yield "backup.database.wal_archiving is off: work since the last dump is lost with the server"

@@ -12,6 +12,7 @@ REDIS_EXPORTER_PORT = 9121
 QDRANT_GRPC_PORT = 6334
 MONITORING_USER = "synapse_monitoring"  # of the exporter: it reads statistics, from the database postgres
 LOG_DIR = "/var/log/synapse"  # of the application in containers: a volume
+LOG_CHAIN = frozenset({"elasticsearch", "logstash", "kibana", "filebeat"})  # services and images
 LOCAL_HOSTS = frozenset({"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"})  # noqa: S104 - compared, never bound
 
 

@@ -19,6 +19,7 @@ from synapse_ops.spec.document import Spec
 from synapse_ops.spec.faults import FieldPath
 from synapse_ops.spec.fixed import (
     LOCAL_HOSTS,
+    LOG_CHAIN,
     MONITORING_USER,
     OPS_METRICS_PORT,
     POSTGRES_EXPORTER_PORT,
@@ -34,9 +35,19 @@ _NEVER_OURS = {"bin", "boot", "dev", "etc", "lib", "lib64", "proc", "root", "sbi
 # how many directories deep a root of ours may begin in the others of a system: /srv/ours, but /var/lib/ours
 _OURS_FROM = {"media": 2, "mnt": 2, "opt": 2, "run": 2, "srv": 2, "tmp": 2, "home": 3, "var": 3}
 # Of the rendered compose project, where these names are hosts; a store's are there where that store is.
-COMPOSE_SERVICES = frozenset(
-    {"proxy", "api", "worker", "synapse-ops", "prometheus", "alertmanager", "blackbox-exporter", "node-exporter"}
-    | {"grafana", "elasticsearch", "logstash", "kibana", "filebeat", "wal-receiver"}
+COMPOSE_SERVICES = LOG_CHAIN | frozenset(
+    {
+        "proxy",
+        "api",
+        "worker",
+        "log-rotation",
+        "synapse-ops",
+        "prometheus",
+        "alertmanager",
+        "blackbox-exporter",
+        "node-exporter",
+    }
+    | {"grafana", "wal-receiver"}
 )
 COMPOSE_STORES: Mapping[str, frozenset[str]] = {
     "database": frozenset({"db-primary", "db-primary-exporter", "db-standby", "db-standby-exporter"}),
@@ -139,7 +150,7 @@ def _ports(spec: Spec) -> Iterator[Conflict]:
         (("database", "port"), spec.database.host, spec.database.port),
         (("redis", "port"), spec.redis.host, spec.redis.port),
         (("qdrant", "port"), spec.qdrant.host, spec.qdrant.port),
-        (("logging", "beats_port"), "localhost", spec.logging.beats_port),
+        *([(("logging", "beats_port"), "localhost", spec.logging.beats_port)] if spec.logging.is_shipped else []),
     ]
     for (path, host, port), (later_path, later_host, later_port) in combinations(listening, 2):
         same_host = host == later_host or {host, later_host} <= LOCAL_HOSTS
@@ -344,6 +355,8 @@ def _compose_names(spec: Spec) -> Iterator[Conflict]:
     )
     if spec.failover.standby is None:
         taken -= {"db-standby", "db-standby-exporter"}
+    if not spec.logging.is_shipped:
+        taken -= LOG_CHAIN
     for node, name, own in zip(("primary", "standby"), spec.failover.nodes, ("db-primary", "db-standby"), strict=False):
         hosts += [(("failover", node), name)] if name != own else []
     for path, host in hosts:

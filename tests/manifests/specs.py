@@ -67,6 +67,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "logs elsewhere": {
         "logging": {"elasticsearch": ["https://es-1.example.org:9243", "https://es-2.example.org"], "api_key": "env:ES"}
     },
+    "no log chain": {"logging": {"elasticsearch": []}},
     "behind a proxy of the host": {
         "server": {"host": "127.0.0.1", "port": 8080},
         "backup": {"redis": {"schedule": "0 1 * * *"}},

@@ -178,9 +178,29 @@ def test_log_files_of_a_pod_are_emptied_before_they_fill_their_directory(tmp_pat
         assert volume == "1Gi"
         assert {each["mountPath"] for each in rotation["volumeMounts"]} > {"/var/log/synapse"}
         assert "securityContext" in rotation
-    command = [part.replace("/var/log/synapse", str(tmp_path)) for part in rotation["command"]]
-    (tmp_path / "large.log").write_bytes(b"x" * (33 << 20) + b"last")
-    (tmp_path / "old.log.1").write_bytes(b"x" * (33 << 20))
+    empties_large_files(rotation["command"], tmp_path, size=33 << 20)
+
+
+@pytest.mark.parametrize("nodes", [["localhost:9200"], []], ids=["shipped", "kept"])
+def test_log_files_in_compose_never_fill_the_disk(nodes: list[str], tmp_path: Path) -> None:
+    """Neither Docker nor Filebeat bounds files in a volume."""
+    spec = spec_with(logging={"elasticsearch": nodes})
+    service = yaml.load(render_bundle(spec).by_path["docker/compose.yaml"].text, yaml.CSafeLoader)["services"][
+        "log-rotation"
+    ]
+    assert service["volumes"] == [{"type": "volume", "source": "application-logs", "target": "/var/log/synapse"}]
+
+    empties_large_files([part.replace("$$", "$") for part in service["entrypoint"]], tmp_path, size=257 << 20)
+
+
+def empties_large_files(command: list[str], folder: Path, *, size: int) -> None:
+    """Run the rendered command until a file of that size is empty; see that nothing else is."""
+    tmp_path, command = folder, [part.replace("/var/log/synapse", str(folder)) for part in command]
+    for name in ("large.log", "old.log.1"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)  # takes no space
+            file.seek(size)
+            file.write(b"last")
     (tmp_path / "small.log").write_text("a line")
 
     process = subprocess.Popen(command)

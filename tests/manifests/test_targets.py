@@ -12,8 +12,11 @@ import pytest
 import yaml
 
 from synapse_ops.manifests.bundle import render_bundle
+from synapse_ops.manifests.consistency import check_consistency
 from synapse_ops.manifests.targets import TARGETS
 from synapse_ops.spec import load_spec
+from synapse_ops.spec.effects import notes_on
+from synapse_ops.spec.fixed import LOG_CHAIN
 from synapse_ops.spec.loading import check_text
 from synapse_ops.spec.rules import COMPOSE_SERVICES, COMPOSE_STORES
 from tests.manifests.consistency.findings import View
@@ -163,4 +166,31 @@ def test_no_service_of_compose_has_a_name_that_a_store_elsewhere_may_have(name: 
     services = View(render_bundle(spec), spec).compose["services"]
 
     assert services.keys() <= COMPOSE_SERVICES.union(*COMPOSE_STORES.values())
-    assert services.keys() >= COMPOSE_SERVICES - {"elasticsearch", "kibana", "wal-receiver"}
+    assert services.keys() >= COMPOSE_SERVICES - LOG_CHAIN - {"wal-receiver"}
+
+
+def test_without_a_node_of_elasticsearch_nothing_of_the_log_chain_is_left() -> None:
+    """No service, volume, file, port or secret of it, in no document; logrotate is for all hosts."""
+    spec = spec_of("no log chain")
+    bundle = render_bundle(spec)
+    told = re.compile(r"(?m)^ *(?:docker|logging): \{.*$")  # the spec itself, as prober and WAL receiver get it
+
+    named = re.compile(r"elastic|logstash|filebeat|kibana|logging/|\b(?:5044|9200|9600|5601)\b", re.IGNORECASE)
+    assert {str(found.path) for found in bundle.documents if named.search(told.sub("", found.text))} == set()
+    assert not any(path.startswith("logging/") for path in bundle.by_path)
+    assert '"/var/log/synapse/*.log" {' in bundle.by_path["hosts/logrotate.conf"].text
+    assert len([note for note in notes_on(spec) if "no log chain" in note]) == 1
+    assert not any("logging" in finding.message for finding in check_consistency(bundle, spec))
+
+
+def test_ports_and_names_of_the_log_chain_are_free_without_it() -> None:
+    text = (
+        "logging: {elasticsearch: [], beats_port: 6379}\n"
+        "object_store: {endpoint: 'http://elasticsearch:9000'}\nserver: {port: 9600}\n"
+    )
+    loaded, faults = check_text(text, Path("spec.yaml"))
+    assert loaded is not None, faults
+
+    assert loaded.ignored.keys() >= {"logging.beats_port", "logging.index", "logging.api_key", "docker.images.kibana"}
+    found = check_consistency(render_bundle(loaded.spec), loaded.spec)
+    assert not [finding for finding in found if finding.rule == "ports_of_a_host_differ"]

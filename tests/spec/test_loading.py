@@ -153,7 +153,7 @@ def test_a_slip_of_the_keyboard_is_answered_with_the_nearest_word(text: str, sug
         ("alerts: [{name: a, condition: up >= 0}]", "alerts[0].condition", "up >= 0", "always does"),
         ("alerts: [{condition: up == 0}]", "alerts[0].name", "nothing", "a name"),
         ("firewall: {inbound: [{port: 1, source: 10.1.0.0/8}]}", "firewall.inbound[0].source", '"10.1.0.0/8"', "host"),
-        ("logging: {elasticsearch: []}", "logging.elasticsearch", "an empty list", "at least one"),
+        ("logging: {paths: []}", "logging.paths", "an empty list", "at least one"),
         ("alerting: {actions: {a: reboot}}", "alerting.actions.a", '"reboot"', "one of notify, failover, none"),
         ("database: {host: 'db:5432'}", "database.host", '"db:5432"', "without port"),
         ("database: {host: 'http://db'}", "database.host", '"http://db"', "without port or scheme"),

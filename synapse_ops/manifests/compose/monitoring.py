@@ -187,6 +187,8 @@ def _opened_at(url: str) -> dict[str, str]:
 
 def _logs(spec: Spec) -> dict[str, Service]:
     """Elsewhere Elasticsearch has its own Kibana: then neither is rendered."""
+    if not spec.logging.is_shipped:
+        return {}
     own = _own_elasticsearch(spec) if has_own_elasticsearch(spec, "compose") else {}
     return own | {"logstash": _logstash(spec, is_own=bool(own)), "filebeat": _filebeat(spec)}
 

@@ -16,6 +16,7 @@ from synapse_ops.manifests.compose.service import (
     SECRETS_GROUP,
     SMALL,
     Service,
+    Size,
     check,
     curl_check,
     escaped,
@@ -54,6 +55,7 @@ from synapse_ops.manifests.stack.processes import (
     api_grace_s,
     application_secrets,
     environment,
+    log_rotation_command,
     worker_command,
     worker_grace_s,
 )
@@ -68,6 +70,7 @@ READS = frozenset(
     }
 )  # fmt: skip
 PROXY = "proxy"
+_ROTATED_KIB = 256 << 10  # what Filebeat may be behind, when it was off, without that lines are missing
 _APPLICATION_USER = f"{USER_ID}:{USER_ID}"
 _ABOUT = f"""The whole stack on one host. Start: docker compose --file docker/compose.yaml up --detach --wait
 Put each secret into docker/secrets/NAME first, mode 0440, group {SECRETS_GROUP}; the list ends this file."""
@@ -95,6 +98,7 @@ def compose(spec: Spec) -> dict[str, Any]:
         PROXY: _proxy(spec),
         API: _api(spec, needed),
         WORKER: _worker(spec, needed),
+        "log-rotation": _log_rotation(spec),
         **stores,
         OPS: prober_service(spec),
         **({WAL_RECEIVER: wal_receiver_service(spec)} if has_wal_receiver(spec) else {}),
@@ -199,6 +203,19 @@ def _worker(spec: Spec, stores: list[str]) -> Service:
         stop_signal=STOP_SIGNAL,
         stop_grace_period=f"{worker_grace_s(spec)}s",
         **({"depends_on": healthy(*stores)} if stores else {}),
+    )
+
+
+def _log_rotation(spec: Spec) -> Service:
+    """Return what keeps the log files of API and worker from filling the host's disk, shipped or not."""
+    return service(
+        spec.kubernetes.image,
+        user=_APPLICATION_USER,
+        resources=helper_resources(Size("0.1", "64M")),
+        healthcheck=check(("CMD", "test", "-w", LOG_DIR), interval_s=60),
+        network_mode="none",
+        entrypoint=log_rotation_command(_ROTATED_KIB),
+        volumes=[{"type": "volume", "source": "application-logs", "target": LOG_DIR}],
     )
 
 

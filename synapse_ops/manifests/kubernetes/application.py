@@ -36,6 +36,7 @@ from synapse_ops.manifests.stack.processes import (
     api_grace_s,
     application_secrets,
     environment,
+    log_rotation_command,
     worker_command,
     worker_grace_s,
 )
@@ -47,14 +48,6 @@ HTTP, METRICS = "http", "metrics"  # names of ports; Services and policies refer
 _CALM_S = 10  # a pod that falls over at once never counts as available
 _START_PERIOD_S = 5
 _ROTATED_KIB = 32 << 10  # with its former part a file takes 64 MiB and what is written in ten seconds
-# A file is copied and emptied: no program need reopen it. A signal ends a container's first process only where it asks.
-ROTATION = f"""\
-trap 'exit 0' TERM
-while :; do
-  find {LOG_DIR} -type f ! -name '*.1' -size +{_ROTATED_KIB}k -exec sh -c 'cp "$1" "$1.1" && : >"$1"' sh {{}} \\;
-  sleep 10 & wait $!
-done
-"""
 
 
 def _settings(spec: Spec) -> list[Object]:
@@ -145,7 +138,7 @@ def _log_rotation(spec: Spec) -> Object:
         "log-rotation",
         spec.kubernetes.image,
         {"requests": amounts("10m", "16Mi", "requests"), "limits": amounts("100m", "64Mi", "limits")},
-        command=["sh", "-euc", ROTATION],
+        command=log_rotation_command(_ROTATED_KIB),
         volumeMounts=[{"name": "logs", "mountPath": LOG_DIR}],
         livenessProbe={"exec": {"command": ["test", "-d", LOG_DIR]}, "periodSeconds": 60, "timeoutSeconds": 10},
         readinessProbe={"exec": {"command": ["test", "-w", LOG_DIR]}, "periodSeconds": 60, "timeoutSeconds": 10},

@@ -2,6 +2,7 @@
 
 Two places: on `hosts` Filebeat and Logstash speak TLS with the stack's certificate; in `compose` they share a private
 network. Fields are named after the Elastic Common Schema. What Elasticsearch refuses goes to the dead letter queue.
+Nothing of it is rendered where the spec names no node of Elasticsearch.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ _DAY_S = 86_400
 
 
 def render_logstash(spec: Spec) -> tuple[Document, ...]:
+    if not spec.logging.is_shipped:
+        return ()
     pipelines = tuple(
         text_document(PIPELINE_PATHS[place], _pipeline(spec, place), PIPELINE_READS) for place in PIPELINE_PATHS
     )
@@ -204,6 +207,8 @@ def _quoted(text: str) -> str:
 
 
 def render_filebeat(spec: Spec) -> tuple[Document, ...]:
+    if not spec.logging.is_shipped:
+        return ()
     return tuple(
         yaml_document(FILEBEAT_PATHS[place], _filebeat(spec, place), reads=FILEBEAT_READS) for place in FILEBEAT_PATHS
     )
@@ -247,6 +252,8 @@ def render_index_template(spec: Spec) -> tuple[Document, ...]:
     """Return the index template and the policy that deletes an index `cleanup.logs.retention` after its day, or after
     the week, month or year that its name says.
     """
+    if not spec.logging.is_shipped:
+        return ()
     pattern = re.sub(r"%\{[^}]*\}", "*", spec.logging.index)
     days = max(1, whole_seconds(spec.cleanup.logs.retention) // _DAY_S)
     template = {

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 from synapse_ops.manifests.stack.parts import QDRANT, REDIS, PlaceName, address_of, database_nodes, qdrant_scheme
 from synapse_ops.manifests.stack.units import milliseconds, whole_seconds
 from synapse_ops.spec import Spec
+from synapse_ops.spec.fixed import LOG_DIR
 
 SECRETS_DIR = "/run/secrets"
 USER_ID = 10001  # above what hosts give to people and services, so that an escaped process owns nothing
@@ -63,6 +64,20 @@ def application_processes(spec: Spec) -> int:
 def worker_command(spec: Spec) -> tuple[str, ...]:
     """Return the worker's command line: the module's own, without options; it reads its environment."""
     return ("python", "-m", spec.docker.worker_module)
+
+
+def log_rotation_command(kib: int) -> list[str]:
+    """Return what keeps each log file of the application below twice that size. A file is copied and emptied: no
+    program need reopen it. A signal ends a container's first process only where it asks.
+    """
+    script = f"""\
+trap 'exit 0' TERM
+while :; do
+  find {LOG_DIR} -type f ! -name '*.1' -size +{kib}k -exec sh -c 'cp "$1" "$1.1" && : >"$1"' sh {{}} \\;
+  sleep 10 & wait $!
+done
+"""
+    return ["sh", "-euc", script]
 
 
 def api_grace_s(spec: Spec) -> int:

@@ -92,19 +92,27 @@ class Grafana(Block):
 
 
 class Logging(Block):
-    """The way of log lines: Filebeat to Logstash to Elasticsearch."""
+    """The way of log lines: Filebeat to Logstash to Elasticsearch. Without a node of Elasticsearch there is none: log
+    files are rotated where they are, and containers' own logs are bounded by the engine or the cluster.
+    """
 
     beats_port: Port = Field(5044, description="Port on which Logstash takes Filebeat's lines.")
-    elasticsearch: Annotated[tuple[Endpoint, ...], Field(min_length=1)] = Field(
-        ("localhost:9200",), description="Elasticsearch nodes."
+    elasticsearch: tuple[Endpoint, ...] = Field(
+        ("localhost:9200",), description="Elasticsearch nodes; an empty list leaves the whole chain out."
     )
     index: IndexName = Field("synapse-%{+YYYY.MM.dd}", description="Name of the index, with Logstash's date pattern.")
     api_key: Secret | None = Field(
         None, description="Reference to an API key of Elasticsearch; Logstash finds it as ELASTICSEARCH_API_KEY."
     )
     paths: Annotated[tuple[AbsolutePath, ...], Field(min_length=1)] = Field(
-        ("/var/log/synapse/*.log",), description="Log files that Filebeat reads, with * as in a shell."
+        ("/var/log/synapse/*.log",),
+        description="Log files that Filebeat reads and logrotate rotates, with * as in a shell.",
     )
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether there is a log chain."""
+        return bool(self.elasticsearch)
 
 
 class HealthCheck(Block):

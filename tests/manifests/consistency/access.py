@@ -227,6 +227,8 @@ def logs_find_their_way(view: View) -> Iterator[Finding]:
     """Logstash in compose has a way out to nodes that are no services, and the key that it sends; whoever sets up
     Elasticsearch loads the policy that the index template names.
     """
+    if not view.spec.logging.elasticsearch:
+        return
     rule, service = "logs_find_their_way", view.compose["services"]["logstash"]
     pipeline = view.text("logging/compose/logstash.conf")
     for host in re.findall(r'https?://(\[[^]]+\]|[^:/"]+)', pipeline):
