@@ -258,3 +258,15 @@ def test_the_application_calls_what_the_spec_lists_and_nothing_else(
         for block in (block for found, _ in blocks for block in found):
             assert block["cidr"] not in ("0.0.0.0/0", "::/0") or block["except"]
         assert ("outside" in services[part]["networks"]) is bool(wanted)
+
+
+@pytest.mark.parametrize("namespace", ["synapse", "team-7"])
+def test_the_commands_that_make_secrets_make_their_namespace_first(namespace: str) -> None:
+    """A Secret needs its namespace, and the folder that renders it is applied after the Secrets: pods wait for them."""
+    text = render_bundle(spec_with(kubernetes={"namespace": namespace})).by_path["kubernetes/secrets.txt"].text
+
+    commands = [line for line in text.splitlines() if not line.startswith("#")]
+
+    assert commands[0] == f"kubectl create namespace {namespace}"
+    assert len(commands) > 1
+    assert all(each.startswith(f"kubectl --namespace {namespace} create secret ") for each in commands[1:])

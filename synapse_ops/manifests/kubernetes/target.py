@@ -67,7 +67,8 @@ def _secrets(spec: Spec, groups: dict[str, list[Object]]) -> str:
         wanted.setdefault(source["secret"]["name"], set()).update(items)
     wanted.setdefault(tls_secret_name(spec), set()).update(("tls.crt", "tls.key"))
     lines = [
-        f"# Secrets that must exist in namespace {namespace(spec)} before the rest is applied; contents are yours."
+        "# The namespace, and the Secrets that must exist in it before the rest is applied; contents are yours.",
+        f"kubectl create namespace {namespace(spec)}",
     ]
     for name in sorted(wanted):
         files = " ".join(f"--from-file={key}" for key in sorted(wanted[name]))

@@ -219,7 +219,7 @@ def secrets_are_listed(view: View) -> Iterator[Finding]:
     path = "kubernetes/secrets.txt"
     listed = {
         (words[6], word.removeprefix("--from-file="))
-        for words in (line.split() for line in view.text(path).splitlines() if line.startswith("kubectl "))
+        for words in (line.split() for line in view.text(path).splitlines() if line.startswith("kubectl --"))
         for word in words
     }
     for _, found, pod in _pods(view):
