@@ -194,3 +194,34 @@ def test_ports_and_names_of_the_log_chain_are_free_without_it() -> None:
     assert loaded.ignored.keys() >= {"logging.beats_port", "logging.index", "logging.api_key", "docker.images.kibana"}
     found = check_consistency(render_bundle(loaded.spec), loaded.spec)
     assert not [finding for finding in found if finding.rule == "ports_of_a_host_differ"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "large", "middle", "heap"),
+    [
+        ("2", "4Gi", ("2", 2 << 30), ("1", 1 << 30), "1024m"),
+        ("500m", "1Gi", ("1", 1 << 30), ("0.5", 768 << 20), "512m"),
+        ("8", "32Gi", ("8", 16 << 30), ("4", 8 << 30), "4096m"),
+    ],
+)
+def test_what_holds_metrics_or_logs_is_as_large_as_the_spec_says(
+    cores: str, memory: str, large: tuple[str, int], middle: tuple[str, int], heap: str
+) -> None:
+    """Docker refuses more cores than the host has, and a heap beyond its container's memory is killed."""
+    limits = f"{{cpu: {cores}, memory: {memory}}}"
+    loaded, faults = check_text(
+        f"resources: {{limits: {limits}, requests: {{cpu: 100m, memory: 64Mi}}}}\n", Path("spec.yaml")
+    )
+    assert loaded is not None, faults
+    services = View(render_bundle(loaded.spec), loaded.spec).compose["services"]
+
+    found = {name: each["deploy"]["resources"]["limits"] for name, each in services.items()}
+    for names, (wanted_cores, wanted) in (
+        (("prometheus", "elasticsearch", "logstash"), large),
+        (("grafana", "kibana"), middle),
+    ):
+        for name in names:
+            assert found[name] == {"cpus": wanted_cores, "memory": f"{wanted}b"}, name
+    assert services["logstash"]["environment"]["LS_JAVA_OPTS"] == f"-Xms{heap} -Xmx{heap}"
+    assert "ES_JAVA_OPTS" not in services["elasticsearch"]["environment"]
+    assert all(float(each["cpus"]) <= max(1.0, float(large[0])) for each in found.values())

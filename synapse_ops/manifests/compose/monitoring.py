@@ -21,6 +21,8 @@ from synapse_ops.manifests.compose.service import (
     http_check,
     mounted,
     service,
+    share_memory,
+    share_resources,
 )
 from synapse_ops.manifests.logs.pipeline import has_own_elasticsearch, needs_api_key
 from synapse_ops.manifests.monitoring.grafana import IN_CONTAINER
@@ -42,6 +44,7 @@ from synapse_ops.spec.fixed import LOCAL_HOSTS, LOG_DIR
 
 GRAFANA_PASSWORD = "grafana-password"  # noqa: S105 - the name of a secret, not a secret
 ELASTICSEARCH_API_KEY = "elasticsearch-api-key"
+_LARGEST_HEAP = 4 << 30  # Elastic's advice for Logstash, whose own default is 1 GiB whatever memory there is
 _NOBODY = "65534:65534"
 # the JVM unpacks native libraries there and loads them; Docker mounts a tmpfs noexec unless told otherwise
 _NATIVE_CODE = ["/tmp:exec"]  # noqa: S108 - the container's own
@@ -69,7 +72,7 @@ def _metrics(spec: Spec) -> dict[str, Service]:
         "prometheus": service(
             images.prometheus,
             user=_NOBODY,
-            resources=helper_resources(LARGE),
+            resources=share_resources(spec, LARGE),
             healthcheck=http_check(PROMETHEUS_PORT, "/-/healthy"),
             networks=_ways(is_outside=not is_ours(spec, "qdrant", "compose")),
             listens=[PROMETHEUS_PORT],
@@ -147,7 +150,7 @@ def _grafana(spec: Spec) -> Service:
     return service(
         spec.docker.images.grafana,
         user="472:472",
-        resources=helper_resources(MIDDLE),
+        resources=share_resources(spec, MIDDLE),
         healthcheck=http_check(GRAFANA_PORT, "/api/health"),
         listens=[GRAFANA_PORT],
         networks=(INTERNAL, OUTSIDE),
@@ -199,23 +202,23 @@ def _own_elasticsearch(spec: Spec) -> dict[str, Service]:
         "elasticsearch": service(
             images.elasticsearch,
             user="1000:0",
-            resources=helper_resources(LARGE),
+            resources=share_resources(spec, LARGE),
             healthcheck=curl_check(f"http://127.0.0.1:{ELASTICSEARCH_PORT}/_cluster/health"),
             listens=[ELASTICSEARCH_PORT],
             read_only=False,  # its start script writes its keystore beside its configuration
             tmpfs=_NATIVE_CODE,
+            # its heap is half of the memory that it finds
             environment={
                 "discovery.type": "single-node",
                 "http.port": str(ELASTICSEARCH_PORT),
                 "xpack.security.enabled": "false",
-                "ES_JAVA_OPTS": "-Xms1g -Xmx1g",
             },
             volumes=[{"type": "volume", "source": "elasticsearch-data", "target": "/usr/share/elasticsearch/data"}],
         ),
         "kibana": service(
             images.kibana,
             user="1000:0",
-            resources=helper_resources(MIDDLE),
+            resources=share_resources(spec, MIDDLE),
             healthcheck=curl_check(f"http://127.0.0.1:{KIBANA_PORT}/api/status"),
             networks=(INTERNAL, OUTSIDE),
             ports=[f"127.0.0.1:{KIBANA_PORT}:{KIBANA_PORT}"],
@@ -232,19 +235,20 @@ def _own_elasticsearch(spec: Spec) -> dict[str, Service]:
 def _logstash(spec: Spec, *, is_own: bool) -> Service:
     start = "sh /usr/share/logstash/set-up/set-up.sh; exec /usr/local/bin/docker-entrypoint"
     more: Service = {"depends_on": healthy("elasticsearch")} if is_own else {}
+    heap = f"{min(_LARGEST_HEAP, share_memory(spec, LARGE) // 2) >> 20}m"
     if needs_api_key(spec, "compose"):
         start = f'export ELASTICSEARCH_API_KEY="$(cat {SECRETS_DIR}/{ELASTICSEARCH_API_KEY})"; {start}'
         more["secrets"] = [ELASTICSEARCH_API_KEY]
     return service(
         spec.docker.images.logstash,
         user="1000:1000",
-        resources=helper_resources(LARGE),
+        resources=share_resources(spec, LARGE),
         healthcheck=curl_check(f"http://127.0.0.1:{LOGSTASH_API_PORT}/"),
         networks=_ways(is_outside=not is_own),
         read_only=False,  # its start script edits its own settings
         tmpfs=_NATIVE_CODE,
         entrypoint=["sh", "-euc", start],
-        environment={"LS_JAVA_OPTS": "-Xms1g -Xmx1g"},
+        environment={"LS_JAVA_OPTS": f"-Xms{heap} -Xmx{heap}"},
         volumes=[
             mounted("../logging/compose/logstash.yml", "/usr/share/logstash/config/logstash.yml"),
             mounted("../logging/compose/pipelines.yml", "/usr/share/logstash/config/pipelines.yml"),

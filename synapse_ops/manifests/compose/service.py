@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from synapse_ops.manifests.stack.processes import USER_ID
 from synapse_ops.spec import Spec
-from synapse_ops.spec.units import format_cores
+from synapse_ops.spec.units import format_cores, parse_size
 
 Service = dict[str, Any]
 INTERNAL, OUTSIDE = "internal", "outside"
@@ -20,15 +22,25 @@ _LEAST_MEMORY = 6 << 20  # Docker refuses to reserve less
 
 
 class Size(NamedTuple):
-    """The most that a helper may use; the parts of the stack itself have `resources`."""
+    """The most that a helper may use whose need does not grow with the stack."""
 
     cores: str
     memory: str
 
 
+class Share(NamedTuple):
+    """The part of `resources.limits` that a helper may use which holds metrics or logs: small on a small host, where
+    Docker refuses more cores than there are. The least is what its program starts with.
+    """
+
+    cores: Decimal
+    memory: Fraction
+    least: Size
+
+
 SMALL = Size("0.5", "256M")
-MIDDLE = Size("1", "1G")
-LARGE = Size("2", "2G")
+MIDDLE = Share(Decimal("0.5"), Fraction(1, 4), Size("0.5", "768Mi"))
+LARGE = Share(Decimal(1), Fraction(1, 2), Size("1", "1Gi"))
 
 
 def part_resources(spec: Spec) -> dict[str, Any]:
@@ -43,6 +55,16 @@ def part_resources(spec: Spec) -> dict[str, Any]:
 def helper_resources(size: Size) -> dict[str, Any]:
     """Return the limits of a helper."""
     return {"limits": {"cpus": size.cores, "memory": size.memory}}
+
+
+def share_resources(spec: Spec, share: Share) -> dict[str, Any]:
+    """Return the limits of a helper that grows with the stack."""
+    cores = max(Decimal(share.least.cores), spec.resources.limits.cpu * share.cores)
+    return {"limits": {"cpus": _cores(cores), "memory": f"{share_memory(spec, share)}b"}}
+
+
+def share_memory(spec: Spec, share: Share) -> int:
+    return max(parse_size(share.least.memory), int(spec.resources.limits.memory * share.memory))
 
 
 def _cores(cores: Any) -> str:

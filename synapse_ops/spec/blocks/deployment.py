@@ -185,7 +185,9 @@ class ResourceRequests(Block):
 
 
 class Resources(Block):
-    """CPU and memory of one pod."""
+    """CPU and memory of one pod, and of one service in compose. There Prometheus, Elasticsearch and Logstash may use
+    half of the memory, Grafana and Kibana a quarter.
+    """
 
     limits: ResourceLimits = ResourceLimits()
     requests: ResourceRequests = ResourceRequests()
