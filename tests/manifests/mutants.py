@@ -202,7 +202,7 @@ def _network() -> Iterator[Mutant]:
     ):
         yield Mutant(f"{which[1]}, NetworkPolicy: {name}", network, _object(network, which, change))
     ingress = ("Ingress", "synapse-entry")
-    service = ("spec", "rules", 0, "http", "paths", 1, "backend", "service")
+    service = ("spec", "rules", 0, "http", "paths", -1, "backend", "service")
     for name, change in {
         "no such Service": _put("gone", *service, "name"),
         "no such port": _put(81, *service, "port", "number"),

@@ -18,6 +18,7 @@ from synapse_ops.spec import Spec
 from synapse_ops.spec.loading import check_text
 
 LIMIT_S = 20.0
+INTERNAL = ("/metrics", "/docs", "/redoc", "/openapi.json")
 
 
 def spec_with(**blocks: Any) -> Spec:
@@ -107,7 +108,7 @@ def test_a_rollout_never_takes_the_last_pod(blocks: dict[str, Any], wanted: tupl
     assert all(each["maxSurge"] == 1 for each in rollouts)
 
 
-def test_an_ingress_sends_metrics_to_a_service_without_pods() -> None:
+def test_an_ingress_sends_what_is_internal_to_a_service_without_pods() -> None:
     """The longer prefix wins, and what selects no pod has nobody to answer."""
     spec = spec_with(kubernetes={"entry": {"hosts": ["api.example.org"]}})
     [ingress] = objects_of(spec, "kubernetes/50-entry.yaml", "Ingress")
@@ -115,19 +116,19 @@ def test_an_ingress_sends_metrics_to_a_service_without_pods() -> None:
     [rule] = ingress["spec"]["rules"]
     backends = {each["path"]: each["backend"]["service"]["name"] for each in rule["http"]["paths"]}
 
-    assert backends == {"/metrics": nothing["metadata"]["name"], "/": "synapse-api"}
+    assert backends == dict.fromkeys(INTERNAL, nothing["metadata"]["name"]) | {"/": "synapse-api"}
     pods = [deployment(spec, f"kubernetes/{name}.yaml") for name in ("41-api", "42-worker")]
     for labels in (pod["spec"]["template"]["metadata"]["labels"] for pod in pods):
         assert not nothing["spec"]["selector"].items() <= labels.items()
 
 
-def test_a_route_asks_the_api_for_another_path_than_metrics() -> None:
+def test_a_route_asks_the_api_for_another_path_than_what_is_internal() -> None:
     [route] = objects_of(
         spec_with(kubernetes={"entry": {"kind": "gateway"}}), "kubernetes/50-gateway.yaml", "HTTPRoute"
     )
     first, rest = route["spec"]["rules"]
 
-    assert first["matches"] == [{"path": {"type": "PathPrefix", "value": "/metrics"}}]
+    assert [each["path"] for each in first["matches"]] == [{"type": "PathPrefix", "value": path} for path in INTERNAL]
     assert first["filters"][0]["urlRewrite"]["path"] == {
         "type": "ReplaceFullPath",
         "replaceFullPath": "/.refused",

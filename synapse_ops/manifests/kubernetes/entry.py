@@ -6,7 +6,7 @@ The oldest TLS version is a setting of the controller, not of these objects; tls
 from __future__ import annotations
 
 from synapse_ops.manifests.kubernetes.objects import Object, selector, thing, tls_secret_name
-from synapse_ops.manifests.stack.parts import API, HTTPS_PORT, INTERNAL_PATH, object_name
+from synapse_ops.manifests.stack.parts import API, HTTPS_PORT, INTERNAL_PATHS, object_name
 from synapse_ops.manifests.stack.units import milliseconds
 from synapse_ops.spec import Spec
 
@@ -33,7 +33,7 @@ def _ingress(spec: Spec) -> Object:
     entry = spec.kubernetes.entry
     service = {"name": object_name(spec, API), "port": {"number": spec.kubernetes.service.port}}
     nothing = {"name": object_name(spec, NOTHING), "port": {"number": spec.kubernetes.service.port}}
-    told = {INTERNAL_PATH: nothing, "/": service}
+    told = dict.fromkeys(INTERNAL_PATHS, nothing) | {"/": service}
     paths = {
         "paths": [
             {"path": path, "pathType": "Prefix", "backend": {"service": backend}} for path, backend in told.items()
@@ -72,7 +72,7 @@ def _route(spec: Spec) -> Object:
         "parentRefs": [{"name": object_name(spec, ENTRY)}],
         "rules": [
             {
-                "matches": [{"path": {"type": "PathPrefix", "value": INTERNAL_PATH}}],
+                "matches": [{"path": {"type": "PathPrefix", "value": path}} for path in INTERNAL_PATHS],
                 # the API's answer is 404: a route has no way to refuse, and without a backend controllers differ
                 "filters": [
                     {

@@ -10,7 +10,7 @@ from synapse_ops.manifests.document import Document, text_document
 from synapse_ops.manifests.stack.parts import (
     API,
     HTTPS_PORT,
-    INTERNAL_PATH,
+    INTERNAL_PATHS,
     QDRANT,
     Address,
     PlaceName,
@@ -31,6 +31,7 @@ CIPHERS = (
     "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
 )
 HTTP_PORT = 80
+_INTERNAL = f"({'|'.join(INTERNAL_PATHS)})(/|$)".replace(".", "[.]")  # as nginx and haproxy both read it
 INNER_HTTP_PORT, INNER_HTTPS_PORT = 8080, 8443  # in a container without the right to bind low ports
 
 
@@ -116,8 +117,8 @@ http {{
     listen [::]:{https} ssl;
     server_name {names};
     add_header Strict-Transport-Security "max-age=31536000" always;
-    location ~ ^{INTERNAL_PATH}(/|$) {{
-      return 404;  # Prometheus asks the API itself
+    location ~ ^{_INTERNAL} {{
+      return 404;  # of the API itself: Prometheus asks there
     }}
     location / {{
       proxy_pass http://api;
@@ -170,8 +171,8 @@ frontend http
 frontend https
   # haproxy takes chain and key in one file: cat {spec.tls.cert_file} {spec.tls.key_file} > {pem}
   bind :::{HTTPS_PORT} v4v6 ssl crt {pem}
-  # Prometheus asks the API itself
-  http-request deny deny_status 404 if {{ path,url_dec -m reg ^/*{INTERNAL_PATH}(/|$) }}
+  # of the API itself: Prometheus asks there
+  http-request deny deny_status 404 if {{ path,url_dec -m reg ^/*{_INTERNAL} }}
   http-request set-header X-Forwarded-Proto https
   http-response set-header Strict-Transport-Security "max-age=31536000"
   default_backend api

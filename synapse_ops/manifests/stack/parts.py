@@ -44,8 +44,9 @@ KIBANA_PORT = 5601
 ELASTICSEARCH_PORT = 9200
 LOGSTASH_API_PORT = 9600
 HTTPS_PORT = 443
-# What the API tells Prometheus and nobody outside. Health checks pass the entry: `health_base_url` may lead there.
-INTERNAL_PATH = "/metrics"
+# What the API tells Prometheus, and its developers at FastAPI's own paths, but nobody outside. An API whose docs are
+# public serves them elsewhere. Health checks pass the entry: `health_base_url` may lead there.
+INTERNAL_PATHS = ("/metrics", "/docs", "/redoc", "/openapi.json")
 
 _LONGEST_NAME = 63  # of a Service and of a label's value
 

@@ -1,4 +1,4 @@
-"""Real proxies with the rendered files let through what is for the public, and refuse what only Prometheus may ask."""
+"""Real proxies with the rendered files let through what is for the public, and refuse what is internal to the API."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from synapse_ops.systems.host.processes import free_ports
 from tests.manifests.servers.test_haproxy import api, await_status
 from tools.program import serving
 
-REFUSED = ("/metrics", "/metrics/", "/metrics?x=1", "/%6detrics", "/metrics%2Fx", "//metrics")
-PUBLIC = ("/metrics-of-mine", "/x/metrics", "/health/db")
+REFUSED = (
+    "/metrics", "/metrics/", "/metrics?x=1", "/%6detrics", "/metrics%2Fx", "//metrics", "/docs",
+    "/docs/oauth2-redirect", "/d%6Fcs", "/redoc", "/openapi.json", "//openapi.json?x=1", "/openapi%2Ejson",
+)  # fmt: skip
+PUBLIC = ("/metrics-of-mine", "/x/metrics", "/health/db", "/documents", "/v1/docs", "/openapi-json")
 
 
 def configured(program: str, port: int, upstream: int, folder: Path) -> list[str]:
@@ -39,7 +42,7 @@ def configured(program: str, port: int, upstream: int, folder: Path) -> list[str
 
 
 @pytest.mark.parametrize("program", ["nginx", "haproxy"])
-def test_metrics_are_refused_at_the_entry_however_they_are_written(program: str, tmp_path: Path) -> None:
+def test_what_is_internal_is_refused_at_the_entry_however_it_is_written(program: str, tmp_path: Path) -> None:
     """uvicorn takes `%6d` for an m, so that a proxy which compares letters would let it through."""
     if shutil.which(program) is None:
         pytest.skip(f"not installed: apt-get install {program}")
