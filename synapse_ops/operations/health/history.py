@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from synapse_ops.operations.health.asker import Probe
 
 FORMAT = 1
 SPAN_S = 300
+LEAST_FREE_BYTES = 1024**2  # the history grows by less in an hour
 
 _SCHEMA = f"""
 create table if not exists probes (
@@ -350,7 +352,14 @@ def reading_history(state_dir: Path) -> Iterator[HistoryReader]:
             raise IntegrityError(
                 f"the history {path} is damaged: {fault}", hint="A running prober sets it aside and starts a new one."
             ) from fault
-        raise Unreachable(f"could not read the history {path}: {fault}") from fault
+        raise Unreachable(f"could not read the history {path}: {fault}{full_disk(state_dir)}") from fault
+
+
+def full_disk(state_dir: Path) -> str:
+    """Return that verdicts cannot be stored, or "": a prober that runs on a full disk is as silent as one that died."""
+    if shutil.disk_usage(state_dir).free >= LEAST_FREE_BYTES:
+        return ""
+    return f"; no verdict can be stored: the disk of {state_dir} is full"
 
 
 def believed_condition(row: ProbeRow, now: datetime) -> Condition:

@@ -19,7 +19,14 @@ from synapse_ops.domain.health.states import (
     next_condition,
 )
 from synapse_ops.operations.health.asker import Asker, Probe
-from synapse_ops.operations.health.history import SPAN_S, Change, ProbeRow, believed_condition, reading_history
+from synapse_ops.operations.health.history import (
+    SPAN_S,
+    Change,
+    ProbeRow,
+    believed_condition,
+    full_disk,
+    reading_history,
+)
 from synapse_ops.systems.probe_clients import HttpClients
 
 DAY = timedelta(days=1)
@@ -88,6 +95,8 @@ def read_health(state_dir: Path, now: datetime) -> HealthReport:
         protection = history.note("protection")
     times = {name: span.time for name, span in days.items()}
     rows = tuple(_row_of(probe, times.get(probe.name, TimeInStates()), now) for probe in probes)
+    if any(row.condition is not row.probe.condition for row in rows):
+        rows = tuple(_with_cause(row, full_disk(state_dir)) for row in rows)
     return HealthReport(rows, now, is_watched(state_dir), tuple(reversed(changes)), protection)
 
 
@@ -97,6 +106,12 @@ def _row_of(probe: ProbeRow, day: TimeInStates, now: datetime) -> HealthRow:
     until_s = (probe.at if is_current and probe.at is not None else now).timestamp()
     since_s = -(-(now - DAY).timestamp() // SPAN_S) * SPAN_S
     return HealthRow(probe, condition, day, timedelta(seconds=max(0.0, until_s - since_s)))
+
+
+def _with_cause(row: HealthRow, cause: str) -> HealthRow:
+    if row.condition is row.probe.condition:
+        return row
+    return replace(row, condition=replace(row.condition, reason=row.condition.reason + cause))
 
 
 def is_watched(state_dir: Path) -> bool:

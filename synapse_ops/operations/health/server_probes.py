@@ -38,6 +38,7 @@ from synapse_ops.systems.probe_stage import Stage
 
 CERTIFICATE_INTERVAL_S = 300.0  # days are counted, and a renewed certificate should show within minutes
 DISK_INTERVAL_S = 60.0
+DISK = "server/disk"
 STORE_PREFIX = "probes/"  # below the repository; described in docs/repository-format.md
 
 
@@ -71,7 +72,7 @@ def server_probes(stack: Stack, clients: HttpClients) -> Iterator[Probe]:
             yield Probe("server/certificates", SERVER, target, every_s, timeout_s, _ask_certificates(stack))
         elif kind == "disk":
             every_s = max(DISK_INTERVAL_S, timeout_s)
-            yield Probe("server/disk", SERVER, str(stack.state_dir), every_s, timeout_s, _ask_disk(stack))
+            yield Probe(DISK, SERVER, str(stack.state_dir), every_s, timeout_s, _ask_disk(stack))
 
 
 def node_address(stack: Stack, node: str) -> str:

@@ -2,7 +2,8 @@
 
 Each probe has its own task and clock, so that a probe that hangs delays no other. A verdict is stored at the timeout,
 before a hanging probe has ended. Time between verdicts is monotonic: a wall clock that jumps changes no interval.
-It depends on no server that it probes: all may be absent. A full disk costs history, not probing.
+It depends on no server that it probes: all may be absent. A full disk costs history, not probing; a reserve is
+released then, so that at least this is stored and shown.
 A task that ends early ends `run` with its error: a prober with a dead task would otherwise look alive.
 """
 
@@ -22,6 +23,7 @@ import structlog
 from synapse_ops.domain.health.alerts import ActiveAlert, Told, after_notification
 from synapse_ops.domain.health.states import (
     OVERDUE_GRACE,
+    WINDOW,
     Condition,
     ProbeVerdict,
     condition_now,
@@ -40,11 +42,13 @@ from synapse_ops.operations.health.history import (
     is_damage,
     kept_conditions,
 )
+from synapse_ops.operations.health.server_probes import DISK
 from synapse_ops.operations.spec_in_force import read_spec_in_force
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.stack_probes import stack_probes
 from synapse_ops.services.prober.protection import read_protection
 from synapse_ops.services.spec_watch import SpecWatch
+from synapse_ops.systems.host.disk_reserve import DiskReserve, is_full
 from synapse_ops.systems.probe_clients import HttpClients
 
 FLUSH_S = 0.1  # verdicts of this long go into one transaction
@@ -54,6 +58,7 @@ STEADY_S = 60.0  # a wall clock that moved further than this from the monotonic 
 FIRST_READING_S = 5.0  # of the repository: servers that start with us are given their turn
 SPREAD_S = 5.0  # first questions are spread over this long, so that 200 of them are not always due at once
 STOP_GRACE_S = 1.0
+RESERVE_BYTES = 64 * 1024**2  # two segments of WAL of Dagster's own PostgreSQL, and room for its events
 MOST_UNSTORED = 20_000  # verdicts kept for a disk that is full: an hour of a large spec
 RESOLVER_THREADS = 256  # a name that does not resolve holds one; none of 200 may wait for another's
 
@@ -98,6 +103,7 @@ class Prober:
         self._has_news = asyncio.Event()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="history")
         self._history: HistoryWriter | None = None
+        self._reserve = DiskReserve(history_file(state_dir).parent, RESERVE_BYTES)
         self.alerts = self._read_alerts()
         self._alerts_lock = asyncio.Lock()
         self._token: asyncio.Future[str] | None = None
@@ -166,6 +172,7 @@ class Prober:
         """Probe until `stop` is called. Raises the error of a task that ended by itself."""
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="blocking"))
+        await loop.run_in_executor(self._disk, self._reserve.hold)
         await self._on_disk(lambda history: None)  # a disk that will not have it is asked again with each verdict
         await self._take_probes()
         tasks = [self.start_task(work) for work in (self._beat(), self._keep(), self._look_at_repository())]
@@ -263,6 +270,7 @@ class Prober:
             self._has_news.clear()
             await self._flush()
             if loop.time() >= prune_at_s:
+                await loop.run_in_executor(self._disk, self._reserve.hold)
                 steady_s = PRUNE_EVERY_S + loop.time() - prune_at_s
                 jump_s = (utc_now() - steady_at).total_seconds() - steady_s
                 prune_at_s, steady_at = loop.time() + PRUNE_EVERY_S, utc_now()
@@ -295,8 +303,19 @@ class Prober:
             await asyncio.get_running_loop().run_in_executor(self._disk, self._write, work)
         except (sqlite3.Error, OSError) as fault:
             log.warning("history could not be written", fault=str(fault))
+            if is_full(fault) and self._reserve.is_held:
+                await self._say_that_the_disk_is_full()
             return False
         return True
+
+    async def _say_that_the_disk_is_full(self) -> None:
+        """Measure the disk now, as often as decides its state, not a minute later; then make room for it."""
+        watched = self.watched.get(DISK)
+        if watched is not None:
+            for _ in range(WINDOW):
+                self._take_verdict(watched, await Asker(watched.probe).ask(), asyncio.get_running_loop().time())
+        self._reserve.release()
+        log.error("the disk is full: the reserve is released", path=str(self._reserve.path))
 
     def _write(self, work: Any) -> None:
         """Do something with the history, which is opened where it is not yet and begun again where it is damaged."""

@@ -48,6 +48,13 @@ class SpooledSegment:
             raise OSError(f"{self.path} gave {len(data)} bytes at {offset}, expected {size}")
         return data
 
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Write all of it: the last bytes of a disk are given by a call that takes a part, and no error."""
+        left = memoryview(data)
+        while left:
+            count = os.pwrite(self.file.fileno(), left, offset)
+            left, offset = left[count:], offset + count
+
 
 class Spool:
     """The segments under way, oldest first. limit_bytes: of WAL, over all of them."""
@@ -102,7 +109,7 @@ class Spool:
                         f"the server has other WAL at {start} than it had before",
                         hint="Is it a clone, or was it restored from an older copy? Nothing of it is stored.",
                     )
-                os.pwrite(one.file.fileno(), piece[known:], offset + known)
+                one.write_at(offset + known, piece[known:])
                 one.received = max(one.received, offset + len(piece))
                 start, data = start + len(piece), data[len(piece) :]
 

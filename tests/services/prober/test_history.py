@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import sqlite3
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -54,6 +56,27 @@ while True:
 def server() -> Iterator[MisbehavingServer]:
     with misbehaving() as running:
         yield running
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system of its own, with an empty directory `state`; `fill` takes what is left of it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True, timeout=60).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        (disk / "state").mkdir()
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=60)
+
+
+def fill(disk: Path) -> None:
+    with suppress(OSError), (disk / "filler").open("ab", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
 
 
 def test_a_history_whose_writer_is_killed_in_mid_write_holds_whole_transactions(tmp_path: Path) -> None:
@@ -184,3 +207,39 @@ def test_a_prober_that_was_stopped_says_that_nobody_looked(server: MisbehavingSe
     [row] = report.rows
     assert row.condition.since.timestamp() >= gone_at - 1
     assert [(found.old, found.new) for found in report.changes[:2]] == [(U, H), (H, U)]
+
+
+def test_a_disk_that_fills_is_told_though_no_byte_is_left(server: MisbehavingServer, full_disk: Path) -> None:
+    """The reserve makes room for the verdict, which is made at once."""
+    state = full_disk / "state"
+    spec = write_spec(state, [entry("api", server.url("/ok"))], "watch: {servers: [disk]}")
+    code = (
+        "import sys; from synapse_ops.services.prober import prober; prober.RESERVE_BYTES = 1 << 20;"
+        "from synapse_ops.services.watch import main; main(sys.argv[1:])"
+    )
+    argv = [sys.executable, "-c", code, "--spec", str(spec), "--state-dir", str(state)]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: states(state) == {"api": H, "server/disk": H})
+        assert (state / "watch" / "reserve").exists()
+        fill(full_disk)
+        wait_for(lambda: states(state).get("server/disk") is F)
+    finally:
+        process.kill()
+        process.wait()
+
+    assert not (state / "watch" / "reserve").exists()
+
+
+def test_old_verdicts_on_a_full_disk_are_unknown_and_say_why(full_disk: Path) -> None:
+    """Where not even the reserve made room, whoever reads the history is told that nothing can be stored."""
+    state = full_disk / "state"
+    history = WrittenHistory(state, ["api"], datetime.now(UTC) - timedelta(hours=2))
+    history.add("api", H, H)
+    [before] = read_health(state, datetime.now(UTC)).rows
+    fill(full_disk)
+    [after] = read_health(state, datetime.now(UTC)).rows
+    history.close()
+
+    assert before.condition.state is after.condition.state is U
+    assert after.condition.reason == f"{before.condition.reason}; no verdict can be stored: the disk of {state} is full"
