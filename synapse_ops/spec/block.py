@@ -241,8 +241,11 @@ DatabaseName = Annotated[
 Text = Annotated[str, TextForm(rf"[^{_CONTROL}]{{1,500}}", "text of 1 to 500 characters without control characters")]
 AbsolutePath = Annotated[
     str,
-    TextForm(  # Logstash has no way to write a text that ends with a backslash
-        rf"/[^{_CONTROL}\\]*", "an absolute path, starting with /, without backslashes", "/etc/ssl/certs/synapse.crt"
+    # Logstash's strings know no escapes; what follows a $ is a variable to nginx, Logstash and Filebeat, quoted or not
+    TextForm(
+        rf"/[^{_CONTROL}\\\"$]*",
+        'an absolute path, starting with /, without \\, " or $',
+        "/etc/ssl/certs/synapse.crt",
     ),
 ]
 ImageName = Annotated[

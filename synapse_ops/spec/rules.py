@@ -286,11 +286,9 @@ def _may_be_ours(directory: str) -> bool:
 
 
 def _log_paths(spec: Spec) -> Iterator[Conflict]:
-    """A pattern with braces in `logging.paths`: neither Filebeat nor logrotate knows them. A double quote there:
-    it would end what logrotate reads as one pattern.
-    """
+    """A pattern with braces in `logging.paths`: neither Filebeat nor logrotate knows them."""
     for index, path in enumerate(spec.logging.paths):
-        if set(path) & set('{}"'):
+        if set(path) & set("{}"):
             yield Conflict(("logging", "paths", index), f"'{path}'", "one path for each, with * ? [ ] at most")
 
 

@@ -201,9 +201,8 @@ def _list(values: list[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a string of Logstash's language. It knows no escapes, so it is the quote that the text does not hold."""
-    mark = "'" if '"' in text else '"'
-    return f"{mark}{text}{mark}"
+    """Return a string of Logstash's language. It knows no escapes: the spec admits no double quote in such a text."""
+    return f'"{text}"'
 
 
 def render_filebeat(spec: Spec) -> tuple[Document, ...]:

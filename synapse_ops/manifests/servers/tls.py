@@ -6,6 +6,8 @@ encryption; Mozilla's "intermediate" list less DHE. The request limit is `server
 
 from __future__ import annotations
 
+import shlex
+
 from synapse_ops.manifests.document import Document, text_document
 from synapse_ops.manifests.stack.parts import (
     API,
@@ -93,8 +95,8 @@ http {{
   server_tokens off;
   keepalive_timeout {whole_seconds(spec.server.keepalive)}s;
   client_max_body_size 10m;
-  ssl_certificate {_word(certificate)};
-  ssl_certificate_key {_word(key)};
+  ssl_certificate "{certificate}";
+  ssl_certificate_key "{key}";
   ssl_protocols {" ".join(protocols(spec))};
   ssl_ciphers {CIPHERS};
   ssl_prefer_server_ciphers off;
@@ -140,13 +142,6 @@ def _files(spec: Spec) -> tuple[str, str]:
     return spec.tls.cert_file, spec.tls.key_file
 
 
-def _word(path: str) -> str:
-    """Return a path as one word of nginx.conf."""
-    if all(character.isalnum() or character in "/._-" for character in path):
-        return path
-    return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def haproxy_cfg(spec: Spec, upstream: Address) -> str:
     """Return a whole haproxy.cfg that does the same, and that takes an API out of service which cannot serve."""
     pem = f"/etc/haproxy/certs/{spec.name}.pem"
@@ -169,7 +164,7 @@ frontend http
   http-request redirect scheme https code 301
 
 frontend https
-  # haproxy takes chain and key in one file: cat {spec.tls.cert_file} {spec.tls.key_file} > {pem}
+  # haproxy takes chain and key in one file: cat {shlex.join(_files(spec))} > {pem}
   bind :::{HTTPS_PORT} v4v6 ssl crt {pem}
   # of the API itself: Prometheus asks there
   http-request deny deny_status 404 if {{ path,url_dec -m reg ^/*{_INTERNAL} }}

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 from synapse_ops.manifests.bundle import render_bundle
 from synapse_ops.operations.release.render import write_directory
@@ -18,6 +19,7 @@ from synapse_ops.spec.loading import check_text
 from tests.manifests.specs import spec_of
 
 KEY = "a2V5OnNlY3JldA=="
+HOSTILE = """a"b\\c\\"d$HOME $(id) `id` 'e' %s #f ;g &h \\n"""
 
 
 class Elasticsearch(ThreadingHTTPServer):
@@ -36,7 +38,7 @@ class _Recorder(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.puts[self.path] = (body, self.headers["Authorization"])
-        self.send_response(401 if KEY not in (self.headers["Authorization"] or "") else 200)
+        self.send_response(200 if self.headers["Authorization"] in {f"ApiKey {KEY}", f"ApiKey {HOSTILE}"} else 401)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -56,7 +58,9 @@ def elasticsearch() -> Iterator[Elasticsearch]:
 
 
 def set_up(release: Path, server: Elasticsearch, key: str, trace: Path) -> subprocess.CompletedProcess[str]:
-    """Run the script of hosts against the stand-in, with a curl that notes its arguments before it runs."""
+    """Run the script of hosts against the stand-in, with a curl that notes its arguments before it runs, as the
+    container of Logstash runs its own: with a key that it reads from a file.
+    """
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("the script needs curl")
@@ -67,27 +71,34 @@ def set_up(release: Path, server: Elasticsearch, key: str, trace: Path) -> subpr
     programs.mkdir()
     (programs / "curl").write_text(f'#!/bin/sh\nprintf "%s " "$@" >>{trace}\nexec {curl} "$@"\n')
     (programs / "curl").chmod(0o755)
-    environment = {"PATH": f"{programs}:/usr/bin:/bin", "ELASTICSEARCH_API_KEY": key}
+    (trace.parent / "elasticsearch-api-key").write_text(f"{key}\n")
+    compose = yaml.load((release / "docker" / "compose.yaml").read_text(), yaml.CSafeLoader)
+    [*shell, start] = [part.replace("$$", "$") for part in compose["services"]["logstash"]["entrypoint"]]
+    start, logstash = start.replace("/usr/share/logstash/set-up/set-up.sh", str(script)).rsplit("; exec ", 1)
+    assert logstash == "/usr/local/bin/docker-entrypoint"
     return subprocess.run(
-        ["sh", str(script)], env=environment, cwd="/", capture_output=True, text=True, timeout=60, check=False
-    )
+        [*shell, start.replace("/run/secrets", str(trace.parent))],
+        env={"PATH": f"{programs}:/usr/bin:/bin"}, cwd="/", capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
 
 
+@pytest.mark.parametrize("key", [KEY, HOSTILE], ids=["usual", "hostile"])
 def test_policy_and_template_are_loaded_with_a_key_that_nobody_sees(
-    tmp_path: Path, elasticsearch: Elasticsearch
+    key: str, tmp_path: Path, elasticsearch: Elasticsearch
 ) -> None:
+    """It passes two shells and curl's own configuration language, each with other quotes."""
     trace = tmp_path / "arguments"
 
-    done = set_up(tmp_path / "release", elasticsearch, KEY, trace)
+    done = set_up(tmp_path / "release", elasticsearch, key, trace)
 
     assert done.returncode == 0, done.stderr
     policy, template = (
         elasticsearch.puts[path] for path in ("/_ilm/policy/synapse-logs", "/_index_template/synapse-logs")
     )
-    assert policy[1] == template[1] == f"ApiKey {KEY}"
+    assert policy[1] == template[1] == f"ApiKey {key}"
     assert policy[0] == json.loads((tmp_path / "release/logging/ilm-policy.json").read_text())
     assert template[0]["template"]["settings"]["index.lifecycle.name"] == "synapse-logs"  # type: ignore[index]
-    assert KEY not in trace.read_text()
+    assert key not in trace.read_text()
 
 
 def test_the_script_asks_the_port_that_logstash_ships_to() -> None:
