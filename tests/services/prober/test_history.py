@@ -181,7 +181,7 @@ def test_time_without_a_prober_is_unobserved_and_no_state_spans_it(server: Misbe
     history.close()
     began = datetime.now(UTC)
 
-    with prober(write_spec(tmp_path, [entry("api", url, "20s")]), tmp_path):
+    with prober(write_spec(tmp_path, [entry("api", url, "20s", "15s")]), tmp_path):  # a busy host answers late
         wait_for(lambda: states(tmp_path) == {"api": H})
         report = read_health(tmp_path, datetime.now(UTC))
 

@@ -54,8 +54,8 @@ def write_spec(folder: Path, entries: list[dict[str, str]], more: str = "watch: 
     return path
 
 
-def entry(name: str, url: str, interval: str = "1s") -> dict[str, str]:
-    return {"name": name, "url": url, "interval": interval, "timeout": f"{TIMEOUT_S:g}s"}
+def entry(name: str, url: str, interval: str = "1s", timeout: str = f"{TIMEOUT_S:g}s") -> dict[str, str]:
+    return {"name": name, "url": url, "interval": interval, "timeout": timeout}
 
 
 @contextmanager
