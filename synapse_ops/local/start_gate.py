@@ -18,7 +18,7 @@ from synapse_ops.operations.failover.claims import holder_of
 from synapse_ops.operations.failover.ledger import Ledger
 from synapse_ops.operations.repository import open_repository
 from synapse_ops.spec import load_spec
-from synapse_ops.systems.postgres.control_file import control_data
+from synapse_ops.systems.postgres.control_file import control_data, timeline_to_write
 from synapse_ops.systems.postgres.server import RECOVERY_SIGNAL, PgServer
 from synapse_ops.systems.s3.store import StoreAccess
 
@@ -35,7 +35,7 @@ def fence_if_ended(node: PgServer, layout: StackLayout, access: StoreAccess, sto
         return
     with suppress(SynapseOpsError):  # a control file that cannot be read: the server's own start names it
         control = control_data(node.data_dir, node.tools, node.identity)
-        cluster = control["Database system identifier"], int(control["Latest checkpoint's TimeLineID"])
+        cluster = control["Database system identifier"], timeline_to_write(control)
         holder = _holder(layout, access, cluster, store_is_over)
         incident = ended_by(node.data_dir.name, cluster, Ledger.of(layout.root).incidents(), holder)
         if incident:

@@ -318,6 +318,25 @@ def _prober() -> Iterator[Mutant]:
             yield Mutant(f"{where}: {name}", where, _text(old, new))
 
 
+def _start_gate() -> Iterator[Mutant]:
+    around = _put(["docker-entrypoint.sh", "postgres"], "services", "db-primary", "entrypoint")
+    yield Mutant("compose, db-primary: started around its gate", COMPOSE, _whole(around))
+    cluster = "kubernetes/30-database.yaml"
+    around = _put(["docker-entrypoint.sh", "postgres"], *CONTAINER, "command")
+    yield Mutant("synapse-db-primary: started around its gate", cluster, _object(cluster, DATABASE, around))
+    for path, prefix in (("docker/start-primary.sh", ""), (cluster, "synapse-")):
+        for name, old, new in (
+            ("starts without asking", 'while [ -s "$PGDATA/PG_VERSION" ] && ', "while false && "),
+            ("a fenced node is asked nothing", 'if [ -e "$PGDATA/synapse.fenced" ]', "if false"),
+            ("asks itself", f"other='host={prefix}db-standby ", f"other='host={prefix}db-primary "),
+            ("asks another port of the prober", f"ask {prefix}synapse-ops 9109", f"ask {prefix}synapse-ops 9110"),
+        ):
+            yield Mutant(f"{path}: {name}", path, _text(old, new))
+    network, policy = "kubernetes/20-network.yaml", ("NetworkPolicy", "synapse-db-primary")
+    closed = _object(network, policy, lambda found: found["spec"]["egress"].pop())
+    yield Mutant("synapse-db-primary, NetworkPolicy: no way to the prober", network, closed)
+
+
 def _wal_receiver() -> Iterator[Mutant]:
     for name, change in {
         "not rendered": _drop("services", "wal-receiver"),
@@ -425,4 +444,13 @@ def _files() -> Iterator[Mutant]:
         yield Mutant(f"{path}: {name}", path, _text(old, new))
 
 
-MUTANTS = (*_kubernetes(), *_network(), *_compose(), *_prober(), *_wal_receiver(), *_watchers(), *_files())
+MUTANTS = (
+    *_kubernetes(),
+    *_network(),
+    *_compose(),
+    *_prober(),
+    *_start_gate(),
+    *_wal_receiver(),
+    *_watchers(),
+    *_files(),
+)

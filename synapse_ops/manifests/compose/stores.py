@@ -81,7 +81,7 @@ def _postgres(spec: Spec, node: str) -> Service:
         healthcheck=check(("CMD", *ready_command(spec)), start_s=300),
         networks={INTERNAL: {"aliases": [name]}} if name != node else (INTERNAL,),
         listens=[spec.database.port, POSTGRES_EXPORTER_PORT],
-        entrypoint=["sh", f"{CONFIG_DIR}/start.sh"],
+        entrypoint=["bash", f"{CONFIG_DIR}/start.sh"],
         command=server_arguments(spec, node, "compose"),
         environment=dict(SERVER_ENVIRONMENT),
         secrets=list(container_secrets(spec)),

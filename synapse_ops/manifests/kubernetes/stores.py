@@ -97,7 +97,7 @@ def _node(spec: Spec, node: str) -> list[Object]:
         "postgres",
         spec.docker.images.postgres,
         part_resources(spec),
-        command=["sh", f"{CONFIG_DIR}/start.sh"],
+        command=["bash", f"{CONFIG_DIR}/start.sh"],
         # a $ doubled: Kubernetes takes $(NAME) for a variable, and $$ for a $
         args=[argument.replace("$", "$$") for argument in server_arguments(spec, node, "kubernetes")],
         env=_env(SERVER_ENVIRONMENT),

@@ -167,6 +167,7 @@ def _following(spec: Spec, node: str) -> dict[str, str]:
         "primary_slot_name": quoted(SLOT),
         "recovery_target_timeline": quoted("latest"),
         "wal_receiver_timeout": "30s",
+        "wal_retrieve_retry_interval": "200ms",  # at its default of 5 s, half of all promotions took 5 s
     }
 
 
@@ -187,6 +188,7 @@ def primary_conninfo(spec: Spec, node: str, followed: Address, *, authority: str
         "port": str(followed.port),
         "user": spec.database.replication_user,
         "application_name": node,
+        "connect_timeout": "2",  # of one attempt; the next one follows at once
         "sslmode": "verify-full",
         "sslrootcert": authority or "system",
         "passfile": passfile,

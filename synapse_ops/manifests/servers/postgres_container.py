@@ -14,6 +14,7 @@ from synapse_ops.manifests.servers.postgres import (
     primary_conninfo,
     quoted,
 )
+from synapse_ops.manifests.servers.start_gate import start_gate
 from synapse_ops.manifests.stack.parts import PRIMARY, STANDBY, PlaceName, address_of
 from synapse_ops.manifests.stack.processes import DATABASE_PASSWORD, SECRETS_DIR
 from synapse_ops.spec import Spec
@@ -75,10 +76,14 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
   mv "$PGDATA.making" "$PGDATA"
 fi
 """
-    return f"""#!/bin/sh
+    gate = ""
+    if spec.failover.is_ours:
+        name = spec.failover.nodes[node == STANDBY]
+        gate = start_gate(spec, name, container_conninfo(spec, node, place), place)
+    return f"""#!/bin/bash
 set -eu
 umask 077
-{passfile}{clone}exec docker-entrypoint.sh postgres "$@"
+{passfile}{clone}{gate}exec docker-entrypoint.sh postgres "$@"
 """
 
 

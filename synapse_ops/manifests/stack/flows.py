@@ -107,6 +107,7 @@ def flows(spec: Spec) -> tuple[Flow, ...]:
         ]
     found += [
         *(flow for node in database_parts(spec) for flow in _to_nodes(spec, node, "replication")),
+        *_to_the_start_gate(spec),
         Flow(OPS, API, spec.server.port, "health checks"),
         *_to_nodes(spec, OPS, "backup, probes"),
         Flow(OPS, REDIS, redis, "probes, cleanup"),
@@ -125,6 +126,13 @@ def flows(spec: Spec) -> tuple[Flow, ...]:
             Flow(MONITORING, WAL_RECEIVER, WAL_METRICS_PORT, "metrics"),
         ]
     return tuple(found)
+
+
+def _to_the_start_gate(spec: Spec) -> list[Flow]:
+    if not (is_ours(spec, "database", "kubernetes") and spec.failover.is_ours):
+        return []
+    port = spec.watch.port or OPS_METRICS_PORT
+    return [Flow(node, OPS, port, "start gate") for node in database_parts(spec)]
 
 
 def _to_nodes(spec: Spec, source: str, reason: str) -> list[Flow]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from synapse_ops.domain.backup.layout import WAL, Identity, timeline_ends
+from synapse_ops.domain.backup.layout import WAL, Identity, is_identity, timeline_ends
 from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.wal import Segment, TimelineHistory, WalRange
 from synapse_ops.domain.database.wal_chain import ArchivedTimeline, WalArchive
@@ -65,15 +65,34 @@ def highest_timeline(repository: Repository, system_identifier: str) -> int:
     The end of a timeline is claimed before a promotion begins the next one, of which no WAL may be stored.
     """
     written = [
-        int(name, 16)
+        number
         for identity in list_wal_identities(repository)
         if identity.system_identifier == system_identifier
-        for name in repository.store.list_prefixes(wal_prefix(identity))
-        if re.fullmatch("[0-9A-F]{8}", name)
+        for number in _written_timelines(repository, identity)
     ]
     claims = [one.key for one in repository.store.list_objects(timeline_ends(system_identifier))]
     ended = [int(found[1], 16) for key in claims if (found := re.search(r"/([0-9A-F]{8})\.json$", key))]
     return max([*written, *(number + 1 for number in ended)], default=0)
+
+
+def newest_timeline(repository: Repository, system_identifier: str, timeline: int) -> int:
+    """Return the newest timeline of the server that wrote this one, as far as WAL of it was ever stored; else this one.
+
+    A copy that went live has a generation of its own, and is another server. Two generations may both have written this
+    timeline, and a server that does not run cannot say which it is: the older answer is the one that holds for sure.
+    """
+    found = []
+    for name in repository.store.list_prefixes():
+        if is_identity(name) and (identity := Identity.parse(name)).system_identifier == system_identifier:
+            numbers = [number for number in _written_timelines(repository, identity) if number >= timeline]
+            keys = {number: claim_key(identity, number) for number in numbers}  # a store may keep an empty folder
+            claimed = [number for number, key in keys.items() if repository.store.read_with_etag(key) is not None]
+            found += [max(claimed)] if timeline in claimed else []
+    return min(found, default=timeline)
+
+
+def _written_timelines(repository: Repository, identity: Identity) -> tuple[int, ...]:
+    return tuple(int(name, 16) for name in repository.store.list_prefixes(wal_prefix(identity)) if _is_timeline(name))
 
 
 def read_wal_archive(

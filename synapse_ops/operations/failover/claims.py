@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from synapse_ops.domain.backup.layout import timeline_end_key
-from synapse_ops.errors import SynapseOpsError
+from synapse_ops.errors import DocumentUnreadable, SynapseOpsError
 from synapse_ops.operations.repository import Repository
 from synapse_ops.systems.s3.store import ConditionFailed
 
@@ -43,12 +43,21 @@ def holder_of(repository: Repository, system_identifier: str, timeline: int) -> 
 
     def ask() -> str | None:
         try:
-            found = repository.store.read_with_etag(timeline_end_key(system_identifier, timeline))
-            return str(json.loads(found[0])["incident"]) if found is not None else None
-        except (SynapseOpsError, ValueError, KeyError, TypeError):
+            return read_holder(repository, system_identifier, timeline)
+        except SynapseOpsError:
             return None
 
     return _in_time(ask)
+
+
+def read_holder(repository: Repository, system_identifier: str, timeline: int) -> str | None:
+    """Return as `holder_of`, waiting for the store; None: nobody claims it. Raises the store's errors."""
+    key = timeline_end_key(system_identifier, timeline)
+    found = repository.store.read_with_etag(key)
+    try:
+        return str(json.loads(found[0])["incident"]) if found is not None else None
+    except (ValueError, KeyError, TypeError) as fault:
+        raise DocumentUnreadable(f"the claim {repository.store.full_url(key)} cannot be read") from fault
 
 
 def _in_time(ask: Callable[[], Answer]) -> Answer | None:

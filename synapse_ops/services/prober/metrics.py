@@ -1,21 +1,26 @@
 """What the prober serves over HTTP: `/metrics` for Prometheus, `/health.json` for other readers, `/healthz` for itself.
 
 On loopback, readable by every process of the host: there is no secret in it. `POST /alerts` takes the notifications of
-Alertmanager, with the token of `alerting.webhook_token`; nothing else can be changed through it. A foreign Host header
-is refused, so that a web page in a browser cannot read it through a name that it points here.
+Alertmanager, with the token of `alerting.webhook_token`; nothing else can be changed through it. `GET /start-gate`
+tells a node of a rendered stack whether it may start as the primary. A foreign Host header is refused, so that a web
+page in a browser cannot read it through a name that it points here.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from synapse_ops.domain.health.alerts import parse_notification
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.manifests.monitoring.alertmanager import WEBHOOK_PATH
+from synapse_ops.manifests.servers.start_gate import PATH as START_GATE_PATH
+from synapse_ops.operations.failover.start_gate import refusal
 from synapse_ops.services.prober.families import families
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+GATE_ANSWER_S = 10.0  # less than whoever asks waits (manifests/servers/start_gate.py)
 MOST_BODY_BYTES = 8 << 20  # a thousand alerts with long labels
 
 
@@ -80,12 +86,15 @@ class MetricsApp:
     def __init__(self, prober: Prober) -> None:
         self._prober = prober
         self.hosts: frozenset[str] = frozenset()
+        self._asking: asyncio.Future[str] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         if scope["method"] == "POST" and scope["path"] == WEBHOOK_PATH and self._is_called_by_name(scope):
             status, kind, body = await self._take_alerts(scope, receive)
+        elif scope["method"] == "GET" and scope["path"] == START_GATE_PATH and self._is_called_by_name(scope):
+            status, kind, body = await self._ask_gate(scope)
         else:
             status, kind, body = self._answer(scope)
         headers = [
@@ -127,6 +136,27 @@ class MetricsApp:
         if not await self._prober.take_alerts(told):
             return 503, "text/plain", b"the alerts could not be stored\n"
         return 200, "text/plain", b"ok\n"
+
+    async def _ask_gate(self, scope: Scope) -> tuple[int, str, bytes]:
+        """Answer 200: it may start; 409: it must not; 503: that is not known. The last line of the body says why.
+
+        One question at a time is asked of the repository: a store that hangs must not take the prober's threads.
+        """
+        asked = {name: values[0] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
+        try:
+            node, cluster = asked["node"], (asked["system_identifier"], int(asked["timeline"]))
+        except (KeyError, ValueError):
+            return 400, "text/plain", b"node, system_identifier and timeline are asked for\n"
+        if self._asking is not None and not self._asking.done():
+            return 503, "text/plain", b"the repository has not answered yet\n"
+        self._asking = asyncio.ensure_future(asyncio.to_thread(refusal, self._prober.stack, node, cluster))
+        try:
+            why_not = await asyncio.wait_for(asyncio.shield(self._asking), GATE_ANSWER_S)
+        except TimeoutError:
+            return 503, "text/plain", b"the repository has not answered yet\n"
+        except SynapseOpsError as error:
+            return 503, "text/plain", f"the repository does not say: {error.message}\n".encode()
+        return (409, "text/plain", f"{why_not}\n".encode()) if why_not else (200, "text/plain", b"ok\n")
 
     def _answer(self, scope: Scope) -> tuple[int, str, bytes]:
         if not self._is_called_by_name(scope):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,6 +149,56 @@ def _named_in(service: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield "volumes", mount["source"]
 
 
+def nodes_ask_before_they_start(view: View) -> Iterator[Finding]:
+    """Where this tool promotes, a node's first process asks before each start as the primary: the marker, the other
+    node, and the prober, where that is served. An init container or `depends_on` asks once; a restart goes around it.
+    """
+    if not view.spec.failover.is_ours:
+        return
+    for path, node, command, script, serving in _started_nodes(view):
+        gate, _, _ = script.partition("exec docker-entrypoint.sh")
+        faults = []
+        if command != ["bash", "/etc/postgresql/start.sh"]:
+            faults.append("is started around its gate")
+        if '\nwhile [ -s "$PGDATA/PG_VERSION" ] && ' not in gate:
+            faults.append("starts without asking")
+        if 'if [ -e "$PGDATA/synapse.fenced" ]' not in gate:
+            faults.append("does not look for the marker")
+        other = re.search(r"^other='host=(\S+) port=(\d+) ", gate, re.MULTILINE)
+        if other is None or other[1] == node or other[2] not in serving.get(other[1], ()):
+            faults.append("does not ask the other node")
+        asked = re.search(r"' ask (\S+) (\d+) ", gate)
+        if asked is None or asked[2] not in serving.get(asked[1], ()):
+            faults.append("does not ask the prober where it is served")
+        for fault in faults:
+            yield Finding("nodes_ask_before_they_start", path, f"{node} {fault}")
+
+
+def _started_nodes(view: View) -> Iterator[tuple[str, str, list[str], str, dict[str, set[str]]]]:
+    """Yield path, name, first command and start script of each node, and the ports that are served beside it."""
+    services = view.compose["services"]
+    exposed = {name: set(map(str, one.get("expose", ()))) for name, one in services.items()}
+    for node in ("db-primary", "db-standby"):
+        if node in services:
+            script = view.text(f"docker/start-{node.removeprefix('db-')}.sh")
+            yield "docker/compose.yaml", node, services[node]["entrypoint"], script, exposed
+    listening = {
+        one["metadata"]["name"]: {str(port["port"]) for port in one["spec"]["ports"]}
+        for _, one in view.of_kind("Service")
+    }
+    scripts = {
+        one["metadata"]["name"]: one["data"]["start.sh"]
+        for _, one in view.of_kind("ConfigMap")
+        if "start.sh" in one["data"]
+    }
+    for path, found in view.of_kind("StatefulSet"):
+        pod = found["spec"]["template"]["spec"]
+        for volume in pod["volumes"]:
+            if volume.get("configMap", {}).get("name") in scripts:
+                command = pod["containers"][0]["command"]
+                yield path, found["spec"]["serviceName"], command, scripts[volume["configMap"]["name"]], listening
+
+
 RULES: tuple[Rule, ...] = (
     pods_are_restricted,
     the_namespace_enforces_it,
@@ -156,4 +207,5 @@ RULES: tuple[Rule, ...] = (
     pods_end_with_grace,
     services_are_hardened,
     compose_references_exist,
+    nodes_ask_before_they_start,
 )

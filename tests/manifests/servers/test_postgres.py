@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -19,7 +20,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -47,6 +48,7 @@ from synapse_ops.systems.s3.store import ObjectStore, StoreAccess
 from tests.servers import servers_dir
 
 START_LIMIT_S = 90.0
+DOC = Path(__file__).parents[3] / "docs" / "failover.md"
 SPEC: dict[str, Any] = {
     "name": "synapse",
     "database": {"user": "o'neil", "databases": ["synapse", 'odd "name"'], "replication_user": "follow er"},
@@ -83,8 +85,23 @@ class Node:
     port: int
     process: subprocess.Popen[bytes]
     home: Path
+    command: list[str]
     environment: dict[str, str]
     authority: Path
+
+    def again(self) -> Node:
+        """Start what has ended, as an engine starts its container anew."""
+        return replace(self, process=_run(self.command, self.environment, self.home))
+
+    def rejoin(self) -> None:
+        """Run in its container what docs/failover.md has for a node that waits at its gate."""
+        block = next(one for one in DOC.read_text().split("```") if "pg_basebackup" in one)
+        followed = re.search(r"^other='(.*) dbname=postgres'$", (self.home / "start.sh").read_text(), re.MULTILINE)
+        assert followed is not None
+        conninfo = shlex.split(f"'{followed[1]}'")[0]
+        script = re.sub(r'--dbname "[^"]*"', lambda _: f'--dbname "{conninfo}"', block)
+        assert script != block
+        _run(["bash", "-euc", script], self.environment, self.home, log="rejoin").wait(START_LIMIT_S)
 
     def conninfo(self, user: str, password: str, database: str, **more: str) -> str:
         base = {"sslmode": "verify-full", "sslrootcert": str(self.authority), "connect_timeout": 10}
@@ -158,7 +175,7 @@ def _start(folder: Path, home: Path, name: str, port: int, ports: dict[str, int]
     changes = {f"host={other} port=5432": f"host=localhost port={number}" for other, number in ports.items()}
     changes |= {"port=5432": f"port={port}", "/run/secrets": str(folder / "secrets"), "/etc/postgresql": str(home)}
     changes |= {"/var/lib/postgresql/data": str(home / "data"), "/tmp/replication.pgpass": str(home / "pgpass")}
-    changes |= {"/tmp/tls.key": str(home / "tls.key")}
+    changes |= {"/tmp/tls.key": str(home / "tls.key"), "/tmp/control": str(home / "control")}
 
     def here(text: str) -> str:
         for old, new in changes.items():
@@ -175,15 +192,20 @@ def _start(folder: Path, home: Path, name: str, port: int, ports: dict[str, int]
     environment = {key: here(value) for key, value in service["environment"].items()}
     environment |= {"PATH": f"{path}:{os.environ['PATH']}", "PGPORT": str(port), "LANG": "C.UTF-8"}
     environment |= {"SOCKETS": str(home), "ROLES": str(home / "create-roles.sh")}
-    user = {} if identity is None else {"user": identity.uid, "group": identity.gid, "extra_groups": []}
     health = [str(port) if word == "5432" else here(word) for word in service["healthcheck"]["test"][1:]]
     environment["HEALTH"] = shlex.join(health)
-    with (home / "log").open("wb") as output:
-        process = subprocess.Popen(
-            [*map(here, service["entrypoint"]), *map(here, service["command"])],
-            env=environment, cwd=home, stdout=output, stderr=output, stdin=subprocess.DEVNULL, **user,
-        )  # type: ignore[call-overload]  # fmt: skip
-    return Node(name, port, process, home, environment, folder / "tls" / "ca.crt")
+    command = [*map(here, service["entrypoint"]), *map(here, service["command"])]
+    process = _run(command, environment, home)
+    return Node(name, port, process, home, command, environment, folder / "tls" / "ca.crt")
+
+
+def _run(command: list[str], environment: dict[str, str], home: Path, log: str = "log") -> subprocess.Popen[bytes]:
+    identity = server_identity()
+    user = {} if identity is None else {"user": identity.uid, "group": identity.gid, "extra_groups": []}
+    with (home / log).open("wb") as output:
+        return subprocess.Popen(
+            command, env=environment, cwd=home, stdout=output, stderr=output, stdin=subprocess.DEVNULL, **user
+        )  # type: ignore[call-overload, no-any-return]
 
 
 def test_a_node_is_healthy_when_clients_reach_it_and_not_before(nodes: tuple[Node, Node]) -> None:
@@ -330,6 +352,8 @@ def test_the_server_has_the_settings_that_safety_needs(nodes: tuple[Node, Node])
         shown = dict(node.rows("select name, setting from pg_settings"))
         assert shown["data_checksums"] == "on"
         assert shown["ssl_min_protocol_version"] == "TLSv1.2"
+        assert shown["wal_retrieve_retry_interval"] == "200"  # ms
+        assert "connect_timeout=2 " in shown["primary_conninfo"]
         assert shown["password_encryption"] == "scram-sha-256"
         assert (shown["summarize_wal"], shown["wal_summary_keep_time"]) == ("on", str(9 * 24 * 60))  # minutes
         assert int(shown["max_connections"]) - int(shown["superuser_reserved_connections"]) >= 20
@@ -338,3 +362,34 @@ def test_the_server_has_the_settings_that_safety_needs(nodes: tuple[Node, Node])
         )
         assert node.rows(refused) == []  # but for what the command line has
         assert node.rows("select line_number, error from pg_hba_file_rules where error is not null") == []
+
+
+def test_a_primary_starts_again_while_the_other_follows_and_not_once_it_was_promoted(nodes: tuple[Node, Node]) -> None:
+    """Neither prober nor repository is there. It is rejoined as docs/failover.md has it. The last test of this file:
+    the nodes have changed places behind it.
+    """
+    primary, standby = nodes
+    primary.process.send_signal(signal.SIGINT)
+    primary.process.wait(START_LIMIT_S)
+    again = primary.again()
+    try:
+        again.await_rows("select pg_is_in_recovery()", [(False,)])
+        again.process.send_signal(signal.SIGINT)
+        again.process.wait(START_LIMIT_S)
+        standby.rows("select pg_promote()")
+        again = primary.again()
+        ends = time.monotonic() + START_LIMIT_S
+        while "hint:" not in (told := (again.home / "log").read_text()):
+            assert time.monotonic() < ends, told
+            time.sleep(0.05)
+        takes_writes = standby.rows("select pg_is_in_recovery()")
+        standby.rows("select pg_create_physical_replication_slot('standby', true)")
+        again.rejoin()
+        again.await_rows("select status from pg_stat_wal_receiver", [("streaming",)])
+    finally:
+        again.process.send_signal(signal.SIGINT)
+        again.process.wait(START_LIMIT_S)
+
+    assert "db-primary does not start as the primary: the other node takes writes\n" in told
+    assert "database system" not in told  # no server has said a word
+    assert takes_writes == [(False,)]
