@@ -51,7 +51,7 @@ TARGETS: tuple[Target, ...] = (
         render_kubernetes,
         KUBERNETES_READS,
         f"{_HERE}.kubernetes.target",
-        "Everything that runs in the cluster, and the rights and flows that it has there.",
+        "Everything that runs in the cluster, and the flows that it has there.",
     ),
     Target(
         "prober_config",

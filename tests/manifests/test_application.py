@@ -271,3 +271,20 @@ def test_the_commands_that_make_secrets_make_their_namespace_first(namespace: st
     assert commands[0] == f"kubectl create namespace {namespace}"
     assert len(commands) > 1
     assert all(each.startswith(f"kubectl --namespace {namespace} create secret ") for each in commands[1:])
+
+
+def test_nothing_in_the_cluster_has_a_right_in_its_api() -> None:
+    """No process of the stack asks the API server: each reads files and other servers. A right is one to be stolen."""
+    documents = [each for each in render_bundle(spec_with()).documents if str(each.path).startswith("kubernetes/")]
+    objects = [
+        found
+        for each in documents
+        if each.path.suffix == ".yaml"
+        for found in yaml.load_all(each.text, yaml.CSafeLoader)
+    ]
+
+    assert not {each["kind"] for each in objects if each["apiVersion"].startswith("rbac.")}
+    accounts = [each for each in objects if each["kind"] == "ServiceAccount"]
+    pods = [each["spec"]["template"]["spec"] for each in objects if "template" in each.get("spec", {})]
+    assert {pod["serviceAccountName"] for pod in pods} == {each["metadata"]["name"] for each in accounts}
+    assert not any(each["automountServiceAccountToken"] for each in (*accounts, *pods))

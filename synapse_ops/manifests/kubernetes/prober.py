@@ -19,6 +19,7 @@ from synapse_ops.manifests.kubernetes.objects import (
     headless_service,
     pod_template,
     secrets_volume,
+    service_account,
     service_port,
     stateful_set,
 )
@@ -35,11 +36,12 @@ _START_TRIES = 24  # of 5 s
 
 
 def prober_objects(spec: Spec) -> list[Object]:
-    """Return everything of the prober but its account, which access.py renders with its rights."""
+    """Return everything of the prober."""
     config = config_map(spec, OPS, {SPEC_FILE: prober_spec_text(spec, "kubernetes")})
     port = prober_port(spec)
     return [
         config,
+        service_account(spec, OPS),
         stateful_set(spec, OPS, _pod(spec, config, port), spec.kubernetes.storage.synapse_ops, volume=_STATE),
         headless_service(spec, OPS, [service_port(METRICS, port)]),
         disruption_budget(spec, OPS),

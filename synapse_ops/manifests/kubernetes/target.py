@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from synapse_ops.manifests.document import Document, text_document, yaml_document
-from synapse_ops.manifests.kubernetes.access import access_objects
 from synapse_ops.manifests.kubernetes.application import api_objects, worker_objects
 from synapse_ops.manifests.kubernetes.entry import entry_objects
 from synapse_ops.manifests.kubernetes.network import policies
@@ -26,7 +25,6 @@ def render_kubernetes(spec: Spec) -> tuple[Document, ...]:
     """Return the documents of everything that runs in the cluster."""
     groups: dict[str, list[Object]] = {
         "00-namespace": [_namespace(spec)],
-        "10-access": access_objects(spec),
         "20-network": policies(spec),
     }
     if is_ours(spec, "database", "kubernetes"):
