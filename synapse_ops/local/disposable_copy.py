@@ -50,7 +50,7 @@ def _waits(spec: Spec) -> bool:
 
 
 def spec_of_copy(spec: Spec) -> dict[str, Any]:
-    """Return a spec that alarms nobody."""
+    """Return a spec that sends no alarm."""
     rules = spec.failover
     return {
         "name": f"{spec.name}-drill"[-40:].strip("-"),

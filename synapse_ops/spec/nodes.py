@@ -52,7 +52,7 @@ def no_standby(spec: Spec) -> Iterator[Conflict]:
 
 def other_manager(spec: Spec) -> Iterator[Conflict]:
     """Commits that wait, beside `failover.manager: external`: it sets `synchronous_standby_names` in a file of its own,
-    which `ALTER SYSTEM` would override, and nobody would empty ours before it promotes.
+    which `ALTER SYSTEM` would override, and it would not empty ours before it promotes.
     """
     if spec.failover.manager != "external":
         return

@@ -363,7 +363,7 @@ def _compose_names(spec: Spec) -> Iterator[Conflict]:
 
 
 def _synchronous(spec: Spec) -> Iterator[Conflict]:
-    """Who sets for whom commits wait is the WAL receiver: nobody does unless `backup.database.wal_archiving` is
+    """The WAL receiver sets for whom commits wait: it does not run unless `backup.database.wal_archiving` is
     continuous.
     """
     archiving: FieldPath = ("backup", "database", "wal_archiving")

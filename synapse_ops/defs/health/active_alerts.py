@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ACTIVE_ALERTS_KEY = dg.AssetKey("active_alerts")
 OUTLET_CHECK = "alarms_reach_somebody"
-NEVER_TOLD = "Nobody has ever told us: no Alertmanager has called the prober, so alerts may fire without being here."
+NEVER_TOLD = "No Alertmanager has ever called the prober, so alerts may fire without being listed here."
 SENSOR_INTERVAL_S = 60
 _NEVER = "never"
 
@@ -46,7 +46,7 @@ def _outlet_check() -> dg.AssetChecksDefinition:
         asset=ACTIVE_ALERTS_KEY,
         name=OUTLET_CHECK,
         metadata=runbook_of_check(OUTLET_CHECK),
-        description="Red while failed runs, checks and ticks of Dagster are sent to nobody: no address is set.",
+        description="Red while failed runs, checks and ticks of Dagster are not sent anywhere: no address is set.",
     )
     def alarms_reach_somebody() -> dg.AssetCheckResult:
         return dg.AssetCheckResult(**outlet_verdict())
@@ -60,7 +60,7 @@ def outlet_verdict() -> dict[str, Any]:
 
     outlet = find_outlet()
     if outlet is None:
-        said = f"Nobody will be told when a run or a check fails: set {ALERTMANAGER_VARIABLE} or {WEBHOOK_VARIABLE} "
+        said = f"No alarm is sent when a run or a check fails: set {ALERTMANAGER_VARIABLE} or {WEBHOOK_VARIABLE} "
         said += "where Dagster is started, and start it again."
     else:
         said = f"Failed runs, checks and ticks are sent to the {outlet.kind}."

@@ -40,7 +40,7 @@ def _check() -> dg.AssetChecksDefinition:
         asset=WAL_ARCHIVE_KEY,
         name=CHECK_NAME,
         description="Red while WAL of the primary is not stored for longer than `objectives.rpo` (one minute without "
-        "it), while bytes are missing, and while nobody can say.",
+        "it), while bytes are missing, and while it is unknown.",
         metadata=runbook_of_check(CHECK_NAME),
     )
     def wal_is_stored(stack: StackResource) -> dg.AssetCheckResult:

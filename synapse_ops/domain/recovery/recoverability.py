@@ -144,7 +144,7 @@ class Row:
         """Return what a tired person needs: to when, in how long, proven when; or why not."""
         evidence = self.evidence
         if evidence.unread:
-            return f"Nobody knows whether {self.label} can be restored: {evidence.unread}."
+            return f"It is unknown whether {self.label} can be restored: {evidence.unread}."
         if evidence.to_at is None:
             return _ended(f"You cannot restore {self.label}: {'; '.join(self.misses or evidence.faults)}")
         good = _restorable(self.label, [self], time_zone)

@@ -96,7 +96,7 @@ def _protection(spec: Spec, kind: Kind, subjects: tuple[str, ...], schedule: Cro
         hold=timedelta(hours=1),
         severity="critical",
         summary=f"there is no {noun} of {whose}",
-        description="The repository holds none, or nobody could read it.",
+        description="The repository holds none, or could not be read.",
         page="backup-missing",
         dashboard="database",
         proof=Proof(
@@ -237,7 +237,7 @@ def _probes(spec: Spec) -> Iterator[AlertRule]:
         expr=f'max by (probe) ({state}{{state="unknown"}}) == 1',
         hold=timedelta(minutes=10),
         severity="warning",
-        summary="nobody knows how {{ $labels.probe }} is",
+        summary="the state of {{ $labels.probe }} is unknown",
         description="The prober could not ask. Unknown is never good.",
         page="probe-unknown",
         dashboard="application",

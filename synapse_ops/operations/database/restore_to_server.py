@@ -163,7 +163,7 @@ def _notes_on_copies(databases: list[str], in_use: list[str]) -> Iterator[str]:
     for name in databases:
         if name.startswith(DIFFERS):
             backup_id = name.removeprefix(DIFFERS).rpartition("_")[0]
-            drop = f'when nobody needs it: DROP DATABASE "{name}"'
+            drop = f'when it is no longer needed: DROP DATABASE "{name}"'
             yield f'database "{name}" was kept for inspection: it differs from backup {backup_id}; {drop}'
         elif name.startswith(INCOMPLETE) and name in in_use:
             yield f'database "{name}" is in use: another restore fills it now'

@@ -107,7 +107,7 @@ def _settings(connection: psycopg.Connection[Any], *, by_command: bool) -> Itera
     yield CheckRow(
         "archive_mode",
         mode if mode == "off" else f"{mode}, by {command or 'a library'}",
-        "it reports success for WAL that nobody stores" if idle else "",
+        "it reports success for WAL that is not stored" if idle else "",
         "alter system set archive_mode = 'off'; then restart" if idle else "",
     )
     volume = _volume(data_dir) if is_this_machine(connection.info.host) else None

@@ -71,7 +71,7 @@ class WalReport:
     def faults(self) -> tuple[str, ...]:
         """Everything that is wrong, in words; empty when WAL is stored as promised. What is not known is wrong."""
         if self.unknown or self.status is None:
-            return (f"nobody knows whether WAL is stored: {self.unknown}{say_time_left(self.left_s)}",)
+            return (f"it is unknown whether WAL is stored: {self.unknown}{say_time_left(self.left_s)}",)
         found = [f"WAL is missing: {gap}" for gap in self.gaps]
         if self.status.unprotected:
             found.append(self.status.unprotected)

@@ -273,6 +273,6 @@ def _beyond_reach(incident: Incident) -> str:
     node, at = facts["old"], f"primary at {facts['primary_lsn']}, standby at {facts['standby_lsn']}"
     ends = f"`synapse-ops failover fence-here --incident {incident.id} --node {node} --timeline {facts['timeline']}`"
     return (
-        f"nothing on this host may fence {node} ({at}): nobody is promoted over it. Started again, where it is, by "
+        f"nothing on this host may fence {node} ({at}): no standby is promoted over it. Started again, where it is, by "
         f"`synapse-ops local up` it has lost nothing; {ends} ends it there for good"
     )

@@ -106,7 +106,7 @@ class NamedServers:
         """Raises Refused while nobody states that the old nodes are gone, or another server answers in their place."""
         if not gone:
             raise Refused(
-                "nobody here can end the old nodes, and both would come back and take writes",
+                "the old nodes cannot be ended from here, and both would come back and take writes",
                 hint='Power them off, then say so: --old-nodes-gone "powered off at 10:41, by anna".',
             )
         self._require_restored(record, folder / CLUSTER)

@@ -269,7 +269,7 @@ class Receiver:
         if start.gap is not None:
             standing.gap_bytes += start.gap.size_bytes
             standing.gap_at_s = time.time()
-            log.error("WAL is lost to the repository: nobody has it any more", missing=str(start.gap))
+            log.error("WAL is lost: neither the server nor the spool has it any more", missing=str(start.gap))
         standing.timeline = start.segment.timeline
         standing.durable_lsn = standing.received_lsn = start.segment.start
 

@@ -198,9 +198,9 @@ class Alerting(Block):
     webhook_url: HttpUrl | None = Field(
         None, description="URL that Alertmanager calls for each alert; null is Synapse Ops itself, at `watch.port`."
     )
-    mail: Mail | None = Field(None, description="Who is told by mail; null: nobody.")
-    slack: Slack | None = Field(None, description="Who is told in Slack; null: nobody.")
-    pagerduty: PagerDuty | None = Field(None, description="Who is told by PagerDuty; null: nobody.")
+    mail: Mail | None = Field(None, description="Who is told by mail; null: no mail is sent.")
+    slack: Slack | None = Field(None, description="Who is told in Slack; null: no message is sent.")
+    pagerduty: PagerDuty | None = Field(None, description="Who is told by PagerDuty; null: no incident is opened.")
     heartbeat_url: HttpUrl | None = Field(
         None,
         description="Called every minute while alerting works; its receiver must notice when they stop. null: none.",

@@ -164,7 +164,7 @@ def test_nothing_is_promised_of_what_nobody_could_read_or_measure() -> None:
     unmeasured = row_of(replace(PROVEN, restore_s=None))
 
     assert not unread.is_met
-    assert unread.sentence("UTC").startswith("Nobody knows whether synapse can be restored: the repository could not")
+    assert unread.sentence("UTC").startswith("It is unknown whether synapse can be restored: the repository could not")
     assert not unmeasured.is_met
     assert not page(()).is_met
 

@@ -71,7 +71,7 @@ def test_nothing_is_switched_to_before_a_person_has_ended_the_old_server_and_sta
 
         record = prepare_recovery(stack, place, "latest", lambda impact: None, ignore_progress)
         assert record.steps[INTEGRITY]["databases"]["postgres"]["rows"] == 1000
-        with pytest.raises(Refused, match="nobody here can end the old nodes"):
+        with pytest.raises(Refused, match="the old nodes cannot be ended from here"):
             switch_traffic(stack, place, record, "", ignore_progress)
         with pytest.raises(Refused, match="the restored server does not answer"):
             switch_traffic(stack, place, record, "powered off", ignore_progress)
