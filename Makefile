@@ -9,10 +9,11 @@ VENV := $(HERE).venv
 BIN := $(VENV)/bin
 SETUP := cd "$(HERE)" && PYTHON="$(PYTHON)" sh requirements/install
 
-.PHONY: help demo demo-recovery test test-scenarios test-stores prove-monitoring prove-release ui quick check bench soak docs lock clean
+.PHONY: help install demo demo-recovery test test-scenarios test-stores prove-monitoring prove-release ui quick check bench soak docs lock clean
 
 help:
 	@echo "make demo    start the embedded stack, back it up, prove the backup, plan retention, show what happened"
+	@echo "make install install the program into .venv, and start nothing"
 	@echo "make demo-recovery  lose everything but the bucket, and recover from it"
 	@echo "make test    run the tests"
 	@echo "make test-scenarios  whole stacks: closed terminals, killed processes, a year of history"
@@ -26,6 +27,9 @@ help:
 	@echo "make soak    kill the primary of an embedded stack every minute for ten minutes, and compare the ledger"
 	@echo "make docs    regenerate the generated pages"
 	@echo "make lock    update the lock files"
+
+install:
+	@$(SETUP) run
 
 demo:
 	@$(SETUP) run

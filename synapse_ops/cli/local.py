@@ -73,7 +73,8 @@ def down(state_dir: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the state as JSON.")
 def status(state_dir: Path, *, as_json: bool) -> None:
     """Show the current state of every server. Exit code 12 when one that was started no longer runs."""
-    from synapse_ops.local.embedded_stack import stack_status
+    from synapse_ops.local.embedded_stack import is_lost, stack_status
+    from synapse_ops.local.layout import find_layout
 
     state = stack_status(state_dir)
     if as_json:
@@ -87,7 +88,10 @@ def status(state_dir: Path, *, as_json: bool) -> None:
     ended = [server.name for server in state.servers.values() if server.state == "ended"]
     if ended:
         raise Unreachable(
-            f"not running although it was started: {', '.join(ended)}", hint="Start it again: synapse-ops local up"
+            f"not running although it was started: {', '.join(ended)}",
+            hint="The data of PostgreSQL is gone: `synapse-ops recover` looks what can be brought back."
+            if is_lost(find_layout(state_dir))
+            else "Start it again: synapse-ops local up",
         )
 
 

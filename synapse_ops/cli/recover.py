@@ -67,7 +67,7 @@ def command(place: Place, *, prepare: bool, digest: str | None, until: str | Non
     else:
         from synapse_ops.operations.recovery.impact import assess_impact
 
-        impact = assess_impact(stack, where, until or "latest", datetime.now(UTC))
+        impact, _ = assess_impact(stack, where, until or "latest", datetime.now(UTC))
         print_json(impact.as_json()) if as_json else show_impact(impact)
 
 
@@ -97,6 +97,8 @@ def show_impact(impact: Impact) -> None:
     rows = [one.row() for one in impact.options]
     show_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     echo(f"recommended: {impact.recommended or 'nothing'}: {impact.because}")
+    if impact.command:
+        echo(f"next:  {impact.command}")
 
 
 def _show_prepared(record: RecoveryRecord, *, as_json: bool) -> None:

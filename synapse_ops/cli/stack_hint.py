@@ -21,7 +21,7 @@ def add_stack_hint(error: SynapseOpsError) -> None:
     state_dir, spec = context.params.get("state_dir"), context.params.get("spec_path")
     if state_dir is None or (context.params.get("repository_url") and spec is None):
         return
-    from synapse_ops.local.embedded_stack import stack_status
+    from synapse_ops.local.embedded_stack import is_lost, stack_status
     from synapse_ops.local.layout import find_layout
 
     layout = find_layout(state_dir)
@@ -31,3 +31,5 @@ def add_stack_hint(error: SynapseOpsError) -> None:
     if any(server.state != "running" for server in servers):
         named = "" if state_dir == Path(".synapse") else f" --state-dir {shlex.quote(str(state_dir))}"
         error.hint = f"The embedded stack does not run: `synapse-ops local up{named}` or `ui` starts it."
+        if is_lost(layout):
+            error.hint = f"The data of PostgreSQL is gone: `synapse-ops recover{named}` looks what can be brought back."

@@ -31,6 +31,7 @@ from synapse_ops.systems.postgres.server import FENCE_MARKER, make_socket_dir, r
 
 __all__ = [
     "RunningStack",
+    "is_lost",
     "load_example_data",
     "reset_stack",
     "running_stack",
@@ -101,14 +102,19 @@ def start_stack(
 
 def _refuse_to_begin_anew(stack: StackServers) -> None:
     """Raise Refused where PostgreSQL is lost and its bucket is not: new servers would be empty, and would look well."""
-    databases, layout = stack.databases, stack.layout
-    lost = not databases.primary.data_dir.exists() and not databases.standby.data_dir.exists()
-    if lost and layout.spec_file.exists() and (layout.data / "s3").is_dir():
+    layout = stack.layout
+    if is_lost(layout):
         raise Refused(
             f"the data of PostgreSQL is gone: neither db-primary nor db-standby is in {layout.data}",
             detail="new servers would be empty; nothing was started",
             hint="`synapse-ops recover` brings it back from the bucket; `synapse-ops local reset` begins anew.",
         )
+
+
+def is_lost(layout: StackLayout) -> bool:
+    """Return whether nothing of PostgreSQL is left of a stack whose bucket is there."""
+    left = any((layout.data / name).exists() for name in NODES)
+    return not left and layout.spec_file.exists() and (layout.data / "s3").is_dir()
 
 
 @contextmanager

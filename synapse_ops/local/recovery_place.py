@@ -27,6 +27,7 @@ from synapse_ops.local.servers.redis import redis_server
 from synapse_ops.local.servers.vectors import vector_server
 from synapse_ops.local.stack import StackServers
 from synapse_ops.operations.failover.ledger import FOLDER as FAILOVER_FOLDER
+from synapse_ops.operations.recovery.choice import LATEST
 from synapse_ops.operations.recovery.journal import FOLDER
 from synapse_ops.operations.recovery.named_servers import INERT, NamedServers
 from synapse_ops.operations.recovery.place import Conninfo, RecoveryPlace
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 MARKER = "synapse.recovered"  # in a restored data directory: of which recovery; it is not set aside by that one
 QDRANT = "qdrant"
-LATEST = "latest"
 _MADE_AT_EACH_START = {"redis.conf"}
 VALIDATION_LIMIT_S = 60.0
 REQUEST_LIMIT_S = 10.0
@@ -171,20 +171,32 @@ class EmbeddedRecovery:
                 (restored / MARKER).write_text(f"{record.id}\n", encoding="utf-8")
                 if restored.name != QDRANT:
                     give_to(self.layout.identity, restored / MARKER)
-        reason = f"recovery-{record.id}"
         with changing_stack(self.state_dir) as servers:
             _stop_clients(servers)
             databases = servers.databases
-            fenced = [
-                LocalNode(one.data_dir.name, one, self.layout.root / FAILOVER_FOLDER / "wal").retire(reason)
-                for one in (databases.primary, databases.standby)
-                if not _is_of(one.data_dir, record.id)
-            ]
+            fenced = [self._retire(one, folder, record.id) for one in (databases.primary, databases.standby)]
             set_aside = [_put(self.layout, folder, name, record.id) for name in (CLUSTER, QDRANT, REDIS)]
+        states = self.start(progress)
+        return {"fenced": fenced, "set_aside": [one for one in set_aside if one], "servers": states}
+
+    def start(self, progress: ReportProgress) -> dict[str, str]:
         progress(Progress("starting the restored servers", 0, None, "servers"))
         running = start_stack(self.state_dir, die_with_us=self.dies_with_us, progress=progress)
-        states = {name: server.state for name, server in running.state.servers.items()}
-        return {"fenced": fenced, "set_aside": [one for one in set_aside if one], "servers": states}
+        return {name: server.state for name, server in running.state.servers.items()}
+
+    def _retire(self, server: PgServer, folder: Path, recovery_id: str) -> dict[str, Any]:
+        """Fence an old node for good, and note what came of it: a switch that is taken up finds nothing left of it."""
+        name = server.data_dir.name
+        note = folder / f"fenced-{name}.json"
+        if not server.data_dir.exists() or _is_of(server.data_dir, recovery_id):
+            with suppress(OSError, ValueError):
+                return dict(json.loads(note.read_text(encoding="utf-8")))
+            found = {"node": name, "killed": 0, "left": 0, "attached": 0, "kept": ""}
+        else:
+            node = LocalNode(name, server, self.layout.root / FAILOVER_FOLDER / "wal")
+            found = node.retire(f"recovery-{recovery_id}")
+        note.write_text(json.dumps(found), encoding="utf-8")
+        return found
 
     def validate(self, record: RecoveryRecord) -> dict[str, Any]:
         """By the API of the example: a document is written, read back and found, and every acknowledged one counted."""

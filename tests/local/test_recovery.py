@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -32,21 +33,24 @@ from synapse_ops.domain.recovery.recovery_record import (
     VALIDATION,
     RecoveryRecord,
 )
-from synapse_ops.errors import PlanChanged, Refused, ToolFailed
+from synapse_ops.errors import PlanChanged, Refused, SynapseOpsError, ToolFailed
 from synapse_ops.local import recovery_place
-from synapse_ops.local.embedded_stack import reset_stack, start_stack
+from synapse_ops.local.embedded_stack import living, reset_stack, start_stack
 from synapse_ops.local.example_data import load_example_data, load_example_vectors
 from synapse_ops.local.failover_place import embedded_databases
+from synapse_ops.local.layout import find_layout
 from synapse_ops.local.lose_everything import lose
 from synapse_ops.local.recovery_place import EmbeddedRecovery
 from synapse_ops.operations.backup_kinds import BASES, RDBS, SNAPSHOTS, BackupKind
 from synapse_ops.operations.database.wal_report import read_wal_report
+from synapse_ops.operations.recovery.choice import Choice
 from synapse_ops.operations.recovery.impact import assess_impact
 from synapse_ops.operations.recovery.journal import Journal
 from synapse_ops.operations.recovery.prepare import prepare_recovery
 from synapse_ops.operations.recovery.switch import apply_recovery
 from synapse_ops.operations.stack import Stack, open_stack
 from synapse_ops.systems.postgres.control_file import control_data
+from synapse_ops.systems.postgres.identity import read_identity
 from tests.servers import servers_dir
 
 pytestmark = [pytest.mark.scenario, pytest.mark.timeout(900)]
@@ -131,6 +135,10 @@ class Site:
     def apply(self, digest: str) -> RecoveryRecord:
         return apply_recovery(self.stack, self.place, digest, "", ignore_progress)
 
+    def identity(self) -> str:
+        with psycopg.connect(self.stack.admin_conninfo("postgres")) as connection:
+            return str(read_identity(connection))
+
     def command(self, *arguments: str) -> Any:
         spec = self.state_dir / "infrastructure.yaml"
         places = ["--spec", str(spec), "--state-dir", str(self.state_dir)]
@@ -182,6 +190,22 @@ def cut_once_after(monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> No
     monkeypatch.setattr(recovery_place, name, cut)
 
 
+def host_ends_in_validation(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
+    """Kill every server when the first validation begins, and the recovery with them."""
+    validate, ends = EmbeddedRecovery.validate, list[str]()
+
+    def cut(self: EmbeddedRecovery, record: RecoveryRecord) -> dict[str, Any]:
+        if ends:
+            return validate(self, record)
+        ends.append(record.id)
+        for mark in living(find_layout(site.state_dir)).values():
+            mark.signal(signal.SIGKILL)
+            mark.wait_gone(30.0)
+        raise Cut
+
+    monkeypatch.setattr(EmbeddedRecovery, "validate", cut)
+
+
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     folder = servers_dir("recovery")
@@ -202,9 +226,14 @@ def test_all_is_lost_and_comes_back_wherever_the_recovery_is_cut(site: Site, mon
     lose(site.state_dir)
     with pytest.raises(Refused, match="the data of PostgreSQL is gone"):
         start_stack(site.state_dir, die_with_us=True)
-    impact = assess_impact(site.stack, site.place, "latest", datetime.now(UTC))
+    impact, _ = assess_impact(site.stack, site.place, "latest", datetime.now(UTC))
     assert impact.recommended == "restore to latest"
     assert any(line.startswith("db: ") for line in impact.situation.down)
+    assert not any("local up" in line for line in impact.situation.down)  # which would be refused
+    assert "next:  synapse-ops recover --plan\n" in site.command("recover").output
+    status = CliRunner().invoke(cli, ["local", "status", "--state-dir", str(site.state_dir)])
+    assert isinstance(status.exception, SynapseOpsError)
+    assert "`synapse-ops recover`" in status.exception.hint
 
     with monkeypatch.context() as cutting:
         cut_at_second(cutting)
@@ -214,13 +243,15 @@ def test_all_is_lost_and_comes_back_wherever_the_recovery_is_cut(site: Site, mon
     assert set(record.steps[RESTORED]["parts"]) == {one.what for one in record.chosen}
     [pair] = record.steps[INTEGRITY]["stores"]
     assert (pair["points"], pair["points_without_row"]) == (300, 0)
+    assert site.prepare() == record  # nothing was stored since: the digest that a person holds stays good
 
     with monkeypatch.context() as cutting:
         cut_once_after(cutting, "_put", 3)
         cut_once_after(cutting, "start_stack", 1)
         cut_at_second(cutting)
+        host_ends_in_validation(cutting, site)
         record, cuts = repeated(lambda: site.apply(record.digest))
-    assert cuts == 5
+    assert cuts == 6
     found = record.steps[VALIDATION]
     assert (found["lost_writes"], found["rto_met"]) == (0, True)
     assert set(written) <= site.documents()
@@ -232,7 +263,9 @@ def test_all_is_lost_and_comes_back_wherever_the_recovery_is_cut(site: Site, mon
         site.apply("0123456789abcdef")
 
 
-def test_a_moment_before_a_mistaken_delete_comes_back_and_the_old_primary_takes_no_write(site: Site) -> None:
+def test_a_moment_before_a_mistaken_delete_comes_back_and_the_old_primary_takes_no_write(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both nodes run and take sessions: they are ended first, and what is left of them does not start."""
     site.back_up(BASES)
     written = site.write()
@@ -249,8 +282,9 @@ def test_a_moment_before_a_mistaken_delete_comes_back_and_the_old_primary_takes_
     site.stack.database_repository().store.put_bytes(ended, b'{"incident": "of-old"}')
 
     record = site.prepare(f"time:{moment.isoformat()}")
-    with psycopg.connect(conninfo, autocommit=True) as open_session:
-        record = site.apply(record.digest)
+    with psycopg.connect(conninfo, autocommit=True) as open_session, monkeypatch.context() as cutting:
+        cut_once_after(cutting, "_put", 1)
+        record, _ = repeated(lambda: site.apply(record.digest))
         with pytest.raises(psycopg.OperationalError):
             open_session.execute("insert into public.documents (prompt, body, sha256) values ('', '', '')")
 
@@ -258,13 +292,26 @@ def test_a_moment_before_a_mistaken_delete_comes_back_and_the_old_primary_takes_
     assert record.steps[VALIDATION]["lost_writes"] == 1 + 1  # behind the moment: one before the mistake, one after
     assert later not in site.documents()
     assert databases.primary.control_timeline() == 9  # behind all that were ever begun
+    assert [one["node"] for one in record.steps[SWITCH]["fenced"]] == ["db-primary", "db-standby"]
     for fenced in record.steps[SWITCH]["fenced"]:
+        assert fenced["killed"] > 0
         kept = Path(fenced["kept"])
         assert (kept / "synapse.fenced").exists()
         (kept / "synapse.fenced").unlink()  # by hand, as somebody might
         stale = replace(databases.primary, data_dir=kept, log_path=site.state_dir / "stale.log")
         with pytest.raises((ToolFailed, Refused)):
             stale.start(20)
+
+    site.write(1)
+    since = datetime.now(UTC)
+    site.write(1)
+    for until in ("latest", f"time:{since.isoformat()}"):  # by its new base backup, which no proof has tried yet
+        impact, choice = assess_impact(site.stack, site.place, until, datetime.now(UTC))
+        assert isinstance(choice, Choice)
+        assert choice.identity == site.identity()
+        assert all(option.is_possible for option in impact.options[2:])
+        assert impact.situation.to_at is not None
+        assert impact.situation.to_at > since
 
 
 def test_a_base_backup_that_is_damaged_is_named_and_an_older_one_taken(site: Site) -> None:

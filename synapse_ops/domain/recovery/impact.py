@@ -34,6 +34,7 @@ class Situation:
     """What was seen. down: servers and endpoints that are not well, `name: why`.
 
     from_at, to_at: the first and the last moment to which PostgreSQL can be restored, None: none; because: why not.
+    moment_because: why it cannot be restored to the moment that is asked for; empty: it can.
     restore: of the whole recovery; restore_s: of restoring alone, by the proofs, None: never measured. failover: of
     this system's. armed: whether a failover would happen; armed_because: the sentence that says so.
     """
@@ -43,6 +44,7 @@ class Situation:
     from_at: datetime | None
     to_at: datetime | None
     because: str
+    moment_because: str
     restore: Expected
     restore_s: float | None
     failover: Expected
@@ -54,7 +56,7 @@ class Situation:
 class Option:
     """One way back. lost: in words. why: of it, or why it is not possible. expected: None: nothing is counted.
 
-    restore_s: of a restore, how long restoring alone takes by the proofs; None: never measured.
+    restore_s: of a restore, how long restoring alone takes by the proofs; None: never measured. command: that goes it.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Option:
     lost: str = ""
     expected: Expected | None = None
     restore_s: float | None = None
+    command: str = ""
 
     @property
     def takes(self) -> str:
@@ -104,6 +107,11 @@ class Impact:
     recommended: str
     because: str
 
+    @property
+    def command(self) -> str:
+        """What goes the recommended way; empty where there is none."""
+        return next((one.command for one in self.options if one.name == self.recommended), "")
+
     def as_json(self) -> dict[str, Any]:
         return {
             "down": list(self.situation.down),
@@ -114,6 +122,7 @@ class Impact:
             "options": [one.as_json() for one in self.options],
             "recommended": self.recommended,
             "because": self.because,
+            "command": self.command,
         }
 
 
@@ -135,7 +144,8 @@ def plan_options(situation: Situation, target: RecoveryTarget, now: datetime, ti
         return Impact(situation, options, "", why)
     wanted = [one for one in options if one.is_possible and (latest or one.name == TO_MOMENT)]
     if not wanted:
-        return Impact(situation, options, "", "no way back is known")
+        why = "no way back is known" if latest else f"no way back to that moment is known: {options[-1].why}"
+        return Impact(situation, options, "", why)
     return Impact(situation, options, wanted[0].name, wanted[0].why)
 
 
@@ -144,8 +154,9 @@ def _restart(situation: Situation, running: str) -> Option:
     if running:
         return Option(RESTART, is_possible=False, why=f"{running} runs and takes writes")
     if whole:
-        why = f"the data directory of {whole[0].name} is there; `synapse-ops local up` starts it"
-        return Option(RESTART, is_possible=True, why=why, lost="nothing that was flushed")
+        why = f"the data directory of {whole[0].name} is there"
+        command = "synapse-ops local up"
+        return Option(RESTART, is_possible=True, why=why, lost="nothing that was flushed", command=command)
     fenced = [f"{node.name} is fenced ({node.fence})" for node in situation.nodes if node.fence]
     gone = [f"{node.name} has no data directory" for node in situation.nodes if node.is_here and not node.has_data]
     away = [f"{node.name} does not answer: its own host may start it" for node in situation.nodes if not node.is_here]
@@ -163,7 +174,8 @@ def _failover(situation: Situation, running: str) -> Option:
     else:
         why = f"{standby} runs: {situation.armed_because}"
     lost = "what the standby had not received" if is_possible else ""
-    return Option(FAILOVER, is_possible=is_possible, why=why, lost=lost, expected=situation.failover)
+    command = "synapse-ops failover run"
+    return Option(FAILOVER, is_possible=is_possible, why=why, lost=lost, expected=situation.failover, command=command)
 
 
 def _restores(situation: Situation, target: RecoveryTarget, now: datetime, time_zone: str) -> Sequence[Option]:
@@ -182,19 +194,20 @@ def _restores(situation: Situation, target: RecoveryTarget, now: datetime, time_
         lost=f"what was committed after {when(last)}",
         expected=situation.restore,
         restore_s=situation.restore_s,
+        command="synapse-ops recover --plan",
     )
     window = f"every moment from {when(first)} to {when(last)} is stored"
-    moment = target.time
-    is_possible = target.kind != "time" or (moment is not None and first <= moment <= last)
-    back = when(moment) if target.kind == "time" and moment is not None else "it"
+    is_possible = target.kind != "time" or not situation.moment_because
+    back = when(target.time) if target.time is not None else "it"
     return [
         latest,
         Option(
             TO_MOMENT,
             is_possible=is_possible,
-            why=window if is_possible else f"{window}, and {back} is not in it",
+            why=window if is_possible else situation.moment_because,
             lost=f"what was committed after {back}" if is_possible else "",
             expected=situation.restore,
             restore_s=situation.restore_s if is_possible else None,
+            command=f"synapse-ops recover --plan --until {target if target.kind == 'time' else 'time:...'}",
         ),
     ]

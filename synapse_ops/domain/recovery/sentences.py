@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from synapse_ops.domain.recovery.recovery_record import INTEGRITY, RESTORED, SWITCH, VALIDATION, RecoveryRecord
+from synapse_ops.domain.recovery.recovery_record import IMPACT, INTEGRITY, RESTORED, SWITCH, VALIDATION, RecoveryRecord
 from synapse_ops.errors import counted
 
 _SIZES = ("bytes", "points", "keys")
@@ -13,9 +13,10 @@ _SIZES = ("bytes", "points", "keys")
 def prepared_lines(record: RecoveryRecord) -> list[str]:
     """Return what a person reads before the approval, its command last. record: is prepared."""
     restored, integrity = record.steps[RESTORED], record.steps[INTEGRITY]
-    lines = [
-        f"recovery {record.id}, until {record.until}: restored in {restored['seconds']:.1f} s; nothing was replaced"
-    ]
+    took = f"restored in {restored['seconds']:.1f} s, checked in {integrity['seconds']:.1f} s"
+    lines = [f"recovery {record.id}, until {record.until}: {took}; nothing was replaced"]
+    replaced = record.steps.get(IMPACT, {}).get("replaces", ())
+    lines += [f"  it takes the place of the copy with digest {one}, which was removed" for one in replaced]
     for one in record.chosen:
         part = restored["parts"][one.what]
         size = ", ".join(f"{part[name]:,} {name}" for name in _SIZES if name in part)
@@ -37,6 +38,8 @@ def done_lines(record: RecoveryRecord) -> list[str]:
     """Return what became of it, in numbers. record: is done."""
     switch, found = record.steps[SWITCH], record.steps[VALIDATION]
     lines = [f"recovery {record.id} is in service"]
+    as_of = record.steps[RESTORED]["parts"]["cluster"].get("last_commit_at")
+    lines += [f"  the last transaction that is in it was committed at {as_of}"] if as_of else []
     lines += [f"  fenced: {_fence(one)}" for one in switch.get("fenced", ())]
     lines += [f"  gone, as a person states: {switch['gone']}"] if switch.get("gone") else []
     predicted = "never measured before" if found["predicted_s"] is None else f"predicted {found['predicted_s']:.1f} s"
@@ -46,7 +49,8 @@ def done_lines(record: RecoveryRecord) -> list[str]:
         f"  first look to first write {found['since_begun_s']:.1f} s; objectives.rto {found['rto_s']:.0f} s: {met}",
     ]
     if found["lost_writes"] is not None:
-        lines.append(f"  acknowledged writes of the application that are not there: {found['lost_writes']}")
+        counted_here = "acknowledged writes of the example application, which lists its own, that are not there"
+        lines.append(f"  {counted_here}: {found['lost_writes']}; writes of other clients are not counted")
     if "base_backup" in found:
         lines.append(f"  base backup of the restored server: {found['base_backup']}")
     if "base_backup_fault" in found:

@@ -77,6 +77,16 @@ class ThrowawayDir:
         """Say up to where the work is done: whoever asks for a directory for this `work` goes on from here."""
         (self.path / _MARK).write_text(work, encoding="utf-8")
 
+    def empty(self) -> None:
+        """Remove what is in it, its mark first: work that is begun anew is not to be taken for done."""
+        (self.path / _MARK).unlink(missing_ok=True)
+        for one in self.path.iterdir():
+            if one.is_dir() and not one.is_symlink():
+                shutil.rmtree(one)
+            else:
+                one.unlink()
+        self.scratch_dir.mkdir(mode=0o700)
+
     @property
     def scratch_dir(self) -> Path:
         return self.path / "scratch"

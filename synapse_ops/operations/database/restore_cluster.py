@@ -215,6 +215,7 @@ def apply_cluster_restore(request: RestoreRequest, plan: ClusterRestorePlan) -> 
         )
         data_dir = throwaway_dir.path / "data"
         if not (throwaway_dir.is_taken_up and is_recovering(data_dir)):
+            throwaway_dir.empty()  # replay had ended in it, or it is new: what was made of the copy later is not known
             stage_cluster(members, throwaway_dir, plan.tools, deadline)
             throwaway_dir.mark(work)
         read_s = round(time.monotonic() - begun, 3)

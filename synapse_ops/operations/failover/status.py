@@ -79,7 +79,7 @@ def read_status(state_dir: Path, now: datetime) -> FailoverStatus:
         return FailoverStatus(UNWATCHED, "", None, None, "", incidents)
     unarmed = str(body.get("unarmed") or "")
     if silence > SILENCE:
-        unarmed = f"the watcher has said nothing for {silence.total_seconds():.0f} s; `local up` starts it"
+        unarmed = f"the watcher has said nothing for {silence.total_seconds():.0f} s: does the stack run?"
     return FailoverStatus(
         unarmed, str(body["state"]), body["primary"], body["standby"], str(body.get("refused") or ""), incidents
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,10 +10,13 @@ from synapse_ops.domain.backup.ages import SLACK, data_time
 from synapse_ops.domain.backup.base_record import BaseRecord
 from synapse_ops.domain.backup.catalog import CatalogEntry
 from synapse_ops.domain.backup.restore_estimate import predict_from
+from synapse_ops.domain.database.lsn import Lsn
 from synapse_ops.domain.database.recovery_plan import BaseCandidate, plan_recovery
 from synapse_ops.domain.database.recovery_target import RecoveryTarget
+from synapse_ops.domain.database.wal_chain import reach
 from synapse_ops.domain.recovery.choice import choose_proven, still_backed_up, usable_bases
 from synapse_ops.domain.recovery.recovery_record import Chosen
+from synapse_ops.domain.recovery.restorable_spans import restorable_spans
 from synapse_ops.errors import ConfigError, ObjectMissing, Refused, SynapseOpsError
 from synapse_ops.operations.backup.catalog import read_catalog
 from synapse_ops.operations.backup.reading import ReadLog, read_backup_document
@@ -21,11 +24,30 @@ from synapse_ops.operations.backup_kinds import BASES, RDBS, SNAPSHOTS
 from synapse_ops.operations.database.wal_archive import read_wal_archive
 from synapse_ops.operations.stack import Stack
 
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class BaseChoice:
+    """The base backup that leads to a moment. notes: about it and about those left out. entries: all usable ones.
+
+    first_at, last_at: every moment between them can be restored, up to the last commit of its server that is stored.
+    stored_up_to: the end of the WAL that is stored without a gap.
+    """
+
+    entry: CatalogEntry
+    notes: tuple[str, ...]
+    entries: tuple[CatalogEntry, ...]
+    first_at: datetime
+    last_at: datetime
+    stored_up_to: Lsn
+
 
 @dataclass(frozen=True)
 class Choice:
     """What is restored. empty: stores that begin empty, and why. predicted_s: None: one was never measured."""
 
+    base: BaseChoice
     identity: str
     chosen: tuple[Chosen, ...]
     empty: dict[str, str]
@@ -37,15 +59,11 @@ def choose_backups(stack: Stack, until: str, now: datetime, *, avoid: Collection
 
     Raises ConfigError for another form, Refused or ObjectMissing where PostgreSQL cannot be brought there.
     """
-    target = RecoveryTarget.parse(until)
-    if target.kind not in {"latest", "time"}:
-        raise ConfigError(
-            f'a recovery of all stores goes to latest or to a time, and not to "{until}"',
-            hint="`synapse-ops restore cluster --until ...` takes every form, for PostgreSQL alone.",
-        )
-    base, notes, entries = choose_base(stack, target, avoid)
-    cluster = Chosen("cluster", base.place.backup_id, target.time, "; ".join(notes))
-    chosen, empty, predicted = [cluster], dict[str, str](), [predict_from(entries, base.source_size_bytes)]
+    target = parse_moment(until)
+    base = choose_base(stack, target, avoid)
+    cluster = Chosen("cluster", base.entry.place.backup_id, target.time, "; ".join(base.notes))
+    chosen, empty = [cluster], dict[str, str]()
+    predicted = [predict_from(base.entries, base.entry.source_size_bytes)]
     for what, of_subject in _others(stack, empty):
         entry = choose_proven(of_subject, target.time, now)
         if entry is None:
@@ -56,28 +74,27 @@ def choose_backups(stack: Stack, until: str, now: datetime, *, avoid: Collection
         predicted.append(predict_from(of_subject, entry.source_size_bytes))
     known = [one for one in predicted if one is not None]
     total = round(sum(known), 1) if len(known) == len(predicted) else None
-    return Choice(str(base.place.identity), tuple(chosen), empty, total)
+    return Choice(base, str(base.entry.place.identity), tuple(chosen), empty, total)
 
 
-def choose_base(
-    stack: Stack, target: RecoveryTarget, avoid: Collection[str] = ()
-) -> tuple[CatalogEntry, tuple[str, ...], tuple[CatalogEntry, ...]]:
-    """Return the base backup that leads to the target, notes about it and about those left out, and all usable ones."""
-    catalog = read_catalog(stack.database_repository()).only(BASES.name)
-    entries, notes = usable_bases(catalog.backups, avoid)
-    base = _choose_base(stack, entries, target, notes)
-    if base.proven_at is None:
-        notes = (*notes, "it was not proven before: this restore is its first")
-    return base, notes, entries
+def parse_moment(until: str) -> RecoveryTarget:
+    """Return the moment to which all stores go. Raises ConfigError for one that only PostgreSQL knows."""
+    target = RecoveryTarget.parse(until)
+    if target.kind not in {LATEST, "time"}:
+        raise ConfigError(
+            f'a recovery of all stores goes to latest or to a time, and not to "{until}"',
+            hint="`synapse-ops restore cluster --until ...` takes every form, for PostgreSQL alone.",
+        )
+    return target
 
 
-def _choose_base(
-    stack: Stack, entries: Sequence[CatalogEntry], target: RecoveryTarget, notes: Sequence[str]
-) -> CatalogEntry:
+def choose_base(stack: Stack, target: RecoveryTarget, avoid: Collection[str] = ()) -> BaseChoice:
     """Return the base backup of the newest server whose WAL leads to the target.
 
     A recovery gives the restored server a generation of its own: what lies before it was stored by the one before.
     """
+    catalog = read_catalog(stack.database_repository()).only(BASES.name)
+    entries, notes = usable_bases(catalog.backups, avoid)
     if not entries:
         raise Refused(
             "no base backup can be restored",
@@ -102,7 +119,15 @@ def _choose_base(
         except (Refused, ObjectMissing) as error:
             first = first or error
             continue
-        return next(one for one in own if one.place == plan.base.place)
+        entry = next(one for one in own if one.place == plan.base.place)
+        if entry.proven_at is None:
+            notes = (*notes, "it was not proven before: this restore is its first")
+        stopped_at = plan.base.record.stopped_time
+        last_commit_at = reach(archive, plan.history, plan.base.start).last_commit_at
+        last_at = max(last_commit_at or stopped_at, stopped_at)
+        spans = restorable_spans(records, archive, last_at)
+        first_at = spans[-1][0] if spans else stopped_at
+        return BaseChoice(entry, notes, entries, first_at, last_at, plan.end)
     raise first or Refused("no base backup can be restored")
 
 

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
-from synapse_ops.domain.backup.kinds import BASE, DUMP
-from synapse_ops.domain.database.recovery_target import RecoveryTarget
 from synapse_ops.domain.health.states import State as Health
 from synapse_ops.domain.recovery.drill_score import DrillScore, Of, Scenario, expect_next
 from synapse_ops.domain.recovery.impact import Impact, Situation, plan_options
 from synapse_ops.errors import SynapseOpsError
 from synapse_ops.operations.failover.status import read_status
 from synapse_ops.operations.health.report import ask_once
+from synapse_ops.operations.recovery.choice import LATEST, Choice, choose_backups, parse_moment
 from synapse_ops.operations.recovery.place import RecoveryPlace
-from synapse_ops.operations.recovery.recoverability import read_recoverability
 from synapse_ops.operations.recovery.scores import read_scores
 from synapse_ops.operations.stack import Stack
 from synapse_ops.operations.stack_probes import stack_probes
 
 
-def assess_impact(stack: Stack, place: RecoveryPlace, until: str, now: datetime) -> Impact:
-    """Return the situation and every way back from it. until: as `--until`; raises ConfigError for another form."""
-    target = RecoveryTarget.parse(until)
+def assess_impact(
+    stack: Stack, place: RecoveryPlace, until: str, now: datetime
+) -> tuple[Impact, Choice | SynapseOpsError]:
+    """Return the situation with every way back from it, and what a restore to `until` is made from, or why it is not.
+
+    until: as `--until`; raises ConfigError for another form. The ways back are those that a restore would go: the same
+    choice, of base backups that no proof has tried yet, too.
+    """
+    target = parse_moment(until)
     place.begin()
     health = ask_once(partial(stack_probes, stack, is_embedded=place.is_embedded))
-    found = read_recoverability(stack, now)
-    [cluster] = found.of(BASE.word).rows[:1] or [None]
-    restored = [row for row in found.rows if row.objectives is not None and row.word != DUMP.word]
-    times = [row.evidence.restore_s for row in restored]
+    choice = _tried(lambda: choose_backups(stack, until, now))
+    newest = choice if until == LATEST else _tried(lambda: choose_backups(stack, LATEST, now))
+    window = newest.base if isinstance(newest, Choice) else None
     status = read_status(stack.state_dir, now)
     scores = _scores(stack)
     whole = expect_next(scores, Scenario.RECOVERY, Of.SYSTEM)
@@ -40,16 +44,30 @@ def assess_impact(stack: Stack, place: RecoveryPlace, until: str, now: datetime)
             for row in health.rows
             if row.condition.state is not Health.HEALTHY
         ),
-        from_at=cluster.evidence.from_at if cluster is not None else None,
-        to_at=cluster.evidence.to_at if cluster is not None else None,
-        because=cluster.sentence(stack.spec.time_zone) if cluster is not None else "",
+        from_at=window.first_at if window is not None else None,
+        to_at=window.last_at if window is not None else None,
+        because=_fault(newest),
+        moment_because=_fault(choice),
         restore=whole if whole.predicted is not None else max(whole, drilled, key=lambda one: one.runs),
-        restore_s=sum(one for one in times if one is not None) if None not in times and times else None,
+        restore_s=choice.predicted_s if isinstance(choice, Choice) else None,
         failover=expect_next(scores, Scenario.FAILOVER, Of.SYSTEM),
         armed=status.is_armed,
         armed_because=status.sentence,
     )
-    return plan_options(situation, target, now, stack.spec.time_zone)
+    return plan_options(situation, target, now, stack.spec.time_zone), choice
+
+
+def _tried(choose: Callable[[], Choice]) -> Choice | SynapseOpsError:
+    try:
+        return choose()
+    except SynapseOpsError as error:
+        return error
+
+
+def _fault(found: Choice | SynapseOpsError) -> str:
+    if isinstance(found, Choice):
+        return ""
+    return f"{found.message} ({found.detail})" if found.detail and "\n" not in found.detail else found.message
 
 
 def _scores(stack: Stack) -> tuple[DrillScore, ...]:

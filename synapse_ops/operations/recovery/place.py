@@ -56,5 +56,8 @@ class RecoveryPlace(Protocol):
         Returns facts of JSON types. Raises Refused while an old node may still take writes.
         """
 
+    def start(self, progress: ReportProgress) -> dict[str, str]:
+        """Start what is in service and does not run, where it is ours to start; return the state of each server."""
+
     def validate(self, record: RecoveryRecord) -> dict[str, Any]:
         """Write, read and search as the application does; return `seconds` of each, and `faults`."""

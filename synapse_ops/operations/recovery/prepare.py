@@ -19,11 +19,16 @@ from synapse_ops.operations.stack import Stack
 def prepare_recovery(
     stack: Stack, place: RecoveryPlace, until: str, tell: Callable[[Impact], None], progress: ReportProgress
 ) -> RecoveryRecord:
-    """Return a recovery whose copy was checked. tell: is given the impact before anything is restored."""
+    """Return a recovery whose copy was checked. tell: is given the impact before anything is restored.
+
+    A copy that is there and holds all that another one would hold is returned as it is, with the digest that it has.
+    """
     with Journal.of(stack.state_dir).held():
         now = datetime.now(UTC)
-        impact = assess_impact(stack, place, until, now)
+        impact, choice = assess_impact(stack, place, until, now)
         tell(impact)
-        record = begin_recovery(stack, until, impact.as_json(), now)
+        record = begin_recovery(stack, place, until, impact.as_json(), choice, now)
+        if record.is_prepared:
+            return record
         record = restore_stack(stack, place, record, now, progress)
         return check_integrity(stack, place, record, progress)

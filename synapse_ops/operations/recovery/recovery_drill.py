@@ -42,7 +42,7 @@ def rehearse(stack: Stack, folder: Path, progress: ReportProgress) -> Rehearsal:
     now, repository = datetime.now(UTC), stack.database_repository()
     [row] = read_recoverability(stack, now, kinds=(BASES,)).rows[:1] or [None]
     lost = row.lost_now if row is not None else None
-    base, _, _ = choose_base(stack, RecoveryTarget("latest"))
+    base = choose_base(stack, RecoveryTarget("latest")).entry
     request = RestoreRequest(
         repository=repository,
         place=base.place,

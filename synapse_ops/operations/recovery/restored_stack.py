@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from synapse_ops.domain.database.wal import TimelineHistory
 from synapse_ops.domain.progress import Progress, ReportProgress
 from synapse_ops.domain.recovery.recovery_record import IMPACT, RESTORED, Chosen, RecoveryRecord, new_recovery_id
-from synapse_ops.errors import IntegrityError, ObjectMissing, Unproven
+from synapse_ops.errors import IntegrityError, ObjectMissing, SynapseOpsError, Unproven
 from synapse_ops.operations.backup.catalog import find_backup
 from synapse_ops.operations.backup.restoring import RestoreReport, RestoreRequest
 from synapse_ops.operations.backup_kinds import BASES, RDBS, SNAPSHOTS, BackupKind
-from synapse_ops.operations.recovery.choice import choose_backups
+from synapse_ops.operations.recovery.choice import LATEST, Choice, choose_backups
 from synapse_ops.operations.recovery.journal import Journal
 from synapse_ops.operations.recovery.place import RecoveryPlace
 from synapse_ops.operations.stack import Stack
@@ -34,18 +34,32 @@ CLUSTER = "cluster"
 REDIS = "redis"
 
 
-def begin_recovery(stack: Stack, until: str, impact: Mapping[str, Any], now: datetime) -> RecoveryRecord:
-    """Return the recovery that was cut before its copy was checked, else a new one, which is on disk.
+def begin_recovery(
+    stack: Stack,
+    place: RecoveryPlace,
+    until: str,
+    impact: Mapping[str, Any],
+    choice: Choice | SynapseOpsError,
+    now: datetime,
+) -> RecoveryRecord:
+    """Return the recovery that was cut before its copy was checked, or whose copy is as a new one would be; else a new
+    one, which is on disk.
 
-    A copy that was made for an approval which never came is removed: there is space for one.
+    A copy that was made for an approval which never came is removed: there is space for one. Raises the error that
+    stands for the choice, where a recovery would have to be begun.
     """
     journal = Journal.of(stack.state_dir)
-    unused = [one for one in journal.records() if not one.is_switched]
+    unused = [one for one in journal.records() if not one.is_switched and one.until == until]
     for earlier in unused:
-        if not earlier.is_prepared and earlier.until == until:
+        if not earlier.is_prepared:
             return earlier
-    choice = choose_backups(stack, until, now)
+    if isinstance(choice, SynapseOpsError):
+        raise choice
     for earlier in unused:
+        if (place.folder(earlier.id) / CLUSTER).exists() and _restores_the_same(earlier, choice):
+            return earlier
+    replaced = [one for one in journal.records() if not one.is_switched]
+    for earlier in replaced:
         shutil.rmtree(journal.folder / earlier.id)
     record = RecoveryRecord(
         id=new_recovery_id(now, os.urandom(3)),
@@ -55,10 +69,30 @@ def begin_recovery(stack: Stack, until: str, impact: Mapping[str, Any], now: dat
         chosen=choice.chosen,
         empty=choice.empty,
         predicted_s=choice.predicted_s,
-        steps={IMPACT: dict(impact)},
+        steps={
+            IMPACT: {
+                **impact,
+                "stored_up_to": str(choice.base.stored_up_to),
+                "replaces": [one.digest for one in replaced if one.is_prepared],
+            }
+        },
     )
     journal.write(record)
     return record
+
+
+def _restores_the_same(earlier: RecoveryRecord, choice: Choice) -> bool:
+    """Return whether its copy, in which nothing is wrong, holds what a new one would hold.
+
+    By whichever base backup: more WAL behind an older one leads to the same moment.
+    """
+    return (
+        not earlier.faults
+        and earlier.identity == choice.identity
+        and earlier.empty == choice.empty
+        and {one.backup_id for one in earlier.chosen[1:]} == {one.backup_id for one in choice.chosen[1:]}
+        and (earlier.until != LATEST or earlier.steps[IMPACT].get("stored_up_to") == str(choice.base.stored_up_to))
+    )
 
 
 def restore_stack(

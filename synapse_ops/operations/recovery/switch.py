@@ -57,7 +57,10 @@ def apply_recovery(
     journal = Journal.of(stack.state_dir)
     place.begin()
     with journal.held():
-        record = switch_traffic(stack, place, journal.find(digest), gone, progress)
+        record = journal.find(digest)
+        if record.is_switched and not record.is_done:  # its servers may have ended since
+            place.start(progress)
+        record = switch_traffic(stack, place, record, gone, progress)
         tell(record)
         return validate_system(stack, place, record, progress)
 

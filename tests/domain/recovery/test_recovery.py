@@ -35,6 +35,7 @@ GONE = Situation(
     from_at=FIRST,
     to_at=LAST,
     because="",
+    moment_because="",
     restore=Expected(Scenario.RECOVERY, Of.SYSTEM, 2, None),
     restore_s=7.0,
     failover=Expected(Scenario.FAILOVER, Of.SYSTEM, 0, None),
@@ -68,11 +69,13 @@ def test_whoever_asks_for_a_moment_is_not_told_to_restart() -> None:
     situation = replace(GONE, nodes=well)
 
     inside = plan_options(situation, RecoveryTarget.parse("time:2026-11-29T08:00:00Z"), NOW, "UTC")
-    outside = plan_options(situation, RecoveryTarget.parse("time:2026-11-01T08:00:00Z"), NOW, "UTC")
+    refused = replace(situation, moment_because="the oldest base backup ended at 08:30")
+    outside = plan_options(refused, RecoveryTarget.parse("time:2026-11-01T08:00:00Z"), NOW, "UTC")
 
     assert inside.recommended == TO_MOMENT
-    assert outside.recommended == ""
-    assert "is not in it" in outside.options[-1].why
+    assert inside.command == "synapse-ops recover --plan --until time:2026-11-29T08:00:00+00:00"
+    assert (outside.recommended, outside.command) == ("", "")
+    assert outside.because == "no way back to that moment is known: the oldest base backup ended at 08:30"
 
 
 def test_before_the_tenth_recovery_only_restoring_has_a_time() -> None:

@@ -212,6 +212,15 @@ def test_a_killed_restore_is_taken_up(cluster: Cluster, place: Path, monkeypatch
     assert not list(place.glob("throwaway-*"))
 
 
+def test_a_restore_that_was_killed_when_replay_had_ended_begins_anew(cluster: Cluster, place: Path) -> None:
+    """Whether that server ended where it should is not known any more: the copy is read again, into an empty place."""
+    with killed(cluster, place / "killed"):
+        [left] = [path for path in place.glob("throwaway-*") if path.is_dir()]
+        (left / "data" / "recovery.signal").unlink()  # as its promotion does
+        assert restore(cluster, place / "killed", "latest", work_dir=place / "work") == list(range(1, 46))
+    assert not list(place.glob("throwaway-*"))
+
+
 @pytest.mark.scenario
 def test_another_restore_removes_what_a_killed_one_left(cluster: Cluster, place: Path) -> None:
     with killed(cluster, place / "killed"):
