@@ -288,3 +288,12 @@ def test_nothing_in_the_cluster_has_a_right_in_its_api() -> None:
     pods = [each["spec"]["template"]["spec"] for each in objects if "template" in each.get("spec", {})]
     assert {pod["serviceAccountName"] for pod in pods} == {each["metadata"]["name"] for each in accounts}
     assert not any(each["automountServiceAccountToken"] for each in (*accounts, *pods))
+
+
+def test_a_policy_without_rules_of_a_direction_names_the_direction_alone() -> None:
+    """The API server drops an empty list and keeps that we wrote one: each apply would raise the generation again."""
+    specs = [policy["spec"] for policy in objects_of(spec_with(), "kubernetes/20-network.yaml", "NetworkPolicy")]
+
+    assert any("egress" not in each for each in specs)
+    assert all(each["policyTypes"] == ["Ingress", "Egress"] for each in specs if each["podSelector"])
+    assert [] not in [each[direction] for each in specs for direction in ("ingress", "egress") if direction in each]

@@ -66,11 +66,12 @@ def _policy(spec: Spec, part: str, found: Iterable[Flow]) -> Object:
     egress += [_rule("to", _blocks([way.host or ""]), way.port) for way in outbound(spec) if way.source == part]
     if part in (API, WORKER):
         egress += [_rule("to", _called(each.destination), each.port) for each in spec.firewall.egress]
+    rules = {"ingress": ingress, "egress": _once([rule for rule in egress if rule is not None])}
     body: Object = {
         "podSelector": {"matchLabels": selector(spec, part)},
         "policyTypes": ["Ingress", "Egress"],
-        "ingress": ingress,
-        "egress": _once([rule for rule in egress if rule is not None]),
+        # the API server stores no empty list: with one each apply would be a change
+        **{direction: found for direction, found in rules.items() if found},
     }
     return thing(spec, "NetworkPolicy", "networking.k8s.io/v1", part, spec=body)
 
