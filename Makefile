@@ -9,7 +9,7 @@ VENV := $(HERE).venv
 BIN := $(VENV)/bin
 SETUP := cd "$(HERE)" && PYTHON="$(PYTHON)" sh requirements/install
 
-.PHONY: help install demo demo-recovery test test-scenarios test-stores prove-monitoring prove-release ui quick check bench soak docs lock clean
+.PHONY: help install demo demo-recovery test test-scenarios test-stores test-cluster prove-monitoring prove-release ui quick check bench soak docs lock clean
 
 help:
 	@echo "make demo    start the embedded stack, back it up, prove the backup, plan retention, show what happened"
@@ -18,6 +18,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-scenarios  whole stacks: closed terminals, killed processes, a year of history"
 	@echo "make test-stores  the backup-repository tests against a second S3 server, built with Go"
+	@echo "make test-cluster  apply the rendered manifests to a real Kubernetes control plane, built with Go"
 	@echo "make prove-monitoring  run the rendered files in a real Prometheus and Alertmanager (installs Debian packages)"
 	@echo "make prove-release  check every rendered document of the example spec with outside tools"
 	@echo "make ui      open the Dagster instance that the demo filled"
@@ -45,7 +46,7 @@ ui:
 
 test:
 	@$(SETUP) dev
-	@cd "$(HERE)" && "$(BIN)/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not scenario"
+	@cd "$(HERE)" && "$(BIN)/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not scenario and not cluster"
 
 test-scenarios:
 	@$(SETUP) dev
@@ -56,6 +57,11 @@ test-stores:
 	@cd "$(HERE)" && sh requirements/versitygw
 	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" SYNAPSE_TEST_STORE=versitygw \
 	  "$(BIN)/python" -m pytest -n 2 --dist loadfile tests/systems/s3/test_store.py tests/operations/backup tests/operations/database tests/operations/cleanup
+
+test-cluster:
+	@$(SETUP) dev
+	@cd "$(HERE)" && sh requirements/cluster/install
+	@cd "$(HERE)" && SYNAPSE_TEST_CLUSTER=1 "$(BIN)/python" -m pytest tests/cluster
 
 prove-monitoring:
 	@$(SETUP) dev

@@ -38,6 +38,8 @@ def no_secret_of_another_test() -> Iterator[None]:
 FIRST = ("local", "database", "services", "vectors", "redis", "release", "defs")  # whole stacks, restores, Dagster
 LAST = ("manifests", "spec", "domain")  # no server at all
 
+NEEDS = (("tools", "SYNAPSE_PROVE", "prove-release"), ("cluster", "SYNAPSE_TEST_CLUSTER", "test-cluster"))
+
 
 def _turn(item: pytest.Item) -> int:
     """Return when a test's directory has its turn: workers that end at the same time end with short files."""
@@ -46,10 +48,9 @@ def _turn(item: pytest.Item) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files with the longest tests first, and skip what needs outside tools, unless CI asks for it."""
+    """Put the files with the longest tests first, and skip what needs other programs, unless their target runs it."""
     items.sort(key=_turn)
-    if "SYNAPSE_PROVE" in os.environ:
-        return
-    for item in items:
-        if item.get_closest_marker("tools"):
-            item.add_marker(pytest.mark.skip(reason="needs outside tools: make prove-release"))
+    for marker, variable, target in NEEDS:
+        for item in items if variable not in os.environ else ():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"needs programs of make {target}"))

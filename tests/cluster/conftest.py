@@ -1,0 +1,32 @@
+"""Fixtures of tests on a control plane: one a run, started on first use; a namespace for each spec that is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from tests.cluster.applied import Applied, rendered_and_applied
+from tests.cluster.control_plane import ControlPlane, running_control_plane
+
+ApplySpec = Callable[[str, Mapping[str, Any]], Applied]
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    with running_control_plane(tmp_path_factory.mktemp("control-plane")) as plane:
+        yield plane
+
+
+@pytest.fixture(scope="session")
+def apply_spec(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> ApplySpec:
+    """Return what applies a spec under a name, once: who asks again is given the same."""
+    done: dict[str, Applied] = {}
+
+    def apply(name: str, changes: Mapping[str, Any]) -> Applied:
+        if name not in done:
+            done[name] = rendered_and_applied(control_plane, tmp_path_factory.mktemp("rendered"), name, changes)
+        return done[name]
+
+    return apply
