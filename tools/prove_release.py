@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from synapse_ops.errors import ConfigError, SynapseOpsError
@@ -25,6 +26,7 @@ from tools import TOOLS
 from tools.tool import Tool, ToolOutcome
 
 TOOL_TIMEOUT_S = 300.0  # the slowest, checkov, takes some 20 s on two quiet cores
+Passed = dict[str, ToolOutcome]  # by the digest of what the verdict rests on
 _WORDS = {
     "passed": "passed",
     "failed": "REFUSED",
@@ -59,18 +61,25 @@ def chosen_tools(tools: Sequence[Tool], names: Sequence[str]) -> tuple[Tool, ...
     return tuple(known[name] for name in names) if names else tuple(tools)
 
 
-def prove_release(bundle: Bundle, tools: Sequence[Tool], timeout_s: float = TOOL_TIMEOUT_S) -> ProofsReport:
-    """Run the tools on the bundle and return what they found. timeout_s: for each tool."""
+def prove_release(
+    bundle: Bundle, tools: Sequence[Tool], timeout_s: float = TOOL_TIMEOUT_S, *, passed: Passed | None = None
+) -> ProofsReport:
+    """Run the tools on the bundle and return what they found. timeout_s: for each tool.
+
+    passed: of earlier calls, and added to: what a tool passed is not asked again while nothing that it opened changed.
+    """
     outcomes: dict[tuple[str, str], ToolOutcome] = {}
     with tempfile.TemporaryDirectory(prefix="prove-") as scratch:
         directory = Path(scratch) / "release"
         write_directory(bundle, directory)
         for tool in tools:
-            outcomes |= _outcomes_of(tool, bundle, directory, timeout_s)
+            outcomes |= _outcomes_of(tool, bundle, directory, timeout_s, {} if passed is None else passed)
     return ProofsReport(bundle, outcomes)
 
 
-def _outcomes_of(tool: Tool, bundle: Bundle, directory: Path, timeout_s: float) -> dict[tuple[str, str], ToolOutcome]:
+def _outcomes_of(
+    tool: Tool, bundle: Bundle, directory: Path, timeout_s: float, passed: Passed
+) -> dict[tuple[str, str], ToolOutcome]:
     """Return one outcome for every document that the tool applies to, whatever the tool does."""
     paths = tuple(document.path for document in bundle.documents if tool.applies(document.path))
     version, found = tool.version(), dict[PurePosixPath, ToolOutcome]()
@@ -78,8 +87,19 @@ def _outcomes_of(tool: Tool, bundle: Bundle, directory: Path, timeout_s: float) 
         missing = ToolOutcome(tool.name, "", "absent", (f"not installed: {tool.install}",), 0.0)
     else:
         missing = ToolOutcome(tool.name, version, "broken", ("it said nothing of this document",), 0.0)
-        found |= tool.check(directory, paths, timeout_s) if paths else {}
+        keys = {path: _key(tool, version, path, bundle) for path in paths}
+        found |= {path: passed[key] for path, key in keys.items() if key in passed}
+        asked = tuple(path for path in paths if path not in found)
+        found |= tool.check(directory, asked, timeout_s) if asked else {}
+        passed |= {keys[path]: found[path] for path in asked if path in found and found[path].verdict == "passed"}
     return {(str(path), tool.name): found.get(path, missing) for path in paths}
+
+
+def _key(tool: Tool, version: str, path: PurePosixPath, bundle: Bundle) -> str:
+    """Return the digest of all that a verdict rests on: the tool, and each document that it opens for this one."""
+    opened = [one for one in bundle.documents if one.path == path or any(map(one.path.match, tool.opens))]
+    parts = [tool.name, version, str(path), *(f"{one.path} {sha256(one.data).hexdigest()}" for one in opened)]
+    return sha256("\n".join(parts).encode()).hexdigest()
 
 
 def as_text(report: ProofsReport) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from synapse_ops.errors import ConfigError
-from synapse_ops.manifests.bundle import render_bundle
+from synapse_ops.manifests.bundle import Bundle, bundle_of, render_bundle
 from tests.manifests.specs import spec_of
 from tools import TOOLS
-from tools.prove_release import as_text, chosen_tools, prove_release
+from tools.prove_release import Passed, as_text, chosen_tools, prove_release
 from tools.tool import ToolOutcome, ToolVerdict
 
 DOCKERFILE = "docker/Dockerfile"
@@ -103,6 +103,38 @@ def test_a_tool_that_judged_nothing_has_passed_nothing(tool: WordFinder, verdict
     assert report.exit_code == 14
     assert prove_release(BUNDLE, (replace(tool, name="another"), FINDER)).exit_code == beside_another
     assert "0 passed" in as_text(report).splitlines()[-1]
+
+
+def test_a_document_that_passed_is_asked_again_only_when_its_bytes_or_those_it_is_read_with_change() -> None:
+    """A refusal is never remembered, and a pass of other bytes says nothing."""
+    asked: list[str] = []
+
+    @dataclass(frozen=True)
+    class Asked(WordFinder):
+        def check(
+            self, directory: Path, documents: tuple[PurePosixPath, ...], timeout_s: float
+        ) -> Mapping[PurePosixPath, ToolOutcome]:
+            asked.extend(map(str, documents))
+            return super().check(directory, documents, timeout_s)
+
+    def asked_of(bundle: Bundle, tool: WordFinder) -> list[str]:
+        asked.clear()
+        report = prove_release(bundle, (tool,), passed=passed)
+        assert set(report.outcomes) == {(path, tool.name) for path in every}
+        return list(asked)
+
+    passed: Passed = {}
+    every = [path for path in BUNDLE.by_path if path.startswith("docker/")]
+    refused = [str(one.path) for one in BUNDLE.documents if b"FROM" in one.data and str(one.path) in every]
+    longer = [replace(one, data=one.data + b"#") if str(one.path) == DOCKERFILE else one for one in BUNDLE.documents]
+    reading = Asked(name="reads-two", opens=(DOCKERFILE,))
+
+    assert [asked_of(BUNDLE, Asked()), asked_of(BUNDLE, Asked())] == [every, []]
+    assert asked_of(bundle_of(tuple(longer)), Asked()) == [DOCKERFILE]
+    assert [asked_of(BUNDLE, reading), asked_of(BUNDLE, reading)] == [every, []]
+    assert asked_of(bundle_of(tuple(longer)), reading) == every
+    of_word = Asked(name="refuses", word="FROM")
+    assert [asked_of(BUNDLE, of_word), asked_of(BUNDLE, of_word)] == [every, refused]
 
 
 def test_a_misspelt_tool_is_refused_with_the_choices() -> None:

@@ -20,7 +20,7 @@ from synapse_ops.spec import load_spec
 from tests.manifests.specs import CHANGES, spec_of
 from tools import TOOLS
 from tools.program import found_program, run_program
-from tools.prove_release import prove_release
+from tools.prove_release import Passed, prove_release
 from tools.tls_servers import accepts
 from tools.waivers import WAIVERS
 
@@ -52,6 +52,7 @@ BROKEN = {
 }
 # trivy takes a second for each document, the chain 12 for each run: they are asked for all shapes at once
 SLOW = ("trivy", "alert-chain")
+PASSED: Passed = {}
 
 
 def changed(bundle: Bundle, path: str, old: bytes, new: bytes) -> Bundle:
@@ -92,10 +93,10 @@ def test_a_tool_refuses_the_broken_twin(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_no_tool_refuses_another_shape_of_the_stack(tmp_path: Path, name: str) -> None:
-    """What the tools say of one spec they must say of others."""
+    """What the tools say of one spec they must say of others. Most bytes are those of another shape, and asked once."""
     tools = [tool for tool in TOOLS if tool.name not in SLOW]
 
-    report = prove_release(render_bundle(spec_of(name)), tools)
+    report = prove_release(render_bundle(spec_of(name)), tools, passed=PASSED)
 
     assert {
         key: row for key, row in report.outcomes.items() if row.verdict not in ("passed", "absent", "unjudged")
