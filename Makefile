@@ -63,6 +63,7 @@ test-cluster:
 	@$(SETUP) dev
 	@cd "$(HERE)" && sh requirements/cluster/install
 	@cd "$(HERE)" && SYNAPSE_TEST_CLUSTER=1 "$(BIN)/python" -m pytest tests/cluster
+	@cd "$(HERE)" && "$(BIN)/python" -m tests.judged test-cluster --passed
 
 prove-monitoring:
 	@$(SETUP) dev
@@ -76,6 +77,7 @@ prove-release:
 	  --spec examples/synapse/infrastructure.yaml
 	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" SYNAPSE_PROVE=1 \
 	  "$(BIN)/python" -m pytest -q -n 2 -m tools tests/tools tests/manifests
+	@cd "$(HERE)" && PATH="$(HERE).synapse-tools/bin:$$PATH" "$(BIN)/python" -m tests.judged prove-release --passed
 
 quick:
 	@$(SETUP) dev

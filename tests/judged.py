@@ -1,0 +1,96 @@
+"""Whether what a target judges, and what judges it, are still those of its last pass: then CI need not run it again.
+
+    python -m tests.judged test-cluster            exit 0: nothing has changed; 1: something has
+    python -m tests.judged test-cluster --passed   keep today's digest; the target does so at its end, to be committed
+
+The digest is over the bytes that the specs of the tests render to, the tests' sources, and what installs their programs
+at pinned versions. Programs of the distribution are not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from synapse_ops.manifests.bundle import render_bundle
+from synapse_ops.spec import load_spec
+from tests.manifests.specs import CHANGES, spec_of
+from tools import TOOLS
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(__file__).with_suffix(".json")
+EXAMPLE = ROOT / "examples" / "synapse" / "infrastructure.yaml"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """rendered: a glob of the documents that it judges. sources: globs of the files that make the judge."""
+
+    rendered: str
+    sources: tuple[str, ...]
+
+
+JUDGES = {
+    "test-cluster": Judge(
+        "kubernetes/*", ("tests/cluster/*.py", "tests/manifests/specs.py", "requirements/cluster/**/*")
+    ),
+    "prove-release": Judge(
+        "**/*",
+        (
+            "tools/*.py",
+            "tests/tools/*.py",
+            "tests/manifests/**/*.py",
+            "requirements/manifest-tools*",
+            "requirements/checkov.*",
+            "requirements/kubernetes-models.*",
+        ),
+    ),
+}
+
+
+def parts_of(judge: Judge) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the bytes of all that a verdict rests on, in order."""
+    specs = {name: spec_of(name) for name in CHANGES} | {"example": load_spec(EXAMPLE).spec}
+    for name, spec in sorted(specs.items()):
+        for document in render_bundle(spec).documents:
+            if judge.rendered == "**/*" or document.path.match(judge.rendered):
+                yield f"{name}: {document.path}", document.data
+    for path in sorted({path for glob in judge.sources for path in ROOT.glob(glob) if path.is_file()}):
+        yield str(path.relative_to(ROOT)), path.read_bytes()
+
+
+def digest_of(judge: Judge) -> str:
+    whole = sha256()
+    for name, data in parts_of(judge):
+        whole.update(f"{name} {sha256(data).hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("target", choices=sorted(JUDGES))
+    parser.add_argument("--passed", action="store_true", help="keep today's digest")
+    arguments = parser.parse_args()
+    kept = json.loads(DATA.read_text(encoding="utf-8"))
+    found = digest_of(JUDGES[arguments.target])
+    absent = [tool.name for tool in TOOLS if tool.version() is None] if arguments.target == "prove-release" else []
+    if arguments.passed and absent:
+        print(f"{arguments.target}: not kept as passed, for not all tools are installed: {', '.join(absent)}")
+        return 0
+    if arguments.passed:
+        DATA.write_text(json.dumps(kept | {arguments.target: found}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        return 0
+    is_same = kept.get(arguments.target) == found
+    print(
+        f"{arguments.target}: {'nothing it judges, and no judge, has changed' if is_same else 'something has changed'}"
+    )
+    return 0 if is_same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
