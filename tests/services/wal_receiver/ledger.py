@@ -38,9 +38,9 @@ def read_ledger(file: Path) -> list[Row]:
     return rows
 
 
-def start_writer(conninfo: str, file: Path) -> subprocess.Popen[bytes]:
+def start_writer(conninfo: str, file: Path, pause_s: float = 0.0) -> subprocess.Popen[bytes]:
     with file.with_suffix(".log").open("ab") as log:
-        command = [sys.executable, ledger_writer.__file__, conninfo, str(file)]
+        command = [sys.executable, ledger_writer.__file__, conninfo, str(file), str(pause_s)]
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
