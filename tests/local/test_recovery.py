@@ -26,6 +26,7 @@ from synapse_ops.defs.resources import StackResource
 from synapse_ops.domain.backup.layout import TIMELINE_ENDS, timeline_end_key
 from synapse_ops.domain.progress import ignore_progress
 from synapse_ops.domain.recovery.recovery_record import (
+    IMPACT,
     INTEGRITY,
     RESTORED,
     STEPS,
@@ -365,6 +366,8 @@ def test_two_jobs_of_dagster_do_the_same(site: Site, monkeypatch: pytest.MonkeyP
 
         prepared = run("recover_plan", "prepare_recovery", until=f"time:{moment.isoformat()}")
         assert list(prepared) == list(STEPS[:3])
+        next_step = str(prepared[IMPACT].metadata["next_step"].value)
+        assert next_step == f"synapse-ops recover --plan --until time:{moment.isoformat()}"
         digest = str(prepared[INTEGRITY].metadata["digest"].value)
         assert f"recover --apply {digest}" in str(prepared[INTEGRITY].metadata["summary"].value)
         done = run("recover_switch", "switch_to_recovery", digest=digest)

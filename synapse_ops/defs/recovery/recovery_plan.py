@@ -135,6 +135,7 @@ def impact_metadata(impact: "Impact") -> Metadata:
     rows = [one.row() for one in impact.options]
     return {
         "recommended": summary(f"{impact.recommended or 'nothing'}: {impact.because}"),
+        **({"next_step": impact.command} if impact.command else {}),
         "options": table(rows, dict.fromkeys(rows[0], "string")),
         "down": len(impact.situation.down),
         "what_is_down": dg.MetadataValue.md("\n".join(f"- {line}" for line in impact.situation.down) or "nothing"),

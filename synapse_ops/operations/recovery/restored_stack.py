@@ -49,17 +49,17 @@ def begin_recovery(
     stands for the choice, where a recovery would have to be begun.
     """
     journal = Journal.of(stack.state_dir)
-    unused = [one for one in journal.records() if not one.is_switched and one.until == until]
-    for earlier in unused:
+    unused = [one for one in journal.records() if not one.is_switched]
+    alike = [one for one in unused if one.until == until]
+    for earlier in alike:
         if not earlier.is_prepared:
             return earlier
     if isinstance(choice, SynapseOpsError):
         raise choice
-    for earlier in unused:
+    for earlier in alike:
         if (place.folder(earlier.id) / CLUSTER).exists() and _restores_the_same(earlier, choice):
             return earlier
-    replaced = [one for one in journal.records() if not one.is_switched]
-    for earlier in replaced:
+    for earlier in unused:
         shutil.rmtree(journal.folder / earlier.id)
     record = RecoveryRecord(
         id=new_recovery_id(now, os.urandom(3)),
@@ -73,7 +73,7 @@ def begin_recovery(
             IMPACT: {
                 **impact,
                 "stored_up_to": str(choice.base.stored_up_to),
-                "replaces": [one.digest for one in replaced if one.is_prepared],
+                "replaces": [one.digest for one in unused if one.is_prepared],
             }
         },
     )
