@@ -15,6 +15,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from synapse_ops.defs.run_pods import REPORT, RunPod, pod_tags
 from synapse_ops.domain.backup.kinds import KINDS
 from synapse_ops.domain.recovery.recovery_record import STEPS
 
@@ -82,17 +83,22 @@ WITHOUT_FRESHNESS = {
 }
 
 
-def run_tags(limit: timedelta, *, lane: str = "", priority: int = PRIORITY_REPORT) -> dict[str, str]:
+def run_tags(
+    limit: timedelta, *, lane: str = "", priority: int = PRIORITY_REPORT, pod: RunPod | None = None
+) -> dict[str, str]:
     """Return the tags that place a run in the queue, and end it after `limit`: a hung one would hold its pool for ever.
 
     lane: dagster.yaml lets two runs of each lane go at a time, so that all together never fill the queue's bound.
-    "": in no lane, for what a person waits for.
+    "": in no lane, for what a person waits for. pod: where each run is a pod; None: a small one in the
+    lanes of reports and removals, else what run-launcher.yaml says.
     """
     seconds = str(int(limit.total_seconds()))
+    pod = pod or (REPORT if lane in {LANE_REPORT, LANE_REMOVAL} else None)
     return {
         "dagster/max_runtime": seconds,
         "dagster/priority": str(priority),
         **({TAG_LANE: lane} if lane else {}),
+        **(pod_tags(pod) if pod else {}),
     }
 
 

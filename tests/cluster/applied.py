@@ -126,7 +126,7 @@ def _volumes(applied: Applied) -> list[Object]:
             "metadata": {"name": f"{applied.namespace}-{each['metadata']['name']}"},
             "spec": {
                 "capacity": {"storage": "1Ti"},
-                "accessModes": ["ReadWriteOncePod"],
+                "accessModes": claim["spec"]["accessModes"],
                 "storageClassName": claim["spec"].get("storageClassName", DEFAULT_CLASS),
                 "claimRef": {
                     "namespace": applied.namespace,

@@ -20,6 +20,7 @@ from synapse_ops.defs.policies import (
     run_tags,
 )
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.run_pods import data_pod
 from synapse_ops.domain.backup.kinds import BASE, DUMP
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def backup_jobs(kind: AssetKind, spec: "Spec") -> dg.Definitions:
         kind.job("backup"),
         selection=dg.AssetSelection.assets(kind.backup_key).without_checks(),
         description=f"Back up one {kind.noun}: what the schedule starts, one run for each under one set id.",
-        tags=_backup_tags(kind),
+        tags=_backup_tags(kind, spec),
     )
     its_own_check = dg.AssetSelection.checks(dg.AssetCheckKey(kind.proof_key, PROOF_CHECK_NAME))
     proof = dg.define_asset_job(
@@ -63,7 +64,12 @@ def backup_jobs(kind: AssetKind, spec: "Spec") -> dg.Definitions:
         selection=dg.AssetSelection.assets(kind.proof_key).without_checks() | its_own_check,
         description=f"Prove a backup of one {kind.noun} by restoring and comparing it: the newest unproven one, or "
         "the one that the config names.",
-        tags=run_tags(spec.proof.timeout + PROOF_MARGIN, lane=kind.prefix, priority=PRIORITY_PROOF),
+        tags=run_tags(
+            spec.proof.timeout + PROOF_MARGIN,
+            lane=kind.prefix,
+            priority=PRIORITY_PROOF,
+            pod=data_pod(spec, kind.kind.kind),
+        ),
     )
     schedules = [
         _partition_schedule(kind, "backup", backup, kind.schedule(spec), spec),
@@ -72,11 +78,12 @@ def backup_jobs(kind: AssetKind, spec: "Spec") -> dg.Definitions:
     return dg.Definitions(jobs=[backup, proof], schedules=schedules)
 
 
-def _backup_tags(kind: AssetKind) -> dict[str, str]:
+def _backup_tags(kind: AssetKind, spec: "Spec") -> dict[str, str]:
     """Return the tags of a job that backs up: a base backup waits for the dumps of its night, in their lane."""
+    pod = data_pod(spec, kind.kind.kind)
     if kind.kind.kind is BASE:
-        return run_tags(BACKUP_LIMIT, lane=DUMP.prefix, priority=PRIORITY_BASE)
-    return run_tags(BACKUP_LIMIT, lane=kind.prefix, priority=PRIORITY_BACKUP)
+        return run_tags(BACKUP_LIMIT, lane=DUMP.prefix, priority=PRIORITY_BASE, pod=pod)
+    return run_tags(BACKUP_LIMIT, lane=kind.prefix, priority=PRIORITY_BACKUP, pod=pod)
 
 
 def restore_job(kinds: Sequence[AssetKind]) -> dg.JobDefinition:

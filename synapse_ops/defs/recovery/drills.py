@@ -27,9 +27,10 @@ from synapse_ops.defs.policies import (
     run_tags,
 )
 from synapse_ops.defs.resources import StackResource
+from synapse_ops.defs.run_pods import RunPod, data_pod
 from synapse_ops.defs.runbook_links import runbook_of_check
 from synapse_ops.defs.spec.assets import spec_key
-from synapse_ops.domain.backup.kinds import BASE, DUMP
+from synapse_ops.domain.backup.kinds import BASE, DUMP, RDB, SNAPSHOT
 from synapse_ops.domain.recovery.drill_score import PREFIX, Scenario
 from synapse_ops.errors import SynapseOpsError, Unproven
 
@@ -65,7 +66,8 @@ def drill_definitions(spec: "Spec", *, has_programs: bool) -> dg.Definitions:
                 "writer. `rto_s` is from the kill to the first write; `lost_writes` were acknowledged and are gone.",
             )
         )
-        jobs.append(_job("drill_failover", "failover_drill", FAILOVER_LIMIT, "Fail a disposable copy over"))
+        does, pod = "Fail a disposable copy over", data_pod(spec, RDB)  # the copy is small
+        jobs.append(_job("drill_failover", "failover_drill", FAILOVER_LIMIT, does, pod))
         if spec.drills.failover is not None:
             schedules.append(_schedule(jobs[-1], str(spec.drills.failover), spec))
             expected.append(Scenario.FAILOVER_DRILL)
@@ -81,7 +83,7 @@ def drill_definitions(spec: "Spec", *, has_programs: bool) -> dg.Definitions:
             )
         )
         does = "Restore what the bucket holds, on a copy"
-        jobs.append(_job("drill_recovery", "recovery_drill", RECOVERY_LIMIT, does))
+        jobs.append(_job("drill_recovery", "recovery_drill", RECOVERY_LIMIT, does, data_pod(spec, BASE, SNAPSHOT, RDB)))
         if spec.drills.recovery is not None:
             schedules.append(_schedule(jobs[-1], str(spec.drills.recovery), spec))
             expected.append(Scenario.RECOVERY_DRILL)
@@ -150,12 +152,12 @@ def score_metadata(score: "DrillScore", url: str) -> Metadata:
     }
 
 
-def _job(name: str, asset: str, limit: timedelta, does: str) -> Any:
+def _job(name: str, asset: str, limit: timedelta, does: str, pod: RunPod) -> Any:
     return dg.define_asset_job(
         name,
         selection=dg.AssetSelection.assets(asset),
         description=f"{does}, measure each step, and keep the score. Nothing of the system is touched.",
-        tags=run_tags(limit, lane=DUMP.prefix, priority=PRIORITY_PROOF),
+        tags=run_tags(limit, lane=DUMP.prefix, priority=PRIORITY_PROOF, pod=pod),
     )
 
 

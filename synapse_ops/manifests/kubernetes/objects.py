@@ -167,10 +167,16 @@ def service_port(name: str, port: int) -> Object:
     return {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
 
 
-def stateful_set(spec: Spec, part: str, pod: Object, size_bytes: int, *, volume: str) -> Object:
-    """Return a part of one pod that keeps its volume, mounted by this name: never two at once on one volume."""
+def stateful_set(
+    spec: Spec, part: str, pod: Object, size_bytes: int, *, volume: str, is_shared: bool = False
+) -> Object:
+    """Return a part of one pod that keeps its volume, mounted by this name.
+
+    is_shared: other pods of its node may mount the volume; else none: two servers on one data directory would destroy
+    it.
+    """
     claim: Object = {
-        "accessModes": ["ReadWriteOncePod"],  # two servers on one data directory would destroy it
+        "accessModes": ["ReadWriteOnce" if is_shared else "ReadWriteOncePod"],
         "resources": {"requests": {"storage": format_size(size_bytes)}},
     }
     if spec.kubernetes.storage.class_name:

@@ -42,7 +42,10 @@ def prober_objects(spec: Spec) -> list[Object]:
     return [
         config,
         service_account(spec, OPS),
-        stateful_set(spec, OPS, _pod(spec, config, port), spec.kubernetes.storage.synapse_ops, volume=_STATE),
+        # Dagster's code server and its runs read the prober's history on its node (deploy/kubernetes)
+        stateful_set(
+            spec, OPS, _pod(spec, config, port), spec.kubernetes.storage.synapse_ops, volume=_STATE, is_shared=True
+        ),
         headless_service(spec, OPS, [service_port(METRICS, port)]),
         disruption_budget(spec, OPS),
     ]

@@ -264,8 +264,13 @@ def write_one_time_url(token_file: Path, port: int) -> str:
     return f"http://{_LOOPBACK}:{port}{OPEN_PATH}?token={token}"
 
 
-def url_of_running(state_dir: Path) -> str:
-    """Return a new one-time URL of the UI that another process serves. Raises Refused when none is served."""
+def url_of_running(state_dir: Path, environ: Mapping[str, str] = os.environ) -> str:
+    """Return a new one-time URL of the UI that another process serves. Raises Refused when none is served.
+
+    environ: of a webserver's container, which has no supervisor, it names the token's file and the port.
+    """
+    if named := environ.get(webserver.ONE_TIME_FILE_VARIABLE):
+        return write_one_time_url(Path(named), int(environ[webserver.PORT_VARIABLE]))
     home = state_dir / "dagster"
     with (home / "supervisor.lock").open("a+") as lock:
         try:
