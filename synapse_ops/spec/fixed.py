@@ -14,8 +14,14 @@ MONITORING_USER = "synapse_monitoring"  # of the exporter: it reads statistics, 
 LOG_DIR = "/var/log/synapse"  # of the application in containers: a volume
 LOG_CHAIN = frozenset({"elasticsearch", "logstash", "kibana", "filebeat"})  # services and images
 LOCAL_HOSTS = frozenset({"localhost", "0.0.0.0", "::", "127.0.0.1", "::1"})  # noqa: S104 - compared, never bound
+COMPOSE_HOSTS = {"database": "db-primary", "redis": "redis", "qdrant": "qdrant"}  # services of the rendered project
 
 
 def is_this_machine(host: str) -> bool:
     """Return whether a server at this host is on this machine; a socket's directory is."""
     return host in LOCAL_HOSTS or host.startswith("/")
+
+
+def is_in_compose(store: str, host: str) -> bool:
+    """Return whether a store at this host is one of the rendered compose project: on this machine, or its service."""
+    return is_this_machine(host) or host == COMPOSE_HOSTS[store]

@@ -26,6 +26,7 @@ from synapse_ops.spec.fixed import (
     QDRANT_GRPC_PORT,
     REDIS_EXPORTER_PORT,
     WORKER_METRICS_PORT,
+    is_in_compose,
     is_this_machine,
 )
 from synapse_ops.spec.nodes import fencing_password, no_standby, nodes, other_manager
@@ -164,7 +165,7 @@ def _database_names(spec: Spec) -> Iterator[Conflict]:
     part of the stack: its first start would fail half way.
     """
     database = spec.database
-    is_ours = spec.kubernetes.stores.database == "cluster" or is_this_machine(database.host)
+    is_ours = spec.kubernetes.stores.database == "cluster" or is_in_compose("database", database.host)
     if not is_ours:
         return
     for key, role in (("user", database.user), ("replication_user", database.replication_user)):
@@ -345,11 +346,14 @@ def _compose_names(spec: Spec) -> Iterator[Conflict]:
     `object_store.endpoint`) that is also a service's name in the rendered compose project, such as `api`: containers
     would reach that service. So would they with a node's name in `failover`, unless it is that of its own service.
     """
-    hosts: list[tuple[FieldPath, str]] = [((store, "host"), getattr(spec, store).host) for store in COMPOSE_STORES]
+    stores = {store: getattr(spec, store).host for store in COMPOSE_STORES}
+    hosts: list[tuple[FieldPath, str]] = [
+        ((store, "host"), host) for store, host in stores.items() if not is_in_compose(store, host)
+    ]
     hosts += [(("qdrant", "nodes", i), urlsplit(url).hostname or "") for i, url in enumerate(spec.qdrant.nodes)]
     hosts.append((("object_store", "endpoint"), urlsplit(spec.object_store.endpoint or "").hostname or ""))
     taken = COMPOSE_SERVICES.union(
-        *(names for store, names in COMPOSE_STORES.items() if is_this_machine(getattr(spec, store).host))
+        *(names for store, names in COMPOSE_STORES.items() if is_in_compose(store, stores[store]))
     )
     if spec.failover.standby is None:
         taken -= {"db-standby", "db-standby-exporter"}

@@ -18,6 +18,7 @@ from synapse_ops.spec.fixed import (
     OPS_METRICS_PORT,
     WAL_METRICS_PORT,
     WORKER_METRICS_PORT,
+    is_in_compose,
     is_this_machine,
 )
 
@@ -74,7 +75,7 @@ def is_ours(spec: Spec, store: Store, place: PlaceName) -> bool:
     host = getattr(spec, store).host
     if store == "qdrant" and has_qdrant_cluster(spec):
         return False
-    return is_this_machine(host)
+    return is_in_compose(store, host) if place == "compose" else is_this_machine(host)
 
 
 def has_wal_receiver(spec: Spec) -> bool:

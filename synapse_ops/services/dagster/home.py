@@ -25,6 +25,7 @@ HOME_VARIABLE = "DAGSTER_HOME"
 
 GRPC_TIMEOUT_S = 300  # of a request to the code server; Dagster's 60 s passed while 30 processes shared two cores
 _STORAGE_VARIABLES = ("DAGSTER_PG_HOST", "DAGSTER_PG_PORT", "DAGSTER_PG_USER", "DAGSTER_PG_PASSWORD", "DAGSTER_PG_DB")
+_PASSWORD_FILE_VARIABLE = "DAGSTER_PG_PASSWORD_FILE"  # noqa: S105 - a name, as PostgreSQL's image has it
 _STORAGE_URL_FILE = "secrets/dagster-storage.url"  # written by `synapse-ops local up`
 
 
@@ -68,8 +69,9 @@ def dagster_environment(
 ) -> dict[str, str]:
     """Return the environment of every Dagster process: the given one, and what dagster.yaml and workspace.yaml ask for.
 
-    Raises ConfigError when storage is neither embedded nor named.
+    Raises ConfigError when storage is neither embedded nor named, or the file with its password cannot be read.
     """
+    environ = {**environ, **_password_of_file(environ)}
     is_named = all(name in environ for name in _STORAGE_VARIABLES)
     environment = {**environ, **(_embedded_storage(home.state_dir) if home.is_embedded and not is_named else {})}
     missing = [name for name in _STORAGE_VARIABLES if name not in environment]
@@ -100,6 +102,19 @@ def _copy_when_changed(source: Path, target: Path) -> None:
         partial = target.with_suffix(".part")
         shutil.copyfile(source, partial)
         partial.replace(target)
+
+
+def _password_of_file(environ: Mapping[str, str]) -> dict[str, str]:
+    named = environ.get(_PASSWORD_FILE_VARIABLE)
+    if not named or "DAGSTER_PG_PASSWORD" in environ:
+        return {}
+    try:
+        return {"DAGSTER_PG_PASSWORD": Path(named).read_text(encoding="utf-8").rstrip("\n")}
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigError(
+            f"could not read the password of Dagster's storage from {named}: {fault}",
+            hint=f"{_PASSWORD_FILE_VARIABLE} names a file that holds nothing else.",
+        ) from None
 
 
 def _embedded_storage(state_dir: Path) -> dict[str, str]:

@@ -143,7 +143,8 @@ class DagsterService:
         if self._serve_ui:
             argv = [python, "-m", "synapse_ops.services.dagster.webserver"]
             more = {
-                webserver.HOST_VARIABLE: _LOOPBACK,
+                # in a container that publishes the port, it is to listen on every address
+                webserver.HOST_VARIABLE: os.environ.get(webserver.HOST_VARIABLE, _LOOPBACK),
                 webserver.PORT_VARIABLE: str(self.port),
                 webserver.SESSION_VARIABLE: self._session_secret,
                 webserver.ONE_TIME_FILE_VARIABLE: str(self.token_file),
