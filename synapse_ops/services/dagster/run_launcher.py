@@ -37,18 +37,44 @@ def pod_launcher(path: Path, inst_data: ConfigurableClassData | None = None) -> 
     """Return the K8sRunLauncher of a configuration file. Raises ConfigError when it cannot be one."""
     try:
         from dagster_k8s import K8sRunLauncher
+        from dagster_k8s.utils import load_kubernetes_config
         from kubernetes.config.config_exception import ConfigException  # type: ignore[import-untyped]
     except ModuleNotFoundError as missing:
         raise ConfigError(
             f"{LAUNCHER_VARIABLE} asks for a pod per run, and {missing.name} is not installed",
             hint="Install synapse-ops[kubernetes]; the image of deploy/Dockerfile has it.",
         ) from None
+    config = launcher_config(path)
     try:
-        return K8sRunLauncher(inst_data=inst_data, **launcher_config(path))
+        load_kubernetes_config(
+            load_incluster_config=config["load_incluster_config"], kubeconfig_file=config.get("kubeconfig_file")
+        )
+        config.setdefault("job_image", None)
+        if config["job_image"] is None:
+            config["job_image"] = own_image(config["job_namespace"])
+        return K8sRunLauncher(inst_data=inst_data, **config)
     except ConfigException as fault:
         raise ConfigError(
             f"{LAUNCHER_VARIABLE} asks for a pod per run, and this process has no access to Kubernetes: {fault}",
             hint="It needs the token of a service account that may create Jobs (deploy/kubernetes/access.yaml).",
+        ) from None
+
+
+def own_image(namespace: str) -> str:
+    """Return the image of the pod that this process runs in: runs have the same. Raises ConfigError when it is unknown.
+
+    An image that is named in a second place is forgotten there when it is updated.
+    """
+    from kubernetes.client import ApiException, CoreV1Api  # type: ignore[import-untyped]
+    from urllib3.exceptions import HTTPError
+
+    pod = os.environ.get("HOSTNAME", "")
+    try:
+        return str(CoreV1Api().read_namespaced_pod(pod, namespace).spec.containers[0].image)
+    except (ApiException, HTTPError, ValueError) as fault:
+        raise ConfigError(
+            f'could not read the image of pod "{pod}" in namespace "{namespace}", which is that of runs: {fault}',
+            hint="Its service account must be allowed to get pods; or set `job_image` in run-launcher.yaml.",
         ) from None
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -25,11 +28,34 @@ def launcher_of_dagster_yaml() -> RunLauncher:
     return ConfigurableClassData(named["module"], named["class"], "{}").rehydrate(as_type=RunLauncher)
 
 
+class OnePod(BaseHTTPRequestHandler):
+    """Answers as Kubernetes' API does for one pod, and says that there is no other."""
+
+    def do_GET(self) -> None:
+        is_it = self.path == "/api/v1/namespaces/synapse/pods/dagster-daemon-1"
+        pod = {"kind": "Pod", "spec": {"containers": [{"name": "daemon", "image": "registry.test/synapse-ops:7"}]}}
+        body = json.dumps(pod if is_it else {"kind": "Status", "reason": "Forbidden"}).encode()
+        self.send_response(200 if is_it else 403)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
 @pytest.fixture
-def kubeconfig(tmp_path: Path) -> Path:
-    """A way to a cluster that is never asked."""
-    path = tmp_path / "kubeconfig"
-    cluster, context = {"server": "https://127.0.0.1:1"}, {"cluster": "c", "user": "u"}
+def kubeconfig(tmp_path: Path) -> Iterator[Path]:
+    """The way to an API that knows one pod."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), OnePod) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield written_kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+def written_kubeconfig(folder: Path, server: str) -> Path:
+    path = folder / "kubeconfig"
+    cluster, context = {"server": server}, {"cluster": "c", "user": "u"}
     path.write_text(
         json.dumps(
             {
@@ -56,14 +82,35 @@ def test_with_it_each_run_is_a_pod_as_the_file_says(
 ) -> None:
     """The shipped file, but for the way to the cluster, which is that of a pod."""
     path = tmp_path / "run-launcher.yaml"
-    path.write_text(f"{SHIPPED.read_text()}load_incluster_config: false\nkubeconfig_file: {kubeconfig}\n")
+    path.write_text(
+        f"{SHIPPED.read_text()}load_incluster_config: false\nkubeconfig_file: {kubeconfig}\njob_image: a:1\n"
+    )
     monkeypatch.setenv(LAUNCHER_VARIABLE, str(path))
 
     launcher = launcher_of_dagster_yaml()
 
     assert isinstance(launcher, K8sRunLauncher)
-    assert (launcher.job_namespace, launcher.dagster_home) == ("synapse", "/opt/dagster")
+    assert (launcher.job_namespace, launcher.dagster_home, launcher.job_image) == ("synapse", "/opt/dagster", "a:1")
     assert launcher.inst_data is not None  # what a run's pod is told of its instance
+
+
+def test_runs_have_the_image_of_the_pod_that_launches_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kubeconfig: Path
+) -> None:
+    """However it was changed: in the file, by kustomize or by Helm."""
+    path = tmp_path / "run-launcher.yaml"
+    path.write_text(f"{SHIPPED.read_text()}load_incluster_config: false\nkubeconfig_file: {kubeconfig}\n")
+    monkeypatch.setenv(LAUNCHER_VARIABLE, str(path))
+    monkeypatch.setenv("HOSTNAME", "dagster-daemon-1")
+    launcher = launcher_of_dagster_yaml()
+    assert isinstance(launcher, K8sRunLauncher)
+    monkeypatch.setenv("HOSTNAME", "another-1")
+
+    with pytest.raises(ConfigError, match=r'could not read the image of pod "another-1"') as error:
+        launcher_of_dagster_yaml()
+
+    assert launcher.job_image == "registry.test/synapse-ops:7"
+    assert "job_image" in error.value.hint
 
 
 def test_outside_of_a_cluster_the_shipped_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
