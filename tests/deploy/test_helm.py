@@ -196,6 +196,8 @@ def test_code_server_and_daemon_are_those_of_deploy_kubernetes() -> None:
         unmounted = apart - {"spec"}
         assert found["volumeMounts"] == without(container["volumeMounts"], unmounted), name
         assert found["envConfigMaps"] == [each["configMapRef"] for each in container["envFrom"]], name
+        own = {each["name"] for each in container["env"]} - {PASSWORD}
+        assert {each["name"] for each in found["env"]} - {PASSWORD} == own, name
     own = {each["name"] for each in CODE_SERVER["env"]}
     [code_server] = PODS["dagster-code-server"]["containers"]
     assert own | {PASSWORD} == {each["name"] for each in code_server["env"]}
