@@ -85,7 +85,7 @@ def test_the_context_holds_what_the_build_needs_and_nothing_else() -> None:
 
 @pytest.mark.tools
 def test_hadolint_has_nothing_to_say_of_the_image() -> None:
-    """No engine builds it here; its form is judged by the linter, its steps by who builds it."""
+    """Its form is judged by the linter, its steps by make test-compose, which builds it."""
     program = shutil.which("hadolint")
     assert program is not None, "sh requirements/manifest-tools installs hadolint"
 
