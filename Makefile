@@ -61,7 +61,7 @@ test-stores:
 
 test-cluster:
 	@$(SETUP) dev
-	@cd "$(HERE)" && sh requirements/cluster/install
+	@cd "$(HERE)" && sh requirements/cluster/install && sh requirements/cluster/node-packages
 	@cd "$(HERE)" && SYNAPSE_TEST_CLUSTER=1 "$(BIN)/python" -m pytest tests/cluster
 	@cd "$(HERE)" && "$(BIN)/python" -m tests.judged test-cluster --passed
 

@@ -13,6 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from synapse_ops.manifests.bundle import render_bundle
+from synapse_ops.operations.release.render import write_directory
 from synapse_ops.spec import Spec
 from synapse_ops.spec.loading import check_text
 from tests.cluster.control_plane import ADMIN, DEFAULT_CLASS, PROGRAMS, ControlPlane, Object
@@ -90,11 +91,8 @@ def rendered(plane: ControlPlane, folder: Path, name: str, changes: Mapping[str,
     text = json.dumps({"name": "synapse"} | dict(changes) | {"kubernetes": kubernetes})
     loaded, faults = check_text(text, Path("spec.yaml"))
     assert loaded is not None, faults
-    for document in render_bundle(loaded.spec).documents:
-        path = folder / document.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(document.data)
-    return Applied(plane, loaded.spec, kubernetes["namespace"], folder)
+    write_directory(render_bundle(loaded.spec), folder / "rendered")
+    return Applied(plane, loaded.spec, kubernetes["namespace"], folder / "rendered")
 
 
 def rendered_and_applied(plane: ControlPlane, folder: Path, name: str, changes: Mapping[str, Any]) -> Applied:
@@ -109,7 +107,7 @@ def rendered_and_applied(plane: ControlPlane, folder: Path, name: str, changes: 
 def _make_secrets(applied: Applied) -> None:
     """Run the rendered commands as they are, from files of any content."""
     commands = (applied.folder / "kubernetes" / "secrets.txt").read_text()
-    folder = applied.folder / "secrets"
+    folder = applied.folder.with_name("secrets")
     folder.mkdir()
     for name in re.findall(r"--from-file=(\S+)", commands):
         (folder / name).write_text("tests only\n")
@@ -118,7 +116,7 @@ def _make_secrets(applied: Applied) -> None:
 
 
 def _volumes(applied: Applied) -> list[Object]:
-    """Return a volume for each claim: a cluster of tests has nobody who makes one."""
+    """Return a volume for each claim, as nothing in this cluster provisions volumes. No node mounts one."""
     return [
         {
             "apiVersion": "v1",

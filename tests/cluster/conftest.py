@@ -9,6 +9,7 @@ import pytest
 
 from tests.cluster.applied import Applied, rendered_and_applied
 from tests.cluster.control_plane import ControlPlane, running_control_plane
+from tests.cluster.node import Node, running_node, why_no_node
 
 ApplySpec = Callable[[str, Mapping[str, Any]], Applied]
 
@@ -17,6 +18,16 @@ ApplySpec = Callable[[str, Mapping[str, Any]], Applied]
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     with running_control_plane(tmp_path_factory.mktemp("control-plane")) as plane:
         yield plane
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A real node with a control plane of its own; tests are skipped, with the reason, where none can run."""
+    reason = why_no_node()
+    if reason is not None:
+        pytest.skip(reason)
+    with running_node(tmp_path_factory.mktemp("node")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
-"""A control plane of Kubernetes on loopback, with nodes that run nothing: real programs, built by requirements/cluster.
+"""A control plane of Kubernetes: real programs, built by requirements/cluster.
 
-What judges and decides is real: defaults, admission, controllers, the scheduler. kwok says in the nodes' name that a
-pod is ready: no container starts, no probe is asked, no packet is filtered. Where an image's tag is `bad`, it says that
-the image cannot be pulled.
+Defaults, admission, controllers and the scheduler are real. On loopback the control plane has nodes that run nothing:
+kwok reports in their name that a pod is ready; no container starts, no probe is asked, no packet is filtered. For an
+image with the tag `bad`, it reports that the image cannot be pulled. At another address the control plane has no nodes,
+and node.py adds a real one.
 """
 
 from __future__ import annotations
@@ -22,20 +23,24 @@ from typing import Any
 
 import httpx
 
-from synapse_ops.local.credentials import make_certificates, now_utc
 from synapse_ops.systems.host.processes import POLL_S, ProcessMark, free_ports, spawn
+from tests.cluster.authority import Authority, make_authority
 
 Object = dict[str, Any]
 
 PROGRAMS = Path(__file__).parents[2] / ".synapse-tools" / "cluster" / "bin"
 START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 5.0
-ADMIN = "admin"
+ADMIN, NODE = "admin", "real"
+LOOPBACK = "127.0.0.1"
+SERVICES, FIRST_SERVICE = "10.96.0.0/16", "10.96.0.1"
 # who the programs are: the names that Kubernetes' own roles are bound to
 _USERS = {
     ADMIN: ("admin", "system:masters"),
     "controller-manager": ("system:kube-controller-manager", ""),
     "scheduler": ("system:kube-scheduler", ""),
     "kwok": ("kwok", "system:masters"),
+    "kubelet": (f"system:node:{NODE}", "system:nodes"),
+    "proxy": ("system:kube-proxy", ""),
 }
 DEFAULT_CLASS = "standard"
 NODES = {"node-1": "zone-a", "node-2": "zone-a", "node-3": "zone-b"}
@@ -64,6 +69,7 @@ class ControlPlane:
 
     api: httpx.Client
     folder: Path
+    authority: Authority
     processes: Mapping[str, ProcessMark]
 
     def kubectl(self, *arguments: str | Path, text: str | None = None, refused: bool = False) -> str:
@@ -107,11 +113,14 @@ class ControlPlane:
 
 
 @contextmanager
-def running_control_plane(folder: Path) -> Iterator[ControlPlane]:
-    """Run everything until the block ends; the kernel ends it with this thread, however that ends."""
+def running_control_plane(folder: Path, address: str = LOOPBACK) -> Iterator[ControlPlane]:
+    """Run everything until the block ends; the kernel ends it with this thread, however that ends.
+
+    address: where the API server listens.
+    """
     marks: dict[str, ProcessMark] = {}
     try:
-        yield from _run(folder, marks)
+        yield from _run(folder, address, marks)
     finally:
         for mark in marks.values():
             mark.signal(signal.SIGKILL)
@@ -120,18 +129,20 @@ def running_control_plane(folder: Path) -> Iterator[ControlPlane]:
         shutil.rmtree(folder / "etcd", ignore_errors=True)
 
 
-def _run(folder: Path, marks: dict[str, ProcessMark]) -> Iterator[ControlPlane]:
-    clients, peers, port = free_ports(3)
-    etcd, peer, server = f"http://127.0.0.1:{clients}", f"http://127.0.0.1:{peers}", f"https://127.0.0.1:{port}"
-    tls, authority = folder / "tls", folder / "authority.crt"
-    make_certificates(tls, authority, None, now_utc())
-    certificate, key = tls / "server.crt", tls / "server.key"  # the key also signs the accounts' tokens
+def _run(folder: Path, address: str, marks: dict[str, ProcessMark]) -> Iterator[ControlPlane]:
+    clients, peers = free_ports(2)
+    [port] = free_ports(1, host=address)
+    etcd, peer, server = f"http://{LOOPBACK}:{clients}", f"http://{LOOPBACK}:{peers}", f"https://{address}:{port}"
+    authority = make_authority(folder / "tls")
+    # the key also signs the accounts' tokens
+    certificate, key = authority.issue("apiserver", address, FIRST_SERVICE, "kubernetes.default.svc")
+    client, client_key = authority.issue("kubelet-client", organization="system:masters")
     tokens = {name: secrets.token_urlsafe() for name in _USERS}
     (folder / "tokens.csv").write_text(
         "".join(f"{tokens[name]},{user},{name},{group}\n" for name, (user, group) in _USERS.items())
     )
     for name, token in tokens.items():
-        (folder / name).write_text(json.dumps(_kubeconfig(server, authority, token)))
+        (folder / name).write_text(json.dumps(_kubeconfig(server, authority.file, token)))
     (folder / "stages.yaml").write_text(_stages())
 
     def start(name: str, *argv: str | Path) -> None:
@@ -147,15 +158,18 @@ def _run(folder: Path, marks: dict[str, ProcessMark]) -> Iterator[ControlPlane]:
         f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=default={peer}",
     )  # fmt: skip
     start(
-        "apiserver", program, "apiserver", f"--etcd-servers={etcd}", "--bind-address=127.0.0.1",
-        "--advertise-address=127.0.0.1",
+        "apiserver", program, "apiserver", f"--etcd-servers={etcd}", f"--bind-address={address}",
+        f"--advertise-address={address}",
         f"--secure-port={port}", f"--tls-cert-file={certificate}", f"--tls-private-key-file={key}",
         f"--token-auth-file={folder / 'tokens.csv'}", "--anonymous-auth=false", "--authorization-mode=Node,RBAC",
         "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={certificate}",
         f"--service-account-signing-key-file={key}",
-        "--service-cluster-ip-range=10.96.0.0/16", "--endpoint-reconciler-type=none",
+        f"--service-cluster-ip-range={SERVICES}", "--enable-admission-plugins=NodeRestriction",
+        f"--endpoint-reconciler-type={'none' if address == LOOPBACK else 'lease'}",
+        f"--kubelet-client-certificate={client}", f"--kubelet-client-key={client_key}",
+        f"--kubelet-certificate-authority={authority.file}", "--kubelet-preferred-address-types=InternalIP",
     )  # fmt: skip
-    context = ssl.create_default_context(cafile=str(authority))
+    context = ssl.create_default_context(cafile=str(authority.file))
     with httpx.Client(
         base_url=server, verify=context, headers={"Authorization": f"Bearer {tokens[ADMIN]}"}, trust_env=False
     ) as api:
@@ -163,23 +177,25 @@ def _run(folder: Path, marks: dict[str, ProcessMark]) -> Iterator[ControlPlane]:
         start(
             "controller-manager", program, "controller-manager", f"--kubeconfig={folder / 'controller-manager'}",
             "--leader-elect=false", "--secure-port=0", "--use-service-account-credentials", "--controllers=*",
-            f"--service-account-private-key-file={key}", f"--root-ca-file={authority}",
+            f"--service-account-private-key-file={key}", f"--root-ca-file={authority.file}",
             "--horizontal-pod-autoscaler-sync-period=2s",
         )  # fmt: skip
         start(
             "scheduler", program, "scheduler", f"--kubeconfig={folder / 'scheduler'}",
             "--leader-elect=false", "--secure-port=0",
         )  # fmt: skip
-        start(
-            "kwok", PROGRAMS / "kwok", f"--kubeconfig={folder / 'kwok'}", f"--config={folder / 'stages.yaml'}",
-            "--manage-all-nodes=false", "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-            "--node-lease-duration-seconds=40", "--node-port=0", "--cidr=10.0.0.0/16",
-        )  # fmt: skip
-        plane = ControlPlane(api, folder, marks)
-        plane.apply(_storage_class(), *(_node(name, zone) for name, zone in NODES.items()))
+        plane = ControlPlane(api, folder, authority, marks)
+        plane.apply(_storage_class())
         plane.kubectl("apply", "--server-side", f"--filename={PROGRAMS / 'gateway-api'}")
-        for name in NODES:
-            plane.when(f"/api/v1/nodes/{name}", _is_ready, timeout_s=START_TIMEOUT_S)
+        if address == LOOPBACK:
+            start(
+                "kwok", PROGRAMS / "kwok", f"--kubeconfig={folder / 'kwok'}", f"--config={folder / 'stages.yaml'}",
+                "--manage-all-nodes=false", "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+                "--node-lease-duration-seconds=40", "--node-port=0", "--cidr=10.0.0.0/16",
+            )  # fmt: skip
+            plane.apply(*(_node(name, zone) for name, zone in NODES.items()))
+            for name in NODES:
+                plane.when(f"/api/v1/nodes/{name}", is_ready, timeout_s=START_TIMEOUT_S)
         yield plane
 
 
@@ -200,7 +216,8 @@ def _answers(api: httpx.Client) -> bool:
         return False
 
 
-def _is_ready(found: Object) -> bool:
+def is_ready(found: Object) -> bool:
+    """Return whether a node or a pod says that it is ready."""
     conditions = found.get("status", {}).get("conditions", ())
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 

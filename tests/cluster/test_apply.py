@@ -51,8 +51,8 @@ def test_everything_of_a_spec_becomes_available(applied: Applied) -> None:
 
 
 def test_a_second_apply_changes_nothing(applied: Applied) -> None:
-    """What we manage keeps its fields, their manager's time and the generation; what nobody else writes is not even
-    written: its resourceVersion stays. Controllers meanwhile write the status of the others.
+    """Managed fields, the time of their manager and the generation stay the same. An object that only the apply writes
+    keeps its resourceVersion, so nothing was stored. Controllers update the status of the other objects meanwhile.
     """
     applied.await_available()
     before = applied.objects()
