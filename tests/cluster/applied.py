@@ -96,27 +96,31 @@ def rendered(plane: ControlPlane, folder: Path, name: str, changes: Mapping[str,
 
 
 def rendered_and_applied(plane: ControlPlane, folder: Path, name: str, changes: Mapping[str, Any]) -> Applied:
-    """Render a spec for a namespace of its own, make namespace, Secrets and volumes, and apply everything."""
+    """Render a spec for a namespace of its own, make namespace, Secrets and volumes, and apply everything.
+
+    This is for nodes that run nothing: the Secrets have any content, and nobody mounts the volumes.
+    """
     applied = rendered(plane, folder, name, changes)
-    _make_secrets(applied)
+    make_secrets(applied, {})
     plane.apply(*_volumes(applied))
     applied.apply()
     return applied
 
 
-def _make_secrets(applied: Applied) -> None:
-    """Run the rendered commands as they are, from files of any content."""
+def make_secrets(applied: Applied, contents: Mapping[str, str | bytes]) -> None:
+    """Run the rendered commands as they are. contents: of the files that they read; another has any content."""
     commands = (applied.folder / "kubernetes" / "secrets.txt").read_text()
     folder = applied.folder.with_name("secrets")
     folder.mkdir()
     for name in re.findall(r"--from-file=(\S+)", commands):
-        (folder / name).write_text("tests only\n")
+        content = contents.get(name, "tests only\n")
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     environment = {"PATH": f"{PROGRAMS}:/usr/bin:/bin", "KUBECONFIG": str(applied.plane.folder / ADMIN)}
     subprocess.run(["sh", "-eu"], input=commands, cwd=folder, env=environment, text=True, check=True, timeout=120)
 
 
 def _volumes(applied: Applied) -> list[Object]:
-    """Return a volume for each claim, as nothing in this cluster provisions volumes. No node mounts one."""
+    """Return a volume for each claim, as nothing in this cluster provisions volumes."""
     return [
         {
             "apiVersion": "v1",
@@ -130,7 +134,7 @@ def _volumes(applied: Applied) -> list[Object]:
                     "namespace": applied.namespace,
                     "name": f"{claim['metadata']['name']}-{each['metadata']['name']}-0",
                 },
-                "hostPath": {"path": "/nowhere"},
+                "hostPath": {"path": "/nowhere"},  # no node mounts it
             },
         }
         for each in applied.documents

@@ -41,18 +41,20 @@ class Registry:
         A name without a registry is Docker Hub's, as a node reads it: `redis:8` is `library/redis:8`.
         """
         names: list[str] = []
+        kept: dict[str, dict[str, Any]] = {}  # a layer of many images is in the archive once
         with tarfile.open(archive) as tar:
             for image in json.loads(_read(tar, "manifest.json")):
                 config = self._keep(_read(tar, image["Config"]))
-                layers = [self._keep_member(tar, name) for name in image["Layers"]]
+                for name in image["Layers"]:
+                    kept[name] = kept[name] if name in kept else self._keep_member(tar, name)
                 manifest = {
                     "schemaVersion": 2,
                     "mediaType": _MANIFEST,
                     "config": {"mediaType": _CONFIG} | config,
-                    "layers": [{"mediaType": _LAYER} | layer for layer in layers],
+                    "layers": [{"mediaType": _LAYER} | kept[name] for name in image["Layers"]],
                 }
                 digest = self._keep(json.dumps(manifest).encode())["digest"]
-                for name in image["RepoTags"]:
+                for name in image["RepoTags"] or ():
                     self.tags[_path_of(name)] = digest
                     names.append(name)
         return names
