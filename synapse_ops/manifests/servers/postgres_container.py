@@ -54,8 +54,9 @@ def ready_command(spec: Spec) -> list[str]:
 def start_script(spec: Spec, node: str, place: PlaceName) -> str:
     """Return the script that is a node's first process. node: PRIMARY or STANDBY.
 
-    A standby without data is cloned beside its place and moved there whole. Once it has data, the data say what the
-    node is: a promoted standby stays a primary however often it restarts.
+    A standby without data is cloned beside its place and moved there whole. It asks again until there is a primary: a
+    container that ends instead is started later and later. Once it has data, the data say what the node is: a promoted
+    standby stays a primary however often it restarts.
     """
     user = spec.database.replication_user.replace("\\", "\\\\").replace(":", "\\:")
     clone, passfile = "", ""
@@ -69,9 +70,8 @@ def start_script(spec: Spec, node: str, place: PlaceName) -> str:
         source = container_conninfo(spec, node, place)
         clone = f"""
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
-  rm -rf "$PGDATA.making"
-  pg_basebackup --dbname {_shell(source)} --pgdata "$PGDATA.making" \\
-    --wal-method stream --slot {SLOT} --checkpoint fast --no-password
+  until rm -rf "$PGDATA.making" && pg_basebackup --dbname {_shell(source)} --pgdata "$PGDATA.making" \\
+    --wal-method stream --slot {SLOT} --checkpoint fast --no-password; do sleep 2; done  # there is no primary yet
   touch "$PGDATA.making/standby.signal"
   mv "$PGDATA.making" "$PGDATA"
 fi

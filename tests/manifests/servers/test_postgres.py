@@ -155,17 +155,29 @@ def nodes() -> Iterator[tuple[Node, Node]]:
     (folder / "bin" / "docker-entrypoint.sh").chmod(0o755)
     started: list[Node] = []
     try:
-        for name, port in ports.items():
+        for name, port in reversed(ports.items()):
             home = make_private_dir(folder / name, identity)
             started.append(_start(folder, home, name, port, ports, path=f"{folder / 'bin'}:{tools.bin_dir}"))
-            started[-1].await_rows("select 1", [(1,)])
-        yield started[0], started[1]
+            if len(started) == 1:
+                _await_refusals(started[0])
+        standby, primary = started
+        primary.await_rows("select 1", [(1,)])
+        standby.await_rows("select 1", [(1,)])
+        yield primary, standby
     finally:
         for node in started:
             node.process.send_signal(signal.SIGINT)
         for node in started:
             node.process.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _await_refusals(standby: Node) -> None:
+    """Wait until a standby without data has asked in vain twice."""
+    ends = time.monotonic() + START_LIMIT_S
+    while (said := (standby.home / "log").read_text()).count("Connection refused") < 2:
+        assert time.monotonic() < ends, said
+        time.sleep(0.1)
 
 
 def _start(folder: Path, home: Path, name: str, port: int, ports: dict[str, int], *, path: str) -> Node:
@@ -216,6 +228,15 @@ def test_a_node_is_healthy_when_clients_reach_it_and_not_before(nodes: tuple[Nod
     for node in nodes:
         assert not (node.home / "healthy-too-early").exists()
         subprocess.run(["sh", "-c", node.environment["HEALTH"]], env=node.environment, timeout=30, check=True)
+
+
+def test_a_standby_that_starts_before_the_primary_waits_for_it(nodes: tuple[Node, Node]) -> None:
+    """In a cluster both start at once. A container that ended would be started again after 10 s, 20 s, up to 5 min."""
+    _, standby = nodes
+
+    assert "Connection refused" in (standby.home / "log").read_text()
+    assert standby.process.poll() is None
+    assert standby.rows("select pg_is_in_recovery()") == [(True,)]
 
 
 def test_what_the_application_writes_is_on_the_standby(nodes: tuple[Node, Node]) -> None:
