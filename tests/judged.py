@@ -19,6 +19,8 @@ from pathlib import Path
 
 from synapse_ops.manifests.bundle import render_bundle
 from synapse_ops.spec import load_spec
+from tests.cluster.node import why_no_node
+from tests.cluster.stack_images import why_no_images
 from tests.manifests.specs import CHANGES, spec_of
 from tools import TOOLS
 
@@ -37,7 +39,15 @@ class Judge:
 
 JUDGES = {
     "test-cluster": Judge(
-        "kubernetes/*", ("tests/cluster/*.py", "tests/manifests/specs.py", "requirements/cluster/**/*")
+        "kubernetes/*",
+        (
+            "tests/cluster/*.py",
+            "tests/engine/*.py",
+            "tests/engine/stand_ins/**/*",
+            "tests/manifests/specs.py",
+            "requirements/cluster/**/*",
+            "deploy/Dockerfile*",
+        ),
     ),
     "prove-release": Judge(
         "**/*",
@@ -71,6 +81,15 @@ def digest_of(judge: Judge) -> str:
     return whole.hexdigest()
 
 
+def _absent(target: str) -> list[str]:
+    """Return what a target would have judged with, had it been there: it passes without, and has not judged all."""
+    if target == "prove-release":
+        return [tool.name for tool in TOOLS if tool.version() is None]
+    if target == "test-cluster":
+        return [reason for reason in (why_no_node(), why_no_images()) if reason]
+    return []
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("target", choices=sorted(JUDGES))
@@ -78,9 +97,9 @@ def main() -> int:
     arguments = parser.parse_args()
     kept = json.loads(DATA.read_text(encoding="utf-8"))
     found = digest_of(JUDGES[arguments.target])
-    absent = [tool.name for tool in TOOLS if tool.version() is None] if arguments.target == "prove-release" else []
+    absent = _absent(arguments.target)
     if arguments.passed and absent:
-        print(f"{arguments.target}: not kept as passed, for not all tools are installed: {', '.join(absent)}")
+        print(f"{arguments.target}: not kept as passed, for not all can be judged here: {'; '.join(absent)}")
         return 0
     if arguments.passed:
         DATA.write_text(json.dumps(kept | {arguments.target: found}, indent=1, sort_keys=True) + "\n", encoding="utf-8")

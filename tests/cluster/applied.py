@@ -20,6 +20,7 @@ from tests.cluster.control_plane import ADMIN, DEFAULT_CLASS, PROGRAMS, ControlP
 
 AVAILABLE_TIMEOUT_S = 60
 _GROUPS = {
+    "Service": "api/v1",
     "Deployment": "apis/apps/v1",
     "StatefulSet": "apis/apps/v1",
     "HorizontalPodAutoscaler": "apis/autoscaling/v2",

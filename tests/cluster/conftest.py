@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.cluster.applied import Applied, rendered_and_applied
 from tests.cluster.control_plane import ControlPlane, running_control_plane
 from tests.cluster.node import Node, running_node, why_no_node
+from tests.cluster.stack_images import stack_images, why_no_images
 
 ApplySpec = Callable[[str, Mapping[str, Any]], Applied]
 
@@ -28,6 +30,15 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         pytest.skip(reason)
     with running_node(tmp_path_factory.mktemp("node")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an archive of the images that the example spec's stack needs."""
+    reason = why_no_node() or why_no_images()
+    if reason is not None:
+        pytest.skip(reason)
+    return stack_images(tmp_path_factory.mktemp("engine"))
 
 
 @pytest.fixture(scope="session")

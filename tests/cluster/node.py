@@ -100,6 +100,12 @@ class Ground:
     own: str
     pods: IPv4Network
 
+    @property
+    def cgroup(self) -> Path:
+        """Return the cgroup below which its pods are, in the hierarchy of the controller of memory."""
+        place = _CGROUPS / "memory"
+        return (place if place.exists() else _CGROUPS) / self.folder.name
+
     def inside(self, *argv: str | Path) -> list[str]:
         """Return the command that runs a command in the node's namespaces."""
         target = ("--target", str(self.first.pid), "--net", "--pid", "--mount")
@@ -156,7 +162,7 @@ def running_node(folder: Path) -> Iterator[Node]:
     with ExitStack() as stack:
         ground = stack.enter_context(_ground(folder))
         plane = stack.enter_context(running_control_plane(folder / "control-plane", ground.host))
-        registry = stack.enter_context(serving_registry(ground.folder / "registry", ground.host))
+        registry = stack.enter_context(serving_registry(ground.host))
         archive = ground.folder / "pod.tar"
         save_program(archive, POD_IMAGE, PROGRAMS / "pod")
         registry.take(archive)

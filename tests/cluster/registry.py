@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
+import posixpath
 import tarfile
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 _MANIFEST, _CONFIG, _LAYER = (
     "application/vnd.oci.image.manifest.v1+json",
@@ -27,26 +29,42 @@ _MANIFEST, _CONFIG, _LAYER = (
 _CHUNK = 1 << 20
 
 
+class _Blob(NamedTuple):
+    """Where the bytes of a digest are: a layer stays in the archive that it came in, which is open."""
+
+    file: BinaryIO
+    start: int
+    size: int
+
+    def parts(self) -> Iterator[bytes]:
+        place, end = self.start, self.start + self.size
+        while place < end and (data := os.pread(self.file.fileno(), min(_CHUNK, end - place), place)):
+            yield data
+            place += len(data)
+
+
 @dataclass(frozen=True)
 class Registry:
-    """folder: a file for each digest. tags: the digest of the manifest by `<repository>:<tag>`."""
+    """tags: the digest of the manifest by `<repository>:<tag>`. What is read stays open as long as it is served."""
 
-    folder: Path
     address: str
     tags: dict[str, str] = field(default_factory=dict)
+    _blobs: dict[str, _Blob] = field(default_factory=dict)
+    _opened: ExitStack = field(default_factory=ExitStack)
 
     def take(self, archive: Path) -> list[str]:
-        """Keep the images of an archive of `docker save`, and return their names.
+        """Serve the images of an archive of `docker save`, and return their names. The file may then be removed.
 
         A name without a registry is Docker Hub's, as a node reads it: `redis:8` is `library/redis:8`.
         """
         names: list[str] = []
         kept: dict[str, dict[str, Any]] = {}  # a layer of many images is in the archive once
+        file = self._opened.enter_context(archive.open("rb"))
         with tarfile.open(archive) as tar:
             for image in json.loads(_read(tar, "manifest.json")):
                 config = self._keep(_read(tar, image["Config"]))
                 for name in image["Layers"]:
-                    kept[name] = kept[name] if name in kept else self._keep_member(tar, name)
+                    kept[name] = kept[name] if name in kept else self._keep_layer(file, tar, name)
                 manifest = {
                     "schemaVersion": 2,
                     "mediaType": _MANIFEST,
@@ -59,33 +77,38 @@ class Registry:
                     names.append(name)
         return names
 
-    def find(self, path: str) -> tuple[Path, str] | None:
-        """Return the file and the media type of what a path of the API names; None: there is no such thing."""
+    def find(self, path: str) -> tuple[str, _Blob, str] | None:
+        """Return the digest, the bytes and the media type of what a path of the API names; None: there is no such."""
         parts = path.partition("?")[0].removeprefix("/v2/").split("/")
         if len(parts) < 3:
             return None
         repository, kind, reference = "/".join(parts[:-2]), parts[-2], parts[-1]
         digest = self.tags.get(f"{repository}:{reference}", reference)
-        file = self.folder / digest.replace(":", "-")
-        if kind not in ("manifests", "blobs") or not digest.startswith("sha256:") or not file.is_file():
+        if kind not in ("manifests", "blobs") or digest not in self._blobs:
             return None
-        return file, _MANIFEST if kind == "manifests" else "application/octet-stream"
+        return digest, self._blobs[digest], _MANIFEST if kind == "manifests" else "application/octet-stream"
+
+    def close(self) -> None:
+        self._opened.close()
 
     def _keep(self, data: bytes) -> dict[str, Any]:
-        digest = hashlib.sha256(data).hexdigest()
-        (self.folder / f"sha256-{digest}").write_bytes(data)
-        return {"digest": f"sha256:{digest}", "size": len(data)}
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        file = self._opened.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - close() does
+        file.write(data)
+        file.flush()
+        self._blobs[digest] = _Blob(file, 0, len(data))
+        return {"digest": digest, "size": len(data)}
 
-    def _keep_member(self, tar: tarfile.TarFile, name: str) -> dict[str, Any]:
-        source = tar.extractfile(name)
+    def _keep_layer(self, file: BinaryIO, tar: tarfile.TarFile, name: str) -> dict[str, Any]:
+        member = tar.getmember(name)
+        while member.issym():  # a layer of two images, as older engines write it
+            member = tar.getmember(posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname)))
+        source, digest = tar.extractfile(member), hashlib.sha256()
         assert source is not None, name
-        making, digest, size = self.folder / "making", hashlib.sha256(), 0
-        with source, making.open("wb") as file:
-            while data := source.read(_CHUNK):
-                digest.update(data)
-                size += file.write(data)
-        making.rename(self.folder / f"sha256-{digest.hexdigest()}")
-        return {"digest": f"sha256:{digest.hexdigest()}", "size": size}
+        while data := source.read(_CHUNK):
+            digest.update(data)
+        self._blobs[f"sha256:{digest.hexdigest()}"] = _Blob(file, member.offset_data, member.size)
+        return {"digest": f"sha256:{digest.hexdigest()}", "size": member.size}
 
 
 def _read(tar: tarfile.TarFile, name: str) -> bytes:
@@ -113,11 +136,11 @@ class _Answer(BaseHTTPRequestHandler):
         elif found is None:
             self._head(HTTPStatus.NOT_FOUND, "application/json", 0)
         else:
-            file, kind = found
-            self._head(HTTPStatus.OK, kind, file.stat().st_size, file.name.replace("-", ":"))
+            digest, blob, kind = found
+            self._head(HTTPStatus.OK, kind, blob.size, digest)
             if self.command == "GET":
-                with file.open("rb") as source:
-                    shutil.copyfileobj(source, self.wfile, _CHUNK)
+                for data in blob.parts():
+                    self.wfile.write(data)
 
     do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
 
@@ -134,12 +157,11 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving_registry(folder: Path, host: str) -> Iterator[Registry]:
+def serving_registry(host: str) -> Iterator[Registry]:
     """Serve on a port of the host's choice while the block runs."""
-    folder.mkdir(parents=True)
     handler = type("Answer", (_Answer,), {})
     with ThreadingHTTPServer((host, 0), handler) as server:
-        registry = Registry(folder, f"http://{host}:{server.server_port}")
+        registry = Registry(f"http://{host}:{server.server_port}")
         handler.registry = registry  # type: ignore[attr-defined]
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -147,3 +169,4 @@ def serving_registry(folder: Path, host: str) -> Iterator[Registry]:
             yield registry
         finally:
             server.shutdown()
+            registry.close()

@@ -178,7 +178,7 @@ def test_a_pod_is_limited_to_the_memory_that_it_may_have(node: Node, pods: dict[
     kept = [
         each.read_text().strip()
         for name in ("memory.limit_in_bytes", "memory.max")
-        for each in Path("/sys/fs/cgroup").glob(f"**/{node.ground.folder.name}/**/pod{found['metadata']['uid']}/{name}")
+        for each in node.ground.cgroup.glob(f"**/pod{found['metadata']['uid']}/{name}")
     ]
 
     assert kept == [str(64 << 20)]

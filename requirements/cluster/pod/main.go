@@ -1,6 +1,7 @@
 // What pods of the tests run, in one static program: `pod` waits for a signal (the "pause" of a sandbox), `pod answer`
-// answers requests on $PORT, `pod get URL` prints what is answered, `pod touch FILE` and `pod rm FILE` make and remove a
-// file. `pod answer` answers 503 while /tmp/unwell is there.
+// answers requests on $PORT, and with 503 while /tmp/unwell is there; `pod get URL` prints what is answered; `pod ask URL
+// FILE` makes requests until the file is there, and prints how many were answered and why others were not; `pod touch FILE`
+// and `pod rm FILE` make and remove a file.
 package main
 
 import (
@@ -53,13 +54,40 @@ func run(name string, rest []string) error {
 		if answer.StatusCode >= 400 {
 			return fmt.Errorf("status %d", answer.StatusCode)
 		}
+	case name == "ask" && len(rest) == 2:
+		ask(rest[0], rest[1])
 	case name == "touch" && len(rest) == 1:
 		return os.WriteFile(rest[0], nil, 0o644)
 	case name == "rm" && len(rest) == 1:
 		return os.Remove(rest[0])
 	default:
-		fmt.Fprintln(os.Stderr, "usage: pod [pause|answer|get URL|touch FILE|rm FILE]")
+		fmt.Fprintln(os.Stderr, "usage: pod [pause|answer|get URL|ask URL FILE|touch FILE|rm FILE]")
 		os.Exit(2)
 	}
 	return nil
+}
+
+// Each request has a connection of its own, as those of many clients have.
+func ask(url string, end string) {
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	answered := 0
+	for {
+		if _, err := os.Stat(end); err == nil {
+			fmt.Println(answered, "answered")
+			return
+		}
+		answer, err := client.Get(url)
+		if err != nil {
+			fmt.Println("failed:", err)
+		} else {
+			if answer.StatusCode == http.StatusOK {
+				answered++
+			} else {
+				fmt.Println("failed:", answer.Status)
+			}
+			io.Copy(io.Discard, answer.Body)
+			answer.Body.Close()
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
