@@ -2,8 +2,9 @@
 
 Each tick compares one listing with the events. A backup or proof of the CLI or of another host becomes an event without
 a run; the newest backup without any proof gets a run of its proof asset; the checks `restore_proven` and
-`newest_proof_passed` are reported again when their verdict changed. The cursor only says what was seen last, to make an
-idle tick cheap: it can be thrown away, because a backup is known by its id in the metadata of an event.
+`newest_proof_passed` are reported again when their verdict changed. The cursor only says what was seen last of each
+subject, so that a tick reads the history of those alone that changed: it can be thrown away, because a backup is known
+by its id in the metadata of an event.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from synapse_ops.defs.backup.kinds import AssetKind
-from synapse_ops.defs.backup.restore_check import Judgement, evaluation_of, judge_now, judge_proofs
+from synapse_ops.defs.backup.restore_check import CHECK_NAME, PROOF_CHECK_NAME, evaluation_of, judge_now, judge_proofs
 from synapse_ops.defs.event_metadata import BACKUP_ID, PROOF_ID, backup_metadata, proof_id, proof_metadata
 from synapse_ops.defs.in_run import may_be_asked_again, newest_run
 from synapse_ops.defs.policies import TAG_BACKUP_ID, TAG_TRIGGER
@@ -32,6 +33,7 @@ EVENTS_PER_TICK = 100  # a first tick over a large repository must end within Da
 INTERVAL_S = 60
 PROOF_RETRY_S = 3600.0
 _PAGE = 1000
+_SHORT = 8  # digits of a digest in the cursor, which is stored with each tick
 FAULT = "fault"  # in the metadata of an observation: why a document could not be read
 _UNFINISHED = (
     dg.DagsterRunStatus.QUEUED,
@@ -43,14 +45,10 @@ _UNFINISHED = (
 
 @dataclass
 class _Findings:
-    """What one tick reports. is_complete: nothing was put off to the next tick.
-
-    is_settled: nothing that may pass by itself kept a document from being read, so that the cursor may move.
-    """
+    """What one tick reports. is_complete: nothing was put off to the next tick."""
 
     events: list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation] = field(default_factory=list)
     is_complete: bool = True
-    is_settled: bool = True
 
     @property
     def is_full(self) -> bool:
@@ -80,21 +78,24 @@ def look_at_repository(context: dg.SensorEvaluationContext, stack: "Stack", kind
     wanted = kind.expected(stack, context.instance)
     subjects = [name for name in catalog.subjects() if name in wanted]
     cursor = json.loads(context.cursor or "{}")
-    seen = _digest(f"{entry.place.prefix} {entry.listing_digest.hex()}" for entry in catalog.backups)
-    findings = _Findings()
-    if cursor.get("repository") != seen:
-        for subject in subjects:
-            _report_unknown(context.instance, kind, repository, catalog.of_subject(subject), findings)
+    findings, known = _Findings(), cursor.get("subjects", {})
+    seen = {subject: known.get(subject, "") for subject in subjects}
+    for subject in subjects:
+        entries = catalog.of_subject(subject)
+        lies_there = _digest(f"{entry.place.prefix} {entry.listing_digest.hex()}" for entry in entries)[:_SHORT]
+        if lies_there != seen[subject] and _report_unknown(context.instance, kind, repository, entries, findings):
+            seen[subject] = lies_there
     for judge in (judge_now, judge_proofs):
         judgement = judge(kind, stack, context.instance, catalog)
         name, proven = judgement.check.name, judgement.proven
-        verdict = _digest([judgement.sentence, *(f"{backup_id} {at.isoformat()}" for _, backup_id, at, _ in proven)])
+        faults = map(str, (*judgement.failing, *judgement.warned))
+        verdict = _digest([*faults, *(f"{backup_id} {at.isoformat()}" for _, backup_id, at, _ in proven)])
         if findings.is_complete and judgement.is_due and cursor.get(name) != verdict:
-            if _says_otherwise(context.instance, judgement):
-                findings.events.append(evaluation_of(judgement, kind=kind, instance=context.instance))
+            evaluation = evaluation_of(judgement, kind=kind, instance=context.instance)
+            if _says_otherwise(context.instance, evaluation, f"{kind.noun}s"):
+                findings.events.append(evaluation)
             cursor[name] = verdict
-    if findings.is_complete and findings.is_settled:
-        cursor["repository"] = seen
+    cursor = {"subjects": seen, **{name: cursor[name] for name in (CHECK_NAME, PROOF_CHECK_NAME) if name in cursor}}
     requests = _proof_requests(context.instance, kind, catalog, subjects) if findings.is_complete else []
     return dg.SensorResult(
         asset_events=findings.events, run_requests=requests, cursor=json.dumps(cursor, sort_keys=True)
@@ -107,37 +108,42 @@ def _report_unknown(
     repository: "Repository",
     entries: Sequence["CatalogEntry"],
     findings: _Findings,
-) -> None:
-    """Add events for the backups and proofs of one subject without an event, the oldest first."""
+) -> bool:
+    """Add events for the backups and proofs of one subject without an event, the oldest first.
+
+    Returns whether nothing of it was put off: by a full tick, a run in progress, or a fault that may pass by itself.
+    """
     from synapse_ops.operations.backup.catalog import read_proofs, read_record
 
-    if not entries:
-        return
-    subject = entries[0].place.subject
+    if findings.is_full:
+        findings.is_complete = False
+        return False
+    subject, is_done = entries[0].place.subject, True
     known_backups = _known(instance, kind.backup_key, subject, BACKUP_ID)
     known_proofs = _known(instance, kind.proof_key, subject, PROOF_ID)
     for entry in reversed(entries):
         if findings.is_full:
             findings.is_complete = False
-            return
+            return False
         try:
             if entry.place.backup_id not in known_backups.names and not entry.unreadable_reason:
                 record = read_record(repository, entry.place)
                 if _is_in_progress(instance, record.correlation_id):
-                    findings.is_complete = False  # its own run is about to report it
+                    findings.is_complete = is_done = False  # its own run is about to report it
                     continue
                 findings.events.append(
                     _backup_event(kind, record, repository.store.full_url(entry.place.prefix), subject)
                 )
             if entry.was_tried:
-                _report_proofs(instance, kind, repository, entry, known_proofs.names, read_proofs, findings)
+                is_done &= _report_proofs(instance, kind, repository, entry, known_proofs.names, read_proofs, findings)
         except SynapseOpsError as error:
             # one backup that cannot be read must not hide the others, nor be reported at every tick
-            findings.is_settled &= not error.retryable
+            is_done &= not error.retryable
             fault = error.render()
             if (entry.place.backup_id, fault) not in known_backups.faults:
                 metadata = {BACKUP_ID: entry.place.backup_id, FAULT: fault}
                 findings.events.append(dg.AssetObservation(kind.backup_key, partition=subject, metadata=metadata))
+    return is_done
 
 
 def _backup_event(kind: AssetKind, record: Any, url: str, subject: str) -> dg.AssetMaterialization:
@@ -158,17 +164,21 @@ def _report_proofs(
     known: set[str],
     read_proofs: Any,
     findings: _Findings,
-) -> None:
-    """Add an event for each proof of a backup without one: a failed one is an observation."""
+) -> bool:
+    """Add an event for each proof of a backup without one: a failed one is an observation.
+
+    Returns whether none was left to a run in progress.
+    """
+    is_done = True
     if entry.proven_at is not None and entry.not_attempted_at is None:
         at = f"{entry.place.backup_id}@{entry.proven_at.isoformat(timespec='seconds')}"
         if at in known:
-            return
+            return True
     for record in read_proofs(repository, entry.place):
         if proof_id(record) in known:
             continue
         if _is_in_progress(instance, record.correlation_id):
-            findings.is_complete = False
+            findings.is_complete = is_done = False
             continue
         event = dg.AssetMaterialization if str(record.verdict) == "proven" else dg.AssetObservation
         url = repository.store.full_url(entry.place.prefix)
@@ -180,6 +190,7 @@ def _report_proofs(
                 metadata=proof_metadata(record, url),
             )
         )
+    return is_done
 
 
 @dataclass(frozen=True)
@@ -218,12 +229,22 @@ def _is_in_progress(instance: dg.DagsterInstance, run_id: str) -> bool:
     return run is not None and not run.is_finished
 
 
-def _says_otherwise(instance: dg.DagsterInstance, judgement: Judgement) -> bool:
-    """Say whether the check's last evaluation differs, so that a restarted sensor does not repeat it."""
+def _says_otherwise(instance: dg.DagsterInstance, evaluation: dg.AssetCheckEvaluation, table: str) -> bool:
+    """Say whether the check's last evaluation differs, so that a restarted sensor does not repeat it.
+
+    table: in the metadata, of the subjects; the sentence names only some of many.
+    """
     from synapse_ops.systems.dagster_storage import last_evaluation
 
-    last = last_evaluation(instance, judgement.check.asset_key, judgement.check.name)
-    return last is None or last.passed != judgement.passed or last.description != judgement.sentence
+    last = last_evaluation(instance, evaluation.asset_key, evaluation.check_name)
+    if last is None or (last.passed, last.description) != (evaluation.passed, evaluation.description):
+        return True
+    return _rows(last, table) != _rows(evaluation, table)
+
+
+def _rows(evaluation: dg.AssetCheckEvaluation, table: str) -> list[Any]:
+    found = evaluation.metadata.get(table)
+    return [dict(record.data) for record in found.records] if isinstance(found, dg.TableMetadataValue) else []
 
 
 def _proof_requests(

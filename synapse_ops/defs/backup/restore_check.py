@@ -19,6 +19,7 @@ from synapse_ops.defs.event_metadata import Metadata, table
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.runbook_links import runbook_of_check
 from synapse_ops.domain.backup.faults import fault_of, newest_proof_fault_of, warning_of
+from synapse_ops.domain.first_of_many import MOST, first_of_many
 
 if TYPE_CHECKING:
     from synapse_ops.domain.backup.catalog import CatalogEntry
@@ -63,16 +64,26 @@ class Judgement:
         return dg.AssetCheckSeverity.ERROR if self.failing or not self.warned else dg.AssetCheckSeverity.WARN
 
     @property
+    def newest_proven(self) -> tuple[tuple[str, str, datetime, str], ...]:
+        """Of few all that are proven, in order; of many the newest, so that each new proof is among them."""
+        if len(self.proven) <= MOST:
+            return self.proven
+        return tuple(sorted(self.proven, key=lambda row: row[2], reverse=True))
+
+    @property
     def sentence(self) -> str:
-        """The verdict in words: what cannot be counted on and why, or what was restored; ids of backups after it."""
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in (*self.failing, *self.warned))
+        """The verdict in words: what cannot be counted on and why, or what was restored; ids of backups after it.
+
+        Of many subjects it names some.
+        """
+        reasons = first_of_many([f"{name}: {reason}" for name, reason in (*self.failing, *self.warned)], "; ")
         if self.failing:
-            names = ", ".join(name for name, _ in self.failing)
+            names = first_of_many([name for name, _ in self.failing])
             return f"Do not count on the newest backup of {names}. {reasons}"
         proven: dict[str, list[str]] = {}
-        for name, found, _, outcome in self.proven:
+        for name, found, _, outcome in self.newest_proven:
             proven.setdefault(f"{outcome[:1].upper()}{outcome[1:]}", []).append(f"{name} ({found})")
-        return reasons or " ".join(f"{outcome}: {', '.join(names)}." for outcome, names in proven.items())
+        return reasons or " ".join(f"{outcome}: {first_of_many(names)}." for outcome, names in proven.items())
 
 
 def judge_repository(
@@ -139,12 +150,15 @@ def evaluation_of(
     backup_id: str | None = None,
     run_id: str | None = None,
 ) -> dg.AssetCheckEvaluation:
-    """Return the verdict as an event of its asset, with the backup and run that led to it."""
+    """Return the verdict as an event of its asset, with the backup and run that led to it.
+
+    Its table holds what fails or warns, and of what is proven the newest: each proof writes one.
+    """
     rows = [{kind.noun: name, "verdict": "failing", "what": reason} for name, reason in judgement.failing]
     rows += [{kind.noun: name, "verdict": "warning", "what": reason} for name, reason in judgement.warned]
     rows += [
         {kind.noun: name, "verdict": "proven", "what": f"{found} at {at.isoformat(timespec='seconds')}, {outcome}"}
-        for name, found, at, outcome in judgement.proven
+        for name, found, at, outcome in judgement.newest_proven[:MOST]
     ]
     from synapse_ops.systems.dagster_storage import newest_as_target
 

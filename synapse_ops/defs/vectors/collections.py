@@ -15,6 +15,7 @@ from synapse_ops.defs.in_run import operation_of
 from synapse_ops.defs.policies import PRIORITY_RESTORE, run_tags
 from synapse_ops.defs.resources import StackResource
 from synapse_ops.defs.runbook_links import runbook_of_check
+from synapse_ops.domain.first_of_many import first_of_many
 from synapse_ops.errors import Refused, Unreachable
 
 FORGET_LIMIT = timedelta(minutes=10)
@@ -55,7 +56,7 @@ class Discovery:
         """The verdict in words."""
         if self.vanished:
             return "not on the server any more: " + ", ".join(self.vanished)
-        return f"all {len(self.present)} collections are there: {', '.join(self.present)}"
+        return f"all {len(self.present)} collections are there: {first_of_many(self.present)}"
 
 
 def discover(stack: StackResource, instance: dg.DagsterInstance) -> Discovery:

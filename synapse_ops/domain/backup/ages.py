@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from synapse_ops.domain.backup.catalog import CatalogEntry
 from synapse_ops.domain.durations import format_age, format_when
+from synapse_ops.domain.first_of_many import first_of_many
 
 SLACK = timedelta(hours=2)  # a change of clock moves a schedule by an hour; taking and proving take their time
 WAL_PROMISE = timedelta(minutes=1)  # it is stored each second; a slow store and a restarted receiver are not a fault
@@ -46,8 +47,10 @@ class AgeVerdict:
     def sentence(self) -> str:
         """The verdict; it holds moments and no ages, so that it stays the same until something happens."""
         if self.late:
-            return f"{'; '.join(self.late)}. {self.promise}"
-        return f"{self.promise} " + (f"Newest: {', '.join(self.said)}." if self.said else "There is nothing to judge.")
+            return f"{first_of_many(self.late, '; ')}. {self.promise}"
+        return f"{self.promise} " + (
+            f"Newest: {first_of_many(self.said)}." if self.said else "There is nothing to judge."
+        )
 
 
 def backup_ages(entries: Entries, longest_gap: timedelta, now: datetime, time_zone: str) -> AgeVerdict:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -61,7 +63,7 @@ IN_FLIGHT = 300  # backups whose documents are being read: three pages of a list
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024  # a backup.json is a few KiB; a larger one is not ours
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Catalog:
     """What one reading found. backups: newest first. left_overs: prefixes without one. foreign_count: keys not ours.
 
@@ -83,10 +85,19 @@ class Catalog:
         )
 
     def of_subject(self, subject: str) -> tuple[CatalogEntry, ...]:
-        return tuple(entry for entry in self.backups if entry.place.subject == subject)
+        """Return its backups, newest first."""
+        return tuple(self.backups[place] for place in self._places.get(subject, ()))
 
     def subjects(self) -> tuple[str, ...]:
-        return tuple(sorted({entry.place.subject for entry in self.backups}))
+        return tuple(sorted(self._places))
+
+    @cached_property
+    def _places(self) -> Mapping[str, array[int]]:
+        """Where the backups of each subject are: every subject is asked for, and there may be thousands of each."""
+        found: dict[str, array[int]] = {}
+        for place, entry in enumerate(self.backups):
+            found.setdefault(entry.place.subject, array("L")).append(place)
+        return found
 
 
 def read_catalog(repository: Repository, *, subject: str | None = None) -> Catalog:

@@ -12,9 +12,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from synapse_ops.defs.backup import repository_sensor
 from synapse_ops.defs.backup.kinds import COLLECTIONS, DATABASES
 from synapse_ops.defs.backup.repository_sensor import look_at_repository
-from synapse_ops.defs.backup.restore_check import CHECK_NAME, PROOF_CHECK_NAME
+from synapse_ops.defs.backup.restore_check import CHECK_NAME, PROOF_CHECK_NAME, Judgement, evaluation_of
 from synapse_ops.domain.backup.layout import BACKUP, BackupPlace
 from synapse_ops.domain.backup.proof_record import Verdict
 from synapse_ops.domain.backup.record import BackupRecord
@@ -285,6 +286,79 @@ def test_idle_tick_reads_no_event_and_reports_nothing(repository: Repository) ->
 
     assert list(result.asset_events) == []
     assert json.loads(repository.cursor or "{}") == before
+
+
+def test_a_tick_reads_the_events_of_those_that_changed_alone(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a night of 200 dumps each tick has news of one database: the history of the others is not read for it."""
+    for number, database in enumerate(("synapse", "orders")):
+        backup = store_backup(repository.store, NOW - timedelta(hours=3), database=database, number=number)
+        store_proof(repository.store, backup, NOW - timedelta(hours=2))
+    repository.tick()
+    read: list[str] = []
+    known = repository_sensor._known
+
+    def watched(instance: dg.DagsterInstance, key: dg.AssetKey, subject: str, name: str) -> Any:
+        read.append(subject)
+        return known(instance, key, subject, name)
+
+    monkeypatch.setattr(repository_sensor, "_known", watched)
+    new = store_backup(repository.store, NOW - timedelta(hours=1), database="orders", number=2)
+    repository.tick()
+    repository.tick()
+
+    assert new.place.backup_id in repository.reported()
+    assert set(read) == {"orders"}
+    assert len(read) == 2  # its dumps and its proofs, once
+
+
+def test_a_full_tick_goes_on_where_it_ended(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large repository that Dagster does not know is reported in parts, and no part of it is read twice."""
+    monkeypatch.setattr(repository_sensor, "EVENTS_PER_TICK", 2)
+    for number, database in enumerate(("orders", "synapse")):
+        backup = store_backup(repository.store, NOW - timedelta(hours=3), database=database, number=number)
+        store_proof(repository.store, backup, NOW - timedelta(hours=2))
+
+    first = repository.tick()
+    seen = json.loads(repository.cursor or "{}")["subjects"]
+    repository.tick()
+    last = repository.tick()
+
+    assert [event.partition for event in first.asset_events] == ["orders", "orders"]  # type: ignore[union-attr]
+    assert (bool(seen["orders"]), bool(seen["synapse"])) == (True, False)
+    assert list(last.asset_events) == []
+    assert repository.check_passed() is True
+
+
+def test_a_verdict_on_many_databases_stays_small() -> None:
+    """Each proof writes it anew: 2,000 databases take no more room in it than 40, and a new proof changes it."""
+
+    def verdict(databases: int, *, newest: int) -> dg.AssetCheckEvaluation:
+        proven = tuple(
+            (f"db_{number:04}", f"backup_{number:04}", NOW - timedelta(days=number != newest), "restored")
+            for number in range(databases)
+        )
+        judgement = Judgement(dg.AssetCheckKey(DUMP_KEY, CHECK_NAME), (), (), (), proven)
+        with dg.DagsterInstance.ephemeral() as instance:
+            return evaluation_of(judgement, kind=DATABASES, instance=instance)
+
+    few, many = verdict(40, newest=0), verdict(2000, newest=0)
+
+    assert len(str(many)) < 1.02 * len(str(few))
+    assert (many.description or "").endswith("and 1980 more.")
+    assert many.metadata["proven_databases"].value == 2000
+    assert verdict(2000, newest=1999).description != many.description
+
+
+def test_of_many_failing_databases_some_are_named() -> None:
+    failing = tuple((f"db_{number:04}", "no backup at all") for number in range(2000))
+
+    judgement = Judgement(dg.AssetCheckKey(DUMP_KEY, CHECK_NAME), failing, (), (), ())
+
+    assert judgement.sentence.startswith("Do not count on the newest backup of db_0000, db_0001")
+    assert "and 1980 more. db_0000: no backup at all; " in judgement.sentence
+    assert len(judgement.sentence) < 2000
 
 
 def test_a_backup_that_cannot_be_read_stops_no_other(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
