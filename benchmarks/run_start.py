@@ -21,7 +21,7 @@ from pathlib import Path
 from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
 
 from synapse_ops.cli.options import Place
-from synapse_ops.local.embedded_stack import running_stack
+from synapse_ops.local.embedded_stack import reset_stack, running_stack
 from synapse_ops.local.example_data import load_example_data
 from synapse_ops.services.dagster.console import Console, start_console
 from synapse_ops.spec.units import parse_size
@@ -45,6 +45,7 @@ def main() -> None:
             with start_console(folder / "state", running.spec_path, webserver=False) as console:
                 measure(console, database, chosen.dumps, chosen.rounds)
     finally:
+        reset_stack(folder / "state")  # root's is a link to a folder under /var/lib
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,7 @@ def measure_dumps(console: Console, site: Site, runs: int, limits: tuple[int, in
     console.instance.event_log_storage.set_concurrency_slots(POOL_POSTGRES_IO, pool)
     names = [site.databases[number % len(site.databases)] for number in range(runs)]
     began_s, busy = time.time(), psutil.cpu_times()
-    with peak_memory() as memory:
+    with sampled(site) as peak:
         run_ids = [console.start_job("backup_database", partition=name) for name in names]
         asked_s = time.time() - began_s
         wait_until_done(console, runs, f"dumps with pool {pool}, lane {lane}", "backup_database")
@@ -206,18 +207,19 @@ def measure_dumps(console: Console, site: Site, runs: int, limits: tuple[int, in
         "work_p50_s": _between(stages, "STEP_START", "STEP_SUCCESS"),
         "end_p50_s": _between(stages, "STEP_SUCCESS", "RUN_SUCCESS"),
         "host_busy": _busy_share(busy, psutil.cpu_times()),
-        "memory_peak_mib": round(max(memory)),
+        **weight_of(site, run_ids),
+        "memory_peak_mib": round(peak.memory_mib),
+        "storage_connections": peak.connections,
     }
 
 
 def measure_proofs(console: Console, site: Site) -> Rows:
     """Return a row for a few proofs, and what their events weigh."""
-    before = _newest_event(site)
     names = site.databases[:PROOFS]
     for name in names:
-        if console.asset_metadata(DATABASES.backup_key.to_user_string(), name) is None:
-            console.wait_for_run(console.start_job("backup_database", partition=name), timeout_s=RUN_TIMEOUT_S)
-    began_s = time.time()
+        console.start_job("backup_database", partition=name)
+    wait_until_done(console, len(names), "dumps to prove", "backup_database")
+    before, began_s = _newest_event(site), time.time()
     run_ids = [console.start_job("prove_database", partition=name) for name in names]
     wait_until_done(console, len(names), "proofs", "prove_database")
     stages = stages_of(site, run_ids)
@@ -231,12 +233,13 @@ def measure_proofs(console: Console, site: Site) -> Rows:
             "whole_s": round(whole_s, 1),
             "proofs_per_hour": round(len(done) / whole_s * 3600),
             "work_p50_s": _between(stages, "STEP_START", "RUN_SUCCESS"),
+            **weight_of(site, run_ids),
             **{f"check_{name}": checks[0][name] if checks else 0 for name in ("rows", "mean_bytes")},
         }
     ]
 
 
-def wait_until_done(console: Console, runs: int, what: str, job: str | None = None) -> None:
+def wait_until_done(console: Console, runs: int | None, what: str, job: str | None = None) -> None:
     """Return when no run of a job (any) is left."""
     deadline = time.monotonic() + RUN_TIMEOUT_S
     shown_s = 0.0
@@ -246,7 +249,7 @@ def wait_until_done(console: Console, runs: int, what: str, job: str | None = No
             return
         if time.monotonic() - shown_s > 10:
             shown_s = time.monotonic()
-            tell(f"{what}: {left} of {runs} left")
+            tell(f"{what}: {left}{f' of {runs}' if runs else ''} left")
         time.sleep(1)
     raise SystemExit(f"{what}: not done within {RUN_TIMEOUT_S:g} s")
 
@@ -273,6 +276,16 @@ def stages_of(site: Site, run_ids: Sequence[str]) -> dict[str, dict[str, float]]
     return found
 
 
+def weight_of(site: Site, run_ids: Sequence[str]) -> dict[str, object]:
+    """Return how many event rows each run wrote, and how large they are."""
+    [[count, size]] = ask(
+        site,
+        "SELECT count(*), coalesce(sum(octet_length(event)), 0) FROM event_logs WHERE run_id = ANY(%s)",
+        [list(run_ids)],
+    )
+    return {"rows_each": round(count / len(run_ids), 1), "kib_each": round(int(size) / len(run_ids) / 1024, 1)}
+
+
 def most_at_once(spans: Sequence[tuple[float, float]]) -> int:
     marks = sorted([(begin, 1) for begin, _ in spans] + [(end, -1) for _, end in spans])
     now = most = 0
@@ -294,10 +307,20 @@ def _busy_share(before: Any, after: Any) -> str:
     return f"{1 - idle / sum(spent):.0%}"
 
 
+@dataclass
+class Peak:
+    """The most at any sample. memory_mib: PSS of this process and all below it: stack, Dagster, runs. connections: to
+    Dagster's storage.
+    """
+
+    memory_mib: float = 0.0
+    connections: int = 0
+
+
 @contextmanager
-def peak_memory() -> Iterator[list[float]]:
-    """Sample the PSS (MiB) of this process and all below it: stack, Dagster, runs and what they start."""
-    found, done = [0.0], threading.Event()
+def sampled(site: Site) -> Iterator[Peak]:
+    """Yield what is sampled while the block runs."""
+    peak, done = Peak(), threading.Event()
 
     def sample() -> None:
         while not done.wait(SAMPLE_S):
@@ -306,12 +329,15 @@ def peak_memory() -> Iterator[list[float]]:
                 with suppress(psutil.Error, OSError, StopIteration):
                     lines = Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines()
                     total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-            found.append(total / 1024)
+            peak.memory_mib = max(peak.memory_mib, total / 1024)
+            with suppress(psycopg.OperationalError):
+                [[count]] = ask(site, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'")
+                peak.connections = max(peak.connections, count)
 
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
     try:
-        yield found
+        yield peak
     finally:
         done.set()
         sampler.join()
@@ -383,7 +409,7 @@ def measure_idle(console: Console, site: Site, minutes: float) -> tuple[Rows, Ro
     """Return shares of a core, and rows a day by kind: a stretch in which nothing is asked for."""
     tell("waiting until what the sensors found is done")
     time.sleep(90)  # every sensor has ticked
-    wait_until_done(console, 0, "what the sensors asked for")
+    wait_until_done(console, None, "what the sensors asked for")
     time.sleep(30)
     before, counts, newest, began_s = cpu_s(site.state_dir), counters(site.state_dir), _newest_event(site), time.time()
     tell(f"nothing happens for {minutes:g} minutes")
@@ -553,7 +579,7 @@ def ask(site: Site, statement: str, values: Sequence[object] = ()) -> list[Any]:
     """Ask Dagster's storage."""
     url = (site.state_dir / "secrets" / "dagster-storage.url").read_text(encoding="utf-8").strip()
     with psycopg.connect(url, autocommit=True) as connection:
-        return connection.execute(statement, list(values)).fetchall()  # type: ignore[arg-type]
+        return connection.execute(statement, list(values)).fetchall()
 
 
 def _newest_event(site: Site) -> int:
@@ -610,7 +636,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=200, help="dumps with the shipped limits")
     parser.add_argument("--compare-runs", type=int, default=60, help="dumps with each of the higher limits")
     parser.add_argument("--history", type=int, default=7, help="days of a proven backup of each database")
-    parser.add_argument("--minutes", type=float, default=6, help="the measured stretch in which nothing happens")
+    parser.add_argument("--minutes", type=float, default=10, help="the measured stretch in which nothing happens")
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this one; may be repeated")
     return parser.parse_args()
 

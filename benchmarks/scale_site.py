@@ -21,7 +21,7 @@ import psycopg
 from synapse_ops.cli.options import Place
 from synapse_ops.defs.backup.kinds import DATABASES
 from synapse_ops.defs.event_metadata import backup_metadata, proof_metadata
-from synapse_ops.local.embedded_stack import running_stack
+from synapse_ops.local.embedded_stack import reset_stack, running_stack
 from synapse_ops.operations.stack import Stack
 from synapse_ops.systems.qdrant.server import open_qdrant
 from tests.stored_backups import store_backup, store_proof
@@ -52,13 +52,15 @@ def running_site(databases: int, collections: int, tell: Tell) -> Iterator[Site]
     try:
         with running_stack(folder / "state") as running:
             tell("the embedded stack runs")
-            spec, first = running.spec_path, Site(folder / "state", running.spec_path, ())
+            state_dir = (folder / "state").resolve()  # of root it is a link, and processes are known by their folder
+            spec, first = running.spec_path, Site(state_dir, running.spec_path, ())
             names = [f"tiny_{number:04}" for number in range(databases)]
             make_databases(first.stack(), names, tell)
             write_databases(spec, names)
             make_collections(first.stack(), collections, tell)
-            yield Site(folder / "state", spec, tuple(names))
+            yield Site(state_dir, spec, tuple(names))
     finally:
+        reset_stack(folder / "state")
         shutil.rmtree(folder, ignore_errors=True)
 
 
