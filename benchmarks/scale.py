@@ -137,7 +137,7 @@ def measure_site(site: Site, stages: Sequence[str], options: argparse.Namespace,
             report.add("pages of the UI", measure_pages(console.service, keys, name, ROUNDS, tell))
     if "queue" in stages:
         with console_of(site) as console:
-            report.add("a queue that nothing leaves", measure_queue(console, site))
+            report.add("a queue that nothing leaves", measure_queue(console, site, options.queued))
     report.add("tables of Dagster's storage at the end", table_sizes(site))
 
 
@@ -460,13 +460,13 @@ def measure_idle(console: Console, site: Site, minutes: float) -> tuple[Rows, Ro
     return parts, rows
 
 
-def measure_queue(console: Console, site: Site) -> Rows:
+def measure_queue(console: Console, site: Site, lengths: Sequence[int]) -> Rows:
     """Return what the daemon takes while runs wait for a pool that gives no place."""
     rows: Rows = []
     hold_sensors(console)
     console.instance.event_log_storage.set_concurrency_slots(POOL_POSTGRES_IO, 0)
     waiting = 0
-    for wanted in QUEUED:
+    for wanted in sorted(lengths):
         began_s = time.time()
         added = wanted - waiting
         for number in range(waiting, wanted):
@@ -637,6 +637,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--compare-runs", type=int, default=60, help="dumps with each of the higher limits")
     parser.add_argument("--history", type=int, default=7, help="days of a proven backup of each database")
     parser.add_argument("--minutes", type=float, default=10, help="the measured stretch in which nothing happens")
+    parser.add_argument(
+        "--queued", type=int, nargs="+", default=QUEUED, help="lengths of the queue that nothing leaves"
+    )
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this one; may be repeated")
     return parser.parse_args()
 
