@@ -9,7 +9,7 @@ VENV := $(HERE).venv
 BIN := $(VENV)/bin
 SETUP := cd "$(HERE)" && PYTHON="$(PYTHON)" sh requirements/install
 
-.PHONY: help install demo demo-recovery test test-scenarios test-stores test-cluster prove-monitoring prove-release ui quick check bench soak docs lock clean
+.PHONY: help install demo demo-recovery test test-scenarios test-stores test-cluster test-compose image prove-monitoring prove-release ui quick check bench soak docs lock clean
 
 help:
 	@echo "make demo    start the embedded stack, back it up, prove the backup, plan retention, show what happened"
@@ -19,6 +19,8 @@ help:
 	@echo "make test-scenarios  whole stacks: closed terminals, killed processes, a year of history"
 	@echo "make test-stores  the backup-repository tests against a second S3 server, built with Go"
 	@echo "make test-cluster  apply the rendered manifests to a real Kubernetes control plane, built with Go"
+	@echo "make test-compose  build the images and start the rendered compose file on a Docker engine (installs it; root)"
+	@echo "make image   build the image of Synapse Ops with Docker, and list what is in it (SBOM)"
 	@echo "make prove-monitoring  run the rendered files in a real Prometheus and Alertmanager (installs Debian packages)"
 	@echo "make prove-release  check every rendered document of the example spec with outside tools"
 	@echo "make ui      open the Dagster instance that the demo filled"
@@ -46,7 +48,7 @@ ui:
 
 test:
 	@$(SETUP) dev
-	@cd "$(HERE)" && "$(BIN)/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not scenario and not cluster"
+	@cd "$(HERE)" && "$(BIN)/python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not scenario and not cluster and not engine"
 
 test-scenarios:
 	@$(SETUP) dev
@@ -65,6 +67,19 @@ test-cluster:
 	@cd "$(HERE)" && sh requirements/engine || echo "note: tests with the stack's images on a real node are skipped" >&2
 	@cd "$(HERE)" && SYNAPSE_TEST_CLUSTER=1 "$(BIN)/python" -m pytest tests/cluster
 	@cd "$(HERE)" && "$(BIN)/python" -m tests.judged test-cluster --passed
+
+# where no engine can be had, nothing is proven and nothing kept as passed; that is said, and is no failure
+test-compose:
+	@$(SETUP) dev
+	@cd "$(HERE)" && sh requirements/manifest-tools
+	@cd "$(HERE)" && if sh requirements/engine && "$(BIN)/python" -m tests.engine.engine; then \
+	  SYNAPSE_TEST_ENGINE=1 "$(BIN)/python" -m pytest tests/engine && \
+	  "$(BIN)/python" -m tests.judged test-compose --passed; \
+	else echo "!!! test-compose is SKIPPED: the line above says why. No image and no compose file was tried" >&2; fi
+
+image:
+	@cd "$(HERE)" && docker build --file deploy/Dockerfile --tag synapse-ops .
+	@cd "$(HERE)" && sh deploy/sbom synapse-ops:latest dist/synapse-ops.cdx.json
 
 prove-monitoring:
 	@$(SETUP) dev

@@ -38,7 +38,11 @@ def no_secret_of_another_test() -> Iterator[None]:
 FIRST = ("local", "database", "services", "vectors", "redis", "release", "defs")  # whole stacks, restores, Dagster
 LAST = ("manifests", "spec", "domain")  # no server at all
 
-NEEDS = (("tools", "SYNAPSE_PROVE", "prove-release"), ("cluster", "SYNAPSE_TEST_CLUSTER", "test-cluster"))
+NEEDS = (
+    ("tools", "SYNAPSE_PROVE", "prove-release"),
+    ("cluster", "SYNAPSE_TEST_CLUSTER", "test-cluster"),
+    ("engine", "SYNAPSE_TEST_ENGINE", "test-compose"),
+)
 
 
 def _turn(item: pytest.Item) -> int:

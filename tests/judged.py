@@ -31,15 +31,38 @@ EXAMPLE = ROOT / "examples" / "synapse" / "infrastructure.yaml"
 
 @dataclass(frozen=True)
 class Judge:
-    """rendered: a glob of the documents that it judges. sources: globs of the files that make the judge."""
+    """rendered: globs of the documents that it judges. sources: globs of the files that make the judge."""
 
-    rendered: str
+    rendered: tuple[str, ...]
     sources: tuple[str, ...]
 
 
+# what the compose file mounts, and the compose file
+_OF_COMPOSE = tuple(
+    f"{folder}/*"
+    for folder in (
+        "docker", "docker/*", "postgres/*", "redis", "qdrant", "tls", "prometheus", "prometheus/rules", "alertmanager",
+        "grafana/*", "grafana/*/*", "logging", "logging/compose",
+    )
+)  # fmt: skip
+
 JUDGES = {
+    "test-compose": Judge(
+        _OF_COMPOSE,
+        (
+            "tests/engine/**/*",
+            "tests/manifests/specs.py",
+            "deploy/Dockerfile*",
+            "deploy/sbom",
+            "requirements/engine",
+            "requirements/bootstrap.lock",
+            "requirements/deploy.lock",
+            "requirements/run.lock",
+            "examples/synapse/*",
+        ),
+    ),
     "test-cluster": Judge(
-        "kubernetes/*",
+        ("kubernetes/*",),
         (
             "tests/cluster/*.py",
             "tests/engine/*.py",
@@ -50,7 +73,7 @@ JUDGES = {
         ),
     ),
     "prove-release": Judge(
-        "**/*",
+        ("**/*",),
         (
             "tools/*.py",
             "tests/tools/*.py",
@@ -68,7 +91,7 @@ def parts_of(judge: Judge) -> Iterator[tuple[str, bytes]]:
     specs = {name: spec_of(name) for name in CHANGES} | {"example": load_spec(EXAMPLE).spec}
     for name, spec in sorted(specs.items()):
         for document in render_bundle(spec).documents:
-            if judge.rendered == "**/*" or document.path.match(judge.rendered):
+            if any(glob == "**/*" or document.path.match(glob) for glob in judge.rendered):
                 yield f"{name}: {document.path}", document.data
     for path in sorted({path for glob in judge.sources for path in ROOT.glob(glob) if path.is_file()}):
         yield str(path.relative_to(ROOT)), path.read_bytes()

