@@ -11,6 +11,7 @@ import pytest
 from tests.cluster.applied import Applied, rendered_and_applied
 from tests.cluster.control_plane import ControlPlane, running_control_plane
 from tests.cluster.node import Node, running_node, why_no_node
+from tests.cluster.stack import Stack, start_stack
 from tests.cluster.stack_images import stack_images, why_no_images
 
 ApplySpec = Callable[[str, Mapping[str, Any]], Applied]
@@ -39,6 +40,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if reason is not None:
         pytest.skip(reason)
     return stack_images(tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture(scope="session")
+def stack(node: Node, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """The stack that tests of the node share; what they change in it they change back."""
+    return start_stack(node, tmp_path_factory.mktemp("stack"), images)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The rendered stack of a spec on the real node, with an object store beside it."""
+"""The rendered stack of deploy/kubernetes/infrastructure.yaml on the real node, with an object store beside it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from ruamel.yaml import YAML
 
 from synapse_ops.systems.s3.store import StoreAccess
 from tests.cluster.applied import Applied, make_secrets, rendered
@@ -24,12 +26,15 @@ CLIENT = "client"
 PASSWORDS = {
     f"{name}-password": f"{name}-of:the@tests'" for name in ("postgres", "database", "replication", "monitoring")
 }
+NAMESPACE = "synapse"
+SPEC = Path(__file__).parents[2] / "deploy" / "kubernetes" / "infrastructure.yaml"
 # what two cores can run at once: the limits are those of the spec, requests and times are small
 CHANGES: Mapping[str, Any] = {
     "server": {"timeout": "5s"},
     "logging": {"elasticsearch": []},
     "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}},
     "watch": {"timeout": "15s", "store_interval": "15s"},
+    "cleanup": {"schedule": "* * * * *"},
     "health": [
         {"name": "api", "url": "/health", "interval": "10s", "timeout": "5s"},
         {"name": "db", "url": "/health/db", "interval": "10s", "timeout": "10s"},
@@ -39,11 +44,12 @@ CHANGES: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Stack:
-    """client: a pod from which the tests ask as a program in the cluster does."""
+    """spec: what was rendered, without its name."""
 
     node: Node
     applied: Applied
     store: StoreAccess
+    spec: Mapping[str, Any]
 
     @property
     def namespace(self) -> str:
@@ -94,11 +100,12 @@ class Stack:
                 assert time.monotonic() < deadline, self.applied.kubectl("get", "pods")
 
 
-def start_stack(node: Node, folder: Path, images: Path, changes: Mapping[str, Any] = CHANGES) -> Stack:
-    """Load images, start an object store, render a spec, and apply it as docs/manifests.md says."""
+def start_stack(node: Node, folder: Path, images: Path) -> Stack:
+    """Load images, start an object store, render the spec of deploy/kubernetes, and apply it as docs/deploy.md says."""
     node.load_images(images)
     store = start_store(node, BUCKET)
-    applied = rendered(node.plane, folder, "real", changes | {"object_store": {"endpoint": store.endpoint}})
+    spec = spec_of(store)
+    applied = rendered(node.plane, folder, "real", spec)
     archive = folder / "exporter.tar"
     save_program(archive, applied.spec.docker.images.node_exporter, PROGRAMS / "node_exporter")
     node.load_images(archive)
@@ -116,9 +123,23 @@ def start_stack(node: Node, folder: Path, images: Path, changes: Mapping[str, An
             },
         }
     )
-    stack = Stack(node, applied, store)
+    stack = Stack(node, applied, store, spec)
     stack.await_available()
     return stack
+
+
+def spec_of(store: StoreAccess) -> dict[str, Any]:
+    """Return the spec of deploy/kubernetes with what the tests change: the images are those of the example."""
+    own: dict[str, Any] = YAML(typ="safe").load(SPEC)
+    del own["name"], own["docker"]
+    return (
+        own
+        | CHANGES
+        | {
+            "object_store": own["object_store"] | {"endpoint": store.endpoint},
+            "kubernetes": own["kubernetes"] | {"namespace": NAMESPACE},
+        }
+    )
 
 
 def _secrets(node: Node, applied: Applied, store: StoreAccess) -> dict[str, str | bytes]:

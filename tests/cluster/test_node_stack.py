@@ -22,19 +22,13 @@ from ruamel.yaml import YAML
 from synapse_ops.manifests.stack.flows import flows
 from tests.cluster.applied import rendered
 from tests.cluster.control_plane import NODE, Object, is_ready
-from tests.cluster.node import Node
-from tests.cluster.stack import CHANGES, CLIENT, Stack, sockets_of, start_stack
+from tests.cluster.stack import CLIENT, Stack, sockets_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(900)]
 
 PATIENCE_S = 240.0  # for what hangs: quiet, nothing here takes longer than 70 s
 FIRST_CHOSEN_PORT = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 PARTS = {"api", "worker", "db-primary", "db-standby", "redis", "qdrant", "synapse-ops", "wal-receiver"}
-
-
-@pytest.fixture(scope="module")
-def stack(node: Node, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Stack:
-    return start_stack(node, tmp_path_factory.mktemp("stack"), images)
 
 
 def until(is_so: Callable[[], bool], *, timeout_s: float = PATIENCE_S) -> None:
@@ -192,7 +186,7 @@ def test_an_update_of_the_api_loses_no_request(stack: Stack, tmp_path: Path) -> 
     )
     before = {pod["metadata"]["name"] for pod in stack.applied.pods("api")}
     asking.start()
-    changed = CHANGES | {"object_store": {"endpoint": stack.store.endpoint}, "worker": {"queue_size": 99}}
+    changed = stack.spec | {"worker": {"queue_size": 99}}
     update = rendered(stack.node.plane, tmp_path, "real", changed)
 
     update.apply()
