@@ -166,6 +166,16 @@ def test_everything_comes_back_after_every_process_was_killed_at_once(stack: Sta
     until(lambda: stack.failed_probes() == {"server/object-store"}, "the prober tells", timeout_s=TOLD_TIMEOUT_S)
 
 
+def test_it_starts_again_on_its_data_while_the_object_store_is_away(stack: Stack) -> None:
+    """The start gate of the primary asks the standby, so that must not wait for the primary. No store answers here."""
+    written = stack.api.post("/generate", json={"prompt": "before it is taken down"}).json()
+    stack.compose("down", "--timeout=10")
+
+    stack.up()
+
+    assert stack.api.get(f"/documents/{written['id']}").json()["text"] == written["text"]
+
+
 def test_an_update_of_the_api_replaces_it_and_requests_return_within_its_start(stack: Stack) -> None:
     """One container has no second beside it: requests fail while it is replaced, and the proxy says so with 502."""
     written = stack.api.post("/generate", json={"prompt": "before the update"}).json()

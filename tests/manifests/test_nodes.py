@@ -117,3 +117,10 @@ def test_clients_of_two_database_hosts_name_both() -> None:
         assert {("10.0.0.7/32", 5433), ("10.0.0.8/32", 5432)} <= ways, part
     alone = render_bundle(spec_of("stores elsewhere")).by_path["postgres/database-url.txt"].text
     assert "@db.example.org:5432/" in alone
+
+
+def test_no_node_in_compose_waits_for_another_to_be_healthy() -> None:
+    """The start gate of the primary asks the other node, which may be the primary by now: neither would ever start."""
+    services = yaml.safe_load(render_bundle(spec_of("default")).by_path["docker/compose.yaml"].text)["services"]
+
+    assert [services[node].get("depends_on") for node in ("db-primary", "db-standby")] == [None, None]

@@ -73,7 +73,8 @@ def _postgres(spec: Spec, node: str) -> Service:
     ]
     if node == PRIMARY:
         volumes.append(mounted("./create-roles.sh", "/docker-entrypoint-initdb.d/create-roles.sh"))
-    more = {} if node == PRIMARY else {"depends_on": healthy(PRIMARY)}
+    # the standby waits for nobody: its start script waits for a primary to clone from, and one with data is what the
+    # start gate of the primary asks, and may be the primary itself by now
     return service(
         spec.docker.images.postgres,
         user=_POSTGRES_USER,
@@ -90,7 +91,6 @@ def _postgres(spec: Spec, node: str) -> Service:
         shm_size=f"{shared_memory(spec) >> 20}m",
         stop_signal="SIGINT",  # fast shutdown: sessions end, nothing is lost
         stop_grace_period="2m",
-        **more,
     )
 
 
