@@ -11,6 +11,7 @@ if [ "$1" = postgres ] && [ ! -s "$PGDATA/PG_VERSION" ]; then
   export PGPASSWORD
   # shellcheck disable=SC2086 # it holds several options
   initdb --pgdata "$PGDATA" --username "$user" --pwfile <(printf '%s\n' "$PGPASSWORD") ${POSTGRES_INITDB_ARGS-}
+  printf "listen_addresses = '*'\n" >>"$PGDATA/postgresql.conf"
   printf '\nhost all all all scram-sha-256\n' >>"$PGDATA/pg_hba.conf"
   PGUSER=$user pg_ctl --pgdata "$PGDATA" --wait --options "$(printf '%q ' "${@:2}") -c listen_addresses=''" start
   if [ "${POSTGRES_DB:-$user}" != postgres ]; then createdb --username "$user" --maintenance-db postgres "${POSTGRES_DB:-$user}"; fi
