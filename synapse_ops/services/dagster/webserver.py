@@ -21,9 +21,7 @@ PORT_VARIABLE = "SYNAPSE_UI_PORT"
 ALLOWED_HOSTS_VARIABLE = "SYNAPSE_UI_HOSTS"  # more Host headers, comma-separated: behind a proxy
 REPORT_VARIABLE = "SYNAPSE_REPORT_TOKEN"
 
-_STATEMENT_TIMEOUT_MS = 15_000  # the three numbers are dagster-webserver's own defaults
-_POOL_RECYCLE_S = 3600
-_POOL_MAX_OVERFLOW = 20
+_STATEMENT_TIMEOUT_MS = 15_000  # dagster-webserver's own default
 
 
 def guard_settings(environ: dict[str, str]) -> GuardSettings:
@@ -54,10 +52,11 @@ def serve(environ: dict[str, str]) -> None:
     from dagster import DagsterInstance
     from dagster_webserver.app import create_app_from_workspace_process_context
 
+    from synapse_ops.services.dagster.pooled_storage import limit_statements
     from synapse_ops.systems.dagster_storage import open_workspace
 
     with DagsterInstance.get() as instance:
-        instance.optimize_for_webserver(_STATEMENT_TIMEOUT_MS, _POOL_RECYCLE_S, _POOL_MAX_OVERFLOW)
+        limit_statements(instance, _STATEMENT_TIMEOUT_MS)
         with open_workspace(instance, Path(environ["DAGSTER_HOME"]) / "workspace.yaml") as workspace:
             app: App = create_app_from_workspace_process_context(workspace)
             config = uvicorn.Config(

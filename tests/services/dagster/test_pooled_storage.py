@@ -6,9 +6,13 @@ from pathlib import Path
 
 import dagster as dg
 import psycopg
+import pytest
 import yaml
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from synapse_ops.services.dagster.home import shipped_file
+from synapse_ops.services.dagster.pooled_storage import limit_statements
 from tests.servers import PASSWORD, PostgresServer
 
 
@@ -36,6 +40,29 @@ def test_a_hundred_queries_of_all_three_storages_take_few_connections_and_outliv
     assert after == kept
     assert new
     assert not new & kept
+
+
+def test_a_webserver_ends_long_statements_and_outlives_a_restart_of_the_server(
+    postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    """No page fails for a connection that the server ended; one that asks for too long does."""
+    custom = yaml.safe_load(shipped_file("dagster.yaml").read_text())["storage"]["custom"]
+    database = {**custom["config"]["postgres_db"], "hostname": "127.0.0.1", "port": postgres_server.server.port}
+    database |= {"username": "postgres", "password": PASSWORD, "db_name": "dagster_pooled_web"}
+    postgres_server.execute("create database dagster_pooled_web")
+    storage = {"custom": {**custom, "config": {"postgres_db": database}}}
+    with dg.instance_for_test(temp_dir=str(tmp_path), overrides={"storage": storage}) as instance:
+        limit_statements(instance, 100)
+        ask(instance)
+        with psycopg.connect(postgres_server.conninfo("postgres"), autocommit=True) as other:
+            ends = "select pg_terminate_backend(pid) from pg_stat_activity where datname = 'dagster_pooled_web'"
+            other.execute(ends)
+        ask(instance)
+        engine = instance.run_storage._engine  # type: ignore[attr-defined]
+        with engine.connect() as connection, pytest.raises(OperationalError, match="statement timeout"):
+            connection.execute(text("select pg_sleep(60)"))
+        with instance.event_log_storage._connect() as connection:  # type: ignore[attr-defined]
+            assert connection.execute(text("show statement_timeout")).scalar() == "100ms"
 
 
 def backends(other: psycopg.Connection) -> set[int]:
