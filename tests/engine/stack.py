@@ -24,7 +24,8 @@ from synapse_ops.systems.host.processes import POLL_S
 from tests.engine.engine import Engine
 from tests.engine.images import write_rendered
 
-UP_TIMEOUT_S, BACK_TIMEOUT_S, TOLD_TIMEOUT_S = 420.0, 180.0, 90.0
+# told: the check `db` is asked once a minute, and believed after several answers
+UP_TIMEOUT_S, BACK_TIMEOUT_S, TOLD_TIMEOUT_S = 420.0, 180.0, 300.0
 _GROUP = 10001
 _ADMIN_URL = "postgresql://postgres:{password}@{host}/?sslmode=verify-full&sslrootcert=/run/secrets/ca.crt"
 _METRICS = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:9109/metrics').read().decode())"
