@@ -59,4 +59,4 @@ def test_a_judge_has_sources_and_a_target_that_keeps_its_pass(target: str) -> No
 
     assert all(any(ROOT.glob(glob)) for glob in JUDGES[target].sources)
     assert f"tests.judged {target} --passed" in makefile
-    assert f"tests.judged {target} || step make {target}" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert target in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

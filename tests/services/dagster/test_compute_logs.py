@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -43,23 +45,26 @@ def test_with_it_another_process_reads_what_a_run_wrote(
     credentials.write_text(
         f"[default]\naws_access_key_id = {access.access_key}\naws_secret_access_key = {access.secret_key}\n"
     )
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # of this process, which may have looked for keys before
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(credentials))
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", str(access.endpoint))
     monkeypatch.setenv("AWS_REGION", access.region)
     monkeypatch.setenv("AWS_DEFAULT_REGION", access.region)
     monkeypatch.setenv(COMPUTE_LOGS_VARIABLE, f"{bucket}compute-logs/")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    written = manager_of_dagster_yaml()
-    with written.open_log_stream(KEY, ComputeIOType.STDERR) as stream:
+    run_id = uuid.uuid4().hex
+    key = [run_id, "compute_logs", "step"]
+    written: Any = manager_of_dagster_yaml()
+    with written.open_log_stream(key, ComputeIOType.STDERR) as stream:
         assert stream is not None
         stream.write("what the run said\n")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    Path(written.local_manager.get_captured_local_path(key, "err")).unlink(missing_ok=True)  # it went with the pod
 
-    read = manager_of_dagster_yaml().get_log_data(KEY)
+    read = manager_of_dagster_yaml().get_log_data(key)
 
     assert read.stderr == b"what the run said\n"
-    written.delete_logs(prefix=["run-1"])
-    assert not written.cloud_storage_has_logs(KEY, ComputeIOType.STDERR)  # type: ignore[attr-defined]
+    written.delete_logs(prefix=[run_id])
+    assert not written.cloud_storage_has_logs(key, ComputeIOType.STDERR)
 
 
 @pytest.mark.parametrize("url", ["backups/logs", "s3://", "s3://backups", "s3://backups/", "https://backups/logs"])
