@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from synapse_ops.spec.document import Spec
-from synapse_ops.spec.fixed import LOG_CHAIN, LOG_DIR, is_this_machine
+from synapse_ops.spec.fixed import LOG_CHAIN, LOG_DIR, is_stack_database, is_this_machine
 from synapse_ops.spec.log_index import days_written_to
 from synapse_ops.spec.units import format_duration
 
@@ -89,7 +89,8 @@ def _notes(spec: Spec) -> Iterator[str]:
     if spec.database.name not in spec.database.databases:
         yield f'database.databases does not list database.name "{spec.database.name}": it is not backed up'
     standby, database = spec.failover.standby, spec.database
-    if standby is not None and standby not in database.nodes and not is_this_machine(database.host):
+    is_ours = is_stack_database(database.host, spec.kubernetes.stores.database)
+    if standby is not None and standby not in database.nodes and not is_ours:
         yield (
             f'database.host "{database.host}" is elsewhere, and database.nodes does not name {standby}: it is sought '
             "by its name; where there is none, write `failover.standby: null`"
@@ -142,8 +143,13 @@ def _objective_out_of_reach(spec: Spec) -> Iterator[str]:
 
 
 def _unreachable_nodes(spec: Spec) -> Iterator[str]:
-    """Nodes of the database on several machines meet through the firewall that is rendered for each of them."""
+    """Nodes of the database on several machines meet through the firewall that is rendered for each of them.
+
+    In the cluster they meet through their Services.
+    """
     database = spec.database
+    if spec.kubernetes.stores.database == "cluster":
+        return
     places = [address.rpartition(":") for address in database.nodes.values()]
     if places and spec.failover.primary not in database.nodes and not is_this_machine(database.host):
         places.append((database.host, ":", str(database.port)))

@@ -25,3 +25,8 @@ def is_this_machine(host: str) -> bool:
 def is_in_compose(store: str, host: str) -> bool:
     """Return whether a store at this host is one of the rendered compose project: on this machine, or its service."""
     return is_this_machine(host) or host == COMPOSE_HOSTS[store]
+
+
+def is_stack_database(host: str, in_cluster: str) -> bool:
+    """Return whether PostgreSQL is part of the stack in any place. in_cluster: `kubernetes.stores.database`."""
+    return in_cluster == "cluster" or is_in_compose("database", host)

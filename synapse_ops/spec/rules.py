@@ -27,6 +27,7 @@ from synapse_ops.spec.fixed import (
     REDIS_EXPORTER_PORT,
     WORKER_METRICS_PORT,
     is_in_compose,
+    is_stack_database,
     is_this_machine,
 )
 from synapse_ops.spec.nodes import fencing_password, no_standby, nodes, other_manager
@@ -165,8 +166,7 @@ def _database_names(spec: Spec) -> Iterator[Conflict]:
     part of the stack: its first start would fail half way.
     """
     database = spec.database
-    is_ours = spec.kubernetes.stores.database == "cluster" or is_in_compose("database", database.host)
-    if not is_ours:
+    if not is_stack_database(database.host, spec.kubernetes.stores.database):
         return
     for key, role in (("user", database.user), ("replication_user", database.replication_user)):
         if role.startswith("pg_") or role in (MONITORING_USER, "postgres", "none", "public"):
