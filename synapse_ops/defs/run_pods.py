@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synapse_ops.domain.backup.kinds import BASE, DUMP, RDB, SNAPSHOT, Kind
+from synapse_ops.services.dagster.run_launcher import LAUNCHER_VARIABLE, read_launcher_file
 
 if TYPE_CHECKING:
     from synapse_ops.spec import Spec
 
 POD_TAG = "dagster-k8s/config"
 STATE_VOLUME = "state"
-LAUNCHER_VARIABLE = "SYNAPSE_RUN_LAUNCHER"  # read by services/dagster/run_launcher.py: each run is a pod
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,5 @@ def pod_config(pod: RunPod, every: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _of_every_run(launcher: str) -> Mapping[str, Any]:
-    from ruamel.yaml import YAML
-
-    found: Mapping[str, Any] = YAML(typ="safe", pure=True).load(Path(launcher).read_text(encoding="utf-8"))
-    return found["run_k8s_config"]  # type: ignore[no-any-return]
+    found: Mapping[str, Any] = read_launcher_file(Path(launcher))["run_k8s_config"]
+    return found

@@ -12,8 +12,8 @@ from dagster_k8s.job import DagsterK8sJobConfig, UserDefinedDagsterK8sConfig, co
 from kubernetes.client import ApiClient
 
 from synapse_ops.defs.everything import merged_definitions
-from synapse_ops.defs.run_pods import LAUNCHER_VARIABLE, POD_TAG
-from synapse_ops.services.dagster.run_launcher import launcher_config
+from synapse_ops.defs.run_pods import POD_TAG
+from synapse_ops.services.dagster.run_launcher import LAUNCHER_VARIABLE, launcher_config
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "kubernetes" / "run-launcher.yaml"
 SPEC = "name: shop\nkubernetes: {storage: {database: 7Gi, qdrant: 3Gi, class_name: fast}}\nbackup: {redis: {}}\n"

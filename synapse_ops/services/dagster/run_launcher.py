@@ -49,9 +49,7 @@ def pod_launcher(path: Path, inst_data: ConfigurableClassData | None = None) -> 
         load_kubernetes_config(
             load_incluster_config=config["load_incluster_config"], kubeconfig_file=config.get("kubeconfig_file")
         )
-        config.setdefault("job_image", None)
-        if config["job_image"] is None:
-            config["job_image"] = own_image(config["job_namespace"])
+        config["job_image"] = config.get("job_image") or own_image(config["job_namespace"])
         return K8sRunLauncher(inst_data=inst_data, **config)
     except ConfigException as fault:
         raise ConfigError(
@@ -82,22 +80,27 @@ def launcher_config(path: Path) -> dict[str, Any]:
     """Return the configuration in a file, with defaults filled in. Raises ConfigError when a field is wrong."""
     from dagster._config import process_config, resolve_to_config_type
     from dagster_k8s import K8sRunLauncher
+
+    schema = K8sRunLauncher.config_type()  # type: ignore[no-untyped-call]
+    result = process_config(resolve_to_config_type(schema), read_launcher_file(path))
+    if not result.success:
+        faults = "; ".join(error.message for error in result.errors or ())
+        raise ConfigError(
+            f"{path} does not configure a run launcher: {faults}",
+            hint="Its fields are those of K8sRunLauncher, as in deploy/kubernetes/run-launcher.yaml.",
+        )
+    return dict(result.value or {})
+
+
+def read_launcher_file(path: Path) -> Any:
+    """Return what the file says, unchecked and without loading dagster-k8s. Raises ConfigError when it is no YAML."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        found = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (OSError, YAMLError, UnicodeDecodeError) as fault:
         raise ConfigError(
             f"could not read the run launcher's configuration {path}: {fault}",
             hint="deploy/kubernetes/run-launcher.yaml is one.",
         ) from None
-    schema = K8sRunLauncher.config_type()  # type: ignore[no-untyped-call]
-    result = process_config(resolve_to_config_type(schema), found)
-    if not result.success:
-        faults = "; ".join(error.message for error in result.errors or ())
-        raise ConfigError(
-            f"{path} is no configuration of a run launcher: {faults}",
-            hint="Its fields are those of K8sRunLauncher, as in deploy/kubernetes/run-launcher.yaml.",
-        )
-    return dict(result.value or {})
