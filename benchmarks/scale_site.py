@@ -1,4 +1,4 @@
-"""A real embedded stack with many tiny databases and collections, and with days of backups that nobody had to wait for.
+"""A real embedded stack with many tiny databases and collections, and with days of backups that are written, not taken.
 
 The databases are copies of one of 100 rows. The history lies in the repository (store_backup and store_proof of the
 tests: the documents that a dump and a proof write) and in Dagster's storage (the events that they report).

@@ -99,7 +99,7 @@ def rendered(plane: ControlPlane, folder: Path, name: str, changes: Mapping[str,
 def rendered_and_applied(plane: ControlPlane, folder: Path, name: str, changes: Mapping[str, Any]) -> Applied:
     """Render a spec for a namespace of its own, make namespace, Secrets and volumes, and apply everything.
 
-    This is for nodes that run nothing: the Secrets have any content, and nobody mounts the volumes.
+    For nodes that run nothing: the Secrets have any content, and the volumes are never mounted.
     """
     applied = rendered(plane, folder, name, changes)
     make_secrets(applied, {})

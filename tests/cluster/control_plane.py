@@ -112,6 +112,26 @@ class ControlPlane:
             time.sleep(5 * POLL_S)
 
 
+def until(
+    is_so: Callable[[], bool],
+    why: Callable[[], str] = lambda: "it is still not so",
+    *,
+    timeout_s: float = 60.0,
+    refused: tuple[type[Exception], ...] = (),
+) -> None:
+    """Wait until something is so. why: what is said when it is not in time. refused: errors that mean `not yet`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            if is_so():
+                return
+        except refused:
+            if time.monotonic() > deadline:
+                raise
+        assert time.monotonic() < deadline, why()
+        time.sleep(10 * POLL_S)
+
+
 @contextmanager
 def running_control_plane(folder: Path, address: str = LOOPBACK) -> Iterator[ControlPlane]:
     """Run everything until the block ends; the kernel ends it with this thread, however that ends.

@@ -8,15 +8,16 @@ import os
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from tests.cluster import control_plane
 from tests.cluster.control_plane import Object, is_ready
 from tests.cluster.stack import Stack
 
@@ -24,8 +25,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
 AVAILABLE_TIMEOUT_S = 300
 RUN_TIMEOUT_S = 240.0
-POLL_S = 0.5
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
+until = partial(control_plane.until, refused=(httpx.TransportError, AssertionError))  # what is being replaced refuses
 _ADDRESS = "localhost:3000"  # what `kubectl port-forward deployment/dagster-webserver 3000` gives a browser
 _LAUNCH = """mutation Launch($params: ExecutionParams!) { launchRun(executionParams: $params) {
   __typename ... on LaunchRunSuccess { run { runId } } ... on Error { message } } }"""
@@ -165,7 +166,7 @@ class Deployment:
         thread = threading.Thread(target=self._sleep, args=(lock, database), daemon=True)
         thread.start()
         waiting = "select count(*) from pg_stat_activity where query like '%pg_sleep(600)%' and wait_event = 'PgSleep'"
-        until(lambda: self.stack.sql("db-primary", waiting) == "1", lambda: "nobody holds the lock")
+        until(lambda: self.stack.sql("db-primary", waiting) == "1", lambda: "the lock is not held")
         try:
             yield
         finally:
@@ -182,20 +183,6 @@ class Deployment:
 
 def _restarts(pod: Object) -> int:
     return sum(each["restartCount"] for each in pod["status"]["containerStatuses"])
-
-
-def until(is_so: Callable[[], bool], why: Callable[[], str], *, timeout_s: float = 60.0) -> None:
-    """Wait until something is so; a server that is being replaced may refuse meanwhile."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if is_so():
-                return
-        except (httpx.TransportError, AssertionError):
-            if time.monotonic() > deadline:
-                raise
-        assert time.monotonic() < deadline, why()
-        time.sleep(POLL_S)
 
 
 def deploy(stack: Stack, folder: Path) -> Deployment:

@@ -101,7 +101,7 @@ def serving_names(api: httpx.Client, host: str, other: Mapping[str, str]) -> Ite
     class Answer(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             query, socket = self.request
-            # what is no question gets no answer, and so does who asks while the tests end
+            # a malformed question gets no answer, and neither does one that comes while the tests end
             with contextlib.suppress(struct.error, IndexError, OSError):
                 socket.sendto(answer(query, names), self.client_address)
 

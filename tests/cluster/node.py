@@ -259,7 +259,7 @@ def _first_process(holder: int, log: Path) -> ProcessMark:
 def _connected(first: ProcessMark, folder: Path) -> Ground:
     """Lay the wire: the first of 256 pairs of networks that the host has no route to."""
     taken = [IPv4Network(each["dst"]) for each in json.loads(_run("ip", "-json", "route")) if each["dst"] != "default"]
-    last = "nobody tried"
+    last = "no network was tried"
     for number in range(256):
         wire, pods = IPv4Network(f"10.213.{number}.0/30"), IPv4Network(f"10.214.{number}.0/24")
         if any(each.overlaps(wire) or each.overlaps(pods) for each in taken):

@@ -9,8 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,13 @@ import httpx
 import pytest
 
 from synapse_ops.systems.host.processes import ProcessMark
+from tests.cluster import control_plane
 from tests.cluster.control_plane import PROGRAMS, Object, is_ready
 from tests.cluster.node import POD_IMAGE, STOP_TIMEOUT_S, Node, clear_left_overs, why_no_node
 
 pytestmark = [pytest.mark.cluster, pytest.mark.node]
+
+until = partial(control_plane.until, timeout_s=30.0)
 
 NAMESPACE = "pods"
 SETTINGS = [
@@ -78,13 +80,6 @@ def get(node: Node, url: str) -> str:
         return node.execute(NAMESPACE, "first", "/pod", "get", url)
     except AssertionError:
         return ""
-
-
-def until(is_so: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.mark.usefixtures("pods")

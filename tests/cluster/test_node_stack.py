@@ -11,8 +11,8 @@ import json
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from synapse_ops.manifests.stack.flows import flows
+from tests.cluster import control_plane
 from tests.cluster.applied import rendered
 from tests.cluster.control_plane import NODE, Object, is_ready
 from tests.cluster.stack import CLIENT, Stack, sockets_of
@@ -27,15 +28,9 @@ from tests.cluster.stack import CLIENT, Stack, sockets_of
 pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.timeout(900)]
 
 PATIENCE_S = 240.0  # for what hangs: quiet, nothing here takes longer than 70 s
+until = partial(control_plane.until, timeout_s=PATIENCE_S)
 FIRST_CHOSEN_PORT = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 PARTS = {"api", "worker", "db-primary", "db-standby", "redis", "qdrant", "synapse-ops", "wal-receiver"}
-
-
-def until(is_so: Callable[[], bool], *, timeout_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def test_every_part_of_the_stack_becomes_available_on_the_node(stack: Stack) -> None:

@@ -62,7 +62,7 @@ def rows(deployment: Deployment) -> int:
 
 
 def test_a_report_reads_the_prober_s_history_on_its_node(deployment: Deployment) -> None:
-    """Without it the report would say that nobody watches."""
+    """Without it the report would say that the prober does not run."""
     run = deployment.launch("report_health")
 
     assert deployment.await_end(run) == "SUCCESS", deployment.messages(run)

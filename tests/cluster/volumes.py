@@ -55,7 +55,7 @@ class Volumes:
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def see(self) -> None:
-        """Make what is asked for, and remove what nobody has any more."""
+        """Make volumes for pending claims, and remove those whose claim was deleted."""
         for claim in self._list("persistentvolumeclaims"):
             if claim["status"].get("phase") == "Pending" and claim["spec"].get("storageClassName") == DEFAULT_CLASS:
                 self.make(claim)

@@ -87,7 +87,7 @@ def test_no_process_has_a_capability_or_can_get_one_and_none_is_root(stack: Stac
 
 
 def test_what_is_only_on_the_internal_network_has_no_way_out(stack: Stack) -> None:
-    """A connection to a listener outside of the engine succeeds for who has the outer network, and for nobody else."""
+    """Only services on the outer network can connect to a listener outside of the engine."""
     rendered = {name for name, each in stack.services.items() if "outside" in each.get("networks", ())}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connect = f"timeout 3 bash -c 'exec 3<>/dev/tcp/{HOST}/{listener.getsockname()[1]}' 2>/dev/null && echo out; :"
@@ -117,7 +117,7 @@ def test_what_is_away_is_told_by_the_prober_and_is_back_when_it_is_started(stack
 def test_a_process_on_the_way_of_requests_is_killed_and_what_was_acknowledged_is_there_again(
     stack: Stack, service: str
 ) -> None:
-    """The engine restarts it by its own rule, within seconds; nobody does anything."""
+    """The restart policy alone brings it back, within seconds."""
     written = stack.api.post("/generate", json={"prompt": f"before {service} is killed"}).json()
     before = stack.container(service)
     assert before is not None

@@ -31,7 +31,7 @@ def run(engine: Engine, *command: str) -> str:
     return engine.docker("run", *options, "--network=none", f"--entrypoint={command[0]}", IMAGE, *command[1:])
 
 
-def test_it_runs_as_a_number_that_is_nobody_of_the_host_and_can_write_only_where_it_is_given_a_place(
+def test_it_runs_as_a_numeric_user_without_rights_on_the_host_and_can_write_only_to_what_is_mounted(
     engine: Engine,
 ) -> None:
     """Kubernetes' runAsNonRoot refuses a name, and a container with a read-only root must still start."""

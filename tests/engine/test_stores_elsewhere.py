@@ -73,7 +73,7 @@ def test_a_request_passes_the_proxy_and_reaches_every_store_over_the_outer_netwo
 
 
 def test_the_prober_sees_every_store_elsewhere(stack: Stack) -> None:
-    """All but the object store, which nobody runs here."""
+    """All but the object store, which does not run here."""
     until(lambda: stack.failed_probes() == {"server/object-store"}, "the prober tells", timeout_s=TOLD_TIMEOUT_S)
 
 

@@ -73,8 +73,8 @@ def _postgres(spec: Spec, node: str) -> Service:
     ]
     if node == PRIMARY:
         volumes.append(mounted("./create-roles.sh", "/docker-entrypoint-initdb.d/create-roles.sh"))
-    # the standby waits for nobody: its start script waits for a primary to clone from, and one with data is what the
-    # start gate of the primary asks, and may be the primary itself by now
+    # no depends_on: the start script of a standby without data waits for a primary by itself, and the start gate of
+    # the primary asks a standby with data, which may have been promoted
     return service(
         spec.docker.images.postgres,
         user=_POSTGRES_USER,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -20,12 +22,7 @@ def test_a_hundred_queries_of_all_three_storages_take_few_connections_and_outliv
     postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
     """The class that dagster.yaml names; a connection that the server ended is replaced before its use."""
-    custom = yaml.safe_load(shipped_file("dagster.yaml").read_text())["storage"]["custom"]
-    database = {**custom["config"]["postgres_db"], "hostname": "127.0.0.1", "port": postgres_server.server.port}
-    database |= {"username": "postgres", "password": PASSWORD, "db_name": "dagster_pooled"}
-    postgres_server.execute("create database dagster_pooled")
-    storage = {"custom": {**custom, "config": {"postgres_db": database}}}
-    with dg.instance_for_test(temp_dir=str(tmp_path), overrides={"storage": storage}) as instance:
+    with instance_of(postgres_server, tmp_path, "dagster_pooled") as instance:
         ask(instance)
         with psycopg.connect(postgres_server.conninfo("postgres"), autocommit=True) as other:
             kept = backends(other)
@@ -46,12 +43,7 @@ def test_a_webserver_ends_long_statements_and_outlives_a_restart_of_the_server(
     postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
     """No page fails for a connection that the server ended; one that asks for too long does."""
-    custom = yaml.safe_load(shipped_file("dagster.yaml").read_text())["storage"]["custom"]
-    database = {**custom["config"]["postgres_db"], "hostname": "127.0.0.1", "port": postgres_server.server.port}
-    database |= {"username": "postgres", "password": PASSWORD, "db_name": "dagster_pooled_web"}
-    postgres_server.execute("create database dagster_pooled_web")
-    storage = {"custom": {**custom, "config": {"postgres_db": database}}}
-    with dg.instance_for_test(temp_dir=str(tmp_path), overrides={"storage": storage}) as instance:
+    with instance_of(postgres_server, tmp_path, "dagster_pooled_web") as instance:
         limit_statements(instance, 100)
         ask(instance)
         with psycopg.connect(postgres_server.conninfo("postgres"), autocommit=True) as other:
@@ -63,6 +55,18 @@ def test_a_webserver_ends_long_statements_and_outlives_a_restart_of_the_server(
             connection.execute(text("select pg_sleep(60)"))
         with instance.event_log_storage._connect() as connection:  # type: ignore[attr-defined]
             assert connection.execute(text("show statement_timeout")).scalar() == "100ms"
+
+
+@contextmanager
+def instance_of(server: PostgresServer, folder: Path, name: str) -> Iterator[dg.DagsterInstance]:
+    """Yield an instance on a new database, with the storage that dagster.yaml names."""
+    custom = yaml.safe_load(shipped_file("dagster.yaml").read_text())["storage"]["custom"]
+    database = {**custom["config"]["postgres_db"], "hostname": "127.0.0.1", "port": server.server.port}
+    database |= {"username": "postgres", "password": PASSWORD, "db_name": name}
+    server.execute(f"create database {name}")
+    storage = {"custom": {**custom, "config": {"postgres_db": database}}}
+    with dg.instance_for_test(temp_dir=str(folder), overrides={"storage": storage}) as instance:
+        yield instance
 
 
 def backends(other: psycopg.Connection) -> set[int]:
